@@ -1,0 +1,62 @@
+# Every target sets up .venv first where it is missing or older than what it is made from.
+# PYTHON=python3.12 make test    chooses the interpreter; VENV=path puts the environment elsewhere.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q
+
+# The GPT-2 vocabulary, where a copy lies beside the checkout: tests that need it are skipped elsewhere.
+ifneq ($(wildcard ../shared/tiktoken),)
+export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/tiktoken)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint types ladder parity wheel clean
+LAYERS := embed pos-embed layernorm attention mlp block unembed model
+.PHONY: $(addprefix test-,$(LAYERS))
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-zA-Z_%-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@printf '  make %-18s %s\n' test-LAYER 'the tests of one layer, in seconds: $(LAYERS)'
+
+setup: $(VENV)/.ready ## make .venv with everything in it (the other targets do this by themselves)
+
+# torch first and alone, at the version of constraints.txt: what the other packages would ask for is larger.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): this takes a few minutes, once."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: PYTHON=python3.11 make …")'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+	@echo "$(VENV) is ready."
+
+test: lint types ## lint, types and every test that needs no network
+	$(PYTEST) -m "not slow"
+
+lint: $(VENV)/.ready ## ruff, the linter and the formatter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.ready ## pyright on the package
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test-layernorm: FILE = tests/components/test_layer_norm.py
+test-model: FILE = tests/assembly/test_model.py
+FILE = tests/components/test_$(subst -,_,$*).py
+$(addprefix test-,$(LAYERS)): test-%: $(VENV)/.ready
+	$(PYTEST) $(FILE)
+
+ladder: $(VENV)/.ready ## climb the layers in order; stop at the first that differs from the references
+	$(BIN)/gptladder ladder
+
+parity: $(VENV)/.ready ## layers, whole model, round trips against the references (MODEL=name-or-folder: real weights)
+	$(BIN)/gptladder parity $(if $(MODEL),--model "$(MODEL)")
+
+wheel: $(VENV)/.ready ## build dist/*.whl
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean: ## remove .venv and everything that was built
+	rm -rf $(VENV) build dist reports *.egg-info .pytest_cache .ruff_cache .hypothesis

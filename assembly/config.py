@@ -1,0 +1,104 @@
+"""What a GPT-2 is made of: sizes, and the few choices that change the arithmetic."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from ..components.block import Norm
+from ..components.mlp import ActFn
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPT2Config:
+    """The sizes and choices of one model, in TransformerLens's names. It cannot be changed: `replace` makes another.
+
+    Args:
+        d_model: width of the residual stream.
+        n_layers: blocks.
+        n_heads: attention heads of each block.
+        d_head: width of one head; ``d_model / n_heads`` where it is not given.
+        d_mlp: hidden width of the MLP; ``4 * d_model`` where it is not given.
+        d_vocab: tokens in the vocabulary.
+        n_ctx: positions that there are embeddings for.
+        act_fn: ``gelu_new``, ``gelu`` or ``relu``.
+        norm: ``pre`` (GPT-2) or ``post``; with ``post`` there is no final layer norm, the last block having ended in
+            one.
+        layer_norm_eps: added to the variance in each layer norm.
+        init_range: standard deviation of the initial weights.
+        tie_word_embeddings: the output projection is the token embedding, transposed.
+        unembed_bias: the output projection has a bias ``b_U`` (GPT-2: no; processed TransformerLens weights: yes).
+        scale_attn_weights: attention scores are divided by ``sqrt(d_head)``.
+        scale_attn_by_inverse_layer_idx: and by the block's number, counted from 1.
+        embed_dropout, attn_dropout, resid_dropout: probabilities, in training: after the embeddings, in the attention
+            pattern, on what each layer adds to the residual stream.
+
+    Raises:
+        ValueError: a size below 1, sizes that do not divide, another choice, a probability outside [0, 1).
+    """
+
+    d_model: int = 768
+    n_layers: int = 12
+    n_heads: int = 12
+    d_head: int = 0
+    d_mlp: int = 0
+    d_vocab: int = 50257
+    n_ctx: int = 1024
+    act_fn: ActFn = "gelu_new"
+    norm: Norm = "pre"
+    layer_norm_eps: float = 1e-5
+    init_range: float = 0.02
+    tie_word_embeddings: bool = True
+    unembed_bias: bool = False
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    embed_dropout: float = 0.0
+    attn_dropout: float = 0.0
+    resid_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.d_head:
+            if self.n_heads > 0 and self.d_model % self.n_heads:
+                raise ValueError(
+                    f"n_heads={self.n_heads} does not divide d_model={self.d_model}: change one of them, or give d_head"
+                )
+            object.__setattr__(self, "d_head", self.d_model // max(self.n_heads, 1))
+        if not self.d_mlp:
+            object.__setattr__(self, "d_mlp", 4 * self.d_model)
+        for size in ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx"):
+            value = getattr(self, size)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{size} is {value!r}; it must be a whole number from 1 on")
+        for choice, kind in (("act_fn", ActFn), ("norm", Norm)):
+            if getattr(self, choice) not in get_args(kind):
+                raise ValueError(f"{choice} is {getattr(self, choice)!r}; it can be {', '.join(get_args(kind))}")
+        for probability in ("embed_dropout", "attn_dropout", "resid_dropout"):
+            if not 0 <= getattr(self, probability) < 1:
+                raise ValueError(f"{probability} is {getattr(self, probability)}; it must be in [0, 1)")
+        for positive in ("layer_norm_eps", "init_range"):
+            if not getattr(self, positive) > 0:
+                raise ValueError(f"{positive} is {getattr(self, positive)}; it must be above 0")
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> "GPT2Config":
+        """The configuration of a published model, with some fields changed.
+
+        Raises:
+            ValueError: a name that is not in ``PRESETS``.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
+        return dataclasses.replace(PRESETS[name], **changes)
+
+    def attn_scale(self, layer: int) -> float:
+        """What the attention scores of a block are multiplied by; blocks are counted from 0."""
+        scale = self.d_head**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+PRESETS: dict[str, GPT2Config] = {
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(d_model=1024, n_layers=24, n_heads=16),
+    "gpt2-large": GPT2Config(d_model=1280, n_layers=36, n_heads=20),
+    "gpt2-xl": GPT2Config(d_model=1600, n_layers=48, n_heads=25),
+    "distilgpt2": GPT2Config(n_layers=6),
+}

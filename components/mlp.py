@@ -1,0 +1,80 @@
+"""The position-wise feed-forward layer: widen, activate, narrow."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .shapes import shape_checked
+from .taps import Tap
+
+ActFn = Literal["gelu_new", "gelu", "relu"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": partial(F.gelu, approximate="tanh"),  # Hendrycks & Gimpel 2016, the tanh approximation: GPT-2's
+    "gelu": F.gelu,  # the same paper's exact form, by the error function
+    "relu": F.relu,
+}
+
+
+class MLP(nn.Module):
+    """Feed-forward layer, ``act_fn(x @ W_in + b_in) @ W_out + b_out``.
+
+    Reference: Vaswani et al. 2017, section 3.3; ``transformer_lens.components.MLP``.
+
+    Args:
+        d_model: width of the residual stream.
+        d_mlp: hidden width; 4 times ``d_model`` where it is not given.
+        act_fn: ``gelu_new`` (GPT-2's), ``gelu`` (exact) or ``relu``.
+        init_range: standard deviation of the initial weights; the biases start at 0.
+
+    Raises:
+        ValueError: an activation of another name.
+    """
+
+    W_in: Float[Tensor, "d_model d_mlp"]
+    b_in: Float[Tensor, "d_mlp"]
+    W_out: Float[Tensor, "d_mlp d_model"]
+    b_out: Float[Tensor, "d_model"]
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        d_mlp: int | None = None,
+        act_fn: ActFn = "gelu_new",
+        init_range: float = 0.02,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if act_fn not in ACTIVATIONS:
+            raise ValueError(f"act_fn is {act_fn!r}; it can be {', '.join(get_args(ActFn))}")
+        self.d_model = d_model
+        self.d_mlp = 4 * d_model if d_mlp is None else d_mlp
+        self.act_fn = act_fn
+        self.W_in = nn.Parameter(torch.empty(d_model, self.d_mlp, device=device, dtype=dtype))
+        self.b_in = nn.Parameter(torch.zeros(self.d_mlp, device=device, dtype=dtype))
+        self.W_out = nn.Parameter(torch.empty(self.d_mlp, d_model, device=device, dtype=dtype))
+        self.b_out = nn.Parameter(torch.zeros(d_model, device=device, dtype=dtype))
+        for weight in (self.W_in, self.W_out):
+            nn.init.normal_(weight, std=init_range)
+        self.hook_pre = Tap()  # [batch seq d_mlp]
+        self.hook_post = Tap()  # [batch seq d_mlp]
+
+    @shape_checked
+    def forward(
+        self, normalized_resid_mid: Float[Tensor, "batch seq d_model={self.d_model}"]
+    ) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
+        """Apply the layer to each position alone."""
+        pre = self.hook_pre(F.linear(normalized_resid_mid, self.W_in.T, self.b_in))
+        post = self.hook_post(ACTIVATIONS[self.act_fn](pre))
+        return F.linear(post, self.W_out.T, self.b_out)
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``repr``."""
+        return f"d_model={self.d_model}, d_mlp={self.d_mlp}, act_fn={self.act_fn!r}"

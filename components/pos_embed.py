@@ -1,0 +1,77 @@
+"""Learned absolute positions: a row of a table for each position."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .shapes import shape_checked
+
+
+class PosEmbed(nn.Module):
+    """Position embedding, ``W_pos[position]``.
+
+    Reference: Radford et al. 2019 (GPT-2), ``wpe``; ``transformer_lens.components.PosEmbed``.
+
+    Args:
+        n_ctx: positions that there are embeddings for.
+        d_model: width of the residual stream.
+        init_range: standard deviation of the initial weights.
+    """
+
+    W_pos: Float[Tensor, "n_ctx d_model"]
+
+    def __init__(
+        self,
+        *,
+        n_ctx: int,
+        d_model: int,
+        init_range: float = 0.02,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_ctx = n_ctx
+        self.d_model = d_model
+        self.W_pos = nn.Parameter(torch.empty(n_ctx, d_model, device=device, dtype=dtype))
+        nn.init.normal_(self.W_pos, std=init_range)
+
+    @shape_checked
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        *,
+        offset: int = 0,
+        positions: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
+        """The embedding of each token's position; of ``tokens``, only the shape counts.
+
+        Args:
+            offset: the position of the first token, where earlier ones are in a cache.
+            positions: a position for each token, instead of ``offset, offset + 1, …``; left padding needs this.
+
+        Returns:
+            The embeddings. Without ``positions`` the rows of the batch share memory: copy before changing them in
+            place.
+
+        Raises:
+            ValueError: a position below 0 or from ``n_ctx`` on.
+        """
+        if positions is not None:
+            try:
+                return F.embedding(positions, self.W_pos)
+            except IndexError:
+                low, high = int(positions.min()), int(positions.max())
+                raise ValueError(
+                    f"positions run from {low} to {high}, but n_ctx is {self.n_ctx}: they go from 0 to {self.n_ctx - 1}"
+                ) from None
+        batch, seq = tokens.shape
+        if offset < 0 or offset + seq > self.n_ctx:
+            raise ValueError(
+                f"{seq} tokens from position {offset} do not fit into n_ctx={self.n_ctx} positions: crop the sequence"
+            )
+        return self.W_pos[offset : offset + seq].expand(batch, seq, self.d_model)
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``repr``."""
+        return f"n_ctx={self.n_ctx}, d_model={self.d_model}"

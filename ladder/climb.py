@@ -1,0 +1,81 @@
+"""Climbing: each rung tried on many cases, from the embedding up, and what came of it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .references import Reference
+from .rungs import Build, Rung, cases, compare
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one rung against one reference.
+
+    Args:
+        rung, reference: which.
+        cases: how many.
+        float64, float32: the largest absolute difference of an output.
+        gradient: the largest of a gradient, in float64.
+        tolerance64, tolerance32: how large they may be.
+        worst: the seed of the case with the largest float64 difference, to look at it again.
+    """
+
+    rung: str
+    reference: str
+    cases: int
+    float64: float
+    float32: float
+    gradient: float
+    tolerance64: float
+    tolerance32: float
+    worst: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every difference is within its tolerance."""
+        return max(self.float64, self.gradient) <= self.tolerance64 and self.float32 <= self.tolerance32
+
+
+def judge(rung: Rung, reference: Reference, *, number: int, seed: int = 0, build: Build | None = None) -> Verdict:
+    """Try a rung's layer (or ``build`` in its place) on ``number`` cases against one reference."""
+    float64 = float32 = gradient = 0.0
+    worst = 0
+    for case in cases(seed, number):
+        exact = compare(rung, reference, case, torch.float64, build)
+        if exact.output >= float64:
+            worst = case.seed
+        float64, gradient = max(float64, exact.output), max(gradient, exact.gradient)
+        float32 = max(float32, compare(rung, reference, case, torch.float32, build).output)
+    return Verdict(
+        rung=rung.name,
+        reference=reference.library,
+        cases=number,
+        float64=float64,
+        float32=float32,
+        gradient=gradient,
+        tolerance64=rung.tolerance(torch.float64),
+        tolerance32=rung.tolerance(torch.float32),
+        worst=worst,
+    )
+
+
+def climb(
+    rungs: tuple[Rung, ...],
+    *,
+    number: int,
+    seed: int = 0,
+    stop_at_failure: bool = True,
+    on_start: Callable[[Rung, Reference], None] = lambda rung, reference: None,
+) -> Iterator[Verdict]:
+    """Judge the rungs in order against each of their references; stop after the first rung that fails."""
+    for rung in rungs:
+        fell = False
+        for reference in rung.references:
+            on_start(rung, reference)
+            verdict = judge(rung, reference, number=number, seed=seed)
+            fell |= not verdict.passed
+            yield verdict
+        if fell and stop_at_failure:
+            return

@@ -1,0 +1,121 @@
+"""The command lines ``gptladder ladder`` and ``gptladder parity``."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+
+@dataclass(frozen=True)
+class LadderArguments:
+    """Try every layer against TransformerLens's and transformers', in order; stop at the first that differs."""
+
+    cases: int = 25
+    """Random configurations for each layer and reference."""
+    seed: int = 0
+    """Of the configurations and of every number in them."""
+
+
+@dataclass(frozen=True)
+class ParityArguments:
+    """Prove that this GPT-2 is Hugging Face's and TransformerLens's: by layers, whole at full size, there and back."""
+
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
+    """Real weights for the whole-model part: a name on the hub or a folder. Random ones where it is not given."""
+    cases: int = 25
+    """Random configurations for each layer and reference."""
+    seed: int = 0
+    """Of the configurations and of every number in them."""
+    out: Path = Path("reports")
+    """Folder for parity.json and parity.png."""
+
+
+def ladder(argv: list[str]) -> int:
+    """Run ``gptladder ladder``; the exit status is 0 where every rung holds."""
+    arguments = tyro.cli(LadderArguments, args=argv, prog="gptladder ladder")
+    _at_least_one(arguments.cases)
+    console = Console()
+    with _progress(console, "loading the references") as say, _references():
+        from .climb import climb
+        from .report import verdict_table
+        from .rungs import RUNGS
+
+        verdicts = list(
+            climb(
+                RUNGS,
+                number=arguments.cases,
+                seed=arguments.seed,
+                on_start=lambda rung, reference: say(f"{rung.name} against {reference.library}"),
+            )
+        )
+    console.print()
+    console.print(verdict_table(verdicts, f"The ladder: largest |Δ| over {arguments.cases} cases"))
+    console.print()
+    fallen = next((each.rung for each in verdicts if not each.passed), None)
+    if fallen is None:
+        console.print(f"[green]All {len(RUNGS)} rungs hold.[/]")
+        return 0
+    console.print(f"[bold red]Stopped at {fallen}.[/] Its own tests say more: make test-{fallen}")
+    return 1
+
+
+def parity(argv: list[str]) -> int:
+    """Run ``gptladder parity``; the exit status is 0 where everything is equal."""
+    arguments = tyro.cli(ParityArguments, args=argv, prog="gptladder parity")
+    _at_least_one(arguments.cases)
+    console = Console()
+    with _progress(console, "loading the references") as say, _references():
+        from . import report
+        from .parity import run
+
+        found = run(name_or_folder=arguments.model, number=arguments.cases, seed=arguments.seed, say=say)
+    console.print()
+    console.print(report.verdict_table(found.layers, f"Layers: largest |Δ| over {arguments.cases} cases"))
+    shape = found.shape
+    title = f"Whole model, {shape.n_layers} layers of {shape.d_model}, weights: {found.weights}"
+    console.print()
+    console.print(report.whole_table(found.whole, title))
+    console.print()
+    console.print(report.round_trip_table(found.round_trips))
+    console.print()
+    report.write_json(found, arguments.out / "parity.json")
+    report.draw(found, arguments.out / "parity.png")
+    console.print(
+        f"Written: {arguments.out / 'parity.json'}, {arguments.out / 'parity.png'}", highlight=False, soft_wrap=True
+    )
+    console.print("[green]Parity holds.[/]" if found.passed else "[bold red]Parity does not hold.[/]")
+    return 0 if found.passed else 1
+
+
+def _at_least_one(cases: int) -> None:
+    if cases < 1:
+        raise ValueError(f"--cases is {cases}; at least 1 is needed to judge by")
+
+
+@contextmanager
+def _progress(console: Console, first: str) -> Iterator[Callable[[str], None]]:
+    """Show the step under way: a spinner in a terminal, a line for each step elsewhere."""
+    if not console.is_terminal:
+        print(first, flush=True)
+        yield lambda step: print(step, flush=True)
+        return
+    with console.status(first) as status:
+        yield lambda step: status.update(step)
+
+
+@contextmanager
+def _references() -> Iterator[None]:
+    """Say which extra is missing, and keep the references' deprecation notes out of the report."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if error.name in ("transformer_lens", "transformers"):
+                raise ImportError(f"{error.name} is not installed: pip install 'gptladder[reference]'") from error
+            raise

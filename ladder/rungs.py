@@ -1,0 +1,228 @@
+"""The rungs: one layer each, with its references, the inputs it is tried on, and how far it may be off.
+
+The tests, ``make ladder`` and ``make parity`` all judge by `compare`. A case is a small random configuration: every
+size drawn, all of them different, every parameter (biases and gains too) at a size that matters.
+"""
+
+import copy
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..assembly.config import GPT2Config
+from ..assembly.model import GPT2
+from ..components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
+from .numbers import difference, randomize
+from .references import REFERENCES, Reference
+
+Build = Callable[[GPT2Config, torch.dtype], nn.Module]
+
+FLOAT64_TOLERANCE = 1e-12
+
+# Inclusive. Small, so that a case takes milliseconds; ranges that overlap, so that no size is always the larger one.
+RANGES: dict[str, tuple[int, int]] = {
+    "batch": (1, 4),
+    "seq": (1, 9),
+    "n_heads": (1, 5),
+    "d_head": (2, 8),
+    "d_model": (3, 24),
+    "d_mlp": (2, 40),
+    "d_vocab": (5, 40),
+}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("gelu_new", "gelu", "relu"),
+    "scale_attn_weights": (True, True, False),
+    "layer_norm_eps": (1e-5, 1e-3),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One trial: a configuration, the input's sizes, and the seed of every number in it."""
+
+    config: GPT2Config
+    batch: int
+    seq: int
+    seed: int
+
+
+def draw_case(source: random.Random) -> Case:
+    """A case with sizes from ``RANGES``, all different, so that no two axes can be taken for one another."""
+    sizes: dict[str, int] = {}
+    for name, (least, most) in RANGES.items():
+        sizes[name] = source.choice([size for size in range(least, most + 1) if size not in sizes.values()])
+    batch, seq = sizes.pop("batch"), sizes.pop("seq")
+    config = GPT2Config(
+        **sizes,
+        n_layers=source.choice([1, 2, 3]),
+        n_ctx=seq + source.choice([0, 1, 5]),
+        **{name: source.choice(choices) for name, choices in _CHOICES.items()},
+    )
+    return Case(config, batch, seq, source.getrandbits(32))
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A layer on the ladder.
+
+    Args:
+        name: as in ``make test-<name>``.
+        build: our layer, for a configuration, in a dtype.
+        takes_tokens: its input is tokens, not a residual stream.
+        float32: how far its float32 output may be from the reference's.
+    """
+
+    name: str
+    build: Build
+    takes_tokens: bool
+    float32: float
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """The layers of other libraries that it is judged against."""
+        return REFERENCES[self.name]
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """How far the output (and in float64 the gradients) may be from the reference's: absolute, for every entry."""
+        return FLOAT64_TOLERANCE if dtype == torch.float64 else self.float32
+
+    def input(self, case: Case, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+        """A random input for the case."""
+        if self.takes_tokens:
+            return torch.randint(case.config.d_vocab, (case.batch, case.seq), generator=generator)
+        shape = (case.batch, case.seq, case.config.d_model)
+        return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+
+RUNGS: tuple[Rung, ...] = (
+    Rung("embed", lambda c, t: Embed(d_vocab=c.d_vocab, d_model=c.d_model, dtype=t), True, 1e-6),
+    Rung("pos-embed", lambda c, t: PosEmbed(n_ctx=c.n_ctx, d_model=c.d_model, dtype=t), True, 1e-6),
+    Rung("layernorm", lambda c, t: LayerNorm(d_model=c.d_model, layer_norm_eps=c.layer_norm_eps, dtype=t), False, 2e-6),
+    Rung(
+        "attention",
+        lambda c, t: Attention(d_model=c.d_model, n_heads=c.n_heads, d_head=c.d_head, scale=c.attn_scale(0), dtype=t),
+        False,
+        5e-6,
+    ),
+    Rung("mlp", lambda c, t: MLP(d_model=c.d_model, d_mlp=c.d_mlp, act_fn=c.act_fn, dtype=t), False, 1e-6),
+    Rung("block", lambda c, t: Block(**block_arguments(c), dtype=t), False, 2e-5),
+    Rung(
+        "unembed",
+        lambda c, t: Unembed(d_model=c.d_model, d_vocab=c.d_vocab, bias=c.unembed_bias, dtype=t),
+        False,
+        1e-6,
+    ),
+    Rung("model", lambda c, t: GPT2(c, dtype=t), True, 5e-5),
+)
+
+
+def rung(name: str) -> Rung:
+    """The rung of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for each in RUNGS:
+        if each.name == name:
+            return each
+    raise ValueError(f"there is no rung {name!r}; there are {', '.join(each.name for each in RUNGS)}")
+
+
+def block_arguments(config: GPT2Config) -> dict[str, Any]:
+    """The arguments of the first `Block` of a model."""
+    return {
+        "d_model": config.d_model,
+        "n_heads": config.n_heads,
+        "d_head": config.d_head,
+        "d_mlp": config.d_mlp,
+        "act_fn": config.act_fn,
+        "layer_norm_eps": config.layer_norm_eps,
+        "scale": config.attn_scale(0),
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest absolute differences from a reference: of the output, and of each gradient by name."""
+
+    output: float
+    gradients: Mapping[str, float]
+
+    @property
+    def gradient(self) -> float:
+        """The largest over all gradients."""
+        return max(self.gradients.values(), default=0.0)
+
+
+def compare(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, build: Build | None = None) -> Difference:
+    """Run a layer and a reference with the same numbers, forwards and backwards.
+
+    Args:
+        build: the layer to judge, in place of ours; its ``load_state_dict`` must take our layer's or TransformerLens's
+            names.
+    """
+    generator = torch.Generator().manual_seed(case.seed)
+    config = reference.adapt(case.config)
+    case = dataclasses.replace(case, config=config)
+    theirs = reference.build(config, dtype)
+    randomize(theirs, generator)
+    ours = (build or rung.build)(config, dtype).eval()
+    ours.load_state_dict(reference.parameters(config, dict(theirs.state_dict())))
+
+    given = rung.input(case, dtype, generator)
+    our_input, their_input = (given.clone().requires_grad_(given.is_floating_point()) for _ in range(2))
+    our_output, their_output = ours(our_input), reference.call(theirs, their_input)
+    weights = torch.randn(their_output.shape, dtype=torch.float64, generator=generator).to(dtype)
+    # Divided, so that a gradient's size, and with it its rounding error, does not grow with the number of outputs.
+    weights /= math.sqrt(weights.numel() / case.batch / case.seq)
+    if our_output.requires_grad:  # a layer that cuts the graph has no gradients, and is told so below
+        our_output.backward(weights)
+    their_output.backward(weights)
+
+    expected = copy.deepcopy(ours)  # a gradient is loaded as its parameter is: that undoes every difference of layout
+    expected.load_state_dict(reference.parameters(config, _gradients(theirs)))
+    gradients = {
+        name: difference(parameter.grad, dict(expected.named_parameters())[name])
+        for name, parameter in ours.named_parameters()
+    }
+    if given.is_floating_point():
+        gradients["input"] = difference(our_input.grad, their_input.grad)
+    return Difference(difference(our_output, their_output), gradients)
+
+
+def check(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, build: Build | None = None) -> None:
+    """`compare`, and say what is too far off.
+
+    Raises:
+        AssertionError: the output, or in float64 a gradient, is further from the reference's than the rung allows.
+    """
+    found = compare(rung, reference, case, dtype, build)
+    limit = rung.tolerance(dtype)
+    told = f"{rung.name} differs from {reference.library}'s in {dtype}"
+    assert found.output <= limit, f"{told}: output by {found.output:.1e}, at most {limit:.0e}; {case}"
+    if dtype == torch.float64:
+        for name, off in found.gradients.items():
+            assert off <= limit, f"{told}: gradient of {name} by {off:.1e}, at most {limit:.0e}; {case}"
+
+
+def cases(seed: int, number: int) -> Iterator[Case]:
+    """The same ``number`` of cases for the same seed."""
+    source = random.Random(seed)
+    return (draw_case(source) for _ in range(number))
+
+
+def _gradients(module: nn.Module) -> dict[str, Tensor]:
+    """The gradients under the names of the state dict; what is no parameter there (constants) stays as it is."""
+
+    def gradient(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            return tensor
+        return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+    return {name: gradient(tensor) for name, tensor in module.state_dict(keep_vars=True).items()}

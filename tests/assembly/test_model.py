@@ -1,0 +1,207 @@
+"""The assembled model: against HookedTransformer and transformers, and as torch's tools handle it."""
+
+import copy
+import pickle
+import shutil
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptladder import GPT2, GPT2Config
+from gptladder.components import TypeCheckError
+from gptladder.ladder.numbers import randomize
+from gptladder.ladder.rungs import check, draw_case, rung
+
+RUNG = rung("model")
+CONFIG = GPT2Config(d_model=10, n_layers=2, n_heads=3, d_head=4, d_mlp=14, d_vocab=17, n_ctx=12)
+PATHS = pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"])
+
+
+def made(*, fused: bool = True, dtype: torch.dtype = torch.float64, **changes) -> GPT2:
+    config = GPT2Config(**{**{name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__}, **changes})
+    model = GPT2(config, fused=fused, dtype=dtype)
+    randomize(model, torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+def tokens(batch=2, seq=7, seed=0):
+    return torch.randint(17, (batch, seq), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("reference", RUNG.references, ids=lambda reference: reference.library)
+@settings(max_examples=50)
+@given(source=st.randoms(use_true_random=False))
+def test_equals_the_reference(reference, dtype, source):
+    check(RUNG, reference, draw_case(source), dtype)
+
+
+@PATHS
+@given(seq=st.integers(2, 9), data=st.data())
+def test_logits_are_blind_to_later_tokens_to_the_bit(fused, seq, data):
+    model = made(fused=fused)
+    changed = data.draw(st.integers(1, seq - 1))
+    ids = tokens(2, seq)
+    other = ids.clone()
+    other[:, changed] = (other[:, changed] + data.draw(st.integers(1, 16))) % 17
+    assert torch.equal(model(ids)[:, :changed], model(other)[:, :changed])
+    assert not torch.equal(model(ids)[:, changed], model(other)[:, changed])
+
+
+def test_the_order_of_tokens_matters_through_their_positions():
+    model = made()
+    ids = torch.tensor([[3, 5, 3, 5]])
+    assert not torch.allclose(model(ids)[0, 0], model(ids)[0, 2])
+    shifted = model(ids, positions=torch.tensor([[4, 5, 6, 7]]))
+    assert not torch.allclose(shifted, model(ids))
+
+
+@given(padding=st.lists(st.integers(0, 4), min_size=3, max_size=3))
+def test_left_padding_makes_no_difference_and_equals_transformers(padding):
+    from gptladder.weights import to_hf
+
+    model = made(d_model=12, unembed_bias=False)
+    ids = tokens(3, 6)
+    mask = torch.arange(6) >= torch.tensor(padding)[:, None]
+    logits = model(ids, padding_mask=mask)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    theirs = to_hf(model)(ids, attention_mask=mask.long(), position_ids=positions).logits
+    assert (logits - theirs)[mask].abs().max() < 1e-12
+    for row in range(3):
+        assert (logits[row, mask[row]] - model(ids[row : row + 1, mask[row]])[0]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("where", ["embed_dropout", "attn_dropout", "resid_dropout"])
+def test_dropout_acts_in_training_alone(where):
+    model, plain = made(**{where: 0.4}), made()
+    assert torch.equal(model(tokens()), plain(tokens()))
+    model.train()
+    assert not torch.equal(model(tokens()), model(tokens()))
+    assert torch.equal(plain.train()(tokens()), plain.eval()(tokens()))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_post_norm_ends_without_a_final_norm(norm):
+    model = made(norm=norm)
+    assert ("ln_final.w" in model.state_dict()) == (norm == "pre")
+    assert model(tokens()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (torch.zeros(2, 0, dtype=torch.int64), ValueError, "at least one token"),
+        (torch.zeros(0, 3, dtype=torch.int64), ValueError, "at least one token"),
+        (torch.zeros(1, 13, dtype=torch.int64), ValueError, "13 tokens from position 0 do not fit into n_ctx=12"),
+        (torch.tensor([[3, 17]]), ValueError, "tokens run from 3 to 17, but the vocabulary has 17"),
+        (torch.zeros(3, dtype=torch.int64), TypeCheckError, "batch seq"),
+        (torch.zeros(1, 3), TypeCheckError, "Int"),
+    ],
+)
+def test_wrong_tokens_are_refused(wrong, error, message):
+    with pytest.raises(error, match=message):
+        made()(wrong)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "take",
+    [
+        copy.deepcopy,
+        lambda model: pickle.loads(pickle.dumps(model)),
+        lambda model: model.float().double(),
+        lambda model: _through_state_dict(model),
+    ],
+    ids=["deepcopy", "pickle", "to", "state dict"],
+)
+def test_a_copy_computes_the_same_and_is_tied_as_the_first(take, tied):
+    model = made(dtype=torch.float32, tie_word_embeddings=tied).double()
+    expected, ids = model(tokens()), tokens()
+    taken = take(model)
+    assert torch.equal(taken(ids), expected)
+    assert sum(p.numel() for p in taken.parameters()) == model.num_parameters()
+    with torch.no_grad():
+        taken.embed.W_E.zero_()
+    assert (not taken.unembed.W_U.any()) == tied
+    if taken is not model:
+        assert torch.equal(model(ids), expected)
+
+
+def _through_state_dict(model: GPT2) -> GPT2:
+    other = GPT2(model.config, dtype=torch.float64).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def test_functional_call_swaps_a_tied_matrix_in_both_places():
+    model = made()
+    other = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    expected = copy.deepcopy(model)
+    expected.load_state_dict(other)
+    assert torch.equal(torch.func.functional_call(model, other, (tokens(),)), expected(tokens()))
+
+
+def test_hooked_transformers_state_dict_loads_as_it_is():
+    transformer_lens = pytest.importorskip("transformer_lens")
+    from gptladder.weights.hooked_transformer import hooked_config_fields
+
+    cfg = transformer_lens.HookedTransformerConfig(**hooked_config_fields(CONFIG), dtype=torch.float64, device="cpu")
+    theirs = transformer_lens.HookedTransformer(cfg)
+    randomize(theirs, torch.Generator().manual_seed(3))
+    ours = made(tie_word_embeddings=False, unembed_bias=True)
+    ours.load_state_dict(theirs.state_dict())
+    assert (ours(tokens()) - theirs(tokens())).abs().max() < 1e-12
+
+
+# torch's compiler looks at the inner tensors' .grad, and is warned by torch.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_without_a_graph_break_it_computes_the_same_gradients_too():
+    torch.compiler.reset()
+    model, plain = made(), made()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for ids in (tokens(), tokens(3, 5)):
+        assert (compiled(ids) - plain(ids)).abs().max() < 1e-12
+    compiled(tokens()).square().sum().backward()
+    plain(tokens()).square().sum().backward()
+    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).abs().max() < 1e-10, name
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_twelve_blocks_compile_one_by_one():
+    torch.compiler.reset()
+    model, plain = made(n_layers=12), made(n_layers=12)
+    for block in model.blocks:
+        block.compile(fullgraph=True, backend="aot_eager")
+    assert (model(tokens()) - plain(tokens())).abs().max() < 1e-12
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_inductor_compiles_it_too():
+    torch.compiler.reset()
+    model = made(dtype=torch.float32)
+    assert (torch.compile(model, fullgraph=True)(tokens()) - model(tokens())).abs().max() < 5e-5
+
+
+def test_it_exports():
+    model = made()
+    exported = torch.export.export(model, (tokens(),))
+    assert torch.equal(exported.module()(tokens()), model(tokens()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_sixteen_bits_it_stays_near_float32(dtype):
+    model = made(dtype=torch.float32)
+    expected = model(tokens())
+    scale = expected.abs().max()
+    with torch.autocast("cpu", dtype=dtype):
+        cast = model(tokens())
+    half = copy.deepcopy(model).to(dtype)(tokens())
+    assert half.dtype == dtype
+    # A bfloat16 has 8 bits: each rounding is off by up to 0.4%; float16 by 0.05%.
+    allowed = {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype] * scale
+    assert (cast - expected).abs().max() < allowed
+    assert (half - expected).abs().max() < allowed

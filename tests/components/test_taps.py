@@ -1,0 +1,231 @@
+"""Named activations: as HookedTransformer's, and what it does not promise."""
+
+import pytest
+import torch
+
+from gptladder import GPT2, GPT2Config
+from gptladder.components import ActivationCache, Attention, act_name, hooks, named_taps, run_with_cache, run_with_hooks
+from gptladder.ladder.numbers import randomize
+from gptladder.weights import to_hooked_transformer
+
+CONFIG = GPT2Config(d_model=10, n_layers=3, n_heads=3, d_head=4, d_mlp=14, d_vocab=17, n_ctx=8)
+TOKENS = torch.randint(17, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+def model() -> GPT2:
+    made = GPT2(CONFIG, dtype=torch.float64)
+    randomize(made, torch.Generator().manual_seed(0))
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return model()
+
+
+@pytest.fixture(scope="module")
+def theirs(ours):
+    return to_hooked_transformer(ours)
+
+
+def equal(a, b):
+    finite = a.isfinite()
+    return (
+        torch.equal(finite, b.isfinite())
+        and torch.equal(a[~finite], b[~finite])
+        and (a - b)[finite].abs().max() < 1e-12
+    )
+
+
+def test_every_activation_is_hooked_transformers(ours, theirs):
+    logits, cache = ours.run_with_cache(TOKENS)
+    their_logits, their_cache = theirs.run_with_cache(TOKENS)
+    assert equal(logits, their_logits)
+    assert set(cache) == set(their_cache) - {"unembed.hook_in", "unembed.hook_out"}
+    for name, activation in cache.items():
+        assert activation.shape == their_cache[name].shape, name
+        assert equal(activation, their_cache[name]), name
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["blocks.1.attn.hook_pattern", ["hook_embed", "ln_final.hook_scale"], lambda name: name.endswith("resid_mid")],
+    ids=["one", "several", "predicate"],
+)
+def test_a_filter_keeps_what_hooked_transformers_keeps(ours, theirs, names):
+    assert set(ours.run_with_cache(TOKENS, names_filter=names)[1]) == set(
+        theirs.run_with_cache(TOKENS, names_filter=names)[1]
+    )
+
+
+ALL_NAMES = sorted(named_taps(model()))
+
+
+@pytest.mark.parametrize("name", ALL_NAMES)
+def test_replacing_any_activation_changes_what_it_changes_in_hooked_transformer(ours, theirs, name):
+    def halve(activation, hook):
+        assert hook.name == name
+        return activation / 2
+
+    def halve_in_place(activation, hook):
+        activation /= 2
+
+    with torch.no_grad():
+        expected = theirs.run_with_hooks(TOKENS, fwd_hooks=[(name, halve)])
+        assert not equal(expected, ours(TOKENS)) or "scores" in name
+        assert equal(ours.run_with_hooks(TOKENS, fwd_hooks=[(name, halve)]), expected)
+        # In place, and returning nothing: the same, and the weights and the next call are untouched.
+        before, state = ours(TOKENS), {key: tensor.clone() for key, tensor in ours.state_dict().items()}
+        assert equal(ours.run_with_hooks(TOKENS, fwd_hooks=[(name, halve_in_place)]), expected)
+        assert torch.equal(ours(TOKENS), before)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in ours.state_dict().items())
+
+
+def test_hooks_apply_in_the_order_given(ours):
+    name = "blocks.0.hook_resid_pre"
+    add, double = (lambda x, hook: x + 1), (lambda x, hook: x * 2)
+    seen = []
+
+    def keep(activation, hook):
+        seen.append(activation.detach())
+
+    ours.run_with_hooks(TOKENS, fwd_hooks=[(name, keep), (name, add), (name, double), (name, keep)])
+    assert torch.equal(seen[1], (seen[0] + 1) * 2)
+
+
+def test_gradients_can_be_read_and_replaced(ours, theirs):
+    name = "blocks.1.hook_resid_mid"
+    seen = {}
+
+    def keep(gradient, hook):
+        seen[hook.name] = gradient
+
+    for each in (ours, theirs):
+        with each.hooks(bwd_hooks=[(name, keep)]):
+            each(TOKENS).square().sum().backward()
+        seen[each] = seen.pop(name)
+    assert equal(seen[ours], seen[theirs])
+
+    ours.zero_grad()
+    with ours.hooks(bwd_hooks=[(name, lambda gradient, hook: torch.zeros_like(gradient))]):
+        ours(TOKENS).square().sum().backward()
+    # No gradient reaches the first blocks; the tied table still gets its own from the output.
+    assert not ours.blocks[0].attn.W_QKV.grad.any()
+    assert ours.blocks[2].attn.W_QKV.grad.any()
+    ours.zero_grad()
+
+
+@pytest.mark.parametrize(
+    "names", ["blocks.0.attn.hook_patern", ["hook_embed", "blocks.9.hook_resid_pre"], lambda name: False]
+)
+def test_a_name_that_matches_nothing_raises_and_leaves_nothing(ours, names):
+    for call in (
+        lambda: ours.run_with_cache(TOKENS, names_filter=names),
+        lambda: ours.run_with_hooks(
+            TOKENS, fwd_hooks=[("hook_embed", lambda x, hook: x * 0), (names, lambda x, hook: x)]
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"no activation|accepts none"):
+            call()
+    assert not any(tap.active for tap in named_taps(ours).values())
+
+
+def test_a_misspelt_name_is_answered_with_the_right_one(ours):
+    with pytest.raises(ValueError, match=r"'blocks.0.attn.hook_patern'; did you mean blocks.0.attn.hook_pattern"):
+        ours.run_with_cache(TOKENS, names_filter="blocks.0.attn.hook_patern")
+
+
+def test_nothing_stays_when_a_hook_raises(ours):
+    before = ours(TOKENS)
+
+    def fail(activation, hook):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        ours.run_with_hooks(TOKENS, fwd_hooks=[("hook_embed", lambda x, hook: x * 0), ("blocks.1.hook_mlp_out", fail)])
+    assert not any(tap.active for tap in named_taps(ours).values())
+    assert torch.equal(ours(TOKENS), before)
+
+
+def test_a_kept_activation_is_detached_and_the_models_own_is_not(ours):
+    logits, cache = ours.run_with_cache(TOKENS)
+    assert logits.requires_grad
+    assert not any(activation.requires_grad for activation in cache.values())
+
+
+def test_the_batch_axis_can_be_left_out(ours):
+    _, cache = ours.run_with_cache(TOKENS[:1], remove_batch_dim=True)
+    assert cache["pattern", 0].shape == (3, 7, 7)
+    with pytest.raises(ValueError, match="batch of 2"):
+        ours.run_with_cache(TOKENS, remove_batch_dim=True)
+
+
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [
+        (("pattern", 0), "blocks.0.attn.hook_pattern"),
+        (("post", 2), "blocks.2.mlp.hook_post"),
+        (("scale", 1, "ln2"), "blocks.1.ln2.hook_scale"),
+        (("resid_mid", 1), "blocks.1.hook_resid_mid"),
+        ("embed", "hook_embed"),
+    ],
+)
+def test_short_names_are_transformer_lenss(ours, theirs, short, name):
+    from transformer_lens.utilities import get_act_name
+
+    parts = [short] if isinstance(short, str) else short
+    assert act_name(*parts) == name == get_act_name(*parts)
+    cache = ours.run_with_cache(TOKENS)[1]
+    assert cache[short] is cache[name]
+    assert equal(cache[short], theirs.run_with_cache(TOKENS)[1][short])
+
+
+def test_an_activation_that_was_not_kept_is_named():
+    with pytest.raises(KeyError, match=r"blocks.0.attn.hook_pattern is not cached"):
+        ActivationCache()["pattern", 0]
+
+
+def test_a_tap_knows_its_block(ours):
+    layers = {}
+    ours.run_with_hooks(
+        TOKENS, fwd_hooks=[(lambda n: "hook_z" in n, lambda x, hook: layers.update({hook.name: hook.layer()}))]
+    )
+    assert layers == {f"blocks.{i}.attn.hook_z": i for i in range(3)}
+
+
+def test_one_layer_in_a_strangers_model():
+    stranger = torch.nn.Sequential(torch.nn.Linear(5, 10), Attention(d_model=10, n_heads=2))
+    x = torch.randn(1, 4, 5)
+    _, cache = run_with_cache(stranger, x)
+    assert cache["1.hook_pattern"].shape == (1, 2, 4, 4)
+    ablated = run_with_hooks(stranger, x, fwd_hooks=[("1.hook_z", lambda z, hook: torch.zeros_like(z))])
+    assert torch.allclose(ablated, stranger[1].b_O.expand(1, 4, 10))
+    with hooks(stranger, [("1.hook_z", lambda z, hook: torch.zeros_like(z))]):
+        assert torch.equal(stranger(x), ablated)
+
+
+# torch's compiler looks at the inner tensors' .grad, and is warned by torch.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("how", ["model", "blocks in place", "blocks wrapped"])
+def test_compiled_models_too(how):
+    torch.compiler.reset()
+    compiled, plain = model(), model()
+    if how == "model":
+        compiled.compile(backend="eager")
+    for index, block in enumerate(compiled.blocks):
+        if how == "blocks in place":
+            block.compile(backend="eager")
+        elif how == "blocks wrapped":
+            compiled.blocks[index] = torch.compile(block, backend="eager")
+    compiled(TOKENS)
+    _, cache = compiled.run_with_cache(TOKENS)
+    _, expected = plain.run_with_cache(TOKENS)
+    assert cache.keys() == expected.keys()
+    assert all(equal(cache[name], expected[name]) for name in cache)
+
+    def ablate(z, hook):
+        z[:, :, 1] = 0
+
+    hook = [("blocks.1.attn.hook_z", ablate)]
+    assert equal(compiled.run_with_hooks(TOKENS, fwd_hooks=hook), plain.run_with_hooks(TOKENS, fwd_hooks=hook))
+    assert equal(compiled(TOKENS), plain(TOKENS))

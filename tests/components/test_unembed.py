@@ -1,0 +1,70 @@
+"""Unembed: against the reference layers, and what the references do not show."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptladder.components import Embed, Unembed
+from gptladder.ladder.rungs import check, draw_case, rung
+
+RUNG = rung("unembed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("reference", RUNG.references, ids=lambda reference: reference.library)
+@given(source=st.randoms(use_true_random=False))
+def test_equals_the_reference(reference, dtype, source):
+    check(RUNG, reference, draw_case(source), dtype)
+
+
+def tied() -> torch.nn.ModuleDict:
+    embed = Embed(d_vocab=7, d_model=3)
+    return torch.nn.ModuleDict({"embed": embed, "unembed": Unembed(d_model=3, d_vocab=7, bias=False, tied_to=embed)})
+
+
+def test_tied_it_has_no_matrix_of_its_own():
+    layers = tied()
+    assert [name for name, _ in layers.named_parameters()] == ["embed.W_E"]
+    assert layers["unembed"].W_U.data_ptr() == layers["embed"].W_E.data_ptr()
+    residual = torch.randn(2, 4, 3)
+    assert torch.allclose(layers["unembed"](residual), residual @ layers["embed"].W_E.T, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [copy.deepcopy, lambda layers: pickle.loads(pickle.dumps(layers)), lambda layers: layers.double()],
+    ids=["deepcopy", "pickle", "to"],
+)
+def test_it_stays_tied(take):
+    layers = take(tied())
+    with torch.no_grad():
+        layers["embed"].W_E.fill_(2.0)
+    assert (layers["unembed"].W_U == 2.0).all()
+
+
+def test_it_stays_tied_when_a_meta_model_is_given_memory():
+    with torch.device("meta"):
+        layers = tied()
+    layers.to_empty(device="cpu")
+    assert layers["unembed"].W_U.data_ptr() == layers["embed"].W_E.data_ptr()
+
+
+def test_both_uses_of_a_tied_matrix_add_to_its_gradient():
+    layers = tied().double()
+    W_E = layers["embed"].W_E
+    tokens = torch.tensor([[1, 2]])
+    layers["unembed"](layers["embed"](tokens)).square().sum().backward()
+    given = W_E.detach().clone().requires_grad_()
+    (given[tokens] @ given.T).square().sum().backward()
+    assert (W_E.grad - given.grad).abs().max() < 1e-14
+
+
+def test_an_embedding_of_other_sizes_is_refused():
+    with pytest.raises(
+        ValueError, match=r"d_vocab=8, d_model=3 cannot be tied to an embedding of d_vocab=7, d_model=3"
+    ):
+        Unembed(d_model=3, d_vocab=8, tied_to=Embed(d_vocab=7, d_model=3))

@@ -1,0 +1,95 @@
+"""The package as others meet it: what importing it brings along, and a wheel that installs one single name."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+WITHOUT_EXTRAS = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def run(code: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    # In a copy: setuptools leaves its build folder beside the sources.
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    built = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    (made,) = out.glob("*.whl")
+    return made
+
+
+def test_a_wheel_installs_one_single_name_with_every_module(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gptladder"}
+    packages = ["components", "assembly", "weights", "training", "sampling", "ladder"]
+    expected = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
+    expected |= {"__init__.py", "__main__.py", "cli.py", "tokenizer.py", "py.typed"}
+    assert {name.removeprefix("gptladder/") for name in names if name.startswith("gptladder/")} == expected
+
+
+def test_a_layer_from_the_wheel_works_where_the_names_are_taken_and_the_extras_absent(wheel, tmp_path):
+    site, project = tmp_path / "site", tmp_path / "project"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    for taken in ("components", "weights", "training"):
+        (project / taken).mkdir(parents=True)
+        (project / taken / "__init__.py").write_text("mine = True\n")
+    code = f"""{WITHOUT_EXTRAS}
+import torch, components, weights, training
+import gptladder, gptladder.assembly, gptladder.weights, gptladder.training, gptladder.sampling
+from gptladder.components import Attention
+assert components.mine and weights.mine and training.mine
+assert gptladder.__file__.startswith({str(site)!r}), gptladder.__file__
+print(list(Attention(d_model=8, n_heads=2)(torch.zeros(1, 3, 8)).shape))
+"""
+    done = run(code, cwd=project, env={"PYTHONPATH": f"{site}:{project}"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[1, 3, 8]"
+
+
+def test_importing_it_brings_in_no_reference():
+    code = "import sys, gptladder; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = set(run(code, check=True).stdout.split())
+    assert not loaded & {
+        "transformer_lens",
+        "transformers",
+        "matplotlib",
+        "tensorflow",
+        "pandas",
+        "huggingface_hub",
+        "hypothesis",
+    }
+    assert "torch" in loaded
+
+
+@pytest.mark.parametrize("command", ["ladder", "parity"])
+def test_a_command_without_its_extra_names_the_extra(command):
+    done = run(f"{WITHOUT_EXTRAS}\nfrom gptladder.cli import main\nsys.exit(main([{command!r}]))")
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("is not installed: pip install 'gptladder[reference]'")

@@ -1,0 +1,105 @@
+"""The house rules that can be read off the source: who may import whom, and what may not be used."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the bottom up; what stands in one set may not import each other.
+FLOORS: list[set[str]] = [
+    {"tokenizer"},
+    {"components"},
+    {"assembly"},
+    {"weights"},
+    {"training", "sampling"},
+    {"ladder"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+# A model can be asked for its files: imported when used, so that importing assembly needs no weights.
+DOORS_UPWARDS = {("assembly/model.py", "weights")}
+
+# What may be loaded only when used, and by whom: they are extras.
+EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard"}
+MAY_IMPORT_EXTRAS = {"ladder/references.py"}
+
+FILES = sorted(
+    path
+    for path in ROOT.rglob("*.py")
+    if path.relative_to(ROOT).parts[0] in {*LEVEL, "cli.py", "tokenizer.py", "__init__.py", "__main__.py"}
+)
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """What a file imports, as ``.part`` of the package or as another package's name, and whether only when used."""
+    tree = ast.parse(path.read_text())
+    late = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
+    package = ("gptladder", *path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], node in late
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            full = [*base, *(node.module or "").split(".")]
+            full = [part for part in full if part]
+            for target in [full[1]] if len(full) > 1 else [alias.name for alias in node.names]:
+                yield f".{target}", node in late
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0], node in late
+
+
+def test_the_package_is_found():
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} >= {
+        "components",
+        "assembly",
+        "weights",
+        "ladder",
+        "cli.py",
+    }
+    assert (".weights", True) in set(imports(ROOT / "assembly" / "model.py"))
+    assert (".assembly", False) in set(imports(ROOT / "weights" / "models.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downwards(path):
+    here = str(path.relative_to(ROOT))
+    floor = here.split("/")[0].removesuffix(".py")
+    if floor in ("__init__", "__main__"):
+        return  # the façade may name anything
+    for target, late in imports(path):
+        assert target != "gptladder", f"{here} imports its own package by its absolute name"
+        if not target.startswith("."):
+            continue
+        name = target[1:]
+        if name == floor or (late and (here, name) in DOORS_UPWARDS) or name not in LEVEL:
+            continue
+        assert LEVEL[name] < LEVEL[floor], f"{here} imports {name}, which does not stand below {floor}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_extras_are_loaded_only_when_used(path):
+    here = str(path.relative_to(ROOT))
+    early = {target for target, late in imports(path) if not late} & EXTRAS
+    assert not early or here in MAY_IMPORT_EXTRAS, f"{here} imports {early} at once"
+
+
+FORBIDDEN = {"MultiheadAttention", "LayerNorm", "Embedding"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_layer_is_torchs(path):
+    if path.relative_to(ROOT).parts == ("ladder", "references.py"):
+        return  # there they are what ours are compared with
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+            owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+            used = owner in ("nn", "modules") and (node.attr in FORBIDDEN or node.attr.startswith("Transformer"))
+            assert not used, f"{path.name}:{node.lineno} uses nn.{node.attr}"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.nn"):
+            taken = {alias.name for alias in node.names}
+            assert not {name for name in taken if name in FORBIDDEN or name.startswith("Transformer")}, path.name

@@ -1,0 +1,32 @@
+"""Weights between ours and everybody's: Hugging Face, HookedTransformer, TransformerBridge, files and names."""
+
+from .checkpoint import CheckpointError
+from .hub import HubError, resolve
+from .layout import WeightsError
+from .models import (
+    from_bridge,
+    from_hf,
+    from_hooked_transformer,
+    from_pretrained,
+    save_pretrained,
+    to_bridge_state_dict,
+    to_hf,
+    to_hooked_state_dict,
+    to_hooked_transformer,
+)
+
+__all__ = [
+    "CheckpointError",
+    "HubError",
+    "WeightsError",
+    "from_bridge",
+    "from_hf",
+    "from_hooked_transformer",
+    "from_pretrained",
+    "resolve",
+    "save_pretrained",
+    "to_bridge_state_dict",
+    "to_hf",
+    "to_hooked_state_dict",
+    "to_hooked_transformer",
+]

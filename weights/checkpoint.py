@@ -1,0 +1,561 @@
+"""Files to tensors and back: model folders, read so that no file can harm its reader, and written whole or not at all.
+
+Nothing here knows what a model is: names are strings, tensors are tensors. A folder holds ``config.json`` and one of
+``WEIGHT_FILES``: all weights in one file, or an index that says in which file (shard) each tensor lies. Weights come as
+safetensors (https://github.com/huggingface/safetensors, format) or as a pickle by ``torch.save``; of the latter only
+tensors and plain containers are read, by PyTorch's restricted unpickler, and nothing in it is ever executed.
+
+Tensors that are read are private maps of their file: memory is used when a value is, and writing to a tensor does not
+change the file. (A ``.bin`` from before PyTorch 1.6 cannot be mapped, and is read into memory.)
+
+What no reader of these formats can see is a wrong value in a well-formed file: safetensors carries no checksum of its
+numbers, nor did PyTorch before 1.6. ``check_finite`` finds values that are no numbers; the hub's checksums, the rest.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHT_FILES",
+    "CheckpointError",
+    "check_finite",
+    "load_torch_file",
+    "read_config",
+    "read_index",
+    "read_tensor_file",
+    "read_tensors",
+    "write_folder",
+]
+
+CONFIG_FILE = "config.json"
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Where a folder's weights are looked for, the first found being taken (as transformers does)."""
+
+_SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+# gpt2-xl's header has 60 kB: one larger than this is an attack on the reader's memory.
+_MOST_JSON_BYTES = 25_000_000
+
+_PLAIN_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+
+
+class CheckpointError(ValueError):
+    """A file or folder that cannot be read as a model, or must not be; one line names it, the fault, and the mend."""
+
+
+# Reading
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The object in a folder's ``config.json``.
+
+    Raises:
+        CheckpointError: no such folder or file, or not one JSON object.
+    """
+    return _read_json(_file_in(folder, CONFIG_FILE))
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, by name, from the first of ``WEIGHT_FILES`` that it holds.
+
+    Raises:
+        CheckpointError: no weights, a file that ``read_tensor_file`` refuses, or shards that do not hold exactly the
+            tensors which the index says they hold.
+    """
+    name = next((name for name in WEIGHT_FILES if os.path.lexists(Path(folder, name))), None)
+    if name is None:
+        raise CheckpointError(f"{folder}: holds no weights; one of these must be there: {', '.join(WEIGHT_FILES)}")
+    path = _file_in(folder, name)
+    if path.suffix != ".json":
+        return read_tensor_file(path)
+    weight_map = read_index(path)
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        part = read_tensor_file(_file_in(folder, shard))
+        if misplaced := [name for name in part if weight_map.get(name) != shard]:
+            raise CheckpointError(
+                f"{path.parent / shard}: holds {_listed(misplaced)}, which {path.name} does not place there; "
+                "fetch or save the model again"
+            )
+        tensors |= part
+    if missing := weight_map.keys() - tensors.keys():
+        raise CheckpointError(
+            f"{path}: lists {_listed(sorted(missing))}, which the shards do not hold; fetch or save the model again"
+        )
+    return tensors
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The ``weight_map`` of an index file: tensor name -> name of the file beside it that holds the tensor.
+
+    Raises:
+        CheckpointError: not such an index, or a file name that could lead out of the folder or to another format.
+    """
+    path = Path(path)
+    weight_map = _read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: has no 'weight_map' from tensor names to file names; fetch it again")
+    suffix = Path(path.name.removesuffix(".index.json")).suffix
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or not _PLAIN_FILE_NAME.fullmatch(shard) or not shard.endswith(suffix):
+            raise CheckpointError(
+                f"{path}: names {_listed([shard])} as a shard, where only a plain name ending in {suffix} may stand; "
+                "do not use this folder unless you trust its author"
+            )
+    return weight_map
+
+
+def read_tensor_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one ``.safetensors`` file, or of one ``.bin``, ``.pt`` or ``.pth`` file that holds a state dict.
+
+    Raises:
+        CheckpointError: not a regular file, damaged, or holding anything but dense tensors of common dtypes by name.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        tensors = _read_safetensors(path)
+    elif path.suffix in {".bin", ".pt", ".pth"}:
+        tensors = _state_dict(path, load_torch_file(path))
+    else:
+        raise CheckpointError(f"{path}: is no kind of weights known here; give a .safetensors, .bin, .pt or .pth file")
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors; fetch or save the model again")
+    return tensors
+
+
+def load_torch_file(path: Path) -> Any:
+    """What ``torch.save`` wrote, if that is tensors and plain containers, numbers and strings, however nested.
+
+    Raises:
+        CheckpointError: not a regular file, damaged, or holding other Python objects, which are never built.
+    """
+    path = Path(path)
+    size = _size_of_file(path)
+    zipped = _is_archive(path)
+    if zipped:
+        _check_archive(path, size)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is strange about the file is an error below, or of no consequence
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged pickle can raise anything
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{path}: holds Python objects other than tensors ({foreign[1][:80]!r}), which may run code, so it is "
+                "not loaded; save its state_dict() from the program that wrote it"
+            ) from error
+        raise CheckpointError(
+            f"{path}: cannot be read as tensors saved by torch.save ({type(error).__name__}: {_told(error)}); "
+            "fetch it or save it again"
+        ) from error
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
+    """Refuse weights that are NaN or infinite; one pass over the values, with no temporary tensor of their size.
+
+    Args:
+        tensors: what to look through; those that are not floating point pass.
+        source: the file or folder to name in the error.
+
+    Raises:
+        CheckpointError: some tensor holds such a value; it is named.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            lowest, highest = torch.aminmax(tensor.detach())  # NaN goes through both
+            if not (lowest.isfinite() and highest.isfinite()):
+                raise CheckpointError(
+                    f"{source}: {_listed([name])} holds values that are not finite; the file is damaged or its "
+                    "training diverged"
+                )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    _check_safetensors_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: is not a whole safetensors file ({_told(error)}); fetch it or save it again"
+        ) from error
+
+
+def _check_safetensors_header(path: Path) -> None:
+    """Refuse what the safetensors package lets pass: a name given twice, of which it takes one, and rare dtypes."""
+    size = _size_of_file(path)
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(size - 8, _MOST_JSON_BYTES):
+                raise CheckpointError(
+                    f"{path}: is not a whole safetensors file (its header claims {length:,} bytes, the file has "
+                    f"{size:,}); fetch it or save it again"
+                )
+            header = _parse_json(path, file.read(length))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    for name, entry in header.items():
+        if name != "__metadata__" and isinstance(entry, dict) and str(entry.get("dtype")) not in _DTYPES:
+            raise CheckpointError(
+                f"{path}: {_listed([name])} has dtype {_listed([entry.get('dtype')])}; convert it to one of "
+                f"{', '.join(_DTYPES)}"
+            )
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether torch.load will take the file for a zip archive; its own test."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PK\x03\x04"
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_archive(path: Path, size: int) -> None:
+    """Refuse a zip archive that unpacks to more than it is, or whose contents differ from their own checksums.
+
+    torch.save never compresses; torch.load inflates what is compressed, or maps it as if it were not.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                fault = "is a compressed archive, which torch.save never writes"
+            elif sum(max(entry.file_size, entry.compress_size) for entry in entries) > size:
+                fault = "claims contents larger than the file"
+            elif len({entry.filename for entry in entries}) != len(entries):
+                fault = "holds two records of one name"
+            elif (damaged := archive.testzip()) is not None:
+                fault = f"{_listed([damaged])} in it fails its checksum"
+            else:
+                return
+    # What zipfile raises for a damaged archive; NotImplementedError and RuntimeError for compression and encryption.
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        fault = f"is not a whole PyTorch archive ({_told(error)})"
+    raise CheckpointError(f"{path}: {fault}; fetch it or save it again")
+
+
+def _state_dict(path: Path, table: Any) -> dict[str, Tensor]:
+    """A flat table of dense tensors, or a refusal."""
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path}: holds a {type(table).__name__}, not a state dict; save model.state_dict()")
+    if strangers := [key for key, value in table.items() if not (isinstance(key, str) and isinstance(value, Tensor))]:
+        raise CheckpointError(
+            f"{path}: holds other things than tensors under {_listed(strangers)}; save the model's state_dict() alone"
+        )
+    for name, tensor in table.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPE_NAMES:
+            raise CheckpointError(
+                f"{path}: {_listed([name])} is a {tensor.dtype} tensor of layout {tensor.layout} on "
+                f"{tensor.device.type}; save dense tensors with data, of one of {', '.join(_DTYPES)}"
+            )
+        # A few bytes can be made to look like any shape, by strides of 0: memory would go when it is first copied.
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path}: {_listed([name])} of shape {tuple(tensor.shape)} repeats a smaller tensor; "
+                "save it with .contiguous()"
+            )
+    if _is_archive(path):
+        # A map of a record that is too short would go on into its neighbour.
+        storages = [tensor.untyped_storage() for tensor in table.values()]
+        claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        with zipfile.ZipFile(path) as archive:
+            stored = sum(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
+        if claimed != stored:
+            raise CheckpointError(
+                f"{path}: its tensors claim {claimed:,} bytes and it stores {stored:,}; fetch it or save it again"
+            )
+    return {name: tensor.detach() for name, tensor in table.items()}
+
+
+def _file_in(folder: Path, name: str) -> Path:
+    """``folder/name``, if that is where the file is: a link must stay in the folder, or in its hub cache."""
+    folder = Path(folder)
+    try:
+        home = folder.resolve(strict=True)
+        target = (home / name).resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        there = "no such file" if folder.is_dir() else "no such folder"
+        fault = there if isinstance(error, FileNotFoundError) else "leads nowhere"
+        raise CheckpointError(f"{folder / name}: {fault}; give a folder that holds {name}") from error
+    homes = [home]
+    # The hub's cache keeps <repository>/snapshots/<commit>/<name> as links to <repository>/blobs/<checksum>, and
+    # lately those as links to a store that its repositories share.
+    repository = home.parent.parent
+    if home.parent.name == "snapshots" and repository.name.startswith("models--"):
+        homes += [repository / "blobs", repository.parent / "blobs"]
+    if not any(target.is_relative_to(home) for home in homes):
+        raise CheckpointError(f"{folder / name}: is a link to {target}, outside the folder; put the file itself there")
+    return folder / name
+
+
+def _size_of_file(path: Path) -> int:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: is a folder, pipe or device, not a file; put the file itself there")
+    if not status.st_size:
+        raise CheckpointError(f"{path}: is empty; fetch it or save it again")
+    return status.st_size
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path}: cannot be read ({error.strerror}); check that it is there and yours to read")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if (size := _size_of_file(path)) > _MOST_JSON_BYTES:
+        raise CheckpointError(f"{path}: has {size:,} bytes, too many for what it should be; fetch it again")
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _parse_json(path, text)
+
+
+def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
+    """One JSON object, as RFC 8259 has it: no key twice, no NaN or infinity."""
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # ValueError: wrong UTF-8, wrong JSON, and the two hooks
+        raise CheckpointError(f"{path}: is not valid JSON ({_told(error)}); fetch it or save it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: is a JSON {type(value).__name__} where an object belongs; fetch it again")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {_listed(sorted(name for name in table if names.count(name) > 1))} more than once")
+    return table
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _told(error: Exception) -> str:
+    """The first sentence of another package's error; it may hold text from the file, so it is made one plain line."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in str(error).split(". ")[0])
+    return " ".join(printable.split())[:120]
+
+
+def _listed(names: Iterable[object]) -> str:
+    """A few names for an error line; their text comes from the file, so it is escaped and cut."""
+    names = list(names)
+    shown = [f"{str(name)[:80]!r}" for name in names[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# Writing
+
+
+class _Spec(NamedTuple):
+    dtype: str
+    shape: list[int]
+    nbytes: int
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    max_shard_size: int = 5 * 2**30,
+    overwrite: bool = False,
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` (or shards and their index), as transformers reads them.
+
+    A new folder appears whole or not at all. In a folder that is there, other files (a tokenizer's) stay as they are,
+    and a model there is replaced: everything is written beside it first, so that a full disk or a kill leaves it as it
+    was; then ``config.json`` is taken away, the weights are exchanged by renaming, and ``config.json`` is put back. Who
+    reads in that moment, or after a crash in it, finds no ``config.json``: never a mixture of the two models.
+
+    The tensors may be maps of the very files that are replaced. Memory: a copy of one tensor at most, and only of one
+    that is not contiguous or not on the CPU. Each name is looked up twice, so a mapping may make its tensors on demand.
+
+    Args:
+        folder: where; its parents are made.
+        config: what ``config.json`` shall say.
+        tensors: dense tensors by name; those sharing memory are written one by one.
+        max_shard_size: bytes of tensors in one file; a tensor larger than that has a file of its own.
+        overwrite: replace the config and weights that the folder holds, those of ``pytorch_model.bin`` included.
+
+    Raises:
+        CheckpointError: the folder holds a model and ``overwrite`` is false, or is a file; or there is a tensor that
+            the format cannot hold.
+        OSError: the disk is full or not writable.
+    """
+    folder = Path(folder)
+    config_text = json.dumps(dict(config), indent=2, sort_keys=True, allow_nan=False) + "\n"
+    specs = _specs(folder, tensors)
+    exists = folder.is_dir()
+    if not exists and os.path.lexists(folder):
+        raise CheckpointError(f"{folder}: is a file; choose another name for the folder")
+    if exists and not overwrite and (present := [path.name for path in _model_files(folder)]):
+        raise CheckpointError(
+            f"{folder}: holds a model already ({_listed(present)}); pass overwrite=True to replace it"
+        )
+    if blocked := [path for path in _model_files(folder) if path.is_dir() and not path.is_symlink()]:
+        raise CheckpointError(f"{blocked[0]}: is a folder where a file belongs; remove it")
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = (folder if exists else folder.parent) / f".{folder.name}.{secrets.token_hex(4)}.partial"
+    staging.mkdir()
+    try:
+        written = _write_weights(staging, tensors, specs, max_shard_size)
+        _write_text(staging / CONFIG_FILE, config_text)
+        _sync_folder(staging)
+        if not exists:
+            staging.rename(folder)
+            _sync_folder(folder.parent)
+            return
+    except BaseException as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:  # a failed write does not say where
+            raise OSError(error.errno, f"{error.strerror}; nothing was changed", str(folder)) from error
+        raise
+
+    # From here on only names change, and what is staged is kept if that fails: it is the one whole copy.
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    _sync_folder(folder)
+    for path in _model_files(folder):
+        if path.name not in written:
+            path.unlink()
+    for name in written:
+        (staging / name).replace(folder / name)
+    _sync_folder(folder)
+    (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)
+    staging.rmdir()
+    _sync_folder(folder)
+
+
+def _specs(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, _Spec]:
+    specs = {}
+    for name, tensor in tensors.items():
+        if (
+            name == "__metadata__"
+            or tensor.dtype not in _DTYPE_NAMES
+            or tensor.layout != torch.strided
+            or tensor.is_meta
+        ):
+            raise CheckpointError(
+                f"{folder}: cannot hold {_listed([name])}, a {tensor.dtype} tensor of layout {tensor.layout} on "
+                f"{tensor.device.type}; give dense tensors with data, of one of {', '.join(_DTYPES)}"
+            )
+        specs[name] = _Spec(_DTYPE_NAMES[tensor.dtype], list(tensor.shape), tensor.numel() * tensor.element_size())
+    if not specs:
+        raise CheckpointError(f"{folder}: there are no tensors to write; give at least one")
+    return specs
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The config and weights that a folder holds, stray shards included."""
+    named = [folder / name for name in (CONFIG_FILE, *WEIGHT_FILES) if os.path.lexists(folder / name)]
+    return named + sorted(path for pattern in _SHARDS for path in folder.glob(pattern))
+
+
+def _write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], specs: Mapping[str, _Spec], max_shard_size: int
+) -> list[str]:
+    """Write one file, or shards and their index; returns the names of the files."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, spec in specs.items():
+        if not shards or spec.nbytes > room:
+            shards.append([])
+            room = max_shard_size
+        shards[-1].append(name)
+        room -= spec.nbytes
+    if len(shards) == 1:
+        _write_safetensors(folder / "model.safetensors", tensors, specs)
+        return ["model.safetensors"]
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_safetensors(folder / file_name, tensors, {name: specs[name] for name in names})
+        weight_map |= dict.fromkeys(names, file_name)
+    index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weight_map}
+    _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return [*sorted(set(weight_map.values())), "model.safetensors.index.json"]
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], specs: Mapping[str, _Spec]) -> None:
+    """The safetensors format: header length (uint64, little-endian), header (JSON), then the tensors, row-major.
+
+    The package's own ``save_file`` takes neither strided tensors nor two that share memory, and its older versions
+    hold a second copy of all.
+    """
+    # Widest dtype first, behind a header of a multiple of 8 bytes: every tensor starts at a multiple of its item size.
+    names = sorted(specs, key=lambda name: (-_DTYPES[specs[name].dtype].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it transformers refuses the file
+    end = 0
+    for name in names:
+        start, end = end, end + specs[name].nbytes
+        header[name] = {"dtype": specs[name].dtype, "shape": specs[name].shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder last through a power cut."""
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

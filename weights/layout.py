@@ -1,0 +1,220 @@
+"""One table of parameters: what each is called, and how it lies, in each format. Read both ways.
+
+A tensor's layout is written as einops reads it, ours and the other's with the same axes, so that one line says names,
+shapes and the transformation in both directions: Hugging Face's ``c_attn.weight`` of shape
+``d_model (qkv n_heads d_head)`` is our ``W_QKV`` of shape ``d_model qkv n_heads d_head``. Where a format keeps several
+tensors for one of ours, they are stacked along a new first axis.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from einops import rearrange
+from torch import Tensor
+
+from ..assembly.config import GPT2Config
+
+Format = Literal["hf", "hooked", "bridge"]
+
+
+class WeightsError(ValueError):
+    """Weights that do not make the model: says which, and why, in one line."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """The tensors of another format that hold one of our parameters; several are stacked along ``axes``'s first."""
+
+    names: tuple[str, ...]
+    axes: str
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape of each of the tensors."""
+        return _shape(self.axes, sizes)[len(self.names) > 1 :]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One of our parameters, and where each format keeps it; `None` where a format has no place for it."""
+
+    ours: str
+    axes: str
+    hf: Foreign | None
+    hooked: Foreign | None
+    bridge: Foreign | None
+
+
+def _same(ours: str, axes: str, hf: str | None, bridge: str) -> Row:
+    """A parameter that lies alike in every format, and has TransformerLens's name in ours."""
+    return Row(ours, axes, Foreign((hf,), axes) if hf else None, Foreign((ours,), axes), Foreign((bridge,), axes))
+
+
+def _three(*parts: str) -> tuple[str, ...]:
+    return tuple(f"blocks.{{i}}.attn.{part}" for part in parts)
+
+
+# The bridge's q, k and v are [out in]. Its o, in and out are too on a native model, as they stand here; on a bridged
+# GPT-2 they are Hugging Face's Conv1D, [in out]: see `rows`.
+TABLE: tuple[Row, ...] = (
+    _same("embed.W_E", "d_vocab d_model", "wte.weight", "embed.weight"),
+    _same("pos_embed.W_pos", "n_ctx d_model", "wpe.weight", "pos_embed.weight"),
+    _same("blocks.{i}.ln1.w", "d_model", "h.{i}.ln_1.weight", "blocks.{i}.ln1.weight"),
+    _same("blocks.{i}.ln1.b", "d_model", "h.{i}.ln_1.bias", "blocks.{i}.ln1.bias"),
+    Row(
+        "blocks.{i}.attn.W_QKV",
+        "d_model qkv n_heads d_head",
+        hf=Foreign(("h.{i}.attn.c_attn.weight",), "d_model (qkv n_heads d_head)"),
+        hooked=Foreign(_three("W_Q", "W_K", "W_V"), "qkv n_heads d_model d_head"),
+        bridge=Foreign(_three("q.weight", "k.weight", "v.weight"), "qkv (n_heads d_head) d_model"),
+    ),
+    Row(
+        "blocks.{i}.attn.b_QKV",
+        "qkv n_heads d_head",
+        hf=Foreign(("h.{i}.attn.c_attn.bias",), "(qkv n_heads d_head)"),
+        hooked=Foreign(_three("b_Q", "b_K", "b_V"), "qkv n_heads d_head"),
+        bridge=Foreign(_three("q.bias", "k.bias", "v.bias"), "qkv (n_heads d_head)"),
+    ),
+    Row(
+        "blocks.{i}.attn.W_O",
+        "n_heads d_head d_model",
+        hf=Foreign(("h.{i}.attn.c_proj.weight",), "(n_heads d_head) d_model"),
+        hooked=Foreign(("blocks.{i}.attn.W_O",), "n_heads d_head d_model"),
+        bridge=Foreign(("blocks.{i}.attn.o.weight",), "d_model (n_heads d_head)"),
+    ),
+    _same("blocks.{i}.attn.b_O", "d_model", "h.{i}.attn.c_proj.bias", "blocks.{i}.attn.o.bias"),
+    _same("blocks.{i}.ln2.w", "d_model", "h.{i}.ln_2.weight", "blocks.{i}.ln2.weight"),
+    _same("blocks.{i}.ln2.b", "d_model", "h.{i}.ln_2.bias", "blocks.{i}.ln2.bias"),
+    Row(
+        "blocks.{i}.mlp.W_in",
+        "d_model d_mlp",
+        hf=Foreign(("h.{i}.mlp.c_fc.weight",), "d_model d_mlp"),
+        hooked=Foreign(("blocks.{i}.mlp.W_in",), "d_model d_mlp"),
+        bridge=Foreign(("blocks.{i}.mlp.in.weight",), "d_mlp d_model"),
+    ),
+    _same("blocks.{i}.mlp.b_in", "d_mlp", "h.{i}.mlp.c_fc.bias", "blocks.{i}.mlp.in.bias"),
+    Row(
+        "blocks.{i}.mlp.W_out",
+        "d_mlp d_model",
+        hf=Foreign(("h.{i}.mlp.c_proj.weight",), "d_mlp d_model"),
+        hooked=Foreign(("blocks.{i}.mlp.W_out",), "d_mlp d_model"),
+        bridge=Foreign(("blocks.{i}.mlp.out.weight",), "d_model d_mlp"),
+    ),
+    _same("blocks.{i}.mlp.b_out", "d_model", "h.{i}.mlp.c_proj.bias", "blocks.{i}.mlp.out.bias"),
+    _same("ln_final.w", "d_model", "ln_f.weight", "ln_final.weight"),
+    _same("ln_final.b", "d_model", "ln_f.bias", "ln_final.bias"),
+    Row(
+        "unembed.W_U",
+        "d_model d_vocab",
+        hf=Foreign(("lm_head.weight",), "d_vocab d_model"),
+        hooked=Foreign(("unembed.W_U",), "d_model d_vocab"),
+        bridge=Foreign(("unembed.weight",), "d_vocab d_model"),
+    ),
+    _same("unembed.b_U", "d_vocab", None, "unembed.bias"),
+)
+
+
+def rows(kind: Format, config: GPT2Config, *, bridge_conv1d: bool = False) -> Iterator[tuple[str, str, Foreign]]:
+    """Our name, our axes and the other format's tensors, for each parameter of a model of this configuration.
+
+    Args:
+        bridge_conv1d: of a bridge whose o, in and out are [in out].
+
+    Raises:
+        WeightsError: a parameter that the format has no place for.
+    """
+    if config.norm != "pre":
+        raise WeightsError("a post-norm model has no place in this format, which is GPT-2's pre-norm")
+    for row in TABLE:
+        if (row.ours == "unembed.W_U" and config.tie_word_embeddings) or (
+            row.ours == "unembed.b_U" and not config.unembed_bias
+        ):
+            continue
+        foreign: Foreign | None = getattr(row, kind)
+        if foreign is None:
+            raise WeightsError(f"{row.ours} has no place in the format {kind!r}")
+        if bridge_conv1d and row.ours.endswith((".W_O", ".W_in", ".W_out")):
+            out_axes, _, in_axes = foreign.axes.partition(" ")
+            foreign = Foreign(foreign.names, f"{in_axes} {out_axes}")
+        for layer in range(config.n_layers) if "{i}" in row.ours else [0]:
+            names = tuple(name.format(i=layer) for name in foreign.names)
+            yield row.ours.format(i=layer), row.axes, Foreign(names, foreign.axes)
+
+
+def to_ours(
+    kind: Format,
+    config: GPT2Config,
+    tensors: Mapping[str, Tensor],
+    *,
+    part: str = "",
+    bridge_conv1d: bool = False,
+) -> dict[str, Tensor]:
+    """Our state dict from another format's tensors: views of them where the layout allows it, else copies.
+
+    Args:
+        part: only the parameters whose name (ours) begins so: ``blocks.0.attn.``.
+        bridge_conv1d: as for `rows`.
+
+    Raises:
+        WeightsError: a tensor that is missing, left over, of another shape, or not of floating point: by name.
+    """
+    table = [row for row in rows(kind, config, bridge_conv1d=bridge_conv1d) if row[0].startswith(part)]
+    sizes = axis_sizes(config)
+    wanted = [name for _, _, foreign in table for name in foreign.names]
+    _raise_for("missing", [name for name in wanted if name not in tensors])
+    _raise_for("not a parameter of this model", sorted(set(tensors) - set(wanted)))
+    ours = {}
+    for name, axes, foreign in table:
+        parts = [tensors[key] for key in foreign.names]
+        for key, tensor in zip(foreign.names, parts, strict=True):
+            if tuple(tensor.shape) != foreign.shape(sizes):
+                raise WeightsError(
+                    f"{key} has the shape {list(tensor.shape)}, but the configuration asks for "
+                    f"{list(foreign.shape(sizes))} ({foreign.axes})"
+                )
+            if not tensor.is_floating_point():
+                raise WeightsError(f"{key} holds {tensor.dtype}, not floating-point numbers")
+        ours[name] = rearrange(
+            parts if len(parts) > 1 else parts[0], f"{foreign.axes} -> {axes}", **_used(sizes, foreign.axes)
+        )
+    return ours
+
+
+def from_ours(
+    kind: Format, config: GPT2Config, ours: Mapping[str, Tensor], *, bridge_conv1d: bool = False
+) -> dict[str, Tensor]:
+    """Another format's tensors from our state dict: views of them where the layout allows it, else copies.
+
+    Raises:
+        WeightsError: a parameter that the format has no place for.
+    """
+    theirs: dict[str, Tensor] = {}
+    for name, axes, foreign in rows(kind, config, bridge_conv1d=bridge_conv1d):
+        tensor = rearrange(ours[name], f"{axes} -> {foreign.axes}")
+        parts = tensor.unbind(0) if len(foreign.names) > 1 else (tensor,)
+        theirs.update(zip(foreign.names, parts, strict=True))
+    return theirs
+
+
+def axis_sizes(config: GPT2Config) -> dict[str, int]:
+    """The length of each axis that the table names."""
+    names = ("d_model", "d_vocab", "n_ctx", "n_heads", "d_head", "d_mlp")
+    return {"qkv": 3, **{name: getattr(config, name) for name in names}}
+
+
+def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that einops axes such as ``d_model (qkv n_heads d_head)`` describe."""
+    groups = re.findall(r"\([^)]*\)|\S+", axes)
+    return tuple(math.prod(sizes[axis] for axis in group.strip("()").split()) for group in groups)
+
+
+def _used(sizes: Mapping[str, int], axes: str) -> dict[str, int]:
+    return {axis: sizes[axis] for axis in re.findall(r"\w+", axes)}
+
+
+def _raise_for(fault: str, names: list[str]) -> None:
+    if names:
+        more = f" (and {len(names) - 5} more)" if len(names) > 5 else ""
+        raise WeightsError(f"{fault}: {', '.join(names[:5])}{more}")

@@ -1,0 +1,243 @@
+"""Whole models in and out: folders, published names, and other libraries' models in memory.
+
+What comes in is a model in ``eval()`` mode with memory of its own (a folder's file is mapped, not read, until it is
+used). Loading is strict: a key that is missing, left over or misshapen raises and is named.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..assembly.config import GPT2Config
+from ..assembly.model import GPT2
+from . import bridge, checkpoint, hooked_transformer, hub, huggingface
+from .layout import WeightsError
+
+# What HookedTransformer keeps beside its parameters; it fills them in itself.
+_CONSTANTS = ("attn.mask", "attn.IGNORE")
+
+
+def from_pretrained(
+    name_or_folder: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    fused: bool = True,
+) -> GPT2:
+    """A model from a folder in Hugging Face's format, or from the hub by name (fetched once, then cached).
+
+    Args:
+        name_or_folder: a folder with ``config.json`` and weights (``model.safetensors`` or ``pytorch_model.bin``,
+            sharded or not), or a name such as ``gpt2``, ``gpt2-xl``, ``distilgpt2``, ``someone/model``.
+        revision: branch, tag or commit on the hub.
+        token: for models that need one.
+        local_files_only: do not ask the network.
+        device, dtype: where and as what to keep the weights; as stored where not given.
+        fused: as for `GPT2`.
+
+    Raises:
+        WeightsError: weights or configuration that do not make a GPT-2.
+        CheckpointError: a file that is missing, damaged or hostile.
+        HubError: a name that cannot be fetched.
+    """
+    folder = hub.resolve(name_or_folder, revision=revision, token=token, local_files_only=local_files_only)
+    try:
+        config = huggingface.config_from_hf(checkpoint.read_config(folder))
+        state = huggingface.state_from_hf(config, checkpoint.read_tensors(folder))
+    except WeightsError as error:
+        raise WeightsError(f"{folder}: {error}") from None
+    return _model(config, {name: tensor.to(device, dtype) for name, tensor in state.items()}, fused=fused)
+
+
+def save_pretrained(
+    model: GPT2, folder: str | PathLike[str], *, max_shard_size: int = 5 * 2**30, overwrite: bool = False
+) -> None:
+    """Write a folder that ``from_pretrained`` and transformers' ``AutoModelForCausalLM`` can read.
+
+    Args:
+        max_shard_size: bytes from which the weights are split into several files.
+        overwrite: replace the model that the folder holds, which may be the one that this model was loaded from.
+
+    Raises:
+        WeightsError: a model that transformers' GPT-2 cannot hold (``d_head * n_heads != d_model``, post-norm).
+        CheckpointError: the folder holds a model already, and ``overwrite`` is false.
+    """
+    config, tensors = huggingface.state_to_hf(model.config, _state(model))
+    dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
+    fields = {**huggingface.config_to_hf(config), "dtype": dtype}
+    checkpoint.write_folder(Path(folder), fields, tensors, max_shard_size=max_shard_size, overwrite=overwrite)
+
+
+def from_hf(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
+    """A model with the weights of a ``transformers.GPT2LMHeadModel`` (or ``GPT2Model``).
+
+    Args:
+        model: the model; or its state dict, with ``config``.
+        config: the ``transformers.GPT2Config``, or its fields in a dict.
+
+    Raises:
+        WeightsError: weights or configuration that do not make a GPT-2.
+    """
+    tensors, config = _parts(model, config, "config")
+    ours = huggingface.config_from_hf(config if isinstance(config, Mapping) else config.to_dict())
+    return _model(ours, _copied(huggingface.state_from_hf(ours, tensors)), fused=fused)
+
+
+def to_hf(model: GPT2) -> Any:
+    """A ``transformers.GPT2LMHeadModel`` with this model's weights, in ``eval()`` mode.
+
+    A bias ``b_U``, which transformers' GPT-2 lacks, is carried by an untied projection: same logits, to rounding.
+
+    Raises:
+        WeightsError: a model that transformers' GPT-2 cannot hold.
+        ImportError: transformers is not installed.
+    """
+    transformers = _reference("transformers")
+    config, tensors = huggingface.state_to_hf(model.config, _state(model))
+    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**huggingface.config_to_hf(config)))
+    hf = hf.to(model.embed.W_E.device, model.embed.W_E.dtype)
+    _load_all(hf, tensors, may_lack=("lm_head.weight",) if config.tie_word_embeddings else ())
+    return hf.eval()
+
+
+def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fused: bool = True) -> GPT2:
+    """A model with the weights of a ``HookedTransformer``, raw or processed.
+
+    Processed weights give the same log-probabilities as the model that they came from. (Its logits may differ
+    from that model's by one constant for each position: ``center_unembed``.)
+
+    Args:
+        model: the model; or its state dict, with ``config``.
+        config: sizes and choices of a bare state dict (whether the projection is tied is read off the weights).
+
+    Raises:
+        WeightsError: weights or configuration that do not make a GPT-2.
+    """
+    tensors, cfg = _parts(model, config, "cfg")
+    ours = cfg if isinstance(cfg, GPT2Config) else hooked_transformer.config_from_hooked(cfg)
+    ours, state = hooked_transformer.state_from_hooked(ours, tensors)
+    return _model(ours, _copied(state), fused=fused)
+
+
+def to_hooked_transformer(model: GPT2) -> Any:
+    """A ``HookedTransformer`` with this model's weights, unprocessed.
+
+    Raises:
+        WeightsError: a post-norm model.
+        ImportError: transformer-lens is not installed.
+    """
+    lens = _reference("transformer_lens")
+    weight = model.embed.W_E
+    fields = hooked_transformer.hooked_config_fields(model.config)
+    cfg = lens.HookedTransformerConfig(**fields, dtype=weight.dtype, device=str(weight.device), init_weights=False)
+    hooked = lens.HookedTransformer(cfg)
+    _load_all(hooked, hooked_transformer.state_to_hooked(model.config, _state(model)), may_lack=_CONSTANTS)
+    return hooked.eval()
+
+
+def to_hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
+    """The state dict of `to_hooked_transformer`'s model, less its constants, without needing transformer-lens.
+
+    Like any state dict it shares memory with the model, wherever the layouts allow it.
+    """
+    return hooked_transformer.state_to_hooked(model.config, _state(model))
+
+
+def from_bridge(model: Any, config: GPT2Config | None = None, *, fused: bool = True) -> GPT2:
+    """A model with the weights of a ``TransformerBridge`` around a GPT-2, bridged or native.
+
+    Args:
+        model: the bridge; or its state dict, with ``config``.
+        config: sizes and choices of a bare state dict (whether the projection is tied is read off the weights).
+
+    Raises:
+        WeightsError: weights or configuration that do not make a GPT-2; ``d_mlp = d_model``, where the orientation of
+            the matrices cannot be told.
+    """
+    tensors, cfg = _parts(model, config, "cfg")
+    ours = cfg if isinstance(cfg, GPT2Config) else bridge.config_from_bridge(cfg)
+    ours, state = bridge.state_from_bridge(ours, tensors)
+    return _model(ours, _copied(state), fused=fused)
+
+
+def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
+    """The state dict of a ``TransformerBridge`` with this model's weights.
+
+    Like any state dict it shares memory with the model, wherever the layouts allow it.
+
+    Args:
+        conv1d: for a bridge around a Hugging Face GPT-2, whose matrices are [in out]; False for a native one, [out in].
+    """
+    return bridge.state_to_bridge(model.config, _state(model), conv1d=conv1d)
+
+
+def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor], Any]:
+    """The state dict and the configuration of a model, or of a bare state dict."""
+    if isinstance(model, Mapping):
+        if config is None:
+            raise TypeError("a bare state dict needs its configuration: give config")
+        return model, config
+    return model.state_dict(), getattr(model, attribute) if config is None else config
+
+
+def _model(config: GPT2Config, state: dict[str, Tensor], *, fused: bool) -> GPT2:
+    dtypes = {str(tensor.dtype): name for name, tensor in state.items()}
+    if len(dtypes) > 1:
+        mixture = ", ".join(f"{name} is {dtype}" for dtype, name in sorted(dtypes.items()))
+        raise WeightsError(f"the weights are not of one dtype ({mixture}): convert them to one")
+    # On "meta" nothing is allocated; the tensors themselves then become the parameters.
+    with _Unfilled():
+        model = GPT2(config, fused=fused, device="meta")
+    model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
+    return model.eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Parameters are made without initial values.
+
+    On "meta" there are none to draw, but to find that out PyTorch imports sympy: more than a second, and 70 MB.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        if func is Tensor.div_:
+            return args[0]
+        return func(*args, **kwargs)
+
+
+def _state(model: GPT2) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+
+
+def _load_all(module: nn.Module, tensors: dict[str, Tensor], *, may_lack: tuple[str, ...]) -> None:
+    missing, unexpected = module.load_state_dict(tensors, strict=False)
+    wrong = [*unexpected, *(name for name in missing if not name.endswith(may_lack or ("\0",)))]
+    if wrong:
+        raise WeightsError(
+            f"this version of {type(module).__name__} has other parameters than ours: {', '.join(wrong[:5])}"
+        )
+
+
+def _reference(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{name} is not installed: pip install 'gptladder[reference]'") from error
