@@ -17,6 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from gptladder.weights import checkpoint
 from gptladder.weights.checkpoint import (
     WEIGHT_FILES,
@@ -29,10 +34,6 @@ from gptladder.weights.checkpoint import (
     read_tensors,
     write_folder,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 CONFIG = {"model_type": "gpt2", "n_layer": 2}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -693,6 +694,13 @@ def test_names_from_the_file_are_escaped_and_cut(tmp_path: Path) -> None:
     assert r"'\x1b[31m\nredd" in refusal(load_nothing_but_finite, tmp_path)
 
 
+def test_names_that_another_package_repeats_are_made_plain(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = {"a\n\x1b[31m": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}
+    put_header(path, json.dumps(header).encode(), bytes(8))
+    assert "`a [31m`" in refusal(read_tensors, tmp_path)
+
+
 def load_nothing_but_finite(folder: Path) -> None:
     check_finite(read_tensors(folder), folder)
 
@@ -709,6 +717,8 @@ def test_messages_name_the_fault(tmp_path: Path, whole: dict[str, Path]) -> None
     assert "holds Python objects other than tensors ('posix.system')" in told("code: os.system")
     assert "under 'model', 'step'; save the model's state_dict() alone" in told(".bin: nested")
     assert "compressed archive" in told("archive: bomb")
+    assert "two records of one name" in told("archive: twice")
+    assert "contents larger than the file" in told("archive: an entry claims 1000000 bytes in field 24")
     assert "'wte.weight' more than once" in told("safetensors header: a name twice, with another shape")
     assert "its header claims 1,048,576 bytes, the file has" in told("safetensors header: claims 1048576 bytes")
     assert "not a whole safetensors file" in told("safetensors: model.safetensors without its last byte")

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
+
 from gptladder.weights import hub as hub_module
 from gptladder.weights.checkpoint import CheckpointError, read_tensors, write_folder
 from gptladder.weights.hub import HubError, fetch, resolve
-from huggingface_hub import constants
 
 CONFIG = b'{"model_type": "gpt2"}'
 TOKENIZER = {name: b'{"a": 0}' + name.encode() for name in hub_module.TOKENIZER_FILES}
