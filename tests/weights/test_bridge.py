@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from gptladder.assembly.config import GPT2Config
-from gptladder.assembly.model import GPT2
-from gptladder.ladder.numbers import randomize
-from gptladder.ladder.rungs import draw_case
-from gptladder.weights import WeightsError, from_bridge, from_hf, to_bridge_state_dict, to_hf
-from gptladder.weights.bridge import config_from_bridge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+from gptladder.assembly.config import GPT2Config
+from gptladder.assembly.model import GPT2
+from gptladder.ladder.numbers import randomize
+from gptladder.ladder.rungs import draw_case
+from gptladder.weights import WeightsError, from_bridge, from_hf, to_bridge_state_dict, to_hf
+from gptladder.weights.bridge import config_from_bridge
 
 RANDOM = st.randoms(use_true_random=False)
 

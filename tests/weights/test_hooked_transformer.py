@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 import transformer_lens
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.numbers import randomize
@@ -22,9 +26,6 @@ from gptladder.weights import (
     to_hooked_transformer,
 )
 from gptladder.weights.hooked_transformer import config_from_hooked, hooked_config_fields
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 RANDOM = st.randoms(use_true_random=False)
 FLAGS = (

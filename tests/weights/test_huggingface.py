@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 from gptladder.assembly.config import PRESETS, GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import WeightsError, from_hf, to_hf
 from gptladder.weights.huggingface import config_from_hf, config_to_hf, without_unembed_bias
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
 RANDOM = st.randoms(use_true_random=False)
 

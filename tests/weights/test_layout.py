@@ -5,12 +5,13 @@ import random
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights.layout import WeightsError, axis_sizes, from_ours, rows, to_ours
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 CONFIGS = st.randoms(use_true_random=False).map(lambda source: full(draw_case(source).config))
 FORMATS = [("hf", False), ("hooked", False), ("bridge", False), ("bridge", True)]

@@ -14,6 +14,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor
+
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.numbers import randomize
@@ -33,10 +38,6 @@ from gptladder.weights import (
     to_hooked_state_dict,
     to_hooked_transformer,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors.torch import save_file
-from torch import Tensor
 
 RANDOM = st.randoms(use_true_random=False)
 # The folder is a fresh one for each example.
