@@ -12,7 +12,7 @@ export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/tiktoken)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint types ladder parity wheel clean
+.PHONY: help setup test test-slow lint types ladder parity train-tinystories train-shakespeare generate wheel test-wheel clean
 LAYERS := embed pos-embed layernorm attention mlp block unembed model
 .PHONY: $(addprefix test-,$(LAYERS))
 
@@ -36,6 +36,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 test: lint types ## lint, types and every test that needs no network
 	$(PYTEST) -m "not slow"
 
+test-slow: $(VENV)/.ready ## the tests that take minutes
+	$(PYTEST) -m slow --timeout 3000
+
 lint: $(VENV)/.ready ## ruff, the linter and the formatter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,8 +58,30 @@ ladder: $(VENV)/.ready ## climb the layers in order; stop at the first that diff
 parity: $(VENV)/.ready ## layers, whole model, round trips against the references (MODEL=name-or-folder: real weights)
 	$(BIN)/gptladder parity $(if $(MODEL),--model "$(MODEL)")
 
+# Data where it can be had: TinyStories from the hub, else stories made here. ARGS adds options: see gptladder train --help.
+train-tinystories: $(VENV)/.ready ## train a small GPT to tell stories; goes on where it was stopped (ARGS="--overwrite": anew)
+	$(BIN)/gptladder train --preset tinystories $(if $(findstring --overwrite,$(ARGS)),,--resume auto) $(ARGS)
+
+train-shakespeare: $(VENV)/.ready ## train on the characters of TEXT=input.txt
+	$(BIN)/gptladder train --preset shakespeare-char --corpus "$(TEXT)" --overwrite $(ARGS)
+
+PROMPT ?= Once upon a time
+generate: $(VENV)/.ready ## continue PROMPT="Once upon a time" with the model of train-tinystories (MODEL=folder: another)
+	$(BIN)/gptladder generate "$(PROMPT)" --model "$(or $(MODEL),runs/tinystories/final)" $(ARGS)
+
 wheel: $(VENV)/.ready ## build dist/*.whl
+	@rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist .
+
+test-wheel: wheel ## install the wheel alone in a new environment, and use a layer from a folder that has components/ of its own
+	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	mkdir -p .venv-wheel/project/components && touch .venv-wheel/project/components/__init__.py
+	cd .venv-wheel/project && ../bin/python -c "import components, torch; from gptladder.components import Attention; \
+		print(Attention(d_model=8, n_heads=2)(torch.zeros(1, 3, 8)).shape, components.__file__)"
+	! .venv-wheel/bin/python -c "import transformers" 2>/dev/null
+	! .venv-wheel/bin/python -c "import transformer_lens" 2>/dev/null
 
 clean: ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist reports *.egg-info .pytest_cache .ruff_cache .hypothesis

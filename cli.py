@@ -3,9 +3,14 @@
 import importlib
 import os
 import sys
+from typing import Any
 
 # Loaded when asked for: the references take seconds to import, and need not be installed for training.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("training.command", "train a model on your text, on TinyStories, or on stories made here"),
+    "prepare": ("training.command", "turn text into token files, to train on later"),
+    "generate": ("sampling.command", "continue a prompt, by every way of decoding"),
+    "predict": ("sampling.command", "the likeliest next tokens of a prompt, beside transformers'"),
     "ladder": ("ladder.command", "try every layer against the references, from the embedding up"),
     "parity": ("ladder.command", "layers, whole model and round trips against the references, with a report"),
 }
@@ -44,7 +49,18 @@ def _run(arguments: list[str]) -> int:
         print(f"gptladder: there is no command {name!r}\n\n{_help()}", file=sys.stderr)
         return 2
     module = importlib.import_module(f".{COMMANDS[name][0]}", __package__)
-    return getattr(module, name)(rest)
+    command = getattr(module, name)
+    return command(rest, sample=_sample) if name == "train" else command(rest)
+
+
+def _sample(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int, seed: int) -> str:
+    """What ``train`` shows of a model. Here, because training and sampling do not import each other."""
+    sampling = importlib.import_module(".sampling", __package__)
+    params = sampling.SamplingParams(top_k=min(50, model.d_vocab))
+    completions = sampling.generate(
+        model, prompt, params, tokenizer=tokenizer, max_new_tokens=max_new_tokens, seed=seed, past_context="slide"
+    )
+    return prompt + completions[0].text
 
 
 def _name(arguments: list[str]) -> str:

@@ -1,0 +1,223 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gptladder.assembly import GPT2, GPT2Config
+from gptladder.training import loss as loss_module
+from gptladder.training.loss import IGNORE_INDEX, NextTokenLoss, linear_cross_entropy
+
+
+@pytest.fixture(autouse=True)
+def _several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small chunks, so that small inputs need several, and the last one is shorter."""
+    monkeypatch.setattr(loss_module, "_LOGITS_ON_CPU", 150)
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
+    return F.cross_entropy(F.linear(hidden, weight, bias).flatten(0, -2), targets.flatten(), reduction=reduction)
+
+
+def inputs(
+    batch: int, seq: int, d_model: int, d_vocab: int, *, bias: bool, ignored: int, seed: int = 0
+) -> list[Tensor | None]:
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, dtype=torch.float64).requires_grad_()
+
+    targets = torch.randint(d_vocab, (batch, seq), generator=random)
+    targets.view(-1)[:ignored] = IGNORE_INDEX
+    return [draw(batch, seq, d_model), draw(d_vocab, d_model), targets, draw(d_vocab) if bias else None]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    batch=st.integers(1, 4),
+    seq=st.integers(1, 9),
+    d_model=st.integers(1, 7),
+    d_vocab=st.integers(2, 200),
+    bias=st.booleans(),
+    ignored=st.integers(0, 3),
+    reduction=st.sampled_from(["mean", "sum"]),
+)
+def test_equals_the_plain_formulation(
+    batch: int, seq: int, d_model: int, d_vocab: int, bias: bool, ignored: int, reduction: str
+) -> None:
+    hidden, weight, targets, b = inputs(batch, seq, d_model, d_vocab, bias=bias, ignored=min(ignored, batch * seq - 1))
+    result = linear_cross_entropy(hidden, weight, targets, bias=b, reduction=reduction)
+    expected = plain(hidden, weight, targets, b, reduction)
+    differentiable = [tensor for tensor in (hidden, weight, b) if tensor is not None]
+    torch.testing.assert_close(result.loss, expected, atol=1e-12, rtol=1e-14)
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * result.loss, differentiable),
+        torch.autograd.grad(3 * expected, differentiable),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    predicted = F.linear(hidden, weight, b).argmax(-1)
+    assert int(result.correct) == int((predicted == targets).sum())
+    assert int(result.tokens) == int((targets != IGNORE_INDEX).sum())
+
+
+def test_large_logits_neither_overflow_nor_lose_the_loss() -> None:
+    hidden, weight, targets, _ = inputs(2, 3, 4, 50, bias=False, ignored=0)
+    with torch.no_grad():
+        hidden *= 1e4
+    result = linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(result.loss, plain(hidden, weight, targets, None, "mean"), atol=0, rtol=1e-12)
+    assert all(bool(grad.isfinite().all()) for grad in torch.autograd.grad(result.loss, (hidden, weight)))
+
+
+def test_another_index_can_be_ignored_and_only_ignored_targets_give_what_pytorch_gives() -> None:
+    hidden, weight, targets, _ = inputs(2, 3, 4, 50, bias=False, ignored=0)
+    targets[0, 0] = 7
+    ours = linear_cross_entropy(hidden, weight, targets, ignore_index=7).loss
+    theirs = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=7)
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    nothing = torch.full_like(targets, IGNORE_INDEX)
+    assert linear_cross_entropy(hidden, weight, nothing).loss.isnan()
+    total = linear_cross_entropy(hidden, weight, nothing, reduction="sum")
+    assert total.loss == 0
+    assert not torch.autograd.grad(total.loss, hidden)[0].any()
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    hidden, weight, targets, bias = inputs(2, 3, 4, 50, bias=True, ignored=0)
+    with torch.no_grad():
+        assert not linear_cross_entropy(hidden, weight, targets, bias=bias).loss.requires_grad
+    result = linear_cross_entropy(hidden, weight.detach(), targets, bias=bias.detach())
+    result.loss.backward()
+    assert hidden.grad is not None
+
+
+def test_second_derivatives_are_refused_and_not_wrong() -> None:
+    hidden, weight, targets, _ = inputs(2, 3, 4, 50, bias=False, ignored=0)
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.grad(linear_cross_entropy(hidden, weight, targets).loss, hidden, create_graph=True)
+
+
+def test_wrong_arguments() -> None:
+    hidden, weight, targets, _ = inputs(2, 3, 4, 50, bias=False, ignored=0)
+    with pytest.raises(ValueError, match=r"targets have the shape \[2, 2\], but there are \[2, 3\] positions"):
+        linear_cross_entropy(hidden, weight, targets[:, :2])
+    with pytest.raises(ValueError, match="reduction is 'none'; it can be mean, sum"):
+        linear_cross_entropy(hidden, weight, targets, reduction="none")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_whole_model_gradients(tied: bool, bias: bool) -> None:
+    config = GPT2Config(
+        d_model=12,
+        n_layers=2,
+        n_heads=3,
+        d_vocab=61,
+        n_ctx=9,
+        tie_word_embeddings=tied,
+        unembed_bias=bias,
+        init_range=0.3,
+    )
+    torch.manual_seed(0)
+    model = GPT2(config, dtype=torch.float64)
+    twin = copy.deepcopy(model)
+    tokens, targets = torch.randint(61, (2, 3, 9))
+    result = NextTokenLoss(model)(tokens, targets)
+    result.loss.backward()
+    expected = F.cross_entropy(twin(tokens).flatten(0, 1), targets.flatten(), reduction="sum")
+    expected.backward()
+    torch.testing.assert_close(result.loss, expected, atol=1e-12, rtol=1e-14)
+    for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, atol=1e-12, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_bfloat16_autocast_is_as_near_to_float32_as_the_plain_formulation() -> None:
+    hidden, weight, targets, bias = (
+        tensor.detach().float().requires_grad_() if tensor.is_floating_point() else tensor
+        for tensor in inputs(4, 8, 32, 100, bias=True, ignored=2)
+    )
+    exact = plain(hidden, weight, targets, bias, "mean")
+    exact_grads = torch.autograd.grad(exact, (hidden, weight, bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = linear_cross_entropy(hidden, weight, targets, bias=bias).loss
+        theirs = plain(hidden, weight, targets, bias, "mean")
+    assert ours.dtype == torch.float32
+    # Each product is rounded to 8 bits: 0.4% of logits whose size is about 6.
+    torch.testing.assert_close(ours, exact, atol=0.02, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0)
+    for ours_grad, grad in zip(torch.autograd.grad(ours, (hidden, weight, bias)), exact_grads, strict=True):
+        assert ours_grad.dtype == torch.float32
+        torch.testing.assert_close(ours_grad, grad, atol=float(0.02 * grad.abs().max()), rtol=0)
+
+
+def test_compiles_without_a_graph_break() -> None:
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=61, n_ctx=6))
+    loss = NextTokenLoss(model)
+    tokens, targets = torch.randint(61, (2, 2, 6))
+    expected = loss(tokens, targets)
+    expected_grads = torch.autograd.grad(expected.loss, list(model.parameters()))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(tokens, targets)
+    torch.testing.assert_close(compiled.loss, expected.loss)
+    assert compiled.correct == expected.correct
+    for ours, theirs in zip(torch.autograd.grad(compiled.loss, list(model.parameters())), expected_grads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_operator_keeps_pytorchs_contract() -> None:
+    """Its schema, its shapes without data, its registration for autograd and compilation: PyTorch's own check."""
+    hidden, weight, targets, bias = inputs(1, 3, 4, 50, bias=True, ignored=1)
+    arguments = (
+        hidden.detach().flatten(0, 1).requires_grad_(),
+        weight,
+        bias,
+        targets.flatten(),
+        IGNORE_INDEX,
+        torch.float64,
+        True,
+    )
+    torch.library.opcheck(torch.ops.gptladder.linear_cross_entropy.default, arguments)
+
+
+def test_logits_of_the_whole_batch_never_exist() -> None:
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            for tensor in torch.utils._pytree.tree_leaves(out):
+                if isinstance(tensor, Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    hidden, weight, targets, _ = inputs(4, 16, 3, 75, bias=False, ignored=0)
+    with Watch():
+        loss_module._chunked(
+            hidden.detach().flatten(0, 1), weight.detach(), None, targets.flatten(), IGNORE_INDEX, torch.float64, True
+        )
+    assert weight.numel() <= largest <= max(150, weight.numel(), hidden.numel()) < 4 * 16 * 75
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu() -> None:
+    hidden, weight, targets, bias = (tensor.detach().cuda() for tensor in inputs(4, 8, 32, 100, bias=True, ignored=2))
+    hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+    ours, theirs = (
+        linear_cross_entropy(hidden, weight, targets, bias=bias).loss,
+        plain(hidden, weight, targets, bias, "mean"),
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
+    for a, b in zip(
+        torch.autograd.grad(ours, (hidden, weight, bias)),
+        torch.autograd.grad(theirs, (hidden, weight, bias)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)

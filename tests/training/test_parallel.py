@@ -1,0 +1,131 @@
+"""Several processes train as one would. This file is also the program that ``torchrun`` starts in these tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gptladder.assembly import GPT2, GPT2Config
+from gptladder.tokenizer import CharTokenizer
+from gptladder.training.batches import Batches, evaluation_batches
+from gptladder.training.loop import Trainer
+from gptladder.training.metrics import Metrics, read_metrics
+from gptladder.training.parallel import joined, pick_device
+from gptladder.training.presets import OptimConfig, RunConfig, TrainConfig
+from gptladder.training.snapshots import load_snapshot, newest_snapshot
+
+VOCAB = 17
+
+
+def work(parallel: str, folder: Path, steps: int, micro_batch: int) -> None:
+    device = torch.device("cpu")
+    config = TrainConfig(
+        optim=OptimConfig(
+            max_steps=steps, batch=7, micro_batch=micro_batch, lr=1e-2, parallel=parallel, weight_decay=0.1
+        ),
+        run=RunConfig(log_every=1, eval_every=3, snapshot_every=4),
+    )
+    tokens = np.random.default_rng(0).integers(VOCAB, size=200)
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=VOCAB, n_ctx=6))
+    with joined(parallel, device) as processes:
+        run = Trainer(
+            config,
+            model,
+            CharTokenizer("abcdefghijklmnopq"),
+            # Batches whose sequences two processes cannot share evenly.
+            Batches(tokens, seq=6, batch_size=7),
+            lambda: evaluation_batches(tokens[:50], seq=6, batch_size=3),
+            folder=folder,
+            device=device,
+            processes=processes,
+            sample=lambda model, tokenizer, prompt, *, max_new_tokens, seed: (
+                f"{float(model(torch.tensor([[1]])).sum()):.4f}"
+            ),
+        )
+        found = newest_snapshot(folder / "snapshots", print)
+        if found is not None:
+            run.resume(*found)
+        assert run.run() == "max_steps"
+
+
+def train(
+    folder: Path, *, processes: int, parallel: str = "ddp", steps: int = 8, micro_batch: int = 2
+) -> list[Metrics]:
+    folder.mkdir(exist_ok=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *launcher, __file__, parallel, str(folder), str(steps), str(micro_batch)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return read_metrics(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    train(folder, processes=1, steps=12)
+    return folder
+
+
+def assert_same_losses(ours: list[Metrics], theirs: list[Metrics]) -> None:
+    assert len(ours) == len(theirs) == 13
+    for one, other in zip(ours, theirs, strict=True):
+        for name in ("loss", "accuracy", "grad_norm", "val_loss", "val_accuracy"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-5)
+        assert (one.step, one.tokens, one.lr) == (other.step, other.tokens, other.lr)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_give_the_losses_of_one_and_either_resumes_the_other(
+    alone: Path, tmp_path: Path, parallel: str
+) -> None:
+    expected = read_metrics(alone)
+    train(tmp_path, processes=2, parallel=parallel, steps=8)
+    # What two processes left is one file like any other, which one process goes on from.
+    one, two = (load_snapshot(folder / "snapshots" / "snapshot_step_8.pt") for folder in (alone, tmp_path))
+    assert len(one["rng"]) == 1
+    assert len(two["rng"]) == 2
+    for part in ("model_state_dict", "optimizer_state_dict"):
+        assert json.dumps(shapes(one[part])) == json.dumps(shapes(two[part]))
+    assert_same_losses(train(tmp_path, processes=1, steps=12), expected)
+    assert (tmp_path / "samples.md").read_text() == (alone / "samples.md").read_text()
+    # And the other way round.
+    (tmp_path / "snapshots" / "snapshot_step_12.pt").unlink()
+    assert_same_losses(train(tmp_path, processes=2, parallel=parallel, steps=12, micro_batch=4), expected)
+
+
+def shapes(state: object) -> object:
+    if isinstance(state, dict):
+        return {str(key): shapes(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [shapes(value) for value in state]
+    return list(state.shape) if isinstance(state, Tensor) else state
+
+
+def test_a_device_is_picked_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device() == pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="there is no cuda here: this machine has cpu"):
+        pick_device("cuda")
+    with pytest.raises(ValueError, match="'gpu' names no device; it can be cuda, mps, cpu"):
+        pick_device("gpu")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device() == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device() == torch.device("cuda", 1)
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="there is no cuda:5: this machine has 2 GPUs"):
+        pick_device("cuda:5")
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

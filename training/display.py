@@ -1,0 +1,183 @@
+"""What a run says while it goes: a line of progress for people, or JSON lines for programs."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .metrics import Metrics
+
+
+class Display:
+    """Says nothing: the display of the processes beside the first, and what the others are made from."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def say(self, text: str) -> None:
+        """Something that a person should know, in one line."""
+
+    def facts(self, **facts: Any) -> None:
+        """What is about to be trained, on what, where."""
+
+    def progress(self, step: int, last_step: int | None, loss: float, tokens_per_second: float) -> None:
+        """An update has been made; with ``last_step`` the run will have ended (None: nobody knows)."""
+
+    def metrics(self, row: Metrics) -> None:
+        """A row of metrics has been written."""
+
+    def sample(self, title: str, text: str) -> None:
+        """A sample has been drawn."""
+
+
+class TerminalDisplay(Display):
+    """A line with step, loss, tokens per second and the time left, and above it what has happened."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.console = Console(file=file, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("step {task.completed}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task("training", total=None, loss="-", speed="-", visible=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, markup=False)
+
+    def facts(self, **facts: Any) -> None:
+        """Print the facts, each with its name."""
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            self.say(f"{name.replace('_', ' '):<{width}}  {value}")
+
+    def progress(self, step: int, last_step: int | None, loss: float, tokens_per_second: float) -> None:
+        """Move the bar."""
+        self._progress.update(
+            self._task,
+            visible=True,
+            completed=step,
+            total=last_step,
+            loss=f"{loss:.4f}",
+            speed=f"{tokens_per_second:,.0f}",
+        )
+
+    def metrics(self, row: Metrics) -> None:
+        """Print rows that hold an evaluation; the others are in the bar."""
+        if row.val_loss is not None and row.val_accuracy is not None and row.val_perplexity is not None:
+            trained = "" if row.loss is None else f"train loss {row.loss:.4f}  "
+            self.say(
+                f"step {row.step}  epoch {row.epoch:.2f}  {trained}validation loss {row.val_loss:.4f}  "
+                f"accuracy {row.val_accuracy:.1%}  perplexity {row.val_perplexity:,.2f}"
+            )
+
+    def sample(self, title: str, text: str) -> None:
+        """Print a sample, indented."""
+        self.say(f"{title}:")
+        self.say("\n".join(f"    {line}" for line in text.splitlines()))
+
+
+class JSONDisplay(Display):
+    """One JSON object a line: ``{"event": "metrics", "step": 10, …}``."""
+
+    def __init__(self, file: TextIO | None = None) -> None:
+        self._file = file
+
+    def _write(self, event: str, **values: Any) -> None:
+        print(json.dumps({"event": event, **values}, default=str), file=self._file or sys.stdout, flush=True)
+
+    def say(self, text: str) -> None:
+        """An object with ``message``."""
+        self._write("message", message=text)
+
+    def facts(self, **facts: Any) -> None:
+        """An object with all facts."""
+        self._write("facts", **facts)
+
+    def metrics(self, row: Metrics) -> None:
+        """An object with the row's columns."""
+        self._write("metrics", **asdict(row))
+
+    def sample(self, title: str, text: str) -> None:
+        """An object with ``title`` and ``text``."""
+        self._write("sample", title=title, text=text)
+
+
+class TensorBoardDisplay(Display):
+    """Another display, and beside it TensorBoard's event files.
+
+    Args:
+        display: the other one.
+        folder: where the event files go.
+
+    Raises:
+        ModuleNotFoundError: tensorboard is not installed; the text names the extra that has it.
+    """
+
+    def __init__(self, display: Display, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                '--tensorboard needs tensorboard, which is not installed: pip install "gptladder[tensorboard]"'
+            ) from None
+        self._display = display
+        self._writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> Self:
+        self._display.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        self._display.__exit__(kind, error, trace)
+
+    def say(self, text: str) -> None:
+        """Pass it on."""
+        self._display.say(text)
+
+    def facts(self, **facts: Any) -> None:
+        """Pass them on, and write them as a text."""
+        self._display.facts(**facts)
+        self._writer.add_text("facts", "\n".join(f"- {name}: {value}" for name, value in facts.items()))
+
+    def progress(self, step: int, last_step: int | None, loss: float, tokens_per_second: float) -> None:
+        """Pass it on."""
+        self._display.progress(step, last_step, loss, tokens_per_second)
+
+    def metrics(self, row: Metrics) -> None:
+        """Pass it on, and write each number of the row."""
+        self._display.metrics(row)
+        for name, value in asdict(row).items():
+            if value is not None and name != "step":
+                self._writer.add_scalar(name, value, row.step)
+
+    def sample(self, title: str, text: str) -> None:
+        """Pass it on, and write it as a text."""
+        self._display.sample(title, text)
+        self._writer.add_text("samples", f"{title}\n\n{text}")

@@ -1,0 +1,195 @@
+"""Next-token cross-entropy that never holds the logits of a whole batch.
+
+With GPT-2's vocabulary the logits of a batch are by far the largest tensor of a small model's training step (16
+sequences of 256 tokens: 0.8 GB, and as much again for the probabilities and for their gradient). Here the projection
+to the vocabulary and the reduction go chunk by chunk, and the gradients are computed in the same visit, so that one
+chunk of logits is all that ever exists (after Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language
+Models", and Hsu et al. 2024, "Liger Kernel").
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..assembly.model import GPT2
+
+IGNORE_INDEX = -100  # PyTorch's own default for targets that do not count
+
+Reduction = Literal["mean", "sum"]
+
+# Logits held at a time. On a CPU, 16 MB in float32: from 32 MB on, glibc hands memory back to the system after each
+# use, and page faults follow when it is got again. An accelerator wants longer products.
+_LOGITS_ON_CPU = 2**22
+_LOGITS_ELSEWHERE = 2**26
+
+
+class TokenLoss(NamedTuple):
+    """What a batch's predictions are worth."""
+
+    loss: Float[Tensor, ""]
+    """Cross-entropy in nats, summed or averaged over the tokens that count."""
+    correct: Int[Tensor, ""]
+    """Tokens that count and whose own logit was the highest."""
+    tokens: Int[Tensor, ""]
+    """Tokens that count."""
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "*positions d_model"],
+    weight: Float[Tensor, "d_vocab d_model"],
+    targets: Int[Tensor, "*positions"],
+    *,
+    bias: Float[Tensor, "d_vocab"] | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    reduction: Reduction = "mean",
+) -> TokenLoss:
+    """``cross_entropy(hidden @ weight.T + bias, targets)`` without its logits, and how many predictions were right.
+
+    Gradients reach ``hidden``, ``weight`` and ``bias``, once: second derivatives are refused. Under autocast the matrix
+    products run in its dtype, and the softmax in float32, as they would in the plain formulation. Compiled code calls
+    it as one operator, without a graph break.
+
+    Args:
+        hidden: what is projected, any leading shape.
+        weight: the projection, a row for each token of the vocabulary.
+        targets: the right token for each position; ``ignore_index`` where there is none.
+        bias: added to the logits.
+        ignore_index: the target that does not count.
+        reduction: ``mean`` over the tokens that count (nan where none does), or their ``sum``.
+
+    Raises:
+        ValueError: another reduction; targets of another shape.
+    """
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction is {reduction!r}; it can be {', '.join(get_args(Reduction))}")
+    if targets.shape != hidden.shape[:-1]:
+        raise ValueError(
+            f"targets have the shape {list(targets.shape)}, but there are {list(hidden.shape[:-1])} positions"
+        )
+    device = hidden.device.type
+    product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    differentiate = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)
+    )
+    total, correct, *_ = _operator(
+        hidden.flatten(0, -2), weight, bias, targets.flatten(), ignore_index, product_dtype, differentiate
+    )
+    tokens = (targets != ignore_index).sum()
+    return TokenLoss(total if reduction == "sum" else total / tokens, correct, tokens)
+
+
+class NextTokenLoss(nn.Module):
+    """A model with its loss: what training calls, compiles, and wraps for many processes.
+
+    Its parameters are the model's, under names that begin with ``model.``.
+    """
+
+    def __init__(self, model: GPT2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"]) -> TokenLoss:
+        """The summed loss of predicting ``targets`` from ``tokens``; `IGNORE_INDEX` marks targets that do not count."""
+        hidden = self.model.final_residual(tokens)
+        unembed = self.model.unembed
+        return linear_cross_entropy(hidden, unembed.W_U.T, targets, bias=unembed.b_U, reduction="sum")
+
+
+def _chunked(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    product_dtype: torch.dtype,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Summed loss, right predictions, and the loss's gradients for hidden, weight and bias (empty if not asked for)."""
+    softmax_dtype = torch.float32 if product_dtype in (torch.float16, torch.bfloat16) else product_dtype
+    total_dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    total = torch.zeros((), dtype=total_dtype, device=hidden.device)
+    correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
+    d_hidden = torch.empty_like(hidden) if differentiate else hidden.new_empty(0)
+    d_weight = torch.zeros_like(weight) if differentiate else hidden.new_empty(0)
+    d_bias = torch.zeros_like(bias) if differentiate and bias is not None else hidden.new_empty(0)
+
+    counts = targets != ignore_index
+    targets = targets.where(counts, 0).unsqueeze(-1)
+    weight = weight.to(product_dtype)
+    rows = max(1, (_LOGITS_ON_CPU if hidden.device.type == "cpu" else _LOGITS_ELSEWHERE) // weight.shape[0])
+    for first in range(0, hidden.shape[0], rows):
+        chunk = slice(first, first + rows)
+        h, target, count = hidden[chunk].to(product_dtype), targets[chunk], counts[chunk].unsqueeze(-1)
+        logits = (h @ weight.T).to(softmax_dtype)
+        if bias is not None:
+            logits += bias
+        highest, predicted = logits.max(dim=-1, keepdim=True)
+        correct += ((predicted == target) & count).sum()
+        shifted = logits.gather(-1, target) - highest
+        exps = logits.sub_(highest).exp_()
+        norm = exps.sum(dim=-1, keepdim=True)
+        total += ((norm.log() - shifted) * count).sum()
+        if differentiate:
+            # softmax - one_hot, the normalisation left to the smaller factors of the products.
+            d_logits = exps.scatter_add_(-1, target, -norm).to(product_dtype)
+            scale = count / norm
+            d_hidden[chunk] = (d_logits @ weight) * scale
+            scaled = (h * scale).to(product_dtype)
+            if d_weight.dtype == product_dtype:
+                d_weight.addmm_(d_logits.T, scaled)
+            else:
+                d_weight += d_logits.T @ scaled
+            if bias is not None:
+                d_bias += (d_logits.T @ scale.to(product_dtype)).squeeze(-1)
+    return total, correct, d_hidden, d_weight, d_bias
+
+
+# As an operator of PyTorch's, it is one opaque node for torch.compile, which would otherwise unroll the loop over
+# chunks.
+_operator = torch.library.custom_op("gptladder::linear_cross_entropy", _chunked, mutates_args=())
+
+
+@_operator.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    ignore_index: int,
+    product_dtype: torch.dtype,
+    differentiate: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        hidden.new_empty((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32),
+        hidden.new_empty((), dtype=torch.int64),
+        torch.empty_like(hidden) if differentiate else hidden.new_empty(0),
+        torch.empty_like(weight) if differentiate else hidden.new_empty(0),
+        torch.empty_like(bias) if differentiate and bias is not None else hidden.new_empty(0),
+    )
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.has_bias = inputs[2] is not None
+    ctx.save_for_backward(*output[2:])
+
+
+def _scale_gradients(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+        raise RuntimeError(
+            "linear_cross_entropy has first derivatives only: use logits and cross_entropy for second ones"
+        )
+    d_hidden, d_weight, d_bias = ctx.saved_tensors
+    return (
+        d_hidden * d_total,
+        d_weight * d_total,
+        d_bias * d_total if ctx.has_bias else None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+_operator.register_autograd(_scale_gradients, setup_context=_keep_gradients)

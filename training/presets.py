@@ -1,0 +1,324 @@
+"""What a training run is told, as typed dataclasses, and the presets: values that reproduce known small runs.
+
+A field's docstring is its help text on the command line.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..components.mlp import ActFn
+from .batches import Order
+from .parallel import Parallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The text, and how it becomes tokens."""
+
+    corpus: str = "stories"
+    """"stories" (made here by a seeded generator), "tinystories" (fetched from the hub), or a text file or folder."""
+    fraction: float = 1.0
+    """Share of the hub's TinyStories that is used."""
+    stories_mb: float = 20.0
+    """Megabytes of text that the generator of stories writes."""
+    tokenizer: str = "gpt2"
+    """"gpt2", "bpe" (learnt from the text), "char" (its characters), or a folder with a tokenizer."""
+    vocab_size: int = 4096
+    """Tokens of a "bpe" tokenizer."""
+    val_fraction: float = 0.1
+    """Share of the tokens, at the end of the text, that is kept for validation."""
+    data_dir: str = "data"
+    """Where prepared data is kept and looked for."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "stories_mb", "vocab_size")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction}; it must be between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The model's sizes and choices."""
+
+    init_from: str | None = None
+    """A model folder, or a published model's name, to start from; its sizes and tokenizer then stand."""
+    d_model: int = 768
+    """Width of the residual stream."""
+    n_layers: int = 12
+    """Blocks."""
+    n_heads: int = 12
+    """Attention heads of each block."""
+    d_mlp: int | None = None
+    """Hidden width of the MLP; 4 times d_model where it is not given."""
+    n_ctx: int = 1024
+    """Positions that the model has embeddings for."""
+    act_fn: ActFn = "gelu_new"
+    """Activation of the MLP."""
+    dropout: float = 0.0
+    """Probability of dropping, in training, after the embeddings, in the attention pattern, and what layers add."""
+    tie_word_embeddings: bool = True
+    """The output projection is the token embedding, transposed."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "d_model", "n_layers", "n_heads", "d_mlp", "n_ctx")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the model is trained, and when that ends."""
+
+    batch: int = 16
+    """Sequences of each update, over all processes and micro-batches together."""
+    micro_batch: int | None = None
+    """Sequences that one process holds at a time; its whole share of the batch where it is not given."""
+    seq: int | None = None
+    """Tokens of a sequence; n_ctx where it is not given."""
+    order: Order = "shuffled"
+    """Every window of the text once an epoch (shuffled), or windows that begin anywhere (random)."""
+    max_steps: int | None = None
+    """Updates after which training ends."""
+    max_epochs: float | None = None
+    """Times through the training data after which it ends."""
+    target_loss: float | None = None
+    """Loss of a batch at which it ends."""
+    lr: float = 1e-3
+    """Learning rate after warm-up."""
+    min_lr: float | None = None
+    """Learning rate at the end of the cosine; without it the rate is constant after warm-up."""
+    warmup_steps: int = 0
+    """Updates over which the learning rate rises."""
+    decay_steps: int | None = None
+    """Updates after which the cosine ends; all of them where it is not given."""
+    beta1: float = 0.9
+    """AdamW's decay rate for the mean of the gradient."""
+    beta2: float = 0.999
+    """The same for its mean square."""
+    weight_decay: float = 0.01
+    """Decay of matrices, embeddings included, at each update, times the learning rate."""
+    grad_clip: float | None = 1.0
+    """Limit for the norm of the gradient."""
+    seed: int = 1337
+    """Of the initial weights, of dropout, and of the order of the data."""
+    device: str | None = None
+    """cuda, mps or cpu; where it is not given, the first of these that is there."""
+    bf16: bool = False
+    """Compute in bfloat16 under autocast; weights stay in float32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    parallel: Parallel = "ddp"
+    """With torchrun: whole copies (ddp), or weights sharded among the processes (fsdp)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self,
+            "batch",
+            "micro_batch",
+            "seq",
+            "max_steps",
+            "max_epochs",
+            "target_loss",
+            "lr",
+            "decay_steps",
+            "grad_clip",
+        )
+        for name in ("min_lr", "warmup_steps", "weight_decay"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.max_steps is self.max_epochs is self.target_loss is None:
+            raise ValueError("nothing ends this run: give max_steps, max_epochs or target_loss")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What is written and shown."""
+
+    name: str | None = None
+    """Name of the run, and of its folder; the preset's where it is not given."""
+    runs_dir: str = "runs"
+    """Where the folders of runs are."""
+    log_every: int = 10
+    """Updates between rows of metrics."""
+    eval_every: int | Literal["epoch"] = 250
+    """Updates between evaluations on the validation data, or "epoch"."""
+    eval_batches: int | None = None
+    """Batches of an evaluation, spread over the validation data; all of it where it is not given."""
+    snapshot_every: int = 500
+    """Updates between snapshots."""
+    keep: int = 3
+    """Snapshots that are kept, the newest."""
+    sample_every: int | Literal["epoch"] | None = None
+    """Updates between samples, or "epoch"; as evaluations where it is not given."""
+    prompt: str = "Once upon a time"
+    """What samples begin with."""
+    sample_tokens: int = 200
+    """Tokens of a sample."""
+    final_samples: int = 3
+    """Samples after training."""
+    resume: str | None = None
+    """"auto" (the newest whole snapshot of the run; from the beginning where there is none), or a snapshot's path."""
+    overwrite: bool = False
+    """Delete what a run of this name left, and begin anew."""
+    json: bool = False
+    """Instead of a progress line, write one JSON object a line, and nothing else."""
+    tensorboard: bool = False
+    """Also write the metrics for TensorBoard."""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            self, "log_every", "eval_every", "eval_batches", "snapshot_every", "keep", "sample_every", "sample_tokens"
+        )
+        if self.final_samples < 0:
+            raise ValueError(f"final_samples is {self.final_samples}; it must not be negative")
+        if self.overwrite and self.resume:
+            raise ValueError("overwrite deletes what resume would continue: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a GPT-2 on text."""
+
+    preset: str = ""
+    """Where all values come from that are not given: tinystories, tinystories-2l64d, tinystories-char,
+    shakespeare-char, verdict-124m or target-loss-124m."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.seq > self.model.n_ctx:
+            raise ValueError(
+                f"seq={self.seq} is more than the model has positions for, n_ctx={self.model.n_ctx}: "
+                "take shorter sequences, or a model with more positions"
+            )
+
+    @property
+    def seq(self) -> int:
+        """Tokens of a sequence."""
+        return self.optim.seq or self.model.n_ctx
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.run.name or self.preset or "run"
+
+    def recorded(self) -> dict[str, Any]:
+        """What a run writes down: all but how this start of it was asked for, so that a resumed run writes the same."""
+        values = dataclasses.asdict(self)
+        for start in ("resume", "overwrite", "json"):
+            del values["run"][start]
+        return values
+
+    def replace(self, **fields: Any) -> "TrainConfig":
+        """This configuration with fields of any of its parts changed.
+
+        Raises:
+            ValueError: a field that no part has.
+        """
+        parts = {part: getattr(self, part) for part in ("data", "model", "optim", "run")}
+        changed: dict[str, dict[str, Any]] = {part: {} for part in parts}
+        for name, value in fields.items():
+            owners = [part for part, config in parts.items() if hasattr(config, name)]
+            if not owners:
+                raise ValueError(f"there is no field {name!r}")
+            changed[owners[0]][name] = value
+        return dataclasses.replace(
+            self,
+            **{part: dataclasses.replace(config, **changed[part]) for part, config in parts.items() if changed[part]},
+        )
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"{name} is {value}; it must be above 0")
+
+
+PRESETS: dict[str, TrainConfig] = {
+    # Two cores, no network, six minutes: short stories that read well, from stories written here.
+    "tinystories": TrainConfig(
+        preset="tinystories",
+        data=DataConfig(corpus="stories", stories_mb=16, tokenizer="bpe", vocab_size=2048),
+        model=ModelConfig(d_model=128, n_layers=4, n_heads=4, n_ctx=256),
+        optim=OptimConfig(batch=16, max_steps=900, lr=4e-3, min_lr=2e-4, warmup_steps=30, beta2=0.99, weight_decay=0.1),
+        run=RunConfig(eval_every=150, eval_batches=16, snapshot_every=150),
+    ),
+    # Two layers of width 64 on the whole of TinyStories; documented: loss 3.17, accuracy 35.5% after 5 epochs.
+    "tinystories-2l64d": TrainConfig(
+        preset="tinystories-2l64d",
+        data=DataConfig(corpus="tinystories", tokenizer="gpt2"),
+        model=ModelConfig(d_model=64, n_layers=2, n_heads=4, n_ctx=256),
+        optim=OptimConfig(batch=16, max_epochs=5, lr=1e-3, weight_decay=0.01),
+        run=RunConfig(eval_every=1000, eval_batches=100, snapshot_every=1000, sample_every="epoch"),
+    ),
+    # A character model with ReLU; documented: loss 1.25, perplexity 3.5 after 10,000 steps, sampled from one space.
+    "tinystories-char": TrainConfig(
+        preset="tinystories-char",
+        data=DataConfig(corpus="tinystories", tokenizer="char"),
+        model=ModelConfig(d_model=64, n_layers=4, n_heads=4, n_ctx=32, act_fn="relu", dropout=0.0),
+        optim=OptimConfig(batch=16, order="random", max_steps=10_000, lr=1e-3, grad_clip=None),
+        run=RunConfig(
+            eval_every=500, eval_batches=200, snapshot_every=2000, log_every=20, prompt=" ", sample_tokens=400
+        ),
+    ),
+    # GPT-2 small on one short story (Raschka 2024, "Build a Large Language Model", appendix D).
+    "verdict-124m": TrainConfig(
+        preset="verdict-124m",
+        data=DataConfig(corpus="the-verdict.txt", tokenizer="gpt2"),
+        model=ModelConfig(n_ctx=256, dropout=0.1),
+        optim=OptimConfig(
+            batch=2, max_epochs=15, lr=1e-3, min_lr=1e-5, warmup_steps=27, weight_decay=0.1, grad_clip=1.0
+        ),
+        run=RunConfig(
+            eval_every="epoch",
+            snapshot_every=50,
+            keep=1,
+            log_every=1,
+            prompt="Every effort moves you",
+            sample_tokens=50,
+        ),
+    ),
+    # GPT-2 small learns one short text by heart, and stops by itself.
+    "target-loss-124m": TrainConfig(
+        preset="target-loss-124m",
+        data=DataConfig(corpus="the-verdict.txt", tokenizer="gpt2"),
+        model=ModelConfig(),
+        optim=OptimConfig(batch=4, seq=32, target_loss=0.099999, lr=3e-4),
+        run=RunConfig(
+            eval_every="epoch",
+            snapshot_every=10,
+            keep=2,
+            log_every=1,
+            prompt="I HAD always thought",
+            sample_tokens=30,
+            final_samples=5,
+        ),
+    ),
+    # nanoGPT's recipe for a CPU, at twice its learning rate; documented there: validation loss 1.88 after 2,000 steps.
+    "shakespeare-char": TrainConfig(
+        preset="shakespeare-char",
+        data=DataConfig(corpus="tinyshakespeare.txt", tokenizer="char"),
+        model=ModelConfig(d_model=128, n_layers=4, n_heads=4, n_ctx=64),
+        optim=OptimConfig(
+            batch=12,
+            order="random",
+            max_steps=2000,
+            lr=2e-3,
+            min_lr=1e-4,
+            warmup_steps=100,
+            beta2=0.99,
+            weight_decay=0.1,
+            grad_clip=1.0,
+        ),
+        run=RunConfig(prompt="\n", sample_tokens=300),
+    ),
+}

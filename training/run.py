@@ -1,0 +1,284 @@
+"""A whole run: from a configuration to a folder with a trained model, its metrics, its samples and its picture."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..assembly.config import GPT2Config
+from ..assembly.model import GPT2
+from ..tokenizer import Tokenizer
+from .batches import Batches, evaluation_batches
+from .data import TextData, load_data, prepare_data
+from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay
+from .loop import Ending, Sampler, Trainer
+from .metrics import Metrics, read_metrics
+from .parallel import Processes, joined, pick_device
+from .plots import draw_losses
+from .presets import DataConfig, TrainConfig
+from .snapshots import load_snapshot, newest_snapshot
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left."""
+
+    folder: Path
+    """The run's."""
+    ending: Ending
+    """What ended it."""
+    step: int
+    """Updates made."""
+
+
+class RunFolderError(ValueError):
+    """A run's folder that cannot be used."""
+
+
+def train(config: TrainConfig, *, sample: Sampler | None = None) -> Outcome:
+    """Prepare the data, train, and leave everything in ``runs_dir/name``.
+
+    The folder then holds ``config.json``, ``metrics.jsonl``, ``metrics.csv``, ``speed.jsonl``, ``samples.md``,
+    ``loss.png``, ``snapshots/``, and ``final/``: the model, its tokenizer and a short model card, which transformers
+    can load too.
+
+    Args:
+        config: a preset, or one made by hand.
+        sample: draws the samples; without it there are none.
+
+    Raises:
+        ValueError: what does not fit together, in one line (`RunFolderError` and `SnapshotError` among them).
+        NonFiniteError: a loss or a gradient that is not finite.
+    """
+    device = pick_device(config.optim.device)
+    folder = Path(config.run.runs_dir, config.name)
+    with joined(config.optim.parallel, device) as processes, _display(config, folder, processes) as display:
+        if processes.first:
+            open_folder(folder, overwrite=config.run.overwrite, resume=config.run.resume is not None)
+        prepared = processes.share(prepare_data(data_config(config), say=display.say) if processes.first else None)
+        data = load_data(prepared)
+        model = make_model(config, data.tokenizer, device)
+        trainer = Trainer(
+            config,
+            model,
+            data.tokenizer,
+            Batches(
+                data.train.tokens,
+                seq=config.seq,
+                batch_size=config.optim.batch,
+                order=config.optim.order,
+                seed=config.optim.seed,
+            ),
+            lambda: evaluation_batches(
+                data.val.tokens,
+                seq=config.seq,
+                batch_size=config.optim.batch,
+                most=config.run.eval_batches and config.run.eval_batches * config.optim.batch,
+            ),
+            folder=folder,
+            device=device,
+            processes=processes,
+            display=display,
+            sample=sample,
+        )
+        facts = describe(config, model, data, device, processes)
+        display.facts(**facts)
+        if sample is None:
+            display.say("no samples: this run was given nothing to draw them with")
+        _resume(trainer)
+        if processes.first:
+            _write_json(folder / "config.json", {**config.recorded(), "facts": facts})
+        ending = trainer.run()
+        if ending == "interrupted":
+            display.say(f"stopped at step {trainer.step}; --resume auto goes on from there")
+        else:
+            finish(trainer, facts)
+        return Outcome(folder, ending, trainer.step)
+
+
+def open_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
+    """Make a run's folder, and make sure that it can be written to.
+
+    Raises:
+        RunFolderError: it cannot; it holds a run, and nobody said what is to become of that; it is to be deleted, and
+        holds
+            something else than a run.
+    """
+    is_run = (folder / "config.json").exists() or (folder / "snapshots").exists()
+    try:
+        if overwrite and folder.exists():
+            if not is_run and any(folder.iterdir()):
+                raise RunFolderError(
+                    f"{folder} is not the folder of a run, and is not deleted: give another name or runs_dir"
+                )
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunFolderError(
+            f"the run's folder {folder} cannot be written to ({error.strerror}): choose another runs_dir"
+        ) from None
+    if is_run and not (resume or overwrite):
+        raise RunFolderError(
+            f"{folder} holds a run already: go on with it by --resume auto, delete it by --overwrite, "
+            "or give another --name"
+        )
+
+
+def data_config(config: TrainConfig) -> DataConfig:
+    """The data of a run; a model that it starts from brings its own tokenizer."""
+    start = config.model.init_from
+    if start is None:
+        return config.data
+    # Of the published models all have GPT-2's vocabulary.
+    return dataclasses.replace(config.data, tokenizer=start if Path(start).is_dir() else "gpt2")
+
+
+def make_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device) -> GPT2:
+    """The model to train: fresh, drawn with the run's seed, or the one to start from.
+
+    Raises:
+        ValueError: the model to start from has another vocabulary, or too few positions.
+    """
+    sizes = config.model
+    if sizes.init_from is not None:
+        model = GPT2.from_pretrained(sizes.init_from, device=device, dtype=torch.float32)
+        if tokenizer.n_vocab > model.config.d_vocab:
+            raise ValueError(
+                f"{sizes.init_from} has {model.config.d_vocab} tokens and the data {tokenizer.n_vocab}: "
+                "prepare the data with the model's own tokenizer"
+            )
+        if config.seq > model.config.n_ctx:
+            raise ValueError(
+                f"seq={config.seq} is more than {sizes.init_from} has positions for, n_ctx={model.config.n_ctx}: "
+                "take shorter sequences"
+            )
+        return model
+    torch.manual_seed(config.optim.seed)
+    return GPT2(
+        GPT2Config(
+            d_model=sizes.d_model,
+            n_layers=sizes.n_layers,
+            n_heads=sizes.n_heads,
+            d_mlp=sizes.d_mlp or 0,
+            d_vocab=tokenizer.n_vocab,
+            n_ctx=sizes.n_ctx,
+            act_fn=sizes.act_fn,
+            embed_dropout=sizes.dropout,
+            attn_dropout=sizes.dropout,
+            resid_dropout=sizes.dropout,
+            tie_word_embeddings=sizes.tie_word_embeddings,
+        )
+    ).to(device)  # drawn on the CPU, so that a seed means the same weights everywhere
+
+
+def describe(
+    config: TrainConfig, model: GPT2, data: TextData, device: torch.device, processes: Processes
+) -> dict[str, Any]:
+    """What a run is about, for its display, its config.json and its model card."""
+    sizes = model.config
+    return {
+        "run": config.name,
+        "model": f"{model.num_parameters():,} parameters: {sizes.n_layers} layers, d_model {sizes.d_model}, "
+        f"{sizes.n_heads} heads, {sizes.n_ctx} positions, {sizes.act_fn}",
+        **data.facts,
+        "batch": f"{config.optim.batch} x {config.seq} tokens",
+        "device": f"{device}, {processes.world} processes ({processes.parallel})"
+        if processes.world > 1
+        else str(device),
+        "torch": torch.__version__,
+    }
+
+
+def finish(trainer: Trainer, facts: Mapping[str, Any]) -> None:
+    """Write the final model's folder and the picture of the run. Every process must call it."""
+    model = trainer.whole_model()
+    if model is None:
+        return
+    folder, name = trainer.folder, trainer.config.name
+    rows = read_metrics(folder)
+    final = folder / "final"
+    model.save_pretrained(final, overwrite=True)
+    trainer.tokenizer.save(final)
+    _write_text(final / "README.md", model_card(name, rows[-1], facts))
+    try:
+        draw_losses(rows, folder / "loss.png", title=name)
+    except ModuleNotFoundError as error:
+        trainer.display.say(f"no picture of the losses: {error}")
+    trainer.display.say(f"the model is in {final}, everything else in {folder}")
+
+
+def model_card(name: str, last: Metrics, facts: Mapping[str, Any]) -> str:
+    """A short README for a trained model: what it is, what it was trained on, how well it does."""
+    lines = [
+        f"# {name}",
+        "",
+        "A GPT-2 trained with gptladder. `GPT2.from_pretrained(folder)` of gptladder reads this folder, and so do",
+        "`AutoModelForCausalLM` and `AutoTokenizer` of transformers.",
+        "",
+        *(f"- {fact.replace('_', ' ')}: {value}" for fact, value in facts.items()),
+        f"- trained: {last.step:,} updates, {last.tokens:,} tokens, {last.epoch:.2f} epochs",
+        f"- loss of the last batch: {last.loss:.4f}" if last.loss is not None else "- not trained",
+        f"- validation: loss {last.val_loss:.4f}, accuracy {last.val_accuracy:.1%}, "
+        f"perplexity {last.val_perplexity:.2f}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _display(config: TrainConfig, folder: Path, processes: Processes) -> Display:
+    if not processes.first:
+        return Display()
+    display = JSONDisplay() if config.run.json else TerminalDisplay()
+    return TensorBoardDisplay(display, folder / "tensorboard") if config.run.tensorboard else display
+
+
+def _resume(trainer: Trainer) -> None:
+    """Take up the snapshot that the configuration names; without one, clear what a run that had none left behind."""
+    run, display = trainer.config.run, trainer.display
+    found = None
+    if run.resume == "auto":
+        found = newest_snapshot(trainer.folder / "snapshots", display.say)
+        if found is None:
+            display.say(f"nothing to resume in {trainer.folder}: the run begins")
+    elif run.resume is not None:
+        found = Path(run.resume), load_snapshot(Path(run.resume))
+    if found is None:
+        if trainer.processes.first:
+            trainer.files.cut_back({})
+        return
+    path, snapshot = found
+    trainer.resume(path, snapshot)
+    display.say(f"resumed from {path}, at step {trainer.step}")
+    for difference in differences(snapshot["config"], trainer.config.recorded()):
+        display.say(f"otherwise than before: {difference}")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What in a configuration may give a resumed run another result, as lines like ``lr: 0.001 was 0.003``."""
+    lines = []
+    for part in ("data", "model", "optim"):
+        for name, value in now[part].items():
+            if before[part].get(name) != value:
+                lines.append(f"{name}: {value} was {before[part].get(name)}")
+    return lines
+
+
+def _write_json(path: Path, value: Any) -> None:
+    _write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
