@@ -107,9 +107,8 @@ def open_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
     """Make a run's folder, and make sure that it can be written to.
 
     Raises:
-        RunFolderError: it cannot; it holds a run, and nobody said what is to become of that; it is to be deleted, and
-        holds
-            something else than a run.
+        RunFolderError: it cannot; it holds a run, and nobody said what is to become of that; or it is to be deleted and
+            holds something else than a run.
     """
     is_run = (folder / "config.json").exists() or (folder / "snapshots").exists()
     try:
