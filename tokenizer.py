@@ -45,7 +45,7 @@ END_OF_TEXT = "<|endoftext|>"
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 _GPT2_FILES = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
-_SECONDS_TO_ANSWER = 4.0  # a run may have to ask two hosts, and says within 10 seconds that it is offline
+_SECONDS_TO_ANSWER = 3.0  # a run may ask two hosts, and is to say within 10 seconds that it is offline
 
 # The characters that `\s` stands for in the pattern above. Python's own `\s` is wider, by U+001C to U+001F.
 _BLANK = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"

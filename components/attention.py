@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .kv_cache import LayerCache
+from .linear import linear
 from .shapes import shape_checked
 from .taps import Tap
 
@@ -117,13 +118,13 @@ class Attention(nn.Module):
         else:
             z = self._explicit(q, keys, values, padding_mask)
         z = rearrange(self.hook_z(z), "batch query_pos n_heads d_head -> batch query_pos (n_heads d_head)")
-        return F.linear(z, self.W_O.flatten(0, 1).T, self.b_O)
+        return linear(z, self.W_O.flatten(0, 1), self.b_O)
 
     def project(
         self, normalized_resid_pre: Float[Tensor, "batch seq d_model"]
     ) -> tuple[Float[Tensor, "batch seq n_heads d_head"], ...]:
         """Queries, keys and values, by one matrix product."""
-        qkv = F.linear(normalized_resid_pre, self.W_QKV.flatten(1).T, self.b_QKV.flatten())
+        qkv = linear(normalized_resid_pre, self.W_QKV.flatten(1), self.b_QKV.flatten())
         q, k, v = qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
         return self.hook_q(q), self.hook_k(k), self.hook_v(v)
 

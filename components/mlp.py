@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .linear import linear
 from .shapes import shape_checked
 from .taps import Tap
 
@@ -71,9 +72,9 @@ class MLP(nn.Module):
         self, normalized_resid_mid: Float[Tensor, "batch seq d_model={self.d_model}"]
     ) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
         """Apply the layer to each position alone."""
-        pre = self.hook_pre(F.linear(normalized_resid_mid, self.W_in.T, self.b_in))
+        pre = self.hook_pre(linear(normalized_resid_mid, self.W_in, self.b_in))
         post = self.hook_post(ACTIVATIONS[self.act_fn](pre))
-        return F.linear(post, self.W_out.T, self.b_out)
+        return linear(post, self.W_out, self.b_out)
 
     def extra_repr(self) -> str:
         """The sizes, for ``repr``."""

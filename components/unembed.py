@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .embed import Embed
+from .linear import linear
 from .shapes import shape_checked
 
 
@@ -77,7 +77,7 @@ class Unembed(nn.Module):
         self, normalized_resid_final: Float[Tensor, "batch seq d_model={self.d_model}"]
     ) -> Float[Tensor, "batch seq d_vocab={self.d_vocab}"]:
         """The logits of the token that follows each position."""
-        return F.linear(normalized_resid_final, self.W_U.T, self.b_U)
+        return linear(normalized_resid_final, self.W_U, self.b_U)
 
     def extra_repr(self) -> str:
         """The sizes, for ``repr``."""

@@ -23,7 +23,7 @@ from .stories import stories
 __all__ = ["Corpus", "CorpusRecord", "StoryCorpus", "TextFiles", "open_corpus", "tinystories"]
 
 _BLOCK = 1 << 20
-_SECONDS_TO_ANSWER = 4.0  # a run may have to ask two hosts, and says within 10 seconds that it is offline
+_SECONDS_TO_ANSWER = 3.0  # a run may ask two hosts, and is to say within 10 seconds that it is offline
 
 
 @dataclass(frozen=True)

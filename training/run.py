@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..assembly.config import GPT2Config
+from ..assembly.device import pick_device
 from ..assembly.model import GPT2
 from ..tokenizer import Tokenizer
 from .batches import Batches, evaluation_batches
@@ -20,7 +21,7 @@ from .data import TextData, load_data, prepare_data
 from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay
 from .loop import Ending, Sampler, Trainer
 from .metrics import Metrics, read_metrics
-from .parallel import Processes, joined, pick_device
+from .parallel import Processes, joined
 from .plots import draw_losses
 from .presets import DataConfig, TrainConfig
 from .snapshots import load_snapshot, newest_snapshot

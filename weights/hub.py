@@ -7,20 +7,16 @@ reach, no second copy of the weights in another format is fetched, and contents 
 
 import hashlib
 import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from ..tokenizer import answer_within
 from .checkpoint import CONFIG_FILE, WEIGHT_FILES, read_index
 
 if TYPE_CHECKING:  # at run time only who fetches waits the tenth of a second that this import takes
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 __all__ = ["HubError", "fetch", "resolve"]
-
-T = TypeVar("T")
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
@@ -131,7 +127,7 @@ def _ask(name: str, revision: str | None, token: str | None, endpoint: str) -> "
 
     api = HfApi(endpoint=endpoint, token=token)
     try:
-        return _within(
+        return answer_within(
             _PATIENCE, lambda: api.model_info(name, revision=revision, files_metadata=True, timeout=_PATIENCE)
         )
     except HFValidationError as error:
@@ -293,20 +289,6 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str) -
     if status == 404 or isinstance(error, RepositoryNotFoundError):
         return HubError(f"{endpoint} has no model {name!r} (404); check the name, or {with_token} if it is private")
     return HubError(f"{endpoint} refused {name!r} ({_line(error)}); try again later")
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The call's result, or TimeoutError; a call that is late goes on in a thread that no exit waits for."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:  # it is raised where the result is waited for
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result(timeout=seconds)
 
 
 def _line(error: BaseException) -> str:

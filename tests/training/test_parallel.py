@@ -15,7 +15,7 @@ from gptladder.tokenizer import CharTokenizer
 from gptladder.training.batches import Batches, evaluation_batches
 from gptladder.training.loop import Trainer
 from gptladder.training.metrics import Metrics, read_metrics
-from gptladder.training.parallel import joined, pick_device
+from gptladder.training.parallel import joined
 from gptladder.training.presets import OptimConfig, RunConfig, TrainConfig
 from gptladder.training.snapshots import load_snapshot, newest_snapshot
 
@@ -105,26 +105,6 @@ def shapes(state: object) -> object:
     if isinstance(state, list | tuple):
         return [shapes(value) for value in state]
     return list(state.shape) if isinstance(state, Tensor) else state
-
-
-def test_a_device_is_picked_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert pick_device() == pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="there is no cuda here: this machine has cpu"):
-        pick_device("cuda")
-    with pytest.raises(ValueError, match="'gpu' names no device; it can be cuda, mps, cpu"):
-        pick_device("gpu")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert pick_device() == torch.device("mps")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device() == torch.device("cuda", 0)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert pick_device() == torch.device("cuda", 1)
-    assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="there is no cuda:5: this machine has 2 GPUs"):
-        pick_device("cuda:5")
 
 
 if __name__ == "__main__":

@@ -261,6 +261,11 @@ def test_a_text_too_short_to_split_is_refused(tmp_path, texts):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_share_that_comes_to_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the text has 6 tokens, too few to hold 1e-20 of them back"):
+        prepare_shards(Texts("abcdef"), PLAIN, tmp_path, val_fraction=1e-20)
+
+
 @pytest.mark.parametrize("val_fraction", [0, 1, -0.1, 2])
 def test_a_split_outside_its_range_is_refused(tmp_path, val_fraction):
     with pytest.raises(ValueError, match=rf"val_fraction is {val_fraction}; it has to lie between 0 and 1"):

@@ -71,6 +71,7 @@ def test_nothing_is_left_unfilled_doubled_or_misfitted():
         assert {match[1] for match in twice.finditer(text)} <= {"choo"}, text
         assert not re.search(r"\b[Aa] [aeiouAEIOU]|\b[Aa]n [^aeiou]", text), text
         assert text.count('"') % 2 == 0, text
+        assert not re.search(r'"(I can|Then I could) [^"]*\b(he|she|his|her)\b', text), text
 
 
 def leaves(value: object) -> Iterator[str]:

@@ -1,0 +1,23 @@
+"""Every way to get text out of a model: greedy, sampled, by beam search, and with something that guesses ahead."""
+
+from .beam import Beam, beam_search
+from .params import SamplingParams
+from .speculative import PromptLookup, Speculation, speculate
+from .stream import Chunk, Completion, Logprobs, generate, stream
+from .transforms import Chain, LogitsTransform
+
+__all__ = [
+    "Beam",
+    "Chain",
+    "Chunk",
+    "Completion",
+    "LogitsTransform",
+    "Logprobs",
+    "PromptLookup",
+    "SamplingParams",
+    "Speculation",
+    "beam_search",
+    "generate",
+    "speculate",
+    "stream",
+]

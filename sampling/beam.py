@@ -1,0 +1,153 @@
+"""Beam search: the likeliest text as a whole, as far as a limited number of candidates lets one see it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..assembly import GPT2
+from ..components.kv_cache import KVCache
+from ..tokenizer import Tokenizer
+from .params import SamplingParams
+from .stream import FinishReason, check_fits, check_lengths, logits_after
+from .text import Prompt, TextStream, end_tokens, prompt_tokens, vocabulary
+from .transforms import LogitsTransform
+
+__all__ = ["Beam", "EarlyStopping", "beam_search"]
+
+EarlyStopping = Literal[True, False, "never"]
+"""When to end, with as many finished texts as there are beams: at once (True); where the best unfinished one, scored at
+its present length, falls behind the worst of them (False); where it could not catch up at any length ("never")."""
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A continuation that beam search has found, without the prompt."""
+
+    text: str
+    """Without the end token; empty where there is no tokenizer."""
+    tokens: list[int]
+    """The end token among them."""
+    score: float
+    """The log-probability of all tokens together, divided by their number to the power of the length penalty."""
+    finish_reason: FinishReason
+
+
+@torch.inference_mode()
+def beam_search(
+    model: GPT2,
+    prompt: Prompt,
+    params: SamplingParams | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    num_beams: int = 4,
+    num_return: int = 1,
+    length_penalty: float = 1.0,
+    early_stopping: EarlyStopping = False,
+    max_new_tokens: int = 128,
+    eos_token_ids: Sequence[int] | None = None,
+    transforms: Sequence[LogitsTransform] = (),
+) -> list[Beam]:
+    """Search for the continuation with the highest score, the same one as ``transformers.generate(num_beams=...)``.
+
+    At each step every text under way is continued by every token, and the ``num_beams`` likeliest that have not ended
+    go on. One that ends among the ``num_beams`` likeliest is a result, and the best results are kept.
+
+    Reference: Wu et al. 2016, arXiv:1609.08144, section 7 (with the penalty ``length ** length_penalty``);
+    ``GenerationMixin._beam_search``.
+
+    Args:
+        params: with ``temperature=0``, which is the default; the other settings on single tokens
+            (``no_repeat_ngram_size``, ``repetition_penalty``, …) change log-probabilities here, not logits.
+        num_beams: texts that are followed at a time.
+        num_return: the best of them to give back.
+        length_penalty: above 0 favours long texts, below 0 short ones.
+        early_stopping: see `EarlyStopping`.
+        max_new_tokens: at this length a text ends, and at ``n_ctx``, whichever comes first.
+        eos_token_ids, tokenizer, transforms: as for `gptladder.sampling.stream.stream`.
+
+    Returns:
+        The best first; fewer than ``num_return`` where there are not so many texts that are not banned.
+
+    Raises:
+        ValueError: what `stream` refuses in a prompt; a number out of range; no token left.
+    """
+    params = SamplingParams(temperature=0) if params is None else params
+    if not params.greedy:
+        raise ValueError(f"beam search draws nothing: give temperature=0, not {params.temperature}, or use stream()")
+    if not 1 <= num_return <= num_beams:
+        raise ValueError(f"num_return={num_return} and num_beams={num_beams}: it takes 1 <= num_return <= num_beams")
+    if not (early_stopping is True or early_stopping is False or early_stopping == "never"):
+        raise ValueError(f"early_stopping is {early_stopping!r}; it can be True, False or 'never'")
+    check_lengths(params, max_new_tokens)
+    tokens = prompt_tokens(prompt, model, tokenizer)
+    n_ctx = model.config.n_ctx
+    check_fits(tokens, n_ctx)
+    eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
+    chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=transforms)
+    n_vocab = vocabulary(model, tokenizer)
+    longest = min(max_new_tokens, n_ctx + 1 - len(tokens))
+
+    device = model.embed.W_E.device
+    eos = torch.tensor(eos_token_ids, dtype=torch.int64, device=device)
+    texts = torch.tensor([tokens], device=device)  # [beams seq]; there is one beam at first
+    scores = torch.zeros(1, dtype=torch.float64, device=device)
+    cache = model.new_cache(1, capacity=len(tokens) + longest - 1)
+    logits = logits_after(model, texts, cache=cache)[:, -1]
+    finished: list[tuple[float, list[int]]] = []
+    for length in range(1, longest + 1):
+        log_probs = chain(texts, logits.log_softmax(-1))[:, :n_vocab]
+        candidates = (scores[:, None] + log_probs).flatten()
+        # So many that num_beams can go on even where each of the likeliest ends.
+        best = candidates.topk(min((1 + max(1, len(eos))) * num_beams, len(candidates)))
+        possible = best.values > -torch.inf
+        if not possible.any():
+            break
+        scores = best.values[possible]
+        parents, chosen = (best.indices // n_vocab)[possible], (best.indices % n_vocab)[possible]
+        texts = torch.cat([texts[parents], chosen[:, None]], dim=1)
+        ended = torch.isin(chosen, eos) if length < longest else torch.ones_like(chosen, dtype=torch.bool)
+
+        for beam in ended[:num_beams].nonzero()[:, 0].tolist():
+            finished.append((float(scores[beam]) / length**length_penalty, texts[beam, len(tokens) :].tolist()))
+        finished = sorted(finished, key=lambda result: result[0], reverse=True)[:num_beams]
+
+        running = (~ended).nonzero()[:num_beams, 0]
+        if not len(running):
+            break
+        texts, scores = texts[running], scores[running]
+        if len(finished) == num_beams:
+            reach = longest if early_stopping == "never" and length_penalty > 0 else length
+            if early_stopping is True or float(scores[0]) / reach**length_penalty <= finished[-1][0]:
+                break
+        _follow(cache, parents[running])
+        logits = logits_after(model, texts[:, -1:], cache=cache)[:, -1]
+    if not finished:
+        raise ValueError(
+            "no text could be brought to an end: all tokens are banned; loosen no_repeat_ngram_size, bad_words_ids, "
+            "allowed_token_ids or logit_bias, or a transform of your own"
+        )
+    return [
+        Beam(
+            text=_text(found, tokenizer, eos_token_ids),
+            tokens=found,
+            score=score,
+            finish_reason="eos" if found[-1] in eos_token_ids else "length" if longest == max_new_tokens else "context",
+        )
+        for score, found in finished[:num_return]
+    ]
+
+
+def _follow(cache: KVCache, parents: Tensor) -> None:
+    """Let each row of the cache be that of the text which it continues."""
+    if parents.tolist() != list(range(cache.batch)):
+        cache.reorder(parents)
+
+
+def _text(tokens: list[int], tokenizer: Tokenizer | None, eos_token_ids: Sequence[int]) -> str:
+    if tokenizer is None:
+        return ""
+    text = TextStream(tokenizer)
+    return "".join(text.push(token)[0] for token in tokens if token not in eos_token_ids)

@@ -1,0 +1,93 @@
+"""From logits to a token: the likeliest, or one drawn by its probability in either of two ways.
+
+`multinomial` draws as transformers does, and at the same state of the generator the same token; the rows of a batch
+share one generator, so what a row gets depends on how many rows there are. `inverse_cdf` takes one uniform number a
+row, from a generator of the row's own (`row_uniforms`): what a row gets depends on that row alone.
+
+All three expect float32 or float64 logits, after the transforms, and never choose a banned token.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from beartype import beartype
+from jaxtyping import Float, Float64, Int64, jaxtyped
+from torch import Tensor
+
+__all__ = ["greedy", "inverse_cdf", "multinomial", "row_uniforms"]
+
+
+@jaxtyped(typechecker=beartype)
+def greedy(logits: Float[Tensor, "batch d_vocab"]) -> Int64[Tensor, " batch"]:
+    """Take the likeliest token of each row; of tied ones the first.
+
+    Raises:
+        ValueError: a row has no token left, or its logits are no numbers.
+    """
+    best, tokens = logits.max(-1)
+    check_drawable(logits, best)
+    return tokens
+
+
+@jaxtyped(typechecker=beartype)
+def multinomial(
+    logits: Float[Tensor, "batch d_vocab"], generator: torch.Generator | None = None
+) -> Int64[Tensor, " batch"]:
+    """Draw a token for each row from one generator, torch's own by default, as ``transformers.generate`` does.
+
+    Raises:
+        ValueError: a row has no token left, or its logits are no numbers.
+    """
+    check_drawable(logits)
+    return torch.multinomial(logits.softmax(-1), num_samples=1, generator=generator).squeeze(1)
+
+
+@jaxtyped(typechecker=beartype)
+def inverse_cdf(logits: Float[Tensor, "batch d_vocab"], uniforms: Float64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
+    """Draw, for each row, the token at which the summed probabilities first exceed the row's uniform number.
+
+    The work is done row by row on the CPU, where sums run in one order: a row's token is the same in any batch and for
+    any device, and a token of probability zero, which adds nothing to the sum, cannot be the first to exceed anything.
+
+    Args:
+        logits: of each row.
+        uniforms: one number in [0, 1) for each row.
+
+    Raises:
+        ValueError: a row has no token left, or its logits are no numbers; a uniform outside [0, 1).
+    """
+    check_drawable(logits)
+    if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+        raise ValueError(f"uniforms must lie in [0, 1), not {uniforms.tolist()}")
+    tokens = []
+    for row, uniform in zip(logits.cpu(), uniforms.cpu(), strict=True):
+        reached = row.softmax(-1, dtype=torch.float64).cumsum(-1)
+        # `reached` ends at 1 but for rounding. A float64 under 1, times that end, stays under that end.
+        tokens.append(torch.searchsorted(reached, uniform * reached[-1], right=True))
+    return torch.stack(tokens).to(logits.device)
+
+
+def row_uniforms(generators: Sequence[torch.Generator]) -> Float64[Tensor, " batch"]:
+    """Take one number in [0, 1) from each row's own generator (on the CPU)."""
+    return torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
+
+
+def check_drawable(logits: Tensor, best: Tensor | None = None) -> None:
+    """Raise ValueError where a row has no token left, or its logits are no numbers.
+
+    Args:
+        best: the largest logit of each row, where it is known.
+    """
+    best = logits.amax(-1) if best is None else best
+    if bool(best.isfinite().all()):
+        return
+    row = int(best.isfinite().logical_not().nonzero()[0])
+    if best[row] == -torch.inf:
+        raise ValueError(
+            f"no token is left to choose in row {row}: all {logits.shape[1]} are banned; loosen allowed_token_ids, "
+            "bad_words_ids, no_repeat_ngram_size, min_new_tokens or logit_bias, or a transform of your own"
+        )
+    raise ValueError(
+        f"the logits of row {row} are not finite (largest: {float(best[row])}): the model has diverged, or the "
+        "temperature is too near 0"
+    )

@@ -1,0 +1,134 @@
+"""The settings of sampling as plain numbers, and the order in which they act."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .transforms import (
+    AllowedTokens,
+    BadWords,
+    Chain,
+    Epsilon,
+    Eta,
+    FrequencyPenalty,
+    LogitBias,
+    LogitsTransform,
+    MinNewTokens,
+    MinP,
+    NoRepeatNGram,
+    PresencePenalty,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    Typical,
+)
+
+__all__ = ["SamplingParams"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How a next token is chosen from the logits. Every default changes nothing: sampling from the model as it is.
+
+    The fields are in the order in which they act, which is transformers' (``GenerationMixin._get_logits_processor``):
+    first what speaks of single tokens, then the caller's own transforms, then what shapes the distribution. The
+    frequency and presence penalties, which transformers has not, follow the repetition penalty, as in vLLM.
+
+    ``temperature=0`` is greedy decoding: the settings from ``temperature`` on are checked, but have no effect.
+
+    Raises:
+        ValueError: a value that its transform refuses.
+    """
+
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    """Added to the logits of these tokens; -inf bans one."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of the tokens in prompt and text, multiplies negative ones."""
+    frequency_penalty: float = 0.0
+    """Subtracted once for each time that a token has been generated."""
+    presence_penalty: float = 0.0
+    """Subtracted from every token that has been generated."""
+    no_repeat_ngram_size: int | None = None
+    """No sequence of so many tokens comes twice in prompt and text."""
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    """Sequences of tokens that are never completed."""
+    min_new_tokens: int = 0
+    """No end token before so many others."""
+    allowed_token_ids: Sequence[int] | None = None
+    """The only tokens to choose from."""
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy decoding."""
+    top_k: int | None = None
+    """Keeps the likeliest k tokens."""
+    top_p: float = 1.0
+    """Keeps the fewest of the likeliest tokens with this much probability together."""
+    min_p: float = 0.0
+    """Keeps tokens at least this many times as probable as the likeliest."""
+    typical_p: float = 1.0
+    """Keeps the fewest of the most typical tokens with this much probability together."""
+    epsilon_cutoff: float = 0.0
+    """Keeps tokens of at least this probability."""
+    eta_cutoff: float = 0.0
+    """The same with a cutoff that falls where the entropy is high."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        object.__setattr__(self, "bad_words_ids", tuple(tuple(word) for word in self.bad_words_ids))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        # Building the transforms checks the numbers, each where it is used.
+        list(self._on_tokens(prompt_width=0, eos_token_ids=(0,)))
+        list(self._on_distribution())
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, and none is drawn."""
+        return self.temperature == 0
+
+    def chain(
+        self, *, prompt_width: int, eos_token_ids: Sequence[int] = (), custom: Sequence[LogitsTransform] = ()
+    ) -> Chain:
+        """Build the transforms for one call of the decoder.
+
+        Args:
+            prompt_width: columns of ``history`` that belong to the prompts, padding included (see `transforms`).
+            eos_token_ids: the tokens that ``min_new_tokens`` holds back; without any it has nothing to do.
+            custom: the caller's own transforms; they act where transformers puts its ``logits_processor`` argument,
+                before the temperature.
+        """
+        on_distribution = () if self.greedy else self._on_distribution()
+        return Chain((*self._on_tokens(prompt_width, eos_token_ids), *custom, *on_distribution))
+
+    def _on_tokens(self, prompt_width: int, eos_token_ids: Sequence[int]) -> Iterator[LogitsTransform]:
+        if self.logit_bias:
+            yield LogitBias(self.logit_bias)
+        if self.repetition_penalty != 1:
+            yield RepetitionPenalty(self.repetition_penalty)
+        if self.frequency_penalty != 0:
+            yield FrequencyPenalty(self.frequency_penalty, prompt_width)
+        if self.presence_penalty != 0:
+            yield PresencePenalty(self.presence_penalty, prompt_width)
+        if self.no_repeat_ngram_size is not None:
+            yield NoRepeatNGram(self.no_repeat_ngram_size)
+        if self.bad_words_ids:
+            yield BadWords(self.bad_words_ids)
+        if self.min_new_tokens != 0 and eos_token_ids:
+            yield MinNewTokens(self.min_new_tokens, eos_token_ids, prompt_width)
+        if self.allowed_token_ids is not None:
+            yield AllowedTokens(self.allowed_token_ids)
+
+    def _on_distribution(self) -> Iterator[LogitsTransform]:
+        if self.temperature not in (0, 1):
+            yield Temperature(self.temperature)
+        if self.top_k is not None:
+            yield TopK(self.top_k)
+        if self.top_p != 1:
+            yield TopP(self.top_p)
+        if self.min_p != 0:
+            yield MinP(self.min_p)
+        if self.typical_p != 1:
+            yield Typical(self.typical_p)
+        if self.epsilon_cutoff != 0:
+            yield Epsilon(self.epsilon_cutoff)
+        if self.eta_cutoff != 0:
+            yield Eta(self.eta_cutoff)

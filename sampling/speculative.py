@@ -1,0 +1,225 @@
+"""Speculative decoding: something cheap guesses several tokens, and the model checks them all in one go.
+
+What comes out is what the model alone would have given: with ``temperature=0`` the same tokens (but for rounding, where
+two are almost equally likely), else tokens of the same distribution. Reference: Leviathan et al. 2023,
+arXiv:2211.17192, algorithm 1; Chen et al. 2023, arXiv:2302.01318.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..assembly import GPT2
+from ..tokenizer import Tokenizer
+from .draw import check_drawable, greedy, inverse_cdf, row_uniforms
+from .params import SamplingParams
+from .stream import Chunk, Completion, Row, check_fits, check_lengths, collect, logits_after
+from .text import Prompt, end_tokens, prompt_tokens, text_stream, vocabulary
+from .transforms import Chain, LogitsTransform
+
+__all__ = ["PromptLookup", "Speculation", "speculate"]
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Guesses that what followed the last few tokens earlier in the text follows them again. It takes no second model.
+
+    Reference: Saxena 2023, "Prompt Lookup Decoding"; ``prompt_lookup_num_tokens`` in transformers.
+
+    Args:
+        max_ngram: the most of the last tokens that are looked for; where they are not found, fewer are, down to one.
+
+    Raises:
+        ValueError: ``max_ngram`` below 1.
+    """
+
+    max_ngram: int = 3
+
+    def __post_init__(self) -> None:
+        if self.max_ngram < 1:
+            raise ValueError(f"max_ngram must be at least 1, not {self.max_ngram}")
+
+    def propose(self, tokens: list[int], most: int) -> list[int]:
+        """What followed the latest earlier occurrence; nothing where there is none."""
+        for size in range(min(self.max_ngram, len(tokens) - 1), 0, -1):
+            for start in range(len(tokens) - size - 1, -1, -1):
+                if tokens[start : start + size] == tokens[-size:]:
+                    return tokens[start + size : start + size + most]
+        return []
+
+
+@dataclass(frozen=True)
+class Speculation(Completion):
+    """A completion, and how well the guessing went."""
+
+    proposed: int = 0
+    """Tokens that were guessed."""
+    accepted: int = 0
+    """Of these, how many the model took."""
+    calls: int = 0
+    """Times that the model read; without speculation that would be once a token."""
+
+    @property
+    def acceptance_rate(self) -> float:
+        """The share of guessed tokens that was taken; 0 where none was guessed."""
+        return self.accepted / max(self.proposed, 1)
+
+
+@torch.inference_mode()
+def speculate(
+    model: GPT2,
+    prompt: Prompt,
+    params: SamplingParams | None = None,
+    *,
+    draft: GPT2 | PromptLookup,
+    lookahead: int = 4,
+    tokenizer: Tokenizer | None = None,
+    seed: int = 42,
+    max_new_tokens: int = 128,
+    eos_token_ids: Sequence[int] | None = None,
+    stop: str | Sequence[str] = (),
+    transforms: Sequence[LogitsTransform] = (),
+) -> Speculation:
+    """Continue one prompt, letting ``draft`` guess ahead.
+
+    Args:
+        draft: a smaller model of the same vocabulary, or `PromptLookup`.
+        lookahead: tokens that are guessed at a time.
+        params, tokenizer, seed, max_new_tokens, eos_token_ids, stop, transforms: as for
+            `gptladder.sampling.stream.stream`. The numbers drawn are others, so a seed gives another text than there.
+
+    Raises:
+        ValueError: what `stream` refuses; a draft of another vocabulary; ``lookahead`` below 1.
+    """
+    params = SamplingParams() if params is None else params
+    if lookahead < 1:
+        raise ValueError(f"lookahead must be at least 1 token, not {lookahead}")
+    if isinstance(draft, GPT2) and draft.d_vocab != model.d_vocab:
+        raise ValueError(
+            f"the draft's vocabulary has {draft.d_vocab} tokens and the model's {model.d_vocab}: they must be the same"
+        )
+    check_lengths(params, max_new_tokens)
+    tokens = prompt_tokens(prompt, model, tokenizer)
+    n_ctx = model.config.n_ctx
+    check_fits(tokens, n_ctx)
+    eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
+    row = Row(
+        0,
+        len(tokens),
+        seed=seed,
+        text=text_stream(tokenizer, stop),
+        eos_token_ids=eos_token_ids,
+        max_new_tokens=max_new_tokens,
+        n_ctx=n_ctx,
+    )
+    chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=transforms)
+    chooser = _Chooser(chain, params.greedy, row.generator)
+    n_vocab, most = vocabulary(model, tokenizer), len(tokens) + max_new_tokens
+    reader = _Reader(model, n_vocab, most)
+    if isinstance(draft, GPT2):
+        drafter = _DraftModel(_Reader(draft, n_vocab, most), chooser)
+    else:
+        drafter = _Lookup(draft, n_vocab)
+    chunks: list[Chunk] = []
+    proposed = accepted = calls = 0
+    while not row.finished:
+        # The last token is the model's own in any case: guessing it would be for nothing.
+        guesses = drafter.propose(tokens, min(lookahead, most - 1 - len(tokens), n_ctx - len(tokens)))
+        proposed += len(guesses)
+        calls += 1
+        logits = reader.logits([*tokens, *(guess.token for guess in guesses)], last=len(guesses) + 1)
+        for place in range(len(guesses) + 1):
+            probs = chooser.probs(tokens, logits[place])
+            guess = guesses[place] if place < len(guesses) else None
+            taken = guess is not None and chooser.accepts(guess, probs)
+            token = guess.token if guess and taken else chooser.draw(probs if guess is None else probs - guess.probs)
+            accepted += taken
+            tokens.append(token)
+            chunks.append(row.append(token))
+            if row.finished or not taken:
+                break
+    return Speculation(**vars(collect(chunks)), proposed=proposed, accepted=accepted, calls=calls)
+
+
+@dataclass(frozen=True)
+class _Guess:
+    """A token, and the distribution that it was drawn from, Float64[n_vocab]."""
+
+    token: int
+    probs: Tensor
+
+
+class _Chooser:
+    """The distribution after the transforms; and draws from it."""
+
+    def __init__(self, chain: Chain, greedy: bool, generator: torch.Generator) -> None:
+        self._chain, self._greedy, self._generator = chain, greedy, generator
+
+    def probs(self, tokens: list[int], logits: Tensor) -> Tensor:
+        """Of each next token, Float64[n_vocab]; with greedy decoding 1 for the likeliest."""
+        transformed = self._chain(torch.tensor([tokens], device=logits.device), logits[None])
+        check_drawable(transformed)
+        if self._greedy:
+            return F.one_hot(greedy(transformed), transformed.shape[1])[0].double()
+        return transformed[0].softmax(-1, dtype=torch.float64)
+
+    def draw(self, weights: Tensor) -> int:
+        """A token by its weight, those below 0 counting as 0."""
+        return int(inverse_cdf(weights.clamp(min=0).log()[None], row_uniforms([self._generator])))
+
+    def accepts(self, guess: _Guess, probs: Tensor) -> bool:
+        """Whether a guess is taken, with the probability that makes the outcome the model's own."""
+        return bool(row_uniforms([self._generator]) * guess.probs[guess.token].cpu() < probs[guess.token].cpu())
+
+
+class _Reader:
+    """A model that reads one text, which may change at its end: what it has read before is in a cache."""
+
+    def __init__(self, model: GPT2, n_vocab: int, most: int) -> None:
+        self.n_ctx = model.config.n_ctx
+        self._model, self._n_vocab = model, n_vocab
+        self._cache = model.new_cache(1, capacity=min(most, self.n_ctx))
+        self._seen: list[int] = []
+
+    def logits(self, tokens: list[int], last: int) -> Tensor:
+        """What follows each of the last tokens, Float[last n_vocab], in float32 at least."""
+        pairs = zip(self._seen, tokens[: len(tokens) - last], strict=False)
+        known = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self._cache.crop(known)
+        new = torch.tensor([tokens[known:]], device=self._model.embed.W_E.device)
+        self._seen = list(tokens)
+        return logits_after(self._model, new, last=last, cache=self._cache)[0, :, : self._n_vocab]
+
+
+class _DraftModel:
+    """Guesses what a smaller model would write."""
+
+    def __init__(self, reader: _Reader, chooser: _Chooser) -> None:
+        self._reader, self._chooser = reader, chooser
+
+    def propose(self, tokens: list[int], most: int) -> list[_Guess]:
+        guesses: list[_Guess] = []
+        text = list(tokens)
+        while len(guesses) < most and len(text) <= self._reader.n_ctx:
+            probs = self._chooser.probs(text, self._reader.logits(text, last=1)[0])
+            guesses.append(_Guess(self._chooser.draw(probs), probs))
+            text.append(guesses[-1].token)
+        return guesses
+
+
+class _Lookup:
+    """Guesses from the text itself, sure of each guess."""
+
+    def __init__(self, lookup: PromptLookup, n_vocab: int) -> None:
+        self._lookup, self._n_vocab = lookup, n_vocab
+
+    def propose(self, tokens: list[int], most: int) -> list[_Guess]:
+        guesses = self._lookup.propose(tokens, most)
+        return [_Guess(token, probs) for token, probs in zip(guesses, self._one_hot(guesses), strict=True)]
+
+    def _one_hot(self, tokens: list[int]) -> Tensor:
+        return F.one_hot(torch.tensor(tokens, dtype=torch.int64), self._n_vocab).double()

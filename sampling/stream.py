@@ -1,0 +1,420 @@
+"""Text from a model, token by token (`stream`) or all at once (`generate`, which is `stream` collected).
+
+All rows, every prompt's every sample, advance together, one token a step. Prompts of different lengths are padded on
+the left, where neither the model nor a transform sees it. Each prompt is read once, however many samples continue it.
+A row that has ended leaves the batch, so that those still at work do not pay for it. What a row draws comes from a
+generator of its own: its text depends on its prompt, its seed and the settings, and not on its neighbours (but for
+rounding, which in float32 can tip the balance between two tokens that are almost equally likely).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from ..assembly import GPT2
+from ..components.kv_cache import KVCache
+from ..components.shapes import typecheck
+from ..tokenizer import Tokenizer
+from .draw import greedy, inverse_cdf, multinomial, row_uniforms
+from .params import SamplingParams
+from .text import Prompt, TextStream, end_tokens, prompt_tokens, text_stream, vocabulary
+from .transforms import PADDING, LogitsTransform
+
+__all__ = ["Chunk", "Completion", "Draw", "FinishReason", "Logprobs", "PastContext", "generate", "stream"]
+
+FinishReason = Literal["eos", "stop", "length", "context"]
+"""An end token; a stop string; ``max_new_tokens``; no position left to read the newest token at."""
+
+PastContext = Literal["stop", "slide"]
+"""Past ``n_ctx`` tokens: end the row; or go on, reading the last ``n_ctx`` tokens anew for each token.
+
+Sliding changes the position of every token, and with learned positions all keys and values with it: nothing cached can
+be used, and a token costs as much as reading ``n_ctx`` tokens.
+"""
+
+Draw = Literal["inverse_cdf", "multinomial"]
+"""How tokens are drawn, see `gptladder.sampling.draw`; ``multinomial`` draws transformers' tokens, for one row."""
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural logarithms of the model's own probabilities, before any transform."""
+
+    chosen: float
+    """Of the token taken."""
+    top: dict[int, float]
+    """Of the likeliest tokens, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one step adds to one row."""
+
+    row: int
+    """``prompt * n + sample``."""
+    token: int
+    text: str
+    """What can be shown by now; it may lag behind the token."""
+    finish_reason: FinishReason | None
+    """None while the row goes on."""
+    logprobs: Logprobs | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The continuation of a prompt, without the prompt."""
+
+    text: str
+    """Without the end token, and cut before the stop string; empty where there is no tokenizer."""
+    tokens: list[int]
+    """All that were generated, the end token and those of the stop string among them."""
+    finish_reason: FinishReason
+    logprobs: list[Logprobs] | None = None
+    """One for each token, where they were asked for."""
+
+
+def stream(
+    model: GPT2,
+    prompts: Prompt | Sequence[Prompt],
+    params: SamplingParams | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    n: int = 1,
+    seed: int | Sequence[int] = 42,
+    max_new_tokens: int = 128,
+    eos_token_ids: Sequence[int] | None = None,
+    stop: str | Sequence[str] = (),
+    past_context: PastContext = "stop",
+    logprobs: int | None = None,
+    transforms: Sequence[LogitsTransform] = (),
+    draw: Draw = "inverse_cdf",
+) -> Iterator[Chunk]:
+    """Continue prompts, and give out each token as it comes.
+
+    Args:
+        model: in any mode; dropout is off during each step.
+        prompts: one, or several of any lengths: text, or the ids of tokens.
+        params: how tokens are chosen; by default sampled from the model's distribution as it is.
+        tokenizer: needed for text in, text out and stop strings. Ids that it lacks are never generated.
+        n: samples of each prompt.
+        seed: sample ``i`` of every prompt is drawn with ``seed + i``; or one seed for each row.
+        max_new_tokens: most tokens that a row gets.
+        eos_token_ids: tokens that end a row; the tokenizer's end of text where it is not given.
+        stop: strings that end a row.
+        past_context: what happens where ``n_ctx`` is full.
+        logprobs: give the log-probabilities of each token taken, and of so many of the likeliest.
+        transforms: the caller's own, see `SamplingParams.chain`.
+        draw: how tokens are drawn.
+
+    Returns:
+        An iterator over what each step adds to each row, rows in order.
+
+    Raises:
+        ValueError: an empty prompt; a token outside the vocabulary; more than ``n_ctx`` tokens, unless they may slide;
+            an empty stop string; text without a tokenizer; a number out of range. During iteration: no token left.
+    """
+    params = SamplingParams() if params is None else params
+    prompts = _several(prompts)
+    names = ["the prompt"] if len(prompts) == 1 else [f"prompt {i}" for i in range(len(prompts))]
+    tokens = [prompt_tokens(prompt, model, tokenizer, name=name) for prompt, name in zip(prompts, names, strict=True)]
+    eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
+    if not prompts:
+        raise ValueError("there is no prompt to continue: give at least one")
+    if n < 1:
+        raise ValueError(f"n must be at least 1 sample of each prompt, not {n}")
+    check_lengths(params, max_new_tokens)
+    if past_context not in ("stop", "slide"):
+        raise ValueError(f"past_context is {past_context!r}; it can be 'stop' or 'slide'")
+    if draw not in ("inverse_cdf", "multinomial"):
+        raise ValueError(f"draw is {draw!r}; it can be 'inverse_cdf' or 'multinomial'")
+    if draw == "multinomial" and len(prompts) * n > 1:
+        raise ValueError(
+            f"multinomial draws from one generator, and there are {len(prompts) * n} rows: give one prompt and n=1, or "
+            "draw by inverse_cdf"
+        )
+    if logprobs is not None and not 0 <= logprobs <= model.d_vocab:
+        raise ValueError(f"logprobs must be from 0 to the vocabulary's {model.d_vocab}, not {logprobs}")
+    seeds = [seed + sample for _ in prompts for sample in range(n)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompts) * n:
+        raise ValueError(f"there are {len(seeds)} seeds for {len(prompts)} prompts with {n} samples each")
+    n_ctx = model.config.n_ctx
+    for prompt, name in zip(tokens, names, strict=True):
+        if past_context == "stop":
+            check_fits(prompt, n_ctx, name, mend="shorten it, or let it slide (past_context='slide')")
+    rows = [
+        Row(
+            row,
+            len(tokens[row // n]),
+            seed=seeds[row],
+            text=text_stream(tokenizer, stop),
+            eos_token_ids=eos_token_ids,
+            max_new_tokens=max_new_tokens,
+            n_ctx=n_ctx if past_context == "stop" else None,
+            device=model.embed.W_E.device if draw == "multinomial" else "cpu",
+        )
+        for row in range(len(seeds))
+    ]
+    chain = params.chain(prompt_width=max(map(len, tokens)), eos_token_ids=eos_token_ids, custom=transforms)
+    batch = _Batch(model, tokens, rows, n=n, max_new_tokens=max_new_tokens, n_vocab=vocabulary(model, tokenizer))
+
+    @torch.inference_mode()
+    def step() -> list[Chunk]:
+        logits = batch.logits()
+        transformed = chain(batch.history, logits) if chain.transforms else logits
+        if params.greedy:
+            chosen = greedy(transformed)
+        elif draw == "multinomial":
+            chosen = multinomial(transformed, batch.rows[0].generator)
+        else:
+            chosen = inverse_cdf(transformed, row_uniforms([row.generator for row in batch.rows]))
+        told = [None] * len(batch.rows) if logprobs is None else _logprobs(logits, chosen, logprobs)
+        new = zip(batch.rows, chosen.tolist(), told, strict=True)
+        chunks = [row.append(token, token_logprobs) for row, token, token_logprobs in new]
+        batch.append(chosen)
+        return sorted(chunks, key=lambda chunk: chunk.row)
+
+    def run() -> Iterator[Chunk]:
+        while batch.rows:
+            yield from step()
+
+    return run()
+
+
+def generate(
+    model: GPT2,
+    prompts: Prompt | Sequence[Prompt],
+    params: SamplingParams | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    n: int = 1,
+    seed: int | Sequence[int] = 42,
+    max_new_tokens: int = 128,
+    eos_token_ids: Sequence[int] | None = None,
+    stop: str | Sequence[str] = (),
+    past_context: PastContext = "stop",
+    logprobs: int | None = None,
+    transforms: Sequence[LogitsTransform] = (),
+    draw: Draw = "inverse_cdf",
+) -> list[Completion]:
+    """Continue prompts. Arguments and errors are those of `stream`.
+
+    Returns:
+        ``n`` completions of the first prompt, then those of the second, and so on.
+    """
+    chunks: dict[int, list[Chunk]] = {}
+    for chunk in stream(
+        model,
+        prompts,
+        params,
+        tokenizer=tokenizer,
+        n=n,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=eos_token_ids,
+        stop=stop,
+        past_context=past_context,
+        logprobs=logprobs,
+        transforms=transforms,
+        draw=draw,
+    ):
+        chunks.setdefault(chunk.row, []).append(chunk)
+    return [collect(chunks[row]) for row in sorted(chunks)]
+
+
+def collect(chunks: Sequence[Chunk]) -> Completion:
+    """One row's chunks, the last of which ends it, as a whole."""
+    finish_reason = chunks[-1].finish_reason
+    assert finish_reason is not None
+    logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
+    return Completion(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=[chunk.token for chunk in chunks],
+        finish_reason=finish_reason,
+        logprobs=logprobs or None,
+    )
+
+
+def check_lengths(params: SamplingParams, max_new_tokens: int) -> None:
+    """Raise ValueError for a number of new tokens that cannot be."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if params.min_new_tokens > max_new_tokens:
+        raise ValueError(f"min_new_tokens={params.min_new_tokens} is more than max_new_tokens={max_new_tokens}")
+
+
+def check_fits(prompt: Sequence[int], n_ctx: int, name: str = "the prompt", mend: str = "shorten it") -> None:
+    """Raise ValueError for a prompt that the model has no positions for."""
+    if len(prompt) > n_ctx:
+        raise ValueError(f"{name} has {len(prompt)} tokens, and the model reads at most n_ctx={n_ctx}: {mend}")
+
+
+class Row:
+    """One text under way: counts its tokens, and notices its end.
+
+    Args:
+        index: its number, for its chunks.
+        prompt_length: tokens of the prompt.
+        text: turns tokens into text, where there is a tokenizer.
+        n_ctx: most tokens that the model can read; None where that does not end the row.
+        device: where the row's generator draws.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        prompt_length: int,
+        *,
+        seed: int,
+        text: TextStream | None,
+        eos_token_ids: Sequence[int],
+        max_new_tokens: int,
+        n_ctx: int | None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.index, self.length = index, prompt_length
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.finished = False
+        self._text, self._eos_token_ids, self._n_ctx = text, frozenset(eos_token_ids), n_ctx
+        self._most = prompt_length + max_new_tokens
+
+    def append(self, token: int, logprobs: Logprobs | None = None) -> Chunk:
+        """Take in the next token."""
+        self.length += 1
+        text, stopped, reason = "", False, None
+        if token in self._eos_token_ids:
+            reason = "eos"
+        elif self._text is not None:
+            text, stopped = self._text.push(token)
+        if stopped:
+            reason = "stop"
+        elif reason is None and self.length == self._most:
+            reason = "length"
+        elif reason is None and self._n_ctx is not None and self.length > self._n_ctx:
+            reason = "context"
+        self.finished = reason is not None
+        if self.finished and self._text is not None:
+            text += self._text.finish()
+        return Chunk(self.index, token, text, reason, logprobs)
+
+
+class _Batch:
+    """The rows still at work, their tokens so far, and the model's memory of them.
+
+    Rows that fit into ``n_ctx`` come first, and are in the cache in that order; those behind them slide.
+
+    Args:
+        prompts: each is continued by ``n`` rows.
+        n_vocab: of the model's vocabulary, so much is used.
+    """
+
+    def __init__(
+        self, model: GPT2, prompts: list[list[int]], rows: list[Row], *, n: int, max_new_tokens: int, n_vocab: int
+    ) -> None:
+        self._model, self._n, self._max_new_tokens, self._n_vocab = model, n, max_new_tokens, n_vocab
+        self._n_ctx = model.config.n_ctx
+        self._end = max(map(len, prompts))
+        tokens = torch.full((len(rows), self._end + max_new_tokens), PADDING)
+        for row in rows:
+            prompt = prompts[row.index // n]
+            tokens[row.index, self._end - len(prompt) : self._end] = torch.tensor(prompt)
+        self._tokens = tokens.to(model.embed.W_E.device)
+        self.rows = rows
+        self._cached = len(rows)
+        self._cache: KVCache | None = None
+        self._shapes: set[torch.Size] = set()
+        self._regroup()
+
+    @property
+    def history(self) -> Tensor:
+        """The tokens so far, Int64[rows seq], padded on the left."""
+        return self._tokens[:, : self._end]
+
+    def logits(self) -> Tensor:
+        """Of each row's next token, Float[rows n_vocab], in float32 at least."""
+        parts = []
+        if self._cached and self._cache is None:
+            parts.append(self._read_prompts())
+        elif self._cached:
+            parts.append(self._read(self._tokens[: self._cached, self._end - 1 : self._end], cache=self._cache))
+        if self._cached < len(self.rows):  # these rows are at least n_ctx long: there is no padding in the window
+            parts.append(self._read(self._tokens[self._cached :, self._end - self._n_ctx : self._end]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def append(self, chosen: Tensor) -> None:
+        """Add a token to each row, and let those go that it has ended."""
+        self._tokens[:, self._end] = chosen
+        self._end += 1
+        self._regroup()
+
+    def _regroup(self) -> None:
+        going_on = [i for i, row in enumerate(self.rows) if not row.finished]
+        fitting = [i for i in going_on if i < self._cached and self.rows[i].length <= self._n_ctx]
+        order = fitting + [i for i in going_on if i not in fitting]
+        if self._cache is not None and len(fitting) < self._cached:
+            self._cache.reorder(torch.tensor(fitting, dtype=torch.int64, device=self._tokens.device))
+        self._cached = len(fitting)
+        if order != list(range(len(self.rows))):
+            self.rows = [self.rows[i] for i in order]
+            self._tokens = self._tokens[order]
+
+    def _read_prompts(self) -> Tensor:
+        lengths = [row.length for row in self.rows[: self._cached]]
+        tokens = self._tokens[: self._cached : self._n, self._end - max(lengths) : self._end]
+        is_token = tokens != PADDING
+        # The row with the most padding may yet get the most tokens, and padding stays in the cache.
+        room = min(self._max_new_tokens - 1, self._n_ctx - min(lengths))
+        self._cache = self._model.new_cache(len(tokens), capacity=max(lengths) + room)
+        logits = self._read(
+            tokens.clamp(min=0), padding_mask=None if bool(is_token.all()) else is_token, cache=self._cache
+        )
+        if self._n > 1:
+            self._cache = self._cache.fork(self._n)
+        return logits.repeat_interleave(self._n, dim=0)
+
+    def _read(self, tokens: Tensor, **kwargs: Any) -> Tensor:
+        # The shapes are those of the last step but for the key positions, which grow: once is enough.
+        known = tokens.shape in self._shapes
+        self._shapes.add(tokens.shape)
+        with typecheck(False) if known else nullcontext():
+            return logits_after(self._model, tokens, **kwargs)[:, -1, : self._n_vocab]
+
+
+def logits_after(model: GPT2, tokens: Tensor, *, last: int = 1, **kwargs: Any) -> Tensor:
+    """The logits after each of the last tokens, Float[batch last d_vocab], in float32 at least, without dropout."""
+    with _no_dropout(model):
+        logits = model.unembed(model.final_residual(tokens, **kwargs)[:, -last:])
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@contextmanager
+def _no_dropout(model: GPT2) -> Iterator[None]:
+    if not model.training:
+        yield
+        return
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _logprobs(logits: Tensor, chosen: Tensor, number: int) -> list[Logprobs]:
+    log_probs = logits.log_softmax(-1)
+    taken = log_probs.gather(1, chosen[:, None])[:, 0].tolist()
+    values, ids = (part.tolist() for part in log_probs.topk(min(number, log_probs.shape[1])))
+    return [Logprobs(one, dict(zip(*top, strict=True))) for one, *top in zip(taken, ids, values, strict=True)]
+
+
+def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or several, as a list: text, ids and one row of ids are one; whatever holds these is several."""
+    if isinstance(prompts, Tensor):
+        one = prompts.dim() == 1
+    else:
+        one = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(item, int) for item in prompts))
+    return [cast(Prompt, prompts)] if one else list(cast(Sequence[Prompt], prompts))

@@ -1,0 +1,49 @@
+"""The demo of decoding, on a model that is given and on one trained for a moment."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptladder import GPT2, GPT2Config
+from gptladder.tokenizer import END_OF_TEXT, BPETokenizer
+
+WAYS = [
+    "greedy",
+    "temperature 0.5",
+    "temperature 1.0",
+    "temperature 1.5",
+    "top-k 10",
+    "top-p 0.9",
+    "4 beams",
+    "guesses",
+]
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    path = Path(__file__).parents[2] / "demos" / "decoding.py"
+    spec = importlib.util.spec_from_file_location("demo_decoding", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_with_a_model_folder(demo, tmp_path, capsys):
+    torch.manual_seed(0)
+    GPT2(GPT2Config(d_model=16, n_layers=1, n_heads=2, d_vocab=257, n_ctx=64)).save_pretrained(tmp_path)
+    BPETokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256}).save(tmp_path)
+    demo.main(["Once [bold] upon", "--model", str(tmp_path), "--new", "6"])
+    said = capsys.readouterr().out
+    assert all(way in said for way in (*WAYS, "random weights", "trained weights", "guesses taken"))
+    assert "Once [bold] upon …" in said
+
+
+def test_a_model_is_trained_where_none_is_given(demo, capsys):
+    demo.main(["--seconds", "0.2", "--new", "4"])
+    said = capsys.readouterr().out
+    assert "trained for" in said
+    assert "Once upon a time …" in said
+    assert all(way in said for way in WAYS)
