@@ -28,7 +28,7 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
         0; 130 where Ctrl-C ended the training.
 
     Raises:
-        ValueError, RuntimeError, OSError: what `gptladder.training.run.train` raises.
+        ValueError, OSError: what `gptladder.training.run.train` raises.
     """
     preset, _ = _preset(argv)
     config = _parse(TrainConfig, preset, argv, prog="gptladder train")

@@ -56,7 +56,7 @@ class Sampler(Protocol):
         ...
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(ValueError):
     """A loss or a gradient that is infinite or not a number."""
 
 
