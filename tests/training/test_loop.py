@@ -354,7 +354,6 @@ def test_bfloat16_and_compilation_stay_near(tmp_path: Path) -> None:
 
 
 def test_compile_compiles_the_model_and_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
     real_compile = torch.nn.Module.compile
     compiled = []
     # The default backend needs a C++ compiler and half a minute; what it is given is what matters here.
