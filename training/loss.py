@@ -119,15 +119,22 @@ def _chunked(
     targets = targets.where(counts, 0).unsqueeze(-1)
     weight = weight.to(product_dtype)
     rows = max(1, (_LOGITS_ON_CPU if hidden.device.type == "cpu" else _LOGITS_ELSEWHERE) // weight.shape[0])
+    # One room for all chunks: memory of this size, taken anew each time, is mapped anew, which takes as long as its use.
+    room = torch.empty(min(rows, hidden.shape[0]), weight.shape[0], dtype=softmax_dtype, device=hidden.device)
     for first in range(0, hidden.shape[0], rows):
         chunk = slice(first, first + rows)
         h, target, count = hidden[chunk].to(product_dtype), targets[chunk], counts[chunk].unsqueeze(-1)
-        logits = (h @ weight.T).to(softmax_dtype)
+        logits = room[: h.shape[0]]
+        if product_dtype == softmax_dtype:
+            torch.mm(h, weight.T, out=logits)
+        else:
+            logits.copy_(h @ weight.T)
         if bias is not None:
             logits += bias
-        highest, predicted = logits.max(dim=-1, keepdim=True)
-        correct += ((predicted == target) & count).sum()
-        shifted = logits.gather(-1, target) - highest
+        highest = logits.amax(dim=-1, keepdim=True)
+        own = logits.gather(-1, target)
+        correct += ((own == highest) & count).sum()
+        shifted = own - highest
         exps = logits.sub_(highest).exp_()
         norm = exps.sum(dim=-1, keepdim=True)
         total += ((norm.log() - shifted) * count).sum()
