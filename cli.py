@@ -56,7 +56,7 @@ def _run(arguments: list[str]) -> int:
 def _sample(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int, seed: int) -> str:
     """What ``train`` shows of a model. Here, because training and sampling do not import each other."""
     sampling = importlib.import_module(".sampling", __package__)
-    params = sampling.SamplingParams(top_k=min(50, model.d_vocab))
+    params = sampling.SamplingParams(temperature=0.7, top_k=min(50, model.d_vocab))
     completions = sampling.generate(
         model, prompt, params, tokenizer=tokenizer, max_new_tokens=max_new_tokens, seed=seed, past_context="slide"
     )

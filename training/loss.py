@@ -119,7 +119,7 @@ def _chunked(
     targets = targets.where(counts, 0).unsqueeze(-1)
     weight = weight.to(product_dtype)
     rows = max(1, (_LOGITS_ON_CPU if hidden.device.type == "cpu" else _LOGITS_ELSEWHERE) // weight.shape[0])
-    # One room for all chunks: memory of this size, taken anew each time, is mapped anew, which takes as long as its use.
+    # One room for all chunks: memory of this size, taken anew each time, is mapped anew: as slow as its use.
     room = torch.empty(min(rows, hidden.shape[0]), weight.shape[0], dtype=softmax_dtype, device=hidden.device)
     for first in range(0, hidden.shape[0], rows):
         chunk = slice(first, first + rows)

@@ -54,18 +54,15 @@ def _table(text: str) -> dict[str, list[list[str]]]:
     return table
 
 
+# Few enough that a small model hears each name often, and soon learns to keep to the one that it began with.
 _GIRLS = _words("""
-    Lily Mia Anna Rosa Nina Clara Ella Ruby Daisy Lucy Molly Zoe Amy Ivy Emma Sara Maya Lena Kate Tess Nora Bella
-    Grace Jane Alice Holly Poppy Leah June Eva Mary Sofia Hana Vera Dora Ada
+    Lily Mia Anna Rosa Nina Clara Ella Lucy Sara Emma Nora Kate
 """)
 _BOYS = _words("""
-    Tom Ben Max Sam Leo Jack Finn Tim Noah Luke Adam Omar Hugo Oscar Will Dan Pete Theo Owen Ali Ravi Nico Alex
-    Felix Henry Jacob Milo Eli Paul Mark Simon Anton Ivan Karl Joe Fred
+    Tom Ben Max Sam Leo Jack Finn Tim Noah Luke Adam Dan
 """)
 _NICKNAMES = _words("""
-    Pip Dot Bramble Hazel Clover Willow Pebble Bean Acorn Nibbles Fern Moss Sunny Bubbles Pepper Ginger Maple Olive
-    Ziggy Momo Coco Pippin Tansy Berry Rusty Fluff Tiny Nutmeg Dash Misty Plum Basil Juniper Waffle Pickle Snowy
-    Rory Bobbin
+    Pip Hazel Willow Pebble Bean Moss Sunny Pepper Rusty Dash Fern Misty
 """)
 _ANIMALS = _words("""
     rabbit bear fox puppy pig lamb hedgehog panda calf kitten
