@@ -15,9 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from measure import busy_elsewhere
 
 from gptladder import GPT2Config
 from gptladder.components import typecheck
@@ -43,18 +43,6 @@ def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, fl
     """How many times as long ``slow`` takes as ``fast``, round by round."""
     ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
-
-
-def busy_elsewhere(seconds: float = 2.0) -> float:
-    """How many processors others keep busy, while this process sleeps."""
-
-    def used() -> float:
-        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
-
-    before = used()
-    time.sleep(seconds)
-    return (used() - before) / seconds
 
 
 def forward_backward(rounds: int) -> dict[str, float]:

@@ -11,7 +11,6 @@ with other days.
 import argparse
 import json
 import multiprocessing
-import os
 import resource
 import statistics
 import time
@@ -20,6 +19,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from measure import busy_elsewhere
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.training.loss import NextTokenLoss
@@ -49,20 +49,6 @@ def work(formulation: Formulation, steps: int, pipe: Connection) -> None:
         seconds = time.perf_counter() - began
         peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # kilobytes on Linux
         pipe.send((seconds / steps, (time.process_time() - processor) / seconds, loss.item(), peak_gb))
-
-
-def busy_elsewhere(seconds: float = 2.0) -> float:
-    """How many processors' worth of work others do, while this process waits."""
-
-    def used() -> float:
-        with open("/proc/stat", encoding="ascii") as file:
-            fields = [int(field) for field in file.readline().split()[1:9]]
-        idle = fields[3] + fields[4]
-        return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
-
-    before = used()
-    time.sleep(seconds)
-    return (used() - before) / seconds
 
 
 def main() -> None:
