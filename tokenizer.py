@@ -27,6 +27,8 @@ import tiktoken
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from .files import write_whole
+
 __all__ = [
     "END_OF_TEXT",
     "BPETokenizer",
@@ -128,8 +130,8 @@ class Tokenizer(ABC):
             config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "tokenizer.json", backend.to_str(pretty=True))
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+        write_whole(folder / "tokenizer.json", backend.to_str(pretty=True))
+        write_whole(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
     @abstractmethod
     def _encode(self, text: str, position: int) -> list[int]:
@@ -481,16 +483,3 @@ def _check_utf8(text: str, position: int = 0) -> None:
 
 def _unknown_id(token: int, n_vocab: int) -> ValueError:
     return ValueError(f"token id {token} is not in this vocabulary of {n_vocab}")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one, whenever the machine stops."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,13 +1,13 @@
 """Verdicts as tables in the terminal, as JSON, and as a picture."""
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich import box
 from rich.table import Table
 
+from ..files import write_whole
 from .climb import Verdict
 from .parity import Parity, RoundTrip, WholeModel
 
@@ -49,7 +49,8 @@ def round_trip_table(found: Iterable[RoundTrip]) -> Table:
 
 def write_json(parity: Parity, path: Path) -> None:
     """``parity.json``: everything that was measured."""
-    _replace(path, (json.dumps(parity.as_json(), indent=2) + "\n").encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(parity.as_json(), indent=2) + "\n").encode())
 
 
 def draw(parity: Parity, path: Path) -> None:
@@ -114,7 +115,8 @@ def draw(parity: Parity, path: Path) -> None:
     left.text(len(rungs) - 0.5, floor * 1.3, "equal to the bit", fontsize=7, color="grey", ha="right")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    _replace(path, picture.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, picture.getvalue())
 
 
 def _labels(colours: dict[str, str]) -> dict[str, str]:
@@ -152,11 +154,3 @@ def _number(value: float, limit: float) -> str:
 
 def _word(passed: bool) -> str:
     return "[green]equal[/]" if passed else "[bold red]DIFFERS[/]"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that is either the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

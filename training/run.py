@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import torch
 from ..assembly.config import GPT2Config
 from ..assembly.device import pick_device
 from ..assembly.model import GPT2
+from ..files import write_whole
 from ..tokenizer import Tokenizer
 from .batches import Batches, evaluation_batches
 from .data import TextData, load_data, prepare_data
@@ -208,7 +208,7 @@ def finish(trainer: Trainer, facts: Mapping[str, Any]) -> None:
     final = folder / "final"
     model.save_pretrained(final, overwrite=True)
     trainer.tokenizer.save(final)
-    _write_text(final / "README.md", model_card(name, rows[-1], facts))
+    write_whole(final / "README.md", model_card(name, rows[-1], facts))
     try:
         draw_losses(rows, folder / "loss.png", title=name)
     except ModuleNotFoundError as error:
@@ -272,13 +272,4 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    _write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=2) + "\n")

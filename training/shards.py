@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..files import sync_folder
 from ..tokenizer import Tokenizer
 from .corpus import Corpus
 
@@ -244,10 +245,7 @@ def _replacing(paths: list[Path]) -> Iterator[list[BufferedRandom]]:
                 os.fsync(file.fileno())
         for path, final in zip(temporary, paths, strict=True):
             os.replace(path, final)
-        if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened, and its entries need no fsync
-            folder = os.open(paths[0].parent, os.O_DIRECTORY)
-            os.fsync(folder)
-            os.close(folder)
+        sync_folder(paths[0].parent)
     finally:
         for path in temporary:
             path.unlink(missing_ok=True)

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..files import sync_folder
+
 _NAME = re.compile(r"snapshot_step_(\d+)\.pt")
 _KEYS = {
     "model_state_dict",
@@ -73,7 +75,7 @@ def save_snapshot(folder: Path, contents: Mapping[str, Any]) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(folder)
+        sync_folder(folder)
     # What PyTorch makes of a failed write is a RuntimeError, with the OSError as its context.
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
@@ -175,16 +177,6 @@ def _last_good(folder: Path) -> str:
             continue
         return f"{path} is whole, and a run can resume from it"
     return "there is no earlier one"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk, where the system can do that."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _cause(error: BaseException) -> str:

@@ -28,6 +28,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..files import sync_folder, write_whole
+
 __all__ = [
     "CONFIG_FILE",
     "WEIGHT_FILES",
@@ -443,11 +445,11 @@ def write_folder(
     staging.mkdir()
     try:
         written = _write_weights(staging, tensors, specs, max_shard_size)
-        _write_text(staging / CONFIG_FILE, config_text)
-        _sync_folder(staging)
+        write_whole(staging / CONFIG_FILE, config_text)
+        sync_folder(staging)
         if not exists:
             staging.rename(folder)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
             return
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
@@ -457,16 +459,16 @@ def write_folder(
 
     # From here on only names change, and what is staged is kept if that fails: it is the one whole copy.
     (folder / CONFIG_FILE).unlink(missing_ok=True)
-    _sync_folder(folder)
+    sync_folder(folder)
     for path in _model_files(folder):
         if path.name not in written:
             path.unlink()
     for name in written:
         (staging / name).replace(folder / name)
-    _sync_folder(folder)
+    sync_folder(folder)
     (staging / CONFIG_FILE).replace(folder / CONFIG_FILE)
     staging.rmdir()
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _specs(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, _Spec]:
@@ -515,7 +517,7 @@ def _write_weights(
         _write_safetensors(folder / file_name, tensors, {name: specs[name] for name in names})
         weight_map |= dict.fromkeys(names, file_name)
     index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weight_map}
-    _write_text(folder / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     return [*sorted(set(weight_map.values())), "model.safetensors.index.json"]
 
 
@@ -541,21 +543,3 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], specs: Mapping
             file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _write_text(path: Path, text: str) -> None:
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder last through a power cut."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
