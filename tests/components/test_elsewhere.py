@@ -1,0 +1,234 @@
+"""What others do with a layer: each of the seven goes through torch's tools unharmed, without a model of ours."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from gptladder.components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
+from gptladder.ladder.numbers import randomize
+
+LAYERS = {
+    "embed": lambda **made: Embed(d_vocab=17, d_model=10, **made),
+    "pos_embed": lambda **made: PosEmbed(n_ctx=9, d_model=10, **made),
+    "layer_norm": lambda **made: LayerNorm(d_model=10, **made),
+    "attention": lambda **made: Attention(d_model=10, n_heads=3, d_head=4, **made),
+    "mlp": lambda **made: MLP(d_model=10, d_mlp=14, **made),
+    "block": lambda **made: Block(d_model=10, n_heads=3, d_head=4, d_mlp=14, **made),
+    "unembed": lambda **made: Unembed(d_model=10, d_vocab=17, **made),
+}
+EACH = pytest.mark.parametrize("name", LAYERS)
+WITH_TWO_PATHS = ("layer_norm", "attention", "block")
+EACH_PATH = pytest.mark.parametrize(
+    ("name", "choices"), [*((name, {}) for name in LAYERS), *((name, {"fused": False}) for name in WITH_TWO_PATHS)]
+)
+SIXTEEN = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+def made(name, *, seed=0, dtype=torch.float64, **choices) -> nn.Module:
+    layer = LAYERS[name](dtype=dtype, **choices)
+    randomize(layer, torch.Generator().manual_seed(seed))
+    return layer
+
+
+def given(name, *, batch=2, seq=7, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    if name in ("embed", "pos_embed"):
+        return torch.randint(17, (batch, seq), generator=generator)
+    return torch.randn(batch, seq, 10, dtype=torch.float64, generator=generator).to(dtype)
+
+
+def through_a_file(layer):
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    return torch.load(file)
+
+
+def through_a_state_dict(layer, name):
+    other = made(name, seed=5)
+    other.load_state_dict(through_a_file(layer))
+    return other
+
+
+COPIES = {
+    "deepcopy": lambda layer, name: copy.deepcopy(layer),
+    "pickle": lambda layer, name: pickle.loads(pickle.dumps(layer)),
+    "state dict": through_a_state_dict,
+}
+
+
+@EACH
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_computes_the_same_in_memory_of_its_own(name, how):
+    layer, x = made(name), given(name)
+    expected = layer(x).detach().clone()  # the layer has been used before it is copied
+    taken = COPIES[how](layer, name)
+    assert list(taken.state_dict()) == list(layer.state_dict())
+    assert torch.equal(taken(x), expected)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    assert torch.equal(taken(x), expected)
+
+
+@EACH
+def test_a_copy_has_hooks_of_its_own(name):
+    from gptladder.components import named_taps, run_with_hooks
+
+    layer, x = made(name), given(name)
+    taken = copy.deepcopy(layer)
+    for tap in named_taps(layer):
+        halved = run_with_hooks(taken, x, fwd_hooks=[(tap, lambda activation, hook: activation / 2)])
+        assert torch.equal(layer(x), made(name)(x)), tap
+        assert torch.equal(halved, run_with_hooks(layer, x, fwd_hooks=[(tap, lambda activation, hook: activation / 2)]))
+
+
+@EACH
+def test_a_state_dict_is_strict(name):
+    layer = made(name)
+    state = layer.state_dict()
+    first = next(iter(state))
+    with pytest.raises(RuntimeError, match=f"Missing.*{first}"):
+        layer.load_state_dict({key: value for key, value in state.items() if key != first})
+    with pytest.raises(RuntimeError, match=r"Unexpected.*surplus"):
+        layer.load_state_dict({**state, "surplus": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match=f"size mismatch for {first}"):
+        layer.load_state_dict({**state, first: torch.zeros(3, 3)})
+
+
+@EACH
+def test_it_exports_for_any_batch_and_length(name):
+    layer, x = made(name), given(name)
+    shapes = ({0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("seq", min=2, max=9)},)
+    exported = torch.export.export(layer, (x,), dynamic_shapes=shapes).module()
+    for batch, seq in ((2, 7), (3, 5), (5, 9)):
+        other = given(name, batch=batch, seq=seq)
+        assert (exported(other) - layer(other)).abs().max() < 1e-12
+
+
+@EACH
+def test_an_export_survives_a_file(name):
+    layer, x = made(name), given(name)
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(layer, (x,)), file)
+    file.seek(0)
+    assert (torch.export.load(file).module()(x) - layer(x)).abs().max() < 1e-12
+
+
+@EACH
+def test_functional_call_uses_the_parameters_it_is_given_alone(name):
+    layer, other, x = made(name), made(name, seed=5), given(name)
+    before = layer(x)
+    assert torch.equal(torch.func.functional_call(layer, dict(other.named_parameters()), (x,)), other(x))
+    assert torch.equal(layer(x), before)
+
+
+@EACH
+@torch.no_grad()
+def test_used_for_decoding_first_it_still_sees_its_parameters_change(name):
+    # Few float32 rows without gradients take a kernel of their own, whose preparations must not outlive the weights.
+    layer, other, x = made(name, dtype=torch.float32), made(name, seed=5, dtype=torch.float32), given(name, batch=1)
+    x = x.float() if x.is_floating_point() else x
+    before = layer(x).clone()  # embeddings of positions are views of the table
+    assert torch.equal(torch.func.functional_call(layer, dict(other.named_parameters()), (x,)), other(x))
+    taken = copy.deepcopy(layer)
+    for parameter in layer.parameters():
+        parameter.mul_(1.5)
+    assert not torch.equal(layer(x), before)
+    assert torch.equal(taken(x), before)
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), other(x))
+    layer.double()
+    assert (layer(x.double() if x.is_floating_point() else x) - other(x)).abs().max() < 2e-5
+
+
+@EACH_PATH
+def test_many_layers_at_once(name, choices):
+    layers = [made(name, seed=seed, **choices) for seed in range(3)]
+    x = given(name)
+    parameters, _ = torch.func.stack_module_state(layers)
+    base = copy.deepcopy(layers[0]).to("meta")
+
+    def call(parameters, x):
+        return torch.func.functional_call(base, parameters, (x,))
+
+    together = torch.vmap(call, in_dims=(0, None))(parameters, x)
+    for layer, output in zip(layers, together, strict=True):
+        assert (layer(x) - output).abs().max() < 1e-12
+
+
+@EACH
+def test_gradients_for_each_example_by_vmap(name):
+    layer, x = made(name), given(name, batch=4)
+    parameters = {key: value.detach() for key, value in layer.named_parameters()}
+
+    def loss(parameters, example):
+        return torch.func.functional_call(layer, parameters, (example[None],)).sigmoid().sum()
+
+    found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for index, example in enumerate(x):
+        layer.zero_grad()
+        layer(example[None]).sigmoid().sum().backward()
+        for key, parameter in layer.named_parameters():
+            assert (found[key][index] - parameter.grad).abs().max() < 1e-12, key
+
+
+@pytest.mark.parametrize("choices", [{}, {"fused": False}], ids=["fused", "explicit"])
+@pytest.mark.parametrize("name", WITH_TWO_PATHS)
+def test_second_derivatives_are_right(name, choices):
+    layer, x = made(name, **choices), given(name, batch=1, seq=3)
+    x.requires_grad_()
+    assert torch.autograd.gradgradcheck(layer, (x,))
+
+
+# The spacing of the numbers just above 1 is 2^-7 in bfloat16, 2^-10 in float16. A layer rounds its weights, its input
+# and each intermediate result: some such steps, relative to the largest entry.
+STEPS = 4
+SPACING = {torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+@EACH_PATH
+@SIXTEEN
+def test_in_sixteen_bits_it_stays_within_rounding_of_float32(name, choices, dtype):
+    layer, x = made(name, dtype=torch.float32, **choices), given(name, dtype=torch.float32)
+    expected = layer(x)
+    allowed = STEPS * SPACING[dtype] * expected.abs().max()
+    half = copy.deepcopy(layer).bfloat16() if dtype == torch.bfloat16 else copy.deepcopy(layer).half()
+    output = half(x.to(dtype) if x.is_floating_point() else x)
+    assert output.dtype == dtype
+    assert (output.float() - expected).abs().max() < allowed
+    output.float().square().mean().backward()
+    expected.square().mean().backward()
+    for (key, ours), exact in zip(half.named_parameters(), layer.parameters(), strict=True):
+        assert ours.grad.dtype == dtype
+        assert (ours.grad.float() - exact.grad).abs().max() < 2 * STEPS * SPACING[dtype] * exact.grad.abs().max(), key
+
+
+@EACH
+@SIXTEEN
+def test_under_autocast_too_and_the_parameters_stay_float32(name, dtype):
+    layer, x = made(name, dtype=torch.float32), given(name, dtype=torch.float32)
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=dtype):
+        output = layer(x)
+    if name in ("attention", "mlp", "unembed"):  # those that end in a matrix product
+        assert output.dtype == dtype
+    assert (output.float() - expected).abs().max() < STEPS * SPACING[dtype] * expected.abs().max()
+    output.float().square().mean().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        assert (layer(x).float() - expected).abs().max() < STEPS * SPACING[dtype] * expected.abs().max()
+
+
+@EACH
+def test_it_is_made_without_memory_and_given_some_later(name):
+    expected = made(name)
+    with torch.device("meta"):
+        layer = LAYERS[name](dtype=torch.float64)
+    assert all(parameter.is_meta for parameter in layer.parameters())
+    layer.load_state_dict(expected.state_dict(), assign=True)
+    assert torch.equal(layer(given(name)), expected(given(name)))

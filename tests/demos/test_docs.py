@@ -1,0 +1,51 @@
+"""The examples in the documents about layers and activations run, and the files that they name are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptladder import GPT2, GPT2Config
+from gptladder.weights import to_hf
+
+ROOT = Path(__file__).parents[2]
+DOCS = ("layers-elsewhere", "interpretability")
+
+
+def examples(name):
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), flags=re.DOTALL)
+
+
+def test_the_attention_that_translates():
+    pytest.importorskip("transformers")
+    (code,) = examples("layers-elsewhere")
+    names: dict = {}
+    exec(code, names)
+    model = GPT2(GPT2Config(d_model=12, n_layers=2, n_heads=3, d_vocab=17, n_ctx=16, init_range=0.3)).double().eval()
+    hf, tokens, mask = to_hf(model), torch.randint(17, (2, 6)), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    hf.set_attn_implementation("eager")
+    expected = hf(tokens, attention_mask=mask).logits
+    for theirs, ours in zip(hf.transformer.h, model.blocks, strict=True):
+        theirs.attn = names["TheirAttention"](d_model=12, n_heads=3, dtype=torch.float64)
+        theirs.attn.load_state_dict(ours.attn.state_dict())
+    assert (hf(tokens, attention_mask=mask, use_cache=False).logits - expected)[mask.bool()].abs().max() < 1e-12
+
+
+def test_the_first_steps():
+    (code,) = examples("interpretability")
+    names: dict = {}
+    exec(code, names)
+    assert names["cache"]["pattern", 0].shape == (1, 4, 10, 10)
+    assert not torch.equal(names["without"], names["logits"])
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_every_file_that_is_named_is_there(name):
+    text = (ROOT / "docs" / f"{name}.md").read_text()
+    for linked in re.findall(r"\]\(([\w./-]+)\)", text):
+        assert (ROOT / "docs" / linked).exists(), linked
+    for path in re.findall(r"(?:demos|tests)/[\w/]+\.py", text):
+        assert (ROOT / path).exists(), path
+    for function, demo in re.findall(r"`demos/(\w+)\.py` \| `(\w+)\(", text):
+        assert f"def {demo}(" in (ROOT / "demos" / f"{function}.py").read_text()
