@@ -1,19 +1,25 @@
 """Files that are either the old one or the whole new one, whenever the machine stops."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
     """Write a file by way of a temporary name beside it, brought to the disk before it takes the file's place.
 
     Args:
-        content: text is written as UTF-8, its line ends as they are.
+        content: text is written as UTF-8, its line ends as they are; a function writes to the file itself, and what it
+            raises leaves the old one in place.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

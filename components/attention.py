@@ -10,9 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .kv_cache import LayerCache
-from .linear import linear
+from .linear import PackedMatrix, linear
 from .shapes import shape_checked
 from .taps import Tap
+
+# Positions up to which, where there are gradients, batched products are quicker on a CPU than PyTorch's fused kernel,
+# whose backward pass is slow there: 1.1 to 1.5 times in float32, 2 to 4 times in bfloat16 (benchmarks/attention.py).
+_SHORT = 256
 
 
 class Attention(nn.Module):
@@ -75,6 +79,7 @@ class Attention(nn.Module):
         self.b_O = nn.Parameter(torch.zeros(d_model, device=device, dtype=dtype))
         for weight in (self.W_QKV, self.W_O):
             nn.init.normal_(weight, std=init_range)
+        self.packed: dict[str, PackedMatrix] = {}
         self.hook_q = Tap()  # [batch query_pos n_heads d_head]
         self.hook_k = Tap()  # [batch key_pos n_heads d_head], of this call's positions
         self.hook_v = Tap()  # the same
@@ -118,13 +123,13 @@ class Attention(nn.Module):
         else:
             z = self._explicit(q, keys, values, padding_mask)
         z = rearrange(self.hook_z(z), "batch query_pos n_heads d_head -> batch query_pos (n_heads d_head)")
-        return linear(z, self.W_O.flatten(0, 1), self.b_O)
+        return linear(z, self.W_O.flatten(0, 1), self.b_O, self.packed.get("W_O"))
 
     def project(
         self, normalized_resid_pre: Float[Tensor, "batch seq d_model"]
     ) -> tuple[Float[Tensor, "batch seq n_heads d_head"], ...]:
         """Queries, keys and values, by one matrix product."""
-        qkv = linear(normalized_resid_pre, self.W_QKV.flatten(1), self.b_QKV.flatten())
+        qkv = linear(normalized_resid_pre, self.W_QKV.flatten(1), self.b_QKV.flatten(), self.packed.get("W_QKV"))
         q, k, v = qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
         return self.hook_q(q), self.hook_k(k), self.hook_v(v)
 
@@ -138,6 +143,8 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch query_pos n_heads d_head"]:
         # The kernel needs no mask where only causality counts and nothing is cached; nor does a single query, the last.
         causal_alone = padding_mask is None and not cached
+        if causal_alone and q.device.type == "cpu" and torch.is_grad_enabled() and q.shape[1] <= _SHORT:
+            return self._by_products(q, keys, values)
         unmasked = causal_alone or (padding_mask is None and q.shape[1] == 1)
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
@@ -149,6 +156,21 @@ class Attention(nn.Module):
             scale=self.scale,
         )
         return z.transpose(1, 2)
+
+    def _by_products(
+        self,
+        q: Float[Tensor, "batch seq n_heads d_head"],
+        keys: Float[Tensor, "batch n_heads seq d_head"],
+        values: Float[Tensor, "batch n_heads seq d_head"],
+    ) -> Float[Tensor, "batch seq n_heads d_head"]:
+        batch, seq = q.shape[:2]
+        causal = torch.full((seq, seq), -math.inf, dtype=q.dtype, device=q.device).triu(1)
+        scores = torch.baddbmm(
+            causal, q.transpose(1, 2).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), alpha=self.scale
+        )
+        pattern = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
+        z = torch.bmm(pattern, values.flatten(0, 1))
+        return rearrange(z, "(batch n_heads) seq d_head -> batch seq n_heads d_head", batch=batch)
 
     def _explicit(
         self,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .linear import linear
+from .linear import PackedMatrix, linear
 from .shapes import shape_checked
 from .taps import Tap
 
@@ -64,6 +64,7 @@ class MLP(nn.Module):
         self.b_out = nn.Parameter(torch.zeros(d_model, device=device, dtype=dtype))
         for weight in (self.W_in, self.W_out):
             nn.init.normal_(weight, std=init_range)
+        self.packed: dict[str, PackedMatrix] = {}
         self.hook_pre = Tap()  # [batch seq d_mlp]
         self.hook_post = Tap()  # [batch seq d_mlp]
 
@@ -72,9 +73,9 @@ class MLP(nn.Module):
         self, normalized_resid_mid: Float[Tensor, "batch seq d_model={self.d_model}"]
     ) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
         """Apply the layer to each position alone."""
-        pre = self.hook_pre(linear(normalized_resid_mid, self.W_in, self.b_in))
+        pre = self.hook_pre(linear(normalized_resid_mid, self.W_in, self.b_in, self.packed.get("W_in")))
         post = self.hook_post(ACTIVATIONS[self.act_fn](pre))
-        return linear(post, self.W_out, self.b_out)
+        return linear(post, self.W_out, self.b_out, self.packed.get("W_out"))
 
     def extra_repr(self) -> str:
         """The sizes, for ``repr``."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .embed import Embed
-from .linear import linear
+from .linear import PackedMatrix, linear
 from .shapes import shape_checked
 
 
@@ -57,6 +57,7 @@ class Unembed(nn.Module):
                 f"an unembedding of d_vocab={d_vocab}, d_model={d_model} cannot be tied to an embedding of "
                 f"d_vocab={tied_to.d_vocab}, d_model={tied_to.d_model}"
             )
+        self.packed: dict[str, PackedMatrix] = {}
         if bias:
             self.b_U = nn.Parameter(torch.zeros(d_vocab, device=device, dtype=dtype))
         else:
@@ -77,7 +78,7 @@ class Unembed(nn.Module):
         self, normalized_resid_final: Float[Tensor, "batch seq d_model={self.d_model}"]
     ) -> Float[Tensor, "batch seq d_vocab={self.d_vocab}"]:
         """The logits of the token that follows each position."""
-        return linear(normalized_resid_final, self.W_U, self.b_U)
+        return linear(normalized_resid_final, self.W_U, self.b_U, self.packed.get("W_U"))
 
     def extra_repr(self) -> str:
         """The sizes, for ``repr``."""

@@ -300,7 +300,7 @@ class Trainer:
         self.display.progress(step, self.last_step, mean, self._speed.tokens_per_second)
 
     def _forward(self, tokens: Tensor, targets: Tensor) -> TokenLoss:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.precision == "bf16"):
             return self.module(tokens, targets)
 
     def _share(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

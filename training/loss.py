@@ -7,6 +7,7 @@ chunk of logits is all that ever exists (after Wijmans et al. 2024, "Cut Your Lo
 Models", and Hsu et al. 2024, "Liger Kernel").
 """
 
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -14,15 +15,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..assembly.model import GPT2
+from ..components.linear import quick_products
 
 IGNORE_INDEX = -100  # PyTorch's own default for targets that do not count
 
 Reduction = Literal["mean", "sum"]
 
-# Logits held at a time. On a CPU, 16 MB in float32: from 32 MB on, glibc hands memory back to the system after each
-# use, and page faults follow when it is got again. An accelerator wants longer products.
-_LOGITS_ON_CPU = 2**22
+# Logits held at a time: 32 MB in float32 on a CPU; an accelerator wants longer products.
+_LOGITS_ON_CPU = 2**23
 _LOGITS_ELSEWHERE = 2**26
+
+_LOG2_E = 1 / math.log(2)
 
 
 class TokenLoss(NamedTuple):
@@ -118,39 +121,50 @@ def _chunked(
     counts = targets != ignore_index
     targets = targets.where(counts, 0).unsqueeze(-1)
     weight = weight.to(product_dtype)
-    rows = max(1, (_LOGITS_ON_CPU if hidden.device.type == "cpu" else _LOGITS_ELSEWHERE) // weight.shape[0])
+    most = (_LOGITS_ON_CPU if hidden.device.type == "cpu" else _LOGITS_ELSEWHERE) // weight.shape[0]
+    # Each chunk adds to the whole gradient of the projection: the wider that is, the more rows must be worth it.
+    most = max(1, most, weight.shape[1] // 3)
+    rows = math.ceil(hidden.shape[0] / math.ceil(hidden.shape[0] / most)) if len(hidden) else 1  # chunks of equal size
     # One room for all chunks: memory of this size, taken anew each time, is mapped anew: as slow as its use.
-    room = torch.empty(min(rows, hidden.shape[0]), weight.shape[0], dtype=softmax_dtype, device=hidden.device)
+    room = torch.empty(rows, weight.shape[0], dtype=softmax_dtype, device=hidden.device)
+    same_dtype = product_dtype == softmax_dtype
+    narrow_room = room if same_dtype else room.new_empty(room.shape, dtype=product_dtype)
+    d_weight_part = None if same_dtype or not differentiate else torch.empty_like(weight)
     for first in range(0, hidden.shape[0], rows):
         chunk = slice(first, first + rows)
-        h, target, count = hidden[chunk].to(product_dtype), targets[chunk], counts[chunk].unsqueeze(-1)
-        logits = room[: h.shape[0]]
-        if product_dtype == softmax_dtype:
-            torch.mm(h, weight.T, out=logits)
-        else:
-            logits.copy_(h @ weight.T)
+        h, target, count = hidden[chunk], targets[chunk], counts[chunk].unsqueeze(-1)
+        logits, narrow = room[: h.shape[0]], narrow_room[: h.shape[0]]
+        # Logits to the base 2, since powers of 2 are quicker than powers of e: 2.8 times on a CPU.
+        with quick_products():
+            torch.mm((h * _LOG2_E).to(product_dtype), weight.T, out=narrow)
+        if not same_dtype:
+            logits.copy_(narrow)
         if bias is not None:
-            logits += bias
+            logits.add_(bias, alpha=_LOG2_E)
         highest = logits.amax(dim=-1, keepdim=True)
         own = logits.gather(-1, target)
         correct += ((own == highest) & count).sum()
         shifted = own - highest
-        exps = logits.sub_(highest).exp_()
+        exps = logits.sub_(highest).exp2_()
         norm = exps.sum(dim=-1, keepdim=True)
-        total += ((norm.log() - shifted) * count).sum()
-        if differentiate:
-            # softmax - one_hot, the normalisation left to the smaller factors of the products.
-            d_logits = exps.scatter_add_(-1, target, -norm).to(product_dtype)
-            scale = count / norm
+        total += ((norm.log2() - shifted) * count).sum()
+        if not differentiate:
+            continue
+        # softmax - one_hot, the normalisation left to the smaller factors of the products.
+        d_logits = exps.scatter_add_(-1, target, -norm)
+        if not same_dtype:
+            d_logits = narrow.copy_(d_logits)
+        scale = count / norm
+        scaled = (h * scale).to(product_dtype)
+        with quick_products():
             d_hidden[chunk] = (d_logits @ weight) * scale
-            scaled = (h * scale).to(product_dtype)
-            if d_weight.dtype == product_dtype:
+            if d_weight_part is None:
                 d_weight.addmm_(d_logits.T, scaled)
             else:
-                d_weight += d_logits.T @ scaled
-            if bias is not None:
-                d_bias += (d_logits.T @ scale.to(product_dtype)).squeeze(-1)
-    return total, correct, d_hidden, d_weight, d_bias
+                d_weight += torch.mm(d_logits.T, scaled, out=d_weight_part)
+        if bias is not None:
+            d_bias += (d_logits.T @ scale.to(product_dtype)).squeeze(-1)
+    return total / _LOG2_E, correct, d_hidden, d_weight, d_bias
 
 
 # As an operator of PyTorch's, it is one opaque node for torch.compile, which would otherwise unroll the loop over

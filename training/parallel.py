@@ -5,6 +5,8 @@ their gradients, ``torch.distributed.checkpoint.state_dict`` gathers and spreads
 the same file for any number of processes.
 """
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +101,9 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Gloo's threads keep tensors of the last collectives, and FSDP's modules, which refer to each other in circles, keep
+    # Gloo. Were they freed as the interpreter ends, a thread that then asks for it would end the process by SIGABRT.
+    atexit.register(gc.collect)
     # The others wait while the first prepares the data or draws samples.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:

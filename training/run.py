@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..tokenizer import Tokenizer
 from .batches import Batches, evaluation_batches
 from .data import TextData, load_data, prepare_data
 from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay
+from .kernels import computing_by, keep_freed_memory, settle
 from .loop import Ending, Sampler, Trainer
 from .metrics import Metrics, read_metrics
 from .parallel import Processes, joined
@@ -60,9 +62,17 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Outcome:
     """
     device = pick_device(config.optim.device)
     folder = Path(config.run.runs_dir, config.name)
-    with joined(config.optim.parallel, device) as processes, _display(config, folder, processes) as display:
+    with ExitStack() as stack:
+        processes = stack.enter_context(joined(config.optim.parallel, device))
+        display = stack.enter_context(_display(config, folder, processes))
         if processes.first:
             open_folder(folder, overwrite=config.run.overwrite, resume=config.run.resume is not None)
+        found = _snapshot_to_resume(config, folder, display)
+        recorded = found and found[1]["config"]["optim"]
+        config = processes.share(settle(config, device, recorded) if processes.first else None)
+        stack.enter_context(computing_by(config))
+        if device.type == "cpu":
+            keep_freed_memory()
         prepared = processes.share(prepare_data(data_config(config), say=display.say) if processes.first else None)
         data = load_data(prepared)
         model = make_model(config, data.tokenizer, device)
@@ -93,7 +103,10 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Outcome:
         display.facts(**facts)
         if sample is None:
             display.say("no samples: this run was given nothing to draw them with")
-        _resume(trainer)
+        if found is not None:
+            _resume(trainer, *found)
+        elif processes.first:
+            trainer.files.cut_back({})  # what a run that left no snapshot has left behind
         if processes.first:
             _write_json(folder / "config.json", {**config.recorded(), "facts": facts})
         ending = trainer.run()
@@ -194,6 +207,8 @@ def describe(
         "device": f"{device}, {processes.world} processes ({processes.parallel})"
         if processes.world > 1
         else str(device),
+        "products": config.optim.precision
+        + (" by oneDNN, as accurate here as PyTorch's default" if config.optim.products == "onednn" else ""),
         "torch": torch.__version__,
     }
 
@@ -240,25 +255,23 @@ def _display(config: TrainConfig, folder: Path, processes: Processes) -> Display
     return TensorBoardDisplay(display, folder / "tensorboard") if config.run.tensorboard else display
 
 
-def _resume(trainer: Trainer) -> None:
-    """Take up the snapshot that the configuration names; without one, clear what a run that had none left behind."""
-    run, display = trainer.config.run, trainer.display
-    found = None
-    if run.resume == "auto":
-        found = newest_snapshot(trainer.folder / "snapshots", display.say)
-        if found is None:
-            display.say(f"nothing to resume in {trainer.folder}: the run begins")
-    elif run.resume is not None:
-        found = Path(run.resume), load_snapshot(Path(run.resume))
+def _snapshot_to_resume(config: TrainConfig, folder: Path, display: Display) -> tuple[Path, dict[str, Any]] | None:
+    """The snapshot that the configuration names."""
+    if config.run.resume is None:
+        return None
+    if config.run.resume != "auto":
+        return Path(config.run.resume), load_snapshot(Path(config.run.resume))
+    found = newest_snapshot(folder / "snapshots", display.say)
     if found is None:
-        if trainer.processes.first:
-            trainer.files.cut_back({})
-        return
-    path, snapshot = found
+        display.say(f"nothing to resume in {folder}: the run begins")
+    return found
+
+
+def _resume(trainer: Trainer, path: Path, snapshot: dict[str, Any]) -> None:
     trainer.resume(path, snapshot)
-    display.say(f"resumed from {path}, at step {trainer.step}")
+    trainer.display.say(f"resumed from {path}, at step {trainer.step}")
     for difference in differences(snapshot["config"], trainer.config.recorded()):
-        display.say(f"otherwise than before: {difference}")
+        trainer.display.say(f"otherwise than before: {difference}")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -342,7 +342,7 @@ def test_drawing_samples_does_not_change_the_training(tmp_path: Path) -> None:
 
 
 def test_bfloat16_and_compilation_stay_near(tmp_path: Path) -> None:
-    for name, options in (("plain", {}), ("bf16", {"bf16": True})):
+    for name, options in (("plain", {}), ("bf16", {"precision": "bf16"})):
         (tmp_path / name).mkdir()
         run = trainer(tmp_path / name, max_steps=20, **options)
         run.run()

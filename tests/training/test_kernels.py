@@ -1,0 +1,110 @@
+"""What a run computes with: found out once, recorded, and the same to rounding whatever it is."""
+
+import pytest
+import torch
+
+from gptladder import GPT2, GPT2Config
+from gptladder.components.linear import linear, onednn_products
+from gptladder.training import kernels
+from gptladder.training.kernels import Trial, computing_by, settle, try_onednn
+from gptladder.training.loss import NextTokenLoss
+from gptladder.training.presets import PRESETS
+
+CPU = torch.device("cpu")
+PLAIN = PRESETS["shakespeare-char"]
+
+
+@pytest.fixture
+def by_onednn():
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("needs a build of PyTorch with oneDNN")
+    before = onednn_products(True)
+    yield
+    onednn_products(before)
+
+
+def gradients(model, tokens, targets):
+    model.zero_grad()
+    loss = NextTokenLoss(model)(tokens, targets).loss
+    loss.backward()
+    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_a_models_loss_and_gradients_are_the_same_to_rounding():
+    trial = try_onednn()
+    if not trial.accurate:
+        pytest.skip("oneDNN rounds to less than float32 on this processor, and is never chosen")
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(d_model=48, n_layers=2, n_heads=3, d_vocab=97, n_ctx=20))
+    tokens, targets = torch.randint(97, (2, 3, 20))
+    loss, expected = gradients(model, tokens, targets)
+    before = onednn_products(True)
+    try:
+        quick_loss, found = gradients(model, tokens, targets)
+    finally:
+        onednn_products(before)
+    assert abs(quick_loss - loss) / loss < 1e-6
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 2e-5 * gradient.abs().max() + 1e-6, name
+
+
+def test_it_holds_for_these_products_alone_and_not_for_the_next_ones(by_onednn):
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    x, W, b = torch.randn(2, 3, 8), torch.randn(8, 5, requires_grad=True), torch.randn(5)
+    out = linear(x, W, b)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    out.sum().backward()
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    torch.testing.assert_close(out, x @ W + b)
+    torch.testing.assert_close(W.grad, x.sum((0, 1))[:, None].expand(8, 5))
+
+
+def test_second_derivatives_are_refused_not_wrong(by_onednn):
+    W = torch.randn(8, 5, requires_grad=True)
+    (first,) = torch.autograd.grad(linear(torch.randn(3, 8), W, torch.zeros(5)).pow(2).sum(), W, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("trial", "recorded", "expected"),
+    [
+        (Trial(accurate=True, speedup=1.2), None, "onednn"),
+        (Trial(accurate=True, speedup=0.5), None, "default"),
+        (Trial(accurate=False, speedup=3.0), None, "default"),
+        (Trial(accurate=True, speedup=0.5), {"products": "onednn", "precision": "float32"}, "onednn"),
+        (Trial(accurate=True, speedup=1.2), {"products": "default", "precision": "float32"}, "default"),
+        (Trial(accurate=False, speedup=1.2), {"products": "onednn", "precision": "float32"}, "default"),
+    ],
+)
+def test_onednn_is_taken_where_it_is_accurate_and_not_slower_or_as_a_run_began(monkeypatch, trial, recorded, expected):
+    monkeypatch.setattr(kernels, "try_onednn", lambda: trial)
+    assert settle(PLAIN, CPU, recorded).optim.products == expected
+
+
+@pytest.mark.parametrize(
+    ("speedup", "recorded", "expected"),
+    [(2.0, None, "bf16"), (1.2, None, "float32"), (2.0, {"precision": "float32", "products": "default"}, "float32")],
+)
+def test_bfloat16_is_taken_where_it_is_worth_it_or_as_a_run_began(monkeypatch, speedup, recorded, expected):
+    monkeypatch.setattr(kernels, "bf16_speedup", lambda device: speedup)
+    settled = settle(PLAIN.replace(precision="auto"), CPU, recorded)
+    assert settled.optim.precision == expected
+    if expected == "bf16":
+        assert settled.optim.products == "default"
+
+
+def test_what_a_user_decided_stays(monkeypatch):
+    monkeypatch.setattr(kernels, "try_onednn", lambda: Trial(accurate=True, speedup=9.0))
+    assert settle(PLAIN.replace(products="default"), CPU, None).optim.products == "default"
+    assert settle(PLAIN.replace(compile=True), CPU, None).optim.products == "default"
+    monkeypatch.setattr(kernels, "try_onednn", lambda: Trial(accurate=False, speedup=9.0))
+    with pytest.raises(ValueError, match="products=onednn would not be float32 on this processor"):
+        settle(PLAIN.replace(products="onednn"), CPU, None)
+
+
+def test_the_choice_ends_with_the_run():
+    assert onednn_products(False) is False
+    with computing_by(PLAIN.replace(products="onednn")):
+        assert onednn_products(True) is True
+    assert onednn_products(False) is False
