@@ -1,6 +1,7 @@
 """Every way to get text out of a model: greedy, sampled, by beam search, and with something that guesses ahead."""
 
 from .beam import Beam, beam_search
+from .packed import PackedWeights, pack
 from .params import SamplingParams
 from .speculative import PromptLookup, Speculation, speculate
 from .stream import Chunk, Completion, Logprobs, generate, stream
@@ -13,11 +14,13 @@ __all__ = [
     "Completion",
     "LogitsTransform",
     "Logprobs",
+    "PackedWeights",
     "PromptLookup",
     "SamplingParams",
     "Speculation",
     "beam_search",
     "generate",
+    "pack",
     "speculate",
     "stream",
 ]

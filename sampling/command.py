@@ -19,6 +19,7 @@ from ..assembly import GPT2, GPT2Config, pick_device
 from ..tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer, load_tokenizer
 from ..weights import from_pretrained, resolve, to_hf
 from .beam import beam_search
+from .packed import PackedWeights, pack
 from .params import SamplingParams
 from .stream import Chunk, PastContext, check_fits, logits_after, stream
 from .text import prompt_tokens, vocabulary
@@ -47,6 +48,8 @@ class GenerateArguments:
     prompt: Annotated[str, tyro.conf.Positional]
     """What to continue."""
     weights: Annotated[ModelArguments, tyro.conf.arg(name="")] = field(default_factory=ModelArguments)
+    pack: PackedWeights | None = None
+    """Lay the weights out for decoding on a CPU: float32 (the same to rounding), bfloat16 or int8 (faster, rounded)."""
     n: int = 1
     """Continuations."""
     seed: int = 42
@@ -120,6 +123,8 @@ def generate(argv: list[str]) -> int:
         min_new_tokens=arguments.min_new_tokens,
     )
     model, tokenizer, _ = _load(arguments.weights)
+    if arguments.pack is not None:
+        model = pack(model, arguments.pack, rows=arguments.beams or arguments.n)
     if arguments.beams is not None:
         _refuse_with_beams(arguments)
         found = beam_search(
