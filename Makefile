@@ -12,13 +12,13 @@ export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/tiktoken)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint types ladder parity train-tinystories train-shakespeare generate wheel test-wheel clean
+.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate wheel test-wheel bench bench-gpu bench-peers test-bridge test-tensorflow clean
 LAYERS := embed pos-embed layernorm attention mlp block unembed model
 .PHONY: $(addprefix test-,$(LAYERS))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-zA-Z_%-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@printf '  make %-18s %s\n' test-LAYER 'the tests of one layer, in seconds: $(LAYERS)'
+	@printf '  make %-18s %s\n' test-LAYER 'the tests of one layer, in seconds (IMPL=my.py:Name: yours is tried instead): $(LAYERS)'
 
 setup: $(VENV)/.ready ## make .venv with everything in it (the other targets do this by themselves)
 
@@ -50,10 +50,13 @@ test-layernorm: FILE = tests/components/test_layer_norm.py
 test-model: FILE = tests/assembly/test_model.py
 FILE = tests/components/test_$(subst -,_,$*).py
 $(addprefix test-,$(LAYERS)): test-%: $(VENV)/.ready
-	$(PYTEST) $(FILE)
+	$(if $(IMPL),$(BIN)/gptladder climb --$* "$(IMPL)" $(ARGS),$(PYTEST) $(FILE))
 
 ladder: $(VENV)/.ready ## climb the layers in order; stop at the first that differs from the references
 	$(BIN)/gptladder ladder
+
+climb: $(VENV)/.ready ## your own layers: ARGS="--attention my.py:Attention --mlp my.py:MLP" (gptladder climb --help)
+	$(BIN)/gptladder climb $(ARGS)
 
 parity: $(VENV)/.ready ## layers, whole model, round trips against the references (MODEL=name-or-folder: real weights)
 	$(BIN)/gptladder parity $(if $(MODEL),--model "$(MODEL)")
@@ -69,6 +72,21 @@ PROMPT ?= Once upon a time
 generate: $(VENV)/.ready ## continue PROMPT="Once upon a time" with the model of train-tinystories (MODEL=folder: another)
 	$(BIN)/gptladder generate "$(PROMPT)" --model "$(or $(MODEL),runs/tinystories/final)" $(ARGS)
 
+# Figures for docs/performance.md. Anything else that runs makes them worse, and the benchmarks say so.
+RESULTS ?= benchmarks/results/cpu
+bench: $(VENV)/.ready ## training, decoding, loading, import beside transformers' on this processor: ten minutes
+	$(BIN)/python benchmarks/training.py --json $(RESULTS)/training.json --picture $(RESULTS)/training.png
+	$(BIN)/python benchmarks/decode.py --json $(RESULTS)/decode.json
+	$(BIN)/python benchmarks/core.py --json $(RESULTS)/core.json
+
+bench-gpu: $(VENV)/.ready ## training and decoding on a CUDA device
+	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu/gpu.json
+
+bench-peers: $(VENV)/.ready ## a training step beside x-transformers, litgpt and TransformerLens too
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/training.py --contestants ours transformers TransformerLens x-transformers litgpt \
+		--json $(RESULTS)/peers.json
+
 wheel: $(VENV)/.ready ## build dist/*.whl
 	@rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist .
@@ -83,5 +101,30 @@ test-wheel: wheel ## install the wheel alone in a new environment, and use a lay
 	! .venv-wheel/bin/python -c "import transformers" 2>/dev/null
 	! .venv-wheel/bin/python -c "import transformer_lens" 2>/dev/null
 
+# TransformerLens 4 has no HookedTransformer, which the other tests are judged against: it gets an environment of its own.
+test-bridge: .venv-bridge/.ready ## models of TransformerLens 4, which .venv cannot hold, in an environment made for it
+	.venv-bridge/bin/python -m pytest -q tests/weights/test_bridge.py
+
+.venv-bridge/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-bridge: this takes a few minutes, once."
+	@rm -rf .venv-bridge && $(PYTHON) -m venv .venv-bridge
+	@grep -v '^transformer-lens==' constraints.txt >.venv-bridge/constraints.txt
+	@.venv-bridge/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	@.venv-bridge/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-bridge/constraints.txt \
+		--editable . 'transformer-lens>=4' transformers hypothesis pytest pytest-timeout
+	@touch $@
+
+# TensorFlow is as large as everything else together, and tensorboard would load it wherever it finds it.
+test-tensorflow: .venv-tensorflow/.ready ## OpenAI's checkpoints, written by the real tensorflow, in an environment made for it
+	.venv-tensorflow/bin/python -m pytest -q tests/weights/test_tensorflow.py
+
+.venv-tensorflow/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-tensorflow: this takes a few minutes, once."
+	@rm -rf .venv-tensorflow && $(PYTHON) -m venv .venv-tensorflow
+	@.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	@.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[reference,tensorflow]' hypothesis pytest pytest-timeout
+	@touch $@
+
 clean: ## remove .venv and everything that was built
-	rm -rf $(VENV) build dist reports *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist reports *.egg-info .pytest_cache .ruff_cache .hypothesis

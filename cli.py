@@ -11,6 +11,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("training.command", "turn text into token files, to train on later"),
     "generate": ("sampling.command", "continue a prompt, by every way of decoding"),
     "predict": ("sampling.command", "the likeliest next tokens of a prompt, beside transformers'"),
+    "climb": ("ladder.command", "try your own layers against the references: which mistake is it?"),
+    "convert": ("weights.command", "a model from one format into another, proved before it is there"),
     "ladder": ("ladder.command", "try every layer against the references, from the embedding up"),
     "parity": ("ladder.command", "layers, whole model and round trips against the references, with a report"),
 }

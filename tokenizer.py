@@ -359,11 +359,15 @@ class CharTokenizer(Tokenizer):
 def load_tokenizer(folder: str | os.PathLike[str]) -> BPETokenizer | CharTokenizer:
     """The tokenizer of a model folder: its ``tokenizer.json``, or else its ``vocab.json`` and ``merges.txt``.
 
+    OpenAI's names for these two are ``encoder.json`` and ``vocab.bpe``.
+
     Raises:
         ValueError: no such files, or a kind of tokenizer that is none of ours.
     """
     folder = Path(folder)
     whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if not vocab.exists():
+        vocab, merges = folder / "encoder.json", folder / "vocab.bpe"
     try:
         if whole.exists():
             return _from_json(json.loads(whole.read_text(encoding="utf-8")), str(whole))

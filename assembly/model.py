@@ -185,6 +185,20 @@ class GPT2(nn.Module):
         return from_pretrained(name_or_folder, **kwargs)
 
     @classmethod
+    def from_tensorflow(cls, folder: str | PathLike[str], **kwargs: Any) -> "GPT2":
+        """A model from a folder as OpenAI published it. See `gptladder.weights.from_tensorflow`."""
+        from ..weights import from_tensorflow
+
+        return from_tensorflow(folder, **kwargs)
+
+    @classmethod
+    def from_nanogpt(cls, path: str | PathLike[str], **kwargs: Any) -> "GPT2":
+        """A model from a nanoGPT checkpoint. See `gptladder.weights.from_nanogpt`."""
+        from ..weights import from_nanogpt
+
+        return from_nanogpt(path, **kwargs)
+
+    @classmethod
     def from_hf(cls, model: Any, **kwargs: Any) -> "GPT2":
         """A model with the weights of a ``transformers.GPT2LMHeadModel``. See `gptladder.weights.from_hf`."""
         from ..weights import from_hf

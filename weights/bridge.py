@@ -26,7 +26,7 @@ def config_from_bridge(cfg: Any) -> GPT2Config:
     return config_from_hooked(cfg)
 
 
-def state_from_bridge(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tuple[GPT2Config, dict[str, Tensor]]:
+def state_from_bridge(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
     """Our state dict from a bridge's, and the configuration that it fits.
 
     A bridge around a Hugging Face GPT-2 holds ``o``, ``in`` and ``out`` as Conv1D does, [in out]; a native one holds
@@ -54,7 +54,7 @@ def state_from_bridge(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tupl
     return simplified(full, to_ours("bridge", full, theirs, bridge_conv1d=conv1d))
 
 
-def state_to_bridge(config: GPT2Config, ours: Mapping[str, Tensor], *, conv1d: bool) -> dict[str, Tensor]:
+def state_to_bridge(config: GPT2Config, ours: Mapping[str, Tensor], *, conv1d: bool) -> Mapping[str, Tensor]:
     """A bridge's state dict.
 
     Args:

@@ -13,6 +13,7 @@ numbers, nor did PyTorch before 1.6. ``check_finite`` finds values that are no n
 """
 
 import json
+import math
 import os
 import re
 import secrets
@@ -20,8 +21,10 @@ import shutil
 import stat
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -29,13 +32,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..files import sync_folder, write_whole
+from .lazy import Lazy
 
 __all__ = [
     "CONFIG_FILE",
     "WEIGHT_FILES",
     "CheckpointError",
     "check_finite",
+    "file_in",
     "load_torch_file",
+    "open_tensors",
+    "open_training_checkpoint",
     "read_config",
     "read_index",
     "read_tensor_file",
@@ -72,6 +79,9 @@ _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # gpt2-xl's header has 60 kB: one larger than this is an attack on the reader's memory.
 _MOST_JSON_BYTES = 25_000_000
 
+# Bytes of tensors that are taken from one map of a file before it is exchanged for a fresh one.
+_WINDOW = 32_000_000
+
 _PLAIN_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
@@ -82,13 +92,13 @@ class CheckpointError(ValueError):
 # Reading
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The object in a folder's ``config.json``.
+def read_config(folder: Path, name: str = CONFIG_FILE) -> dict[str, Any]:
+    """The object in a folder's ``config.json``, or in another such file.
 
     Raises:
         CheckpointError: no such folder or file, or not one JSON object.
     """
-    return _read_json(_file_in(folder, CONFIG_FILE))
+    return _read_json(file_in(folder, name))
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -98,27 +108,93 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         CheckpointError: no weights, a file that ``read_tensor_file`` refuses, or shards that do not hold exactly the
             tensors which the index says they hold.
     """
+    return {name: tensor for part in _read_files(folder).values() for name, tensor in part.items()}
+
+
+def open_tensors(folder: Path) -> Mapping[str, Tensor]:
+    """`read_tensors`, for one tensor after the other: the pages of those that nobody holds any more are given back.
+
+    Raises:
+        CheckpointError: as for `read_tensors`.
+    """
+    files = _read_files(folder)
+    if not all(path.suffix == ".safetensors" or _is_archive(path) for path in files):
+        return {name: tensor for part in files.values() for name, tensor in part.items()}  # in memory as it is
+
+    def read(path: Path) -> Mapping[str, Tensor]:
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _load(path, mmap=True)
+
+    window = _Window(read)
+    return Lazy({name: partial(window.tensor, path, name) for path, part in files.items() for name in part})
+
+
+def open_training_checkpoint(path: Path, keys: Sequence[str]) -> tuple[str, dict[str, Any], Mapping[str, Tensor]]:
+    """What ``torch.save`` wrote of a training run: the first of the keys that it has, all of it, the state dict there.
+
+    The state dict's tensors come as `open_tensors` gives them; of the optimizer's nothing is read.
+
+    Raises:
+        CheckpointError: a file that ``load_torch_file`` refuses, or that has a state dict under none of the keys.
+    """
+    path = Path(path)
+    whole = load_torch_file(path)
+    key = next((key for key in keys if isinstance(whole, dict) and isinstance(whole.get(key), dict)), None)
+    if key is None:
+        raise CheckpointError(
+            f"{path}: is no checkpoint of a training run, which has its weights under {' or '.join(map(repr, keys))}; "
+            f"if it holds weights alone, give the folder that has {CONFIG_FILE} beside them"
+        )
+    tensors = _state_dict(path, whole[key], whole)
+    if not _is_archive(path):
+        return key, whole, tensors
+    window = _Window(lambda path: _load(path, mmap=True)[key])
+    return key, whole, Lazy({name: partial(window.tensor, path, name) for name in tensors})
+
+
+class _Window:
+    """Tensors from a map of their file that is exchanged for a fresh one after ``_WINDOW`` bytes, or with the file.
+
+    A page that was read counts as this process's memory as long as its map is there, and the map is as long as one of
+    its tensors.
+    """
+
+    def __init__(self, read: Callable[[Path], Mapping[str, Tensor]]) -> None:
+        self._read = read
+        self._path: Path | None = None
+        self._tensors: Mapping[str, Tensor] = {}
+        self._taken = 0
+
+    def tensor(self, path: Path, name: str) -> Tensor:
+        if path != self._path or self._taken > _WINDOW:
+            self._path, self._tensors, self._taken = path, self._read(path), 0
+        tensor = self._tensors[name].detach()
+        self._taken += tensor.nbytes
+        return tensor
+
+
+def _read_files(folder: Path) -> dict[Path, dict[str, Tensor]]:
+    """The tensors of each of a folder's weight files."""
     name = next((name for name in WEIGHT_FILES if os.path.lexists(Path(folder, name))), None)
     if name is None:
         raise CheckpointError(f"{folder}: holds no weights; one of these must be there: {', '.join(WEIGHT_FILES)}")
-    path = _file_in(folder, name)
+    path = file_in(folder, name)
     if path.suffix != ".json":
-        return read_tensor_file(path)
+        return {path: read_tensor_file(path)}
     weight_map = read_index(path)
-    tensors: dict[str, Tensor] = {}
+    files: dict[Path, dict[str, Tensor]] = {}
     for shard in sorted(set(weight_map.values())):
-        part = read_tensor_file(_file_in(folder, shard))
+        part = read_tensor_file(file_in(folder, shard))
         if misplaced := [name for name in part if weight_map.get(name) != shard]:
             raise CheckpointError(
                 f"{path.parent / shard}: holds {_listed(misplaced)}, which {path.name} does not place there; "
                 "fetch or save the model again"
             )
-        tensors |= part
-    if missing := weight_map.keys() - tensors.keys():
+        files[path.parent / shard] = part
+    if missing := weight_map.keys() - {name for part in files.values() for name in part}:
         raise CheckpointError(
             f"{path}: lists {_listed(sorted(missing))}, which the shards do not hold; fetch or save the model again"
         )
-    return tensors
+    return files
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -151,7 +227,8 @@ def read_tensor_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         tensors = _read_safetensors(path)
     elif path.suffix in {".bin", ".pt", ".pth"}:
-        tensors = _state_dict(path, load_torch_file(path))
+        whole = load_torch_file(path)
+        tensors = _state_dict(path, whole, whole)
     else:
         raise CheckpointError(f"{path}: is no kind of weights known here; give a .safetensors, .bin, .pt or .pth file")
     if not tensors:
@@ -171,9 +248,7 @@ def load_torch_file(path: Path) -> Any:
     if zipped:
         _check_archive(path, size)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is strange about the file is an error below, or of no consequence
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return _load(path, mmap=zipped)
     except Exception as error:  # a damaged pickle can raise anything
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
             raise CheckpointError(
@@ -184,6 +259,12 @@ def load_torch_file(path: Path) -> Any:
             f"{path}: cannot be read as tensors saved by torch.save ({type(error).__name__}: {_told(error)}); "
             "fetch it or save it again"
         ) from error
+
+
+def _load(path: Path, *, mmap: bool) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is strange about the file is an error later, or of no consequence
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
@@ -272,8 +353,8 @@ def _check_archive(path: Path, size: int) -> None:
     raise CheckpointError(f"{path}: {fault}; fetch it or save it again")
 
 
-def _state_dict(path: Path, table: Any) -> dict[str, Tensor]:
-    """A flat table of dense tensors, or a refusal."""
+def _state_dict(path: Path, table: Any, whole: Any) -> dict[str, Tensor]:
+    """A flat table of dense tensors, which is the whole of a file or a part of it, or a refusal."""
     if not isinstance(table, dict):
         raise CheckpointError(f"{path}: holds a {type(table).__name__}, not a state dict; save model.state_dict()")
     if strangers := [key for key, value in table.items() if not (isinstance(key, str) and isinstance(value, Tensor))]:
@@ -294,7 +375,7 @@ def _state_dict(path: Path, table: Any) -> dict[str, Tensor]:
             )
     if _is_archive(path):
         # A map of a record that is too short would go on into its neighbour.
-        storages = [tensor.untyped_storage() for tensor in table.values()]
+        storages = [tensor.untyped_storage() for tensor in _tensors_in(whole)]
         claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
         with zipfile.ZipFile(path) as archive:
             stored = sum(entry.file_size for entry in archive.infolist() if "/data/" in entry.filename)
@@ -305,8 +386,24 @@ def _state_dict(path: Path, table: Any) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in table.items()}
 
 
-def _file_in(folder: Path, name: str) -> Path:
-    """``folder/name``, if that is where the file is: a link must stay in the folder, or in its hub cache."""
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of containers, however nested, even in themselves."""
+    left, seen = [value], set()
+    while left:
+        item = left.pop()
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict | list | tuple) and id(item) not in seen:
+            seen.add(id(item))
+            left += item.values() if isinstance(item, dict) else item
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """``folder/name``, if that is where the file is: a link must stay in the folder, or in its hub cache.
+
+    Raises:
+        CheckpointError: it is not there, or leads out of the folder.
+    """
     folder = Path(folder)
     try:
         home = folder.resolve(strict=True)
@@ -355,8 +452,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
     """One JSON object, as RFC 8259 has it: no key twice, no NaN or infinity."""
     try:
-        value = json.loads(text.decode(), object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # ValueError: wrong UTF-8, wrong JSON, and the two hooks
+        value = json.loads(
+            text.decode(),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+    except (ValueError, RecursionError) as error:  # ValueError: wrong UTF-8, wrong JSON, and the hooks
         raise CheckpointError(f"{path}: is not valid JSON ({_told(error)}); fetch it or save it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: is a JSON {type(value).__name__} where an object belongs; fetch it again")
@@ -373,6 +475,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text:.20} is too large a number")
+    return value
 
 
 def _told(error: Exception) -> str:
@@ -402,6 +510,10 @@ def write_folder(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     *,
+    dtype: torch.dtype | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+    watch: Callable[[str, Tensor], None] = lambda name, tensor: None,
+    check: Callable[[Path], None] | None = None,
     max_shard_size: int = 5 * 2**30,
     overwrite: bool = False,
 ) -> None:
@@ -419,6 +531,11 @@ def write_folder(
         folder: where; its parents are made.
         config: what ``config.json`` shall say.
         tensors: dense tensors by name; those sharing memory are written one by one.
+        dtype: what to write floating-point numbers as; each tensor's own where not given.
+        files: more files of the folder, by name: a tokenizer's.
+        watch: is given each tensor as it is about to be written.
+        check: is given the folder that everything was written to, before any of it gets its name. What it or ``watch``
+            raises undoes the writing.
         max_shard_size: bytes of tensors in one file; a tensor larger than that has a file of its own.
         overwrite: replace the config and weights that the folder holds, those of ``pytorch_model.bin`` included.
 
@@ -429,7 +546,7 @@ def write_folder(
     """
     folder = Path(folder)
     config_text = json.dumps(dict(config), indent=2, sort_keys=True, allow_nan=False) + "\n"
-    specs = _specs(folder, tensors)
+    specs = _specs(folder, tensors, dtype)
     exists = folder.is_dir()
     if not exists and os.path.lexists(folder):
         raise CheckpointError(f"{folder}: is a file; choose another name for the folder")
@@ -444,9 +561,13 @@ def write_folder(
     staging = (folder if exists else folder.parent) / f".{folder.name}.{secrets.token_hex(4)}.partial"
     staging.mkdir()
     try:
-        written = _write_weights(staging, tensors, specs, max_shard_size)
+        written = [*_write_weights(staging, tensors, specs, max_shard_size, watch), *files]
+        for name, content in files.items():
+            write_whole(staging / name, content)
         write_whole(staging / CONFIG_FILE, config_text)
         sync_folder(staging)
+        if check is not None:
+            check(staging)
         if not exists:
             staging.rename(folder)
             sync_folder(folder.parent)
@@ -471,20 +592,16 @@ def write_folder(
     sync_folder(folder)
 
 
-def _specs(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, _Spec]:
+def _specs(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, _Spec]:
     specs = {}
     for name, tensor in tensors.items():
-        if (
-            name == "__metadata__"
-            or tensor.dtype not in _DTYPE_NAMES
-            or tensor.layout != torch.strided
-            or tensor.is_meta
-        ):
+        written = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        if name == "__metadata__" or written not in _DTYPE_NAMES or tensor.layout != torch.strided or tensor.is_meta:
             raise CheckpointError(
                 f"{folder}: cannot hold {_listed([name])}, a {tensor.dtype} tensor of layout {tensor.layout} on "
                 f"{tensor.device.type}; give dense tensors with data, of one of {', '.join(_DTYPES)}"
             )
-        specs[name] = _Spec(_DTYPE_NAMES[tensor.dtype], list(tensor.shape), tensor.numel() * tensor.element_size())
+        specs[name] = _Spec(_DTYPE_NAMES[written], list(tensor.shape), tensor.numel() * written.itemsize)
     if not specs:
         raise CheckpointError(f"{folder}: there are no tensors to write; give at least one")
     return specs
@@ -497,7 +614,11 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 def _write_weights(
-    folder: Path, tensors: Mapping[str, Tensor], specs: Mapping[str, _Spec], max_shard_size: int
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    specs: Mapping[str, _Spec],
+    max_shard_size: int,
+    watch: Callable[[str, Tensor], None],
 ) -> list[str]:
     """Write one file, or shards and their index; returns the names of the files."""
     shards: list[list[str]] = []
@@ -509,19 +630,21 @@ def _write_weights(
         shards[-1].append(name)
         room -= spec.nbytes
     if len(shards) == 1:
-        _write_safetensors(folder / "model.safetensors", tensors, specs)
+        _write_safetensors(folder / "model.safetensors", tensors, specs, watch)
         return ["model.safetensors"]
     weight_map = {}
     for number, names in enumerate(shards, start=1):
         file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        _write_safetensors(folder / file_name, tensors, {name: specs[name] for name in names})
+        _write_safetensors(folder / file_name, tensors, {name: specs[name] for name in names}, watch)
         weight_map |= dict.fromkeys(names, file_name)
     index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weight_map}
     write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
     return [*sorted(set(weight_map.values())), "model.safetensors.index.json"]
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], specs: Mapping[str, _Spec]) -> None:
+def _write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], specs: Mapping[str, _Spec], watch: Callable[[str, Tensor], None]
+) -> None:
     """The safetensors format: header length (uint64, little-endian), header (JSON), then the tensors, row-major.
 
     The package's own ``save_file`` takes neither strided tensors nor two that share memory, and its older versions
@@ -540,6 +663,8 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], specs: Mapping
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in names:
-            file.write(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            tensor = tensors[name].detach().to("cpu", _DTYPES[specs[name].dtype]).contiguous()
+            watch(name, tensor)
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())

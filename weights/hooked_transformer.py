@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import keyword
 import math
 import re
 from collections.abc import Mapping
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..assembly.config import GPT2Config
-from .layout import WeightsError, from_ours, to_ours
+from .layout import WeightsError, check_depth, from_ours, to_ours
+from .lazy import chosen, layered
 
 _SAME = {
     "d_model": "d_model",
@@ -31,6 +33,24 @@ _ACT_FN = {
     "gelu_pytorch_tanh": "gelu_new",
     "gelu": "gelu",
     "relu": "relu",
+}
+_NORM = re.compile(r"(blocks\.\d+\.ln[12]|ln_final)\.([wb])")
+_OFF: dict[str, Any] = {
+    "attention_dir": "causal",
+    "attn_scores_soft_cap": -1.0,
+    "output_logits_soft_cap": -1.0,
+    "rotary_base": 10000,
+    "rotary_scaling_factor": 1.0,
+    "NTK_by_parts_low_freq_factor": 1.0,
+    "NTK_by_parts_high_freq_factor": 4.0,
+    "NTK_by_parts_factor": 8.0,
+    "NTK_original_ctx_len": 8192,
+    "yarn_factor": 1.0,
+    "yarn_attention_factor": 1.0,
+    "yarn_beta_fast": 32.0,
+    "yarn_beta_slow": 1.0,
+    "yarn_original_max_position_embeddings": 4096,
+    "yarn_truncate": True,
 }
 # Fields that do not touch the logits: which activations are offered to hooks, tokens, devices, bookkeeping.
 _IGNORED = re.compile(
@@ -54,7 +74,7 @@ def config_from_hooked(cfg: Any) -> GPT2Config:
         "normalization_type": ("LN", "LNPre"),
         "positional_embedding_type": ("standard",),
         "act_fn": tuple(_ACT_FN),
-        "attn_scale": (-1.0, math.sqrt(cfg.d_head)),
+        "attn_scale": (-1.0, math.sqrt(max(cfg.d_head, 0))),
         "d_vocab_out": (-1, cfg.d_vocab),
         "n_key_value_heads": (None, cfg.n_heads),
         "architecture": (None, "GPT2LMHeadModel", "TransformerLensNative"),  # a bridge's
@@ -81,7 +101,34 @@ def config_from_hooked(cfg: Any) -> GPT2Config:
         raise WeightsError(f"{type(cfg).__name__}: {error}") from error
 
 
-def state_from_hooked(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tuple[GPT2Config, dict[str, Tensor]]:
+def config_from_hooked_fields(fields: Mapping[str, Any]) -> GPT2Config:
+    """`config_from_hooked` of a ``HookedTransformerConfig``'s fields in a file, without needing transformer-lens.
+
+    Raises:
+        WeightsError: a field that is missing, or not GPT-2's.
+    """
+    if missing := sorted(_SAME.keys() - fields.keys()):
+        raise WeightsError(f"HookedTransformerConfig: {missing[0]} is missing")
+    for name, ours in _SAME.items():
+        kind = type(getattr(GPT2Config, ours))
+        if not isinstance(fields[name], (int, float) if kind is float else kind) or isinstance(fields[name], bool) != (
+            kind is bool
+        ):
+            raise WeightsError(f"HookedTransformerConfig: {name}={fields[name]!r} is not of type {kind.__name__}")
+    filled = {"act_fn": "relu", "initializer_range": -1.0, **fields}
+    if not isinstance(filled["initializer_range"], int | float):
+        raise WeightsError(f"HookedTransformerConfig: initializer_range={filled['initializer_range']!r} is no number")
+    if strange := [name for name in filled if not name.isidentifier() or keyword.iskeyword(name)]:
+        raise WeightsError(f"HookedTransformerConfig: {strange[0]!r:.80} is no field of any")
+    # What HookedTransformer has besides GPT-2's is off: None or False, but for a few numbers.
+    off = {name: _OFF.get(name, False if value is False else None) for name, value in filled.items()}
+    stand_in = dataclasses.make_dataclass(
+        "HookedTransformerConfig", [(name, Any, dataclasses.field(default=default)) for name, default in off.items()]
+    )
+    return config_from_hooked(stand_in(**filled))
+
+
+def state_from_hooked(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
     """Our state dict from HookedTransformer's, and the configuration that it fits.
 
     Weights that TransformerLens has processed (folded, centred, …) come in as they are: where no layer norm has
@@ -92,19 +139,20 @@ def state_from_hooked(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tupl
         WeightsError: a key that is missing, left over or misshapen.
     """
     constants = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE)")
-    theirs = {key: tensor for key, tensor in tensors.items() if not constants.fullmatch(key)}
+    theirs: Mapping[str, Tensor] = chosen(tensors, [key for key in tensors if not constants.fullmatch(key)])
+    check_depth(config, tensors)
     norms = [*(f"blocks.{i}.ln{n}" for i in range(config.n_layers) for n in (1, 2)), "ln_final"]
     processed = not any(f"{norm}.{part}" in theirs for norm in norms for part in "wb")
     if processed and "embed.W_E" in theirs:
         like = theirs["embed.W_E"]
-        for norm in norms:
-            theirs[f"{norm}.w"] = like.new_ones(config.d_model)
-            theirs[f"{norm}.b"] = like.new_zeros(config.d_model)
+        ones, zeros = like.new_ones(config.d_model), like.new_zeros(config.d_model)
+        unscaled = {f"{norm}.{part}": fill for norm in norms for part, fill in (("w", ones), ("b", zeros))}
+        theirs = layered(unscaled, theirs)
     full = untied(config)
     return simplified(full, to_ours("hooked", full, theirs))
 
 
-def state_to_hooked(config: GPT2Config, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def state_to_hooked(config: GPT2Config, ours: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """HookedTransformer's state dict, less the constants ``mask`` and ``IGNORE``.
 
     It always has a ``W_U`` of its own and a ``b_U``.
@@ -112,7 +160,21 @@ def state_to_hooked(config: GPT2Config, ours: Mapping[str, Tensor]) -> dict[str,
     return from_ours("hooked", *with_unembedding(config, ours))
 
 
-def simplified(config: GPT2Config, ours: dict[str, Tensor]) -> tuple[GPT2Config, dict[str, Tensor]]:
+def without_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of HookedTransformer's for ``LNPre``, whose layer norms have no parameters.
+
+    Raises:
+        WeightsError: a gain that is not 1 or a bias that is not 0, which would be lost.
+    """
+    for name, tensor in tensors.items():
+        if (norm := _NORM.fullmatch(name)) and not tensor.eq(1.0 if norm[2] == "w" else 0.0).all():
+            raise WeightsError(
+                f"{name} is not all {1 if norm[2] == 'w' else 0}, and LNPre has none: fold the model first"
+            )
+    return {name: tensor for name, tensor in tensors.items() if not _NORM.fullmatch(name)}
+
+
+def simplified(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
     """Tie a projection that equals the embedding, and drop a ``b_U`` of zeros: bit for bit the same function."""
     tied = torch.equal(ours["unembed.W_U"], ours["embed.W_E"].T)
     biased = bool(ours["unembed.b_U"].any())
@@ -120,17 +182,14 @@ def simplified(config: GPT2Config, ours: dict[str, Tensor]) -> tuple[GPT2Config,
     dropped |= set() if biased else {"unembed.b_U"}
     return (
         dataclasses.replace(config, tie_word_embeddings=tied, unembed_bias=biased),
-        {name: tensor for name, tensor in ours.items() if name not in dropped},
+        chosen(ours, [name for name in ours if name not in dropped]),
     )
 
 
-def with_unembedding(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, dict[str, Tensor]]:
+def with_unembedding(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
     """`simplified`, undone: an output projection of its own, with a bias."""
     W_E = ours["embed.W_E"]
-    full = dict(ours)
-    full.setdefault("unembed.W_U", W_E.T)
-    full.setdefault("unembed.b_U", W_E.new_zeros(config.d_vocab))
-    return untied(config), full
+    return untied(config), layered(ours, {"unembed.W_U": W_E.T, "unembed.b_U": W_E.new_zeros(config.d_vocab)})
 
 
 def untied(config: GPT2Config) -> GPT2Config:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from .layout import WeightsError, from_ours, to_ours
+from .lazy import Lazy, chosen, layered
 
 # Its fields and ours, where both mean the same.
 _SAME = {
@@ -109,30 +110,56 @@ def config_to_hf(config: GPT2Config) -> dict[str, Any]:
     }
 
 
-def state_from_hf(config: GPT2Config, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def state_from_hf(config: GPT2Config, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Our state dict from Hugging Face's, with or without the prefix ``transformer.`` and the mask buffers.
 
     Raises:
         WeightsError: a key that is missing, left over or misshapen; a tied projection that differs from the embedding.
     """
-    bare: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        name = key.removeprefix("transformer.")
-        if name in bare:
-            raise WeightsError(f"{name} is there twice, with and without the prefix 'transformer.'")
-        if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", name):  # the causal mask, kept by older versions
-            bare[name] = tensor
-    if config.tie_word_embeddings and "lm_head.weight" in bare:
-        head, table = bare.pop("lm_head.weight"), bare.get("wte.weight")
-        if table is not None and not torch.equal(head, table):
-            raise WeightsError(
-                "lm_head.weight differs from wte.weight, but the configuration ties them: "
-                "set tie_word_embeddings to false"
-            )
+    bare = chosen(tensors, parameter_names(tensors))
+    if config.tie_word_embeddings:
+        bare = without_tied_head(bare, "the configuration ties them: set tie_word_embeddings to false")
     return to_ours("hf", config, bare)
 
 
-def state_to_hf(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, dict[str, Tensor]]:
+def parameter_names(names: Iterable[str]) -> dict[str, str]:
+    """The names of the parameters among a GPT-2's tensors, without prefixes -> with them.
+
+    The prefixes are ``transformer.`` and torch.compile's ``_orig_mod.``. What is left out is the causal mask, which
+    older versions kept beside them.
+
+    Raises:
+        WeightsError: a name that is there twice, with and without a prefix.
+    """
+    bare: dict[str, str] = {}
+    for key in names:
+        name = key.removeprefix("_orig_mod.").removeprefix("transformer.")
+        if name in bare:
+            raise WeightsError(f"{name} is there twice, as {bare[name]} and as {key}")
+        if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", name):
+            bare[name] = key
+    return bare
+
+
+def without_tied_head(bare: Lazy, tied: str) -> Lazy:
+    """The tensors without the ``lm_head.weight`` that a tied model may have beside the embedding it equals.
+
+    Args:
+        tied: why it has to be equal, for the message.
+
+    Raises:
+        WeightsError: it is not.
+    """
+    if (
+        "lm_head.weight" in bare
+        and "wte.weight" in bare
+        and not torch.equal(bare["lm_head.weight"], bare["wte.weight"])
+    ):
+        raise WeightsError(f"lm_head.weight differs from wte.weight, but {tied}")
+    return chosen(bare, [name for name in bare if name != "lm_head.weight"])
+
+
+def state_to_hf(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
     """Hugging Face's state dict, with the prefix as ``save_pretrained`` writes it, and the configuration that it fits.
 
     transformers' GPT-2 has no ``b_U``. One that is zero is left out; another is carried by an untied projection that
@@ -144,10 +171,11 @@ def state_to_hf(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Con
     if config.unembed_bias and config.norm == "pre":  # post-norm is refused below, as it is without the bias
         config, ours = without_unembed_bias(config, ours)
     tensors = from_ours("hf", config, ours)
-    return config, {key if key == "lm_head.weight" else f"transformer.{key}": tensor for key, tensor in tensors.items()}
+    prefixed = {key if key == "lm_head.weight" else f"transformer.{key}": key for key in tensors}
+    return config, chosen(tensors, prefixed)
 
 
-def without_unembed_bias(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, dict[str, Tensor]]:
+def without_unembed_bias(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
     """The same function without ``b_U``: bit for bit where it is zero, else untied and exact to rounding.
 
     The last layer norm puts out ``n * w + b`` where ``n`` has mean 0 over d_model, so adding a constant to a column of
@@ -155,14 +183,16 @@ def without_unembed_bias(config: GPT2Config, ours: Mapping[str, Tensor]) -> tupl
     ``n @ L + sum(L)``; hence ``L`` is ``w * W_U`` with its columns' means taken out (which changes nothing) and
     ``(b @ W_U + b_U) / d_model`` put in (which sums to the bias). Computed in float64.
     """
-    rest = {name: tensor for name, tensor in ours.items() if name != "unembed.b_U"}
+    rest = chosen(ours, [name for name in ours if name != "unembed.b_U"])
     if not ours["unembed.b_U"].any():
         return dataclasses.replace(config, unembed_bias=False), rest
     W_U = (ours["embed.W_E"].T if config.tie_word_embeddings else ours["unembed.W_U"]).double()
     bias = ours["ln_final.b"].double() @ W_U + ours["unembed.b_U"].double()
     folded = ours["ln_final.w"].double()[:, None] * W_U
     folded += bias / config.d_model - folded.mean(dim=0)
-    rest["unembed.W_U"] = folded.to(ours["embed.W_E"].dtype)
-    rest["ln_final.w"] = torch.ones_like(ours["ln_final.w"])
-    rest["ln_final.b"] = torch.ones_like(ours["ln_final.b"])
-    return dataclasses.replace(config, tie_word_embeddings=False, unembed_bias=False), rest
+    changed = {
+        "unembed.W_U": folded.to(ours["embed.W_E"].dtype),
+        "ln_final.w": torch.ones_like(ours["ln_final.w"]),
+        "ln_final.b": torch.ones_like(ours["ln_final.b"]),
+    }
+    return dataclasses.replace(config, tie_word_embeddings=False, unembed_bias=False), layered(changed, rest)

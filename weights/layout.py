@@ -8,16 +8,19 @@ tensors for one of ours, they are stacked along a new first axis.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
 from ..assembly.config import GPT2Config
+from .lazy import Lazy
 
-Format = Literal["hf", "hooked", "bridge"]
+Format = Literal["ours", "hf", "hooked", "bridge", "nanogpt", "tensorflow"]
 
 
 class WeightsError(ValueError):
@@ -45,30 +48,35 @@ class Row:
     hf: Foreign | None
     hooked: Foreign | None
     bridge: Foreign | None
+    nanogpt: Foreign | None
+    tensorflow: Foreign | None
 
 
-def _same(ours: str, axes: str, hf: str | None, bridge: str) -> Row:
-    """A parameter that lies alike in every format, and has TransformerLens's name in ours."""
-    return Row(ours, axes, Foreign((hf,), axes) if hf else None, Foreign((ours,), axes), Foreign((bridge,), axes))
+def _same(ours: str, axes: str, hf: str, bridge: str, tensorflow: str) -> Row:
+    """A parameter that lies alike in every format. Ours has TransformerLens's name, and nanoGPT's Hugging Face's."""
+    return Row(ours, axes, *(Foreign((name,), axes) for name in (hf, ours, bridge, hf, tensorflow)))
 
 
 def _three(*parts: str) -> tuple[str, ...]:
     return tuple(f"blocks.{{i}}.attn.{part}" for part in parts)
 
 
-# The bridge's q, k and v are [out in]. Its o, in and out are too on a native model, as they stand here; on a bridged
-# GPT-2 they are Hugging Face's Conv1D, [in out]: see `rows`.
+# Hugging Face's and nanoGPT's names stand without their prefix. nanoGPT's matrices are nn.Linear's, [out in];
+# TensorFlow's are those of a convolution of width 1. The bridge's q, k and v are [out in]. Its o, in and out are too on
+# a native model, as they stand here; on a bridged GPT-2 they are Hugging Face's Conv1D, [in out]: see `rows`.
 TABLE: tuple[Row, ...] = (
-    _same("embed.W_E", "d_vocab d_model", "wte.weight", "embed.weight"),
-    _same("pos_embed.W_pos", "n_ctx d_model", "wpe.weight", "pos_embed.weight"),
-    _same("blocks.{i}.ln1.w", "d_model", "h.{i}.ln_1.weight", "blocks.{i}.ln1.weight"),
-    _same("blocks.{i}.ln1.b", "d_model", "h.{i}.ln_1.bias", "blocks.{i}.ln1.bias"),
+    _same("embed.W_E", "d_vocab d_model", "wte.weight", "embed.weight", "model/wte"),
+    _same("pos_embed.W_pos", "n_ctx d_model", "wpe.weight", "pos_embed.weight", "model/wpe"),
+    _same("blocks.{i}.ln1.w", "d_model", "h.{i}.ln_1.weight", "blocks.{i}.ln1.weight", "model/h{i}/ln_1/g"),
+    _same("blocks.{i}.ln1.b", "d_model", "h.{i}.ln_1.bias", "blocks.{i}.ln1.bias", "model/h{i}/ln_1/b"),
     Row(
         "blocks.{i}.attn.W_QKV",
         "d_model qkv n_heads d_head",
         hf=Foreign(("h.{i}.attn.c_attn.weight",), "d_model (qkv n_heads d_head)"),
         hooked=Foreign(_three("W_Q", "W_K", "W_V"), "qkv n_heads d_model d_head"),
         bridge=Foreign(_three("q.weight", "k.weight", "v.weight"), "qkv (n_heads d_head) d_model"),
+        nanogpt=Foreign(("h.{i}.attn.c_attn.weight",), "(qkv n_heads d_head) d_model"),
+        tensorflow=Foreign(("model/h{i}/attn/c_attn/w",), "1 d_model (qkv n_heads d_head)"),
     ),
     Row(
         "blocks.{i}.attn.b_QKV",
@@ -76,6 +84,8 @@ TABLE: tuple[Row, ...] = (
         hf=Foreign(("h.{i}.attn.c_attn.bias",), "(qkv n_heads d_head)"),
         hooked=Foreign(_three("b_Q", "b_K", "b_V"), "qkv n_heads d_head"),
         bridge=Foreign(_three("q.bias", "k.bias", "v.bias"), "qkv (n_heads d_head)"),
+        nanogpt=Foreign(("h.{i}.attn.c_attn.bias",), "(qkv n_heads d_head)"),
+        tensorflow=Foreign(("model/h{i}/attn/c_attn/b",), "(qkv n_heads d_head)"),
     ),
     Row(
         "blocks.{i}.attn.W_O",
@@ -83,36 +93,56 @@ TABLE: tuple[Row, ...] = (
         hf=Foreign(("h.{i}.attn.c_proj.weight",), "(n_heads d_head) d_model"),
         hooked=Foreign(("blocks.{i}.attn.W_O",), "n_heads d_head d_model"),
         bridge=Foreign(("blocks.{i}.attn.o.weight",), "d_model (n_heads d_head)"),
+        nanogpt=Foreign(("h.{i}.attn.c_proj.weight",), "d_model (n_heads d_head)"),
+        tensorflow=Foreign(("model/h{i}/attn/c_proj/w",), "1 (n_heads d_head) d_model"),
     ),
-    _same("blocks.{i}.attn.b_O", "d_model", "h.{i}.attn.c_proj.bias", "blocks.{i}.attn.o.bias"),
-    _same("blocks.{i}.ln2.w", "d_model", "h.{i}.ln_2.weight", "blocks.{i}.ln2.weight"),
-    _same("blocks.{i}.ln2.b", "d_model", "h.{i}.ln_2.bias", "blocks.{i}.ln2.bias"),
+    _same(
+        "blocks.{i}.attn.b_O", "d_model", "h.{i}.attn.c_proj.bias", "blocks.{i}.attn.o.bias", "model/h{i}/attn/c_proj/b"
+    ),
+    _same("blocks.{i}.ln2.w", "d_model", "h.{i}.ln_2.weight", "blocks.{i}.ln2.weight", "model/h{i}/ln_2/g"),
+    _same("blocks.{i}.ln2.b", "d_model", "h.{i}.ln_2.bias", "blocks.{i}.ln2.bias", "model/h{i}/ln_2/b"),
     Row(
         "blocks.{i}.mlp.W_in",
         "d_model d_mlp",
         hf=Foreign(("h.{i}.mlp.c_fc.weight",), "d_model d_mlp"),
         hooked=Foreign(("blocks.{i}.mlp.W_in",), "d_model d_mlp"),
         bridge=Foreign(("blocks.{i}.mlp.in.weight",), "d_mlp d_model"),
+        nanogpt=Foreign(("h.{i}.mlp.c_fc.weight",), "d_mlp d_model"),
+        tensorflow=Foreign(("model/h{i}/mlp/c_fc/w",), "1 d_model d_mlp"),
     ),
-    _same("blocks.{i}.mlp.b_in", "d_mlp", "h.{i}.mlp.c_fc.bias", "blocks.{i}.mlp.in.bias"),
+    _same("blocks.{i}.mlp.b_in", "d_mlp", "h.{i}.mlp.c_fc.bias", "blocks.{i}.mlp.in.bias", "model/h{i}/mlp/c_fc/b"),
     Row(
         "blocks.{i}.mlp.W_out",
         "d_mlp d_model",
         hf=Foreign(("h.{i}.mlp.c_proj.weight",), "d_mlp d_model"),
         hooked=Foreign(("blocks.{i}.mlp.W_out",), "d_mlp d_model"),
         bridge=Foreign(("blocks.{i}.mlp.out.weight",), "d_model d_mlp"),
+        nanogpt=Foreign(("h.{i}.mlp.c_proj.weight",), "d_model d_mlp"),
+        tensorflow=Foreign(("model/h{i}/mlp/c_proj/w",), "1 d_mlp d_model"),
     ),
-    _same("blocks.{i}.mlp.b_out", "d_model", "h.{i}.mlp.c_proj.bias", "blocks.{i}.mlp.out.bias"),
-    _same("ln_final.w", "d_model", "ln_f.weight", "ln_final.weight"),
-    _same("ln_final.b", "d_model", "ln_f.bias", "ln_final.bias"),
+    _same(
+        "blocks.{i}.mlp.b_out", "d_model", "h.{i}.mlp.c_proj.bias", "blocks.{i}.mlp.out.bias", "model/h{i}/mlp/c_proj/b"
+    ),
+    _same("ln_final.w", "d_model", "ln_f.weight", "ln_final.weight", "model/ln_f/g"),
+    _same("ln_final.b", "d_model", "ln_f.bias", "ln_final.bias", "model/ln_f/b"),
     Row(
         "unembed.W_U",
         "d_model d_vocab",
         hf=Foreign(("lm_head.weight",), "d_vocab d_model"),
         hooked=Foreign(("unembed.W_U",), "d_model d_vocab"),
         bridge=Foreign(("unembed.weight",), "d_vocab d_model"),
+        nanogpt=None,
+        tensorflow=None,
     ),
-    _same("unembed.b_U", "d_vocab", None, "unembed.bias"),
+    Row(
+        "unembed.b_U",
+        "d_vocab",
+        hf=None,
+        hooked=Foreign(("unembed.b_U",), "d_vocab"),
+        bridge=Foreign(("unembed.bias",), "d_vocab"),
+        nanogpt=None,
+        tensorflow=None,
+    ),
 )
 
 
@@ -125,14 +155,18 @@ def rows(kind: Format, config: GPT2Config, *, bridge_conv1d: bool = False) -> It
     Raises:
         WeightsError: a parameter that the format has no place for.
     """
-    if config.norm != "pre":
+    if config.norm != "pre" and kind != "ours":
         raise WeightsError("a post-norm model has no place in this format, which is GPT-2's pre-norm")
+    absent = {
+        "unembed.W_U": config.tie_word_embeddings,
+        "unembed.b_U": not config.unembed_bias,
+        "ln_final.w": config.norm == "post",
+        "ln_final.b": config.norm == "post",
+    }
     for row in TABLE:
-        if (row.ours == "unembed.W_U" and config.tie_word_embeddings) or (
-            row.ours == "unembed.b_U" and not config.unembed_bias
-        ):
+        if absent.get(row.ours):
             continue
-        foreign: Foreign | None = getattr(row, kind)
+        foreign: Foreign | None = Foreign((row.ours,), row.axes) if kind == "ours" else getattr(row, kind)
         if foreign is None:
             raise WeightsError(f"{row.ours} has no place in the format {kind!r}")
         if bridge_conv1d and row.ours.endswith((".W_O", ".W_in", ".W_out")):
@@ -150,7 +184,7 @@ def to_ours(
     *,
     part: str = "",
     bridge_conv1d: bool = False,
-) -> dict[str, Tensor]:
+) -> Lazy:
     """Our state dict from another format's tensors: views of them where the layout allows it, else copies.
 
     Args:
@@ -158,60 +192,71 @@ def to_ours(
         bridge_conv1d: as for `rows`.
 
     Raises:
-        WeightsError: a tensor that is missing, left over, of another shape, or not of floating point: by name.
+        WeightsError: a tensor that is missing or left over: by name. One of another shape, or not of floating point,
+            is refused when it is asked for.
     """
+    check_depth(config, tensors)
     table = [row for row in rows(kind, config, bridge_conv1d=bridge_conv1d) if row[0].startswith(part)]
-    sizes = axis_sizes(config)
     wanted = [name for _, _, foreign in table for name in foreign.names]
     _raise_for("missing", [name for name in wanted if name not in tensors])
     _raise_for("not a parameter of this model", sorted(set(tensors) - set(wanted)))
-    ours = {}
-    for name, axes, foreign in table:
-        parts = [tensors[key] for key in foreign.names]
-        for key, tensor in zip(foreign.names, parts, strict=True):
-            if tuple(tensor.shape) != foreign.shape(sizes):
-                raise WeightsError(
-                    f"{key} has the shape {list(tensor.shape)}, but the configuration asks for "
-                    f"{list(foreign.shape(sizes))} ({foreign.axes})"
-                )
-            if not tensor.is_floating_point():
-                raise WeightsError(f"{key} holds {tensor.dtype}, not floating-point numbers")
-        ours[name] = rearrange(
-            parts if len(parts) > 1 else parts[0], f"{foreign.axes} -> {axes}", **_used(sizes, foreign.axes)
-        )
-    return ours
+    sizes = axis_sizes(config)
+    return Lazy({name: partial(_one_of_ours, tensors, axes, foreign, sizes) for name, axes, foreign in table})
 
 
-def from_ours(
-    kind: Format, config: GPT2Config, ours: Mapping[str, Tensor], *, bridge_conv1d: bool = False
-) -> dict[str, Tensor]:
+def check_depth(config: GPT2Config, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a configuration of far more layers than there are tensors, before anything is done for each of them.
+
+    Raises:
+        WeightsError: that is so: a few bytes of a file could ask for any time and memory.
+    """
+    if config.n_layers > max(len(tensors), 100):  # of fewer, what is missing is named
+        raise WeightsError(f"the configuration has n_layers={config.n_layers}, and there are {len(tensors)} tensors")
+
+
+def _one_of_ours(tensors: Mapping[str, Tensor], axes: str, foreign: Foreign, sizes: Mapping[str, int]) -> Tensor:
+    parts = [tensors[key] for key in foreign.names]
+    for key, tensor in zip(foreign.names, parts, strict=True):
+        if tuple(tensor.shape) != foreign.shape(sizes):
+            raise WeightsError(
+                f"{key} has the shape {list(tensor.shape)}, but the configuration asks for "
+                f"{list(foreign.shape(sizes))} ({foreign.axes})"
+            )
+        if not tensor.is_floating_point():
+            raise WeightsError(f"{key} holds {tensor.dtype}, not floating-point numbers")
+    named = {axis: sizes[axis] for axis in re.findall(r"[a-z]\w*", foreign.axes)}
+    return rearrange(torch.stack(parts) if len(parts) > 1 else parts[0], f"{foreign.axes} -> {axes}", **named)
+
+
+def from_ours(kind: Format, config: GPT2Config, ours: Mapping[str, Tensor], *, bridge_conv1d: bool = False) -> Lazy:
     """Another format's tensors from our state dict: views of them where the layout allows it, else copies.
 
     Raises:
         WeightsError: a parameter that the format has no place for.
     """
-    theirs: dict[str, Tensor] = {}
+    makers: dict[str, Callable[[], Tensor]] = {}
     for name, axes, foreign in rows(kind, config, bridge_conv1d=bridge_conv1d):
-        tensor = rearrange(ours[name], f"{axes} -> {foreign.axes}")
-        parts = tensor.unbind(0) if len(foreign.names) > 1 else (tensor,)
-        theirs.update(zip(foreign.names, parts, strict=True))
-    return theirs
+        for number, theirs in enumerate(foreign.names):
+            part = number if len(foreign.names) > 1 else None
+            makers[theirs] = partial(_one_of_theirs, ours, name, f"{axes} -> {foreign.axes}", part)
+    return Lazy(makers)
+
+
+def _one_of_theirs(ours: Mapping[str, Tensor], name: str, pattern: str, part: int | None) -> Tensor:
+    tensor = rearrange(ours[name], pattern)
+    return tensor if part is None else tensor[part]
 
 
 def axis_sizes(config: GPT2Config) -> dict[str, int]:
     """The length of each axis that the table names."""
     names = ("d_model", "d_vocab", "n_ctx", "n_heads", "d_head", "d_mlp")
-    return {"qkv": 3, **{name: getattr(config, name) for name in names}}
+    return {"1": 1, "qkv": 3, **{name: getattr(config, name) for name in names}}
 
 
 def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape that einops axes such as ``d_model (qkv n_heads d_head)`` describe."""
     groups = re.findall(r"\([^)]*\)|\S+", axes)
     return tuple(math.prod(sizes[axis] for axis in group.strip("()").split()) for group in groups)
-
-
-def _used(sizes: Mapping[str, int], axes: str) -> dict[str, int]:
-    return {axis: sizes[axis] for axis in re.findall(r"\w+", axes)}
 
 
 def _raise_for(fault: str, names: list[str]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
+from ..components.mlp import ActFn
 from . import bridge, checkpoint, hooked_transformer, hub, huggingface
 from .layout import WeightsError
+from .sources import Source, open_source, open_tensorflow
 
 # What HookedTransformer keeps beside its parameters; it fills them in itself.
 _CONSTANTS = ("attn.mask", "attn.IGNORE")
@@ -34,11 +36,12 @@ def from_pretrained(
     dtype: torch.dtype | None = None,
     fused: bool = True,
 ) -> GPT2:
-    """A model from a folder in Hugging Face's format, or from the hub by name (fetched once, then cached).
+    """A model from a folder or file in any format that `open_source` knows, or from the hub by name.
 
     Args:
         name_or_folder: a folder with ``config.json`` and weights (``model.safetensors`` or ``pytorch_model.bin``,
-            sharded or not), or a name such as ``gpt2``, ``gpt2-xl``, ``distilgpt2``, ``someone/model``.
+            sharded or not), or a name such as ``gpt2``, ``gpt2-xl``, ``distilgpt2``, ``someone/model``, whose files are
+            fetched once, then cached.
         revision: branch, tag or commit on the hub.
         token: for models that need one.
         local_files_only: do not ask the network.
@@ -50,13 +53,61 @@ def from_pretrained(
         CheckpointError: a file that is missing, damaged or hostile.
         HubError: a name that cannot be fetched.
     """
-    folder = hub.resolve(name_or_folder, revision=revision, token=token, local_files_only=local_files_only)
+    path = local_path(name_or_folder, revision=revision, token=token, local_files_only=local_files_only)
+    as_stored = device is None and dtype is None
+    return _loaded(open_source(path, mapped=as_stored), device=device, dtype=dtype, fused=fused)
+
+
+def from_tensorflow(
+    folder: str | PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    fused: bool = True,
+) -> GPT2:
+    """A model from a folder with OpenAI's TensorFlow checkpoint: ``hparams.json``, ``checkpoint``, ``model.ckpt.*``.
+
+    Its tokenizer is `gptladder.tokenizer.load_tokenizer`'s, of the same folder.
+
+    Args:
+        device, dtype, fused: as for `from_pretrained`.
+
+    Raises:
+        WeightsError: weights or sizes that do not make a GPT-2.
+        CheckpointError: a file that is missing or damaged, or another format.
+        ImportError: tensorflow is not installed.
+    """
+    path = Path(folder)
     try:
-        config = huggingface.config_from_hf(checkpoint.read_config(folder))
-        state = huggingface.state_from_hf(config, checkpoint.read_tensors(folder))
+        source = open_tensorflow(path)
     except WeightsError as error:
-        raise WeightsError(f"{folder}: {error}") from None
-    return _model(config, {name: tensor.to(device, dtype) for name, tensor in state.items()}, fused=fused)
+        raise WeightsError(f"{path}: {error}") from None
+    return _loaded(source, device=device, dtype=dtype, fused=fused)
+
+
+def from_nanogpt(
+    path: str | PathLike[str],
+    *,
+    act_fn: ActFn | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    fused: bool = True,
+) -> GPT2:
+    """A model from a nanoGPT checkpoint, ``ckpt.pt``.
+
+    Args:
+        act_fn: what the program that trained it computes, which nanoGPT does not write down: ``gelu``, unless it is
+            given, as nanoGPT does since June 2023; ``gelu_new`` is what it did before.
+        device, dtype, fused: as for `from_pretrained`.
+
+    Raises:
+        WeightsError: weights or sizes that do not make a GPT-2.
+        CheckpointError: a file that is missing, damaged or hostile, or another format.
+    """
+    source = open_source(Path(path), act_fn=act_fn)
+    if source.kind != "nanogpt":
+        raise WeightsError(f"{path}: is no nanoGPT checkpoint; from_pretrained reads it")
+    return _loaded(source, device=device, dtype=dtype, fused=fused)
 
 
 def save_pretrained(
@@ -129,19 +180,26 @@ def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fus
     return _model(ours, _copied(state), fused=fused)
 
 
-def to_hooked_transformer(model: GPT2) -> Any:
-    """A ``HookedTransformer`` with this model's weights, unprocessed.
+def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNPre"] = "LN") -> Any:
+    """A ``HookedTransformer`` with this model's weights, as they are.
+
+    Args:
+        normalization_type: ``LNPre``, layer norms without parameters, is what ``HookedTransformer.from_pretrained``
+            gives; the model must have been through `fold` for it.
 
     Raises:
-        WeightsError: a post-norm model.
+        WeightsError: a post-norm model; ``LNPre``, and a layer norm that is not folded.
         ImportError: transformer-lens is not installed.
     """
     lens = _reference("transformer_lens")
     weight = model.embed.W_E
-    fields = hooked_transformer.hooked_config_fields(model.config)
+    fields = hooked_transformer.hooked_config_fields(model.config) | {"normalization_type": normalization_type}
+    tensors = hooked_transformer.state_to_hooked(model.config, _state(model))
+    if normalization_type == "LNPre":
+        tensors = hooked_transformer.without_norms(tensors)
     cfg = lens.HookedTransformerConfig(**fields, dtype=weight.dtype, device=str(weight.device), init_weights=False)
     hooked = lens.HookedTransformer(cfg)
-    _load_all(hooked, hooked_transformer.state_to_hooked(model.config, _state(model)), may_lack=_CONSTANTS)
+    _load_all(hooked, tensors, may_lack=_CONSTANTS)
     return hooked.eval()
 
 
@@ -150,7 +208,7 @@ def to_hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
 
     Like any state dict it shares memory with the model, wherever the layouts allow it.
     """
-    return hooked_transformer.state_to_hooked(model.config, _state(model))
+    return dict(hooked_transformer.state_to_hooked(model.config, _state(model)))
 
 
 def from_bridge(model: Any, config: GPT2Config | None = None, *, fused: bool = True) -> GPT2:
@@ -178,7 +236,7 @@ def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
     Args:
         conv1d: for a bridge around a Hugging Face GPT-2, whose matrices are [in out]; False for a native one, [out in].
     """
-    return bridge.state_to_bridge(model.config, _state(model), conv1d=conv1d)
+    return dict(bridge.state_to_bridge(model.config, _state(model), conv1d=conv1d))
 
 
 def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor], Any]:
@@ -190,16 +248,38 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
     return model.state_dict(), getattr(model, attribute) if config is None else config
 
 
+def local_path(name_or_path: str | PathLike[str], **options: Any) -> Path:
+    """A file or folder that is there, or the folder that a name is fetched to."""
+    path = Path(name_or_path).expanduser()
+    return path if path.suffix in (".pt", ".pth") and path.is_file() else hub.resolve(name_or_path, **options)
+
+
+def _loaded(source: Source, *, device: torch.device | str | None, dtype: torch.dtype | None, fused: bool) -> GPT2:
+    state: dict[str, Tensor] = {}
+    try:
+        # One tensor after the other: what it is made from is not held any longer than that.
+        for name, tensor in source.state.items():
+            checkpoint.check_finite({name: tensor}, source.path)
+            state[name] = tensor.to(device, dtype).contiguous()
+        return _model(source.config, state, fused=fused)
+    except WeightsError as error:
+        raise WeightsError(f"{source.path}: {error}") from None
+
+
 def _model(config: GPT2Config, state: dict[str, Tensor], *, fused: bool) -> GPT2:
     dtypes = {str(tensor.dtype): name for name, tensor in state.items()}
     if len(dtypes) > 1:
         mixture = ", ".join(f"{name} is {dtype}" for dtype, name in sorted(dtypes.items()))
         raise WeightsError(f"the weights are not of one dtype ({mixture}): convert them to one")
-    # On "meta" nothing is allocated; the tensors themselves then become the parameters.
+    model = unfilled(config, fused=fused)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def unfilled(config: GPT2Config, *, fused: bool = True) -> GPT2:
+    """A model in ``eval()`` mode for which nothing is allocated: tensors are to be assigned as its parameters."""
     with _Unfilled():
-        model = GPT2(config, fused=fused, device="meta")
-    model.load_state_dict({name: tensor.contiguous() for name, tensor in state.items()}, assign=True)
-    return model.eval()
+        return GPT2(config, fused=fused, device="meta").eval()
 
 
 class _Unfilled(TorchFunctionMode):
@@ -220,14 +300,20 @@ class _Unfilled(TorchFunctionMode):
 
 
 def _state(model: GPT2) -> dict[str, Tensor]:
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for name, tensor in state.items():
+        if tensor.is_meta:
+            raise WeightsError(
+                f"{name} has no values to save: the model was packed for decoding, or is on the meta device"
+            )
+    return state
 
 
-def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
-def _load_all(module: nn.Module, tensors: dict[str, Tensor], *, may_lack: tuple[str, ...]) -> None:
+def _load_all(module: nn.Module, tensors: Mapping[str, Tensor], *, may_lack: tuple[str, ...]) -> None:
     missing, unexpected = module.load_state_dict(tensors, strict=False)
     wrong = [*unexpected, *(name for name in missing if not name.endswith(may_lack or ("\0",)))]
     if wrong:

@@ -20,6 +20,7 @@ COMMIT = "607a30d783dfa663caf39e06633721c8d4cfcd7e"
 @dataclass
 class Request:
     method: str
+    host: str
     path: str
     range: str | None
     token: str | None
@@ -45,7 +46,10 @@ class LoopbackHub:
 
     models: dict[str, Model] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)  # old name -> name, answered by a redirect
+    moved_to: str = ""  # the host that the redirect leads to, where it is another
     cut: dict[str, int] = field(default_factory=dict)  # file -> bytes after which its next transfer breaks
+    stalled: dict[str, int] = field(default_factory=dict)  # file -> bytes after which its next transfer stops
+    stopped: threading.Event = field(default_factory=threading.Event)  # set when one has
     altered: set[str] = field(default_factory=set)  # files sent with one bit flipped
     status: int | None = None  # answered to everything
     requests: list[Request] = field(default_factory=list)
@@ -84,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         token = self.headers.get("authorization")
-        self.request_seen = Request(self.command, path, self.headers.get("range"), token)
+        self.request_seen = Request(self.command, self.headers["host"], path, self.headers.get("range"), token)
         self.hub.requests.append(self.request_seen)
         if self.hub.status is not None:
             self.reply(self.hub.status)
@@ -92,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         for old, new in self.hub.moved.items():
             for prefix in (f"/api/models/{old}", f"/{old}/resolve/"):
                 if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
-                    self.reply(307, {"Location": self.path.replace(old, new, 1)})
+                    self.reply(307, {"Location": self.hub.moved_to + self.path.replace(old, new, 1)})
                     return
         if path.startswith("/storage/"):
             self.send_large(path)
@@ -165,7 +169,15 @@ class Handler(BaseHTTPRequestHandler):
             start = int(asked.removeprefix("bytes=").rstrip("-"))
             content, status = content[start:], 206
             headers = headers | {"Content-Range": f"bytes {start}-{size - 1}/{size}"}
-        self.reply(status, headers, content, self.hub.cut.pop(file_name, None) if self.command == "GET" else None)
+        if self.command != "GET":
+            self.reply(status, headers, content)
+        elif (stop := self.hub.stalled.pop(file_name, None)) is not None:
+            self.reply(status, headers, content, stop)
+            self.wfile.flush()
+            self.hub.stopped.set()
+            self.rfile.read(1)  # until the other side is gone
+        else:
+            self.reply(status, headers, content, self.hub.cut.pop(file_name, None))
 
     def reply(
         self, status: int, headers: dict[str, str] | None = None, body: bytes = b"", cut: int | None = None

@@ -1,7 +1,11 @@
-"""TransformerBridge's weights, in both orientations, against the bridge itself."""
+"""TransformerBridge's weights, in both orientations, against the bridge itself.
+
+Run with TransformerLens 3 among the other tests, and with 4 by ``make test-bridge``: HookedTransformer is not used.
+"""
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +13,8 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge import TransformerBridge
@@ -17,15 +23,33 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.numbers import randomize
-from gptladder.ladder.rungs import draw_case
-from gptladder.weights import WeightsError, from_bridge, from_hf, to_bridge_state_dict, to_hf
+from gptladder.weights import WeightsError, fold, from_bridge, from_hf, to_bridge_state_dict, to_hf
 from gptladder.weights.bridge import config_from_bridge
 
 RANDOM = st.randoms(use_true_random=False)
 
 
+def draw_config(source: random.Random) -> GPT2Config:
+    """Sizes that are all different. (The ladder's own cases cannot be had where TransformerLens is 4.)"""
+    n_heads, d_head, *others = source.sample(range(2, 7), 2) + source.sample(range(7, 30), 4)
+    d_mlp, d_vocab, n_ctx, d_model = others
+    return GPT2Config(
+        d_model=d_model,
+        n_layers=source.choice([1, 2, 3]),
+        n_heads=n_heads,
+        d_head=d_head,
+        d_mlp=d_mlp,
+        d_vocab=d_vocab,
+        n_ctx=n_ctx,
+        act_fn=source.choice(["gelu_new", "gelu", "relu"]),
+        layer_norm_eps=source.choice([1e-5, 1e-3]),
+        tie_word_embeddings=source.random() < 0.5,
+        unembed_bias=source.random() < 0.5,
+    )
+
+
 def hf_model(source: random.Random, dtype: torch.dtype = torch.float64, **changes: Any) -> transformers.GPT2LMHeadModel:
-    ours = draw_case(source).config
+    ours = draw_config(source)
     d_model = ours.n_heads * ours.d_head
     fields = {
         "vocab_size": ours.d_vocab,
@@ -94,7 +118,7 @@ def test_a_bridged_model_comes_in_with_its_logits_and_goes_out_bit_for_bit(sourc
 @given(source=RANDOM)
 @settings(max_examples=25)
 def test_a_native_model_comes_in_with_its_logits_and_goes_out_bit_for_bit(source: random.Random) -> None:
-    config = draw_case(source).config
+    config = draw_config(source)
     names = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "act_fn")
     bridge = native(**{name: getattr(config, name) for name in names}, eps=config.layer_norm_eps)
     ours = from_bridge(bridge)
@@ -108,12 +132,29 @@ def test_a_native_model_comes_in_with_its_logits_and_goes_out_bit_for_bit(source
 @given(source=RANDOM)
 @settings(max_examples=10)
 def test_ours_go_out_and_come_back_bit_for_bit(conv1d: bool, source: random.Random) -> None:
-    config = draw_case(source).config
+    config = draw_config(source)
     model = GPT2(config, dtype=torch.float64)
     randomize(model, torch.Generator().manual_seed(source.getrandbits(32)))
     back = from_bridge(to_bridge_state_dict(model, conv1d=conv1d), config)
     assert back.config == config
     assert same_bits(dict(back.state_dict()), dict(model.state_dict()))
+
+
+def test_a_folder_that_the_bridge_boots_gives_the_model_that_we_read_from_it(tmp_path: Path) -> None:
+    hf = hf_model(random.Random(5), torch.float32)
+    hf.save_pretrained(tmp_path)
+    words = {"<|endoftext|>": 0, "a": 1}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="a")),
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+    )
+    tokenizer.save_pretrained(tmp_path)  # which the bridge would look for in the network
+    bridge = TransformerBridge.boot_transformers(str(tmp_path))
+    ours, read = from_bridge(bridge), GPT2.from_pretrained(tmp_path)
+    assert same_bits(dict(ours.state_dict()), dict(read.state_dict()))
+    assert largest_difference(ours.double(), hf.double()) <= 1e-12
+    assert same_bits(dict(from_bridge(dict(bridge.state_dict()), bridge.cfg).state_dict()), dict(read.state_dict()))
 
 
 def test_what_goes_out_is_what_a_bridge_can_load() -> None:
@@ -150,6 +191,10 @@ def test_a_bridge_in_compatibility_mode_gives_what_it_computes(options: dict[str
     tokens = torch.arange(ours.config.n_ctx)[None] % ours.config.d_vocab
     assert (ours(tokens).log_softmax(-1) - raw(tokens).log_softmax(-1)).abs().max() <= 5e-5
     assert same_bits(dict(ours.state_dict()), dict(raw.state_dict())) == ("no_processing" in options)
+    expected = raw if "no_processing" in options else fold(raw, **options)
+    assert ours.config == expected.config
+    for name, tensor in expected.state_dict().items():
+        assert (ours.state_dict()[name] - tensor).abs().max() <= 5e-6, name
 
 
 def test_scale_attn_weights_is_taken_as_the_bridge_takes_it() -> None:

@@ -1,5 +1,7 @@
 """Fetching by name, against a hub on loopback (``hub``, in conftest.py)."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,6 +18,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from gptladder.assembly.config import GPT2Config
+from gptladder.assembly.model import GPT2
 from gptladder.weights import hub as hub_module
 from gptladder.weights.checkpoint import CheckpointError, read_tensors, write_folder
 from gptladder.weights.hub import HubError, fetch, resolve
@@ -164,6 +168,17 @@ def test_a_token_opens_a_private_model_and_stays_on_the_hub(hub, get) -> None:
     assert by_host == {False: {"Bearer hf_right"}, True: {None}}
 
 
+def test_a_token_does_not_follow_a_name_to_another_host(hub, get) -> None:
+    add(hub, "owner/new")
+    hub.moved["owner/old"] = "owner/new"
+    hub.moved_to = hub.storage_url
+    with contextlib.suppress(HubError):  # whether it is followed there is the package's affair
+        get("owner/old", token="hf_mine")
+    tokens = {request.host: request.token for request in hub.requests}
+    assert tokens.pop(hub.url.removeprefix("http://")) == "Bearer hf_mine"
+    assert set(tokens.values()) == {None}
+
+
 def test_a_gated_model_says_how_to_get_in(hub, get) -> None:
     add(hub, "owner/gated", token="hf_right", gated=True)
     text = refusal(get, "owner/gated")
@@ -203,6 +218,29 @@ def test_a_cut_connection_is_taken_up_where_it_broke(hub, get) -> None:
     # The package writes in pieces of 10 MiB: what it has of the piece that broke is sent once more.
     piece = constants.DOWNLOAD_CHUNK_SIZE
     assert (second.range, second.sent) == (f"bytes={piece}-", len(content) - piece)
+
+
+def test_after_a_kill_whole_files_are_kept_and_the_one_in_hand_begins_anew(hub, get, tmp_path: Path) -> None:
+    """The package gives each transfer a name of its own: what a killed one leaves is never taken up, nor for whole."""
+    index = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}).encode()
+    shards = {f"model-{i}-of-2.safetensors": os.urandom(3 * 2**20) for i in (1, 2)}
+    files = {"config.json": CONFIG, "model.safetensors.index.json": index, **shards}
+    add(hub, files=files)
+    hub.stalled["model-2-of-2.safetensors"] = 2**20
+    code = "import sys, gptladder.weights.hub as h; h.fetch('gpt2', endpoint=sys.argv[1], cache_dir=sys.argv[2])"
+    environment = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, hub.url, tmp_path / "cache"], env=environment, stderr=subprocess.DEVNULL
+    )
+    assert hub.stopped.wait(60)
+    process.kill()
+    process.wait()
+    assert "lacks model-2-of-2.safetensors" in refusal(get, "gpt2", local_files_only=True)
+    hub.requests.clear()
+    folder = get("gpt2")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert set(hub.fetched()) == {"model-2-of-2.safetensors"}
+    assert [request.range for request in hub.requests if request.path.startswith("/storage/")] == [None]
 
 
 @pytest.mark.parametrize("file_name", ["model.safetensors", "config.json", "vocab.json"])
@@ -370,6 +408,36 @@ def test_a_name_is_fetched(hub, tmp_path: Path) -> None:
     assert "no revision 'x'" in refusal(resolve, "owner/name", revision="x", endpoint=hub.url, cache_dir=tmp_path)
     add(hub, "owner/private", token="hf_right")
     assert resolve("owner/private", token="hf_right", endpoint=hub.url, cache_dir=tmp_path).is_dir()
+
+
+def test_a_model_comes_from_the_hub_with_nothing_but_its_own_files(hub, tmp_path: Path, monkeypatch) -> None:
+    """By the door that users go through: a gated model, at a revision, beside other frameworks' weights."""
+    here = functools.partial(resolve, endpoint=hub.url, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(hub_module, "resolve", here)
+    model = GPT2(GPT2Config(d_model=4, n_layers=2, n_heads=2, d_vocab=11, n_ctx=5))
+    model.save_pretrained(tmp_path / "saved", max_shard_size=1000)
+    own = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    assert len(own) > 4
+    others = [
+        "tf_model.h5",
+        "flax_model.msgpack",
+        "pytorch_model.bin",
+        "rust_model.ot",
+        "README.md",
+        "coreml/model.bin",
+    ]
+    files = {**own, **TOKENIZER, **dict.fromkeys(others, b"not for us")}
+    add(hub, "owner/name", files=files, token="hf_right", gated=True, branches=("main", "tuned"))
+    with pytest.raises(HubError, match="gated"):
+        GPT2.from_pretrained("owner/name", revision="tuned")
+    hub.requests.clear()
+    fetched = GPT2.from_pretrained("owner/name", revision="tuned", token="hf_right")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in fetched.state_dict().items())
+    asked = {Path(request.path).name for request in hub.requests if "/api/" not in request.path}
+    assert asked == {*own, *TOKENIZER}
+    hub.requests.clear()
+    GPT2.from_pretrained("owner/name", revision="tuned", local_files_only=True)
+    assert hub.requests == []
 
 
 def test_a_disk_that_is_full_is_said(hub, get, monkeypatch) -> None:

@@ -14,12 +14,27 @@ from gptladder.ladder.rungs import draw_case
 from gptladder.weights.layout import WeightsError, axis_sizes, from_ours, rows, to_ours
 
 CONFIGS = st.randoms(use_true_random=False).map(lambda source: full(draw_case(source).config))
-FORMATS = [("hf", False), ("hooked", False), ("bridge", False), ("bridge", True)]
+FORMATS = [
+    ("hf", False),
+    ("hooked", False),
+    ("bridge", False),
+    ("bridge", True),
+    ("ours", False),
+    ("nanogpt", False),
+    ("tensorflow", False),
+]
 
 
 def full(config: GPT2Config, *, bias: bool = True) -> GPT2Config:
     """With a projection of its own, so that every row of the table is used."""
     return dataclasses.replace(config, tie_word_embeddings=False, unembed_bias=bias)
+
+
+def fitting(config: GPT2Config, kind: str) -> GPT2Config:
+    """With every parameter that the format has a place for."""
+    if kind in ("nanogpt", "tensorflow"):
+        return dataclasses.replace(config, tie_word_embeddings=True, unembed_bias=False)
+    return full(config, bias=kind != "hf")
 
 
 def random_state(config: GPT2Config, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -29,9 +44,7 @@ def random_state(config: GPT2Config, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def one_state(kind: str) -> tuple[GPT2Config, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    config = full(
-        GPT2Config(d_model=6, n_layers=2, n_heads=2, d_head=3, d_mlp=8, d_vocab=11, n_ctx=5), bias=kind != "hf"
-    )
+    config = fitting(GPT2Config(d_model=6, n_layers=2, n_heads=2, d_head=3, d_mlp=8, d_vocab=11, n_ctx=5), kind)
     ours = random_state(config)
     return config, ours, from_ours(kind, config, ours)
 
@@ -40,7 +53,7 @@ def one_state(kind: str) -> tuple[GPT2Config, dict[str, torch.Tensor], dict[str,
 @given(config=CONFIGS)
 @settings(max_examples=25)
 def test_there_and_back_every_bit_is_the_same(kind: str, conv1d: bool, config: GPT2Config) -> None:
-    config = full(config, bias=kind != "hf")
+    config = fitting(config, kind)
     ours = random_state(config)
     theirs = from_ours(kind, config, ours, bridge_conv1d=conv1d)
     assert sum(tensor.numel() for tensor in theirs.values()) == sum(tensor.numel() for tensor in ours.values())
@@ -53,13 +66,13 @@ def test_there_and_back_every_bit_is_the_same(kind: str, conv1d: bool, config: G
 @given(config=CONFIGS)
 @settings(max_examples=10)
 def test_the_table_declares_the_shapes_on_both_sides(kind: str, conv1d: bool, config: GPT2Config) -> None:
-    config = full(config, bias=kind != "hf")
+    config = fitting(config, kind)
     ours = random_state(config)
     theirs = from_ours(kind, config, ours, bridge_conv1d=conv1d)
     sizes = axis_sizes(config)
     named = []
     for name, axes, foreign in rows(kind, config, bridge_conv1d=conv1d):
-        assert [sizes[axis] for axis in axes.split()] == list(ours[name].shape)
+        assert [sizes[axis] for axis in axes.split()] == list(ours[name].shape), name
         assert all(theirs[key].shape == foreign.shape(sizes) for key in foreign.names)
         named.append(name)
     assert sorted(named) == sorted(ours)
@@ -71,6 +84,8 @@ def test_each_entry_lies_where_the_format_has_it() -> None:
     _, _, bridge = one_state("bridge")
     conv1d = from_ours("bridge", config, ours, bridge_conv1d=True)
     hf = from_ours("hf", full(config, bias=False), ours)
+    nanogpt = from_ours("nanogpt", fitting(config, "nanogpt"), ours)
+    tensorflow = from_ours("tensorflow", fitting(config, "tensorflow"), ours)
     W_QKV, W_O = ours["blocks.1.attn.W_QKV"], ours["blocks.1.attn.W_O"]
     for d in range(6):
         for head in range(2):
@@ -79,21 +94,27 @@ def test_each_entry_lies_where_the_format_has_it() -> None:
                 for part, letter in enumerate("QKV"):
                     value = W_QKV[d, part, head, k]
                     assert hf["h.1.attn.c_attn.weight"][d, 6 * part + column] == value
+                    assert nanogpt["h.1.attn.c_attn.weight"][6 * part + column, d] == value
+                    assert tensorflow["model/h1/attn/c_attn/w"][0, d, 6 * part + column] == value
                     assert hooked[f"blocks.1.attn.W_{letter}"][head, d, k] == value
                     assert bridge[f"blocks.1.attn.{letter.lower()}.weight"][column, d] == value
                     assert conv1d[f"blocks.1.attn.{letter.lower()}.weight"][column, d] == value
                 value = W_O[head, k, d]
                 assert hf["h.1.attn.c_proj.weight"][column, d] == value
+                assert nanogpt["h.1.attn.c_proj.weight"][d, column] == value
+                assert tensorflow["model/h1/attn/c_proj/w"][0, column, d] == value
                 assert hooked["blocks.1.attn.W_O"][head, k, d] == value
                 assert bridge["blocks.1.attn.o.weight"][d, column] == value
                 assert conv1d["blocks.1.attn.o.weight"][column, d] == value
         for m in range(8):
             value = ours["blocks.0.mlp.W_in"][d, m]
             assert hf["h.0.mlp.c_fc.weight"][d, m] == conv1d["blocks.0.mlp.in.weight"][d, m] == value
-            assert bridge["blocks.0.mlp.in.weight"][m, d] == value
+            assert bridge["blocks.0.mlp.in.weight"][m, d] == nanogpt["h.0.mlp.c_fc.weight"][m, d] == value
+            assert tensorflow["model/h0/mlp/c_fc/w"][0, d, m] == value
             value = ours["blocks.0.mlp.W_out"][m, d]
             assert hf["h.0.mlp.c_proj.weight"][m, d] == conv1d["blocks.0.mlp.out.weight"][m, d] == value
-            assert bridge["blocks.0.mlp.out.weight"][d, m] == value
+            assert bridge["blocks.0.mlp.out.weight"][d, m] == nanogpt["h.0.mlp.c_proj.weight"][d, m] == value
+            assert tensorflow["model/h0/mlp/c_proj/w"][0, m, d] == value
         for token in range(11):
             value = ours["unembed.W_U"][d, token]
             assert hf["lm_head.weight"][token, d] == hooked["unembed.W_U"][d, token] == value
@@ -120,7 +141,7 @@ def test_a_part_is_the_part_of_the_whole(config: GPT2Config) -> None:
     assert all(torch.equal(part[name], whole[name]) for name in part)
 
 
-@pytest.mark.parametrize("kind", ["hf", "hooked", "bridge"])
+@pytest.mark.parametrize("kind", ["hf", "hooked", "bridge", "ours", "nanogpt", "tensorflow"])
 @given(source=st.randoms(use_true_random=False))
 @settings(max_examples=20)
 def test_a_missing_a_foreign_and_a_misshapen_key_are_named(kind: str, source: random.Random) -> None:
@@ -139,12 +160,12 @@ def test_a_missing_a_foreign_and_a_misshapen_key_are_named(kind: str, source: ra
     grown = [*shape[:-1], shape[-1] + 1]
     for wrong in (grown, [1, *shape], [theirs[key].numel() + 1]):
         with pytest.raises(WeightsError) as caught:
-            to_ours(kind, config, {**theirs, key: torch.zeros(wrong)})
+            dict(to_ours(kind, config, {**theirs, key: torch.zeros(wrong)}))
         assert f"{key} has the shape {wrong}, but the configuration asks for {shape}" in str(caught.value)
 
     for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
         with pytest.raises(WeightsError) as caught:
-            to_ours(kind, config, {**theirs, key: theirs[key].to(dtype)})
+            dict(to_ours(kind, config, {**theirs, key: theirs[key].to(dtype)}))
         assert str(caught.value) == f"{key} holds {dtype}, not floating-point numbers"
 
 
@@ -154,7 +175,7 @@ def test_a_transposed_matrix_is_refused() -> None:
     with pytest.raises(
         WeightsError, match=r"h\.1\.mlp\.c_fc\.weight has the shape \[8, 6\].*\[6, 8\] \(d_model d_mlp\)"
     ):
-        to_ours("hf", config, {**theirs, key: theirs[key].T})
+        dict(to_ours("hf", config, {**theirs, key: theirs[key].T}))
 
 
 def test_of_many_faults_five_are_named_and_the_rest_counted() -> None:
@@ -170,6 +191,9 @@ def test_what_a_format_has_no_place_for_is_refused_not_dropped() -> None:
     with pytest.raises(WeightsError, match=r"unembed\.b_U has no place in the format 'hf'"):
         from_ours("hf", config, ours)
     post = GPT2Config(d_model=6, n_layers=1, n_heads=2, d_vocab=11, n_ctx=5, norm="post")
-    for kind in ("hf", "hooked", "bridge"):
+    for kind in ("nanogpt", "tensorflow"):
+        with pytest.raises(WeightsError, match=rf"unembed\.W_U has no place in the format '{kind}'"):
+            from_ours(kind, config, ours)
+    for kind in ("hf", "hooked", "bridge", "nanogpt", "tensorflow"):
         with pytest.raises(WeightsError, match="post-norm"):
             from_ours(kind, post, GPT2(post).state_dict())

@@ -1,0 +1,114 @@
+"""``gptladder convert``."""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ..components.mlp import ActFn
+from .convert import Converted, Target, mapping
+from .convert import convert as convert_model
+from .models import local_path
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertArguments:
+    """A model from one format into another. It is there when it is whole and has the same logits."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A folder or file of any format (transformers, ours, HookedTransformer, OpenAI's TensorFlow checkpoint, nanoGPT's
+    ckpt.pt, a snapshot of a training run), or a name on the hub."""
+    destination: Annotated[Path, tyro.conf.Positional]
+    """A new folder; for nanogpt a file, such as out/ckpt.pt."""
+    to: Target
+    """hf: what transformers reads. hooked: HookedTransformer's configuration and state dict. ours: our own names, which
+    every model fits. nanogpt: a checkpoint for nanoGPT."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """What to write the weights as; as they are, where it is not given."""
+    act_fn: ActFn | None = None
+    """What the nanoGPT computes that wrote the source or shall read the result; gelu, where it is not given."""
+    shard_gb: float = 5.0
+    """Gigabytes (of 2^30 bytes) from which the weights are split into several files."""
+    overwrite: bool = False
+    """Replace a model that is there."""
+    dry_run: bool = False
+    """Write nothing, and print what would become of each tensor."""
+    json: bool = False
+    """Print one JSON object, and no progress."""
+
+
+def convert(argv: list[str]) -> int:
+    """Run ``gptladder convert``.
+
+    Returns:
+        0.
+
+    Raises:
+        ValueError, OSError, ImportError: what `gptladder.weights.convert.convert` raises.
+    """
+    arguments = tyro.cli(ConvertArguments, args=argv, prog="gptladder convert")
+    if not arguments.shard_gb > 0:
+        raise ValueError(f"--shard-gb is {arguments.shard_gb}; it must be above 0")
+    source = local_path(arguments.source)
+    if arguments.dry_run:
+        _print_mapping(source, arguments)
+        return 0
+    console = Console(stderr=True)
+    began = time.perf_counter()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    quiet = arguments.json or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
+        task = progress.add_task("writing", total=None)
+
+        def show(done: int, of: int) -> None:
+            what = "writing" if done < of else "comparing with the source"
+            progress.update(task, completed=done, total=of, description=what)
+
+        result = convert_model(
+            source,
+            arguments.destination,
+            to=arguments.to,
+            dtype=None if arguments.dtype is None else _DTYPES[arguments.dtype],
+            act_fn=arguments.act_fn,
+            max_shard_size=int(arguments.shard_gb * 2**30),
+            overwrite=arguments.overwrite,
+            progress=show,
+        )
+    seconds = time.perf_counter() - began
+    if arguments.json:
+        print(json.dumps({"destination": str(arguments.destination), **dataclasses.asdict(result), "seconds": seconds}))
+    else:
+        print(_told(result, arguments, seconds))
+    return 0
+
+
+def _told(result: Converted, arguments: ConvertArguments, seconds: float) -> str:
+    weights = "every weight is the same, bit for bit" if result.identical else "the function is the same"
+    if arguments.dtype is not None:
+        weights += f", as {arguments.dtype} (which moves logits by up to {result.rounding:.1e})"
+    return (
+        f"{arguments.destination}: {result.parameters:,} parameters, from {result.kind} to {arguments.to} in "
+        f"{seconds:.1f} s. Read back, {weights}; logits differ by at most {result.difference:.1e}"
+    )
+
+
+def _print_mapping(source: Path, arguments: ConvertArguments) -> None:
+    names = ("from", "shape", "transform", "to")
+    table = list(mapping(source, to=arguments.to, act_fn=arguments.act_fn))
+    if arguments.json:
+        print(json.dumps([dict(zip(names, row, strict=True)) for row in table]))
+        return
+    print(f"{source}: what would be written; nothing is")
+    cells = [names, *((origin or "-", str(shape), how, name) for origin, shape, how, name in table)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

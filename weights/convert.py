@@ -1,0 +1,295 @@
+"""A model from one format into another, tensor by tensor, proved before it takes its name."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from torch import Tensor
+
+from ..assembly.config import GPT2Config
+from ..components.mlp import ActFn
+from ..files import sync_folder, write_whole
+from ..tokenizer import load_tokenizer
+from . import checkpoint, hooked_transformer, huggingface, nanogpt
+from .checkpoint import CheckpointError
+from .layout import WeightsError, from_ours, rows
+from .lazy import Lazy
+from .models import unfilled
+from .sources import Source, config_to_ours, open_source
+
+Target = Literal["hf", "hooked", "ours", "nanogpt"]
+
+# What a model folder may hold beside config and weights that another program wants.
+_COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did, as found by reading the result back.
+
+    Args:
+        kind: the format of the source.
+        parameters: numbers in the model; a tied projection counts once.
+        identical: every weight is the source's, bit for bit, as the dtype has it. Otherwise the function alone is: see
+            `huggingface.without_unembed_bias`.
+        difference: the largest absolute one between logits of the source, as the dtype has it, and of the result.
+        rounding: the largest absolute one that the dtype makes.
+    """
+
+    kind: str
+    parameters: int
+    identical: bool
+    difference: float
+    rounding: float
+
+
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    to: Target,
+    dtype: torch.dtype | None = None,
+    act_fn: ActFn | None = None,
+    max_shard_size: int = 5 * 2**30,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Converted:
+    """Write a model in another format.
+
+    The result appears when it is whole, has been read back, and has the source's weights and logits. In memory are one
+    tensor at a time, and for the logits the embedding and one block; but what goes to nanoGPT is there as a whole.
+
+    Args:
+        source: a folder or file of any format that `open_source` knows.
+        destination: a folder; for ``nanogpt`` a file, ``….pt``.
+        to: ``hf`` (transformers), ``hooked`` (``HookedTransformerConfig``'s fields and a raw state dict), ``ours``
+            (``GPT2Config`` and our own names, which holds every model), ``nanogpt``.
+        dtype: what to write; as in the source where not given.
+        act_fn: what nanoGPT computes, where it is the source or the target: see `gptladder.weights.nanogpt`.
+        max_shard_size: bytes from which a folder's weights are split into several files.
+        overwrite: replace a model that is there.
+        progress: is told how many tensors are written, and of how many.
+
+    Raises:
+        WeightsError: weights that make no GPT-2, that the format or dtype cannot hold, or that came out otherwise.
+        CheckpointError: a file that is missing, damaged or hostile; a model that is in the way.
+        ImportError: a TensorFlow checkpoint, and tensorflow is not installed.
+        OSError: the disk is full or not writable.
+    """
+    if to == "nanogpt":
+        _check_free(destination, overwrite)
+    opened = open_source(source, act_fn=act_fn if to != "nanogpt" else None)
+    done = 0
+    verdict: list[Converted] = []
+
+    def watch(name: str, tensor: Tensor) -> None:
+        nonlocal done
+        if not tensor.isfinite().all():
+            raise WeightsError(f"{name} holds numbers that are not finite, or are too large for {tensor.dtype}")
+        done += 1
+        progress(done, len(tensors))
+
+    def check(path: Path) -> None:
+        verdict.append(_compare(opened, path, dtype))
+
+    try:
+        _, fields, tensors = _in_format(opened, to, act_fn)
+        if to == "hf":
+            fields["dtype"] = str(dtype or tensors["transformer.wte.weight"].dtype).removeprefix("torch.")
+        if to == "nanogpt":
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(destination, partial(_save_nanogpt, fields, tensors, dtype, watch, check))
+            sync_folder(destination.parent)
+        else:
+            checkpoint.write_folder(
+                destination,
+                fields,
+                tensors,
+                dtype=dtype,
+                files=_companions(opened),
+                watch=watch,
+                check=check,
+                max_shard_size=max_shard_size,
+                overwrite=overwrite,
+            )
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
+    return verdict[0]
+
+
+def mapping(source: Path, *, to: Target, act_fn: ActFn | None = None) -> Iterator[tuple[str, list[int], str, str]]:
+    """What `convert` would do, for each tensor that it would write: from what, of which shape, made how, named what.
+
+    Raises:
+        WeightsError, CheckpointError: as for `convert`.
+    """
+    opened = open_source(source, act_fn=act_fn if to != "nanogpt" else None)
+    written, _, tensors = _in_format(opened, to, act_fn)
+    full = hooked_transformer.untied(opened.config) if opened.kind == "hooked" else opened.config
+    here = {ours: foreign for ours, _, foreign in rows(opened.layout, full)}
+    there = {
+        name: (ours, foreign.axes, f", {number} of {len(foreign.names)}" if len(foreign.names) > 1 else "")
+        for ours, _, foreign in rows(to, written)
+        for number, name in enumerate(foreign.names, start=1)
+    }
+    if to == "nanogpt":  # the same tensor under a second name
+        there["lm_head.weight"] = there["wte.weight"]
+    for name, tensor in tensors.items():
+        ours, axes, part = there[name.removeprefix("transformer.") if to in ("hf", "nanogpt") else name]
+        origin = here.get("embed.W_E" if ours == "unembed.W_U" and opened.config.tie_word_embeddings else ours)
+        names = [opened.names[each] for each in origin.names if each in opened.names] if origin else []
+        if opened.config.unembed_bias and not written.unembed_bias and ours in _FOLDED:
+            how = "with b_U folded in"
+        elif origin is None or not names:
+            how = "ones" if ours.endswith(".w") else "zeros"
+        elif origin.axes == axes:
+            how = "as it is"
+        else:
+            how = f"{origin.axes} -> {axes}{part}"
+        yield ", ".join(names), list(tensor.shape), how, name
+
+
+# What is written
+
+_FOLDED = ("unembed.W_U", "ln_final.w", "ln_final.b")
+
+
+def _in_format(
+    opened: Source, to: Target, act_fn: ActFn | None
+) -> tuple[GPT2Config, dict[str, Any], Mapping[str, Tensor]]:
+    """The model that a format can hold, what stands beside the tensors in it, and the tensors."""
+    config, state = opened.config, opened.state
+    if to == "nanogpt":
+        fields, tensors = nanogpt.state_to_nanogpt(config, state, act_fn)
+        return dataclasses.replace(config, unembed_bias=False), fields, tensors
+    if to == "hf":
+        config, tensors = huggingface.state_to_hf(config, state)
+        return config, huggingface.config_to_hf(config), tensors
+    if to == "hooked":
+        fields = hooked_transformer.hooked_config_fields(config)
+        return hooked_transformer.untied(config), fields, hooked_transformer.state_to_hooked(config, state)
+    return config, config_to_ours(config), from_ours("ours", config, state)
+
+
+def _companions(opened: Source) -> dict[str, bytes]:
+    """The other files that the new folder shall have: the tokenizer's, as they are where transformers can read them."""
+    if opened.kind == "tensorflow":
+        with tempfile.TemporaryDirectory() as folder:
+            load_tokenizer(opened.path).save(folder)
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    if not opened.path.is_dir():
+        return {}
+    there = [name for name in _COMPANIONS if (opened.path / name).exists()]
+    return {name: checkpoint.file_in(opened.path, name).read_bytes() for name in there}
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    if path.suffix != ".pt":
+        raise CheckpointError(
+            f"{path}: nanoGPT's checkpoint is a file; give a name that ends in .pt: {path / 'ckpt.pt'}"
+        )
+    if os.path.lexists(path) and not (overwrite and path.is_file()):
+        raise CheckpointError(f"{path}: is there already; overwrite replaces it if it is a file")
+
+
+def _save_nanogpt(
+    fields: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    watch: Callable[[str, Tensor], None],
+    check: Callable[[Path], None],
+    file: BinaryIO,
+) -> None:
+    state: dict[str, Tensor] = {}
+    for name in tensors:
+        if name == "lm_head.weight":
+            continue
+        # In memory of its own: torch.save writes all of what a tensor is a view of.
+        state[name] = tensors[name].to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+        watch(name, state[name])
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    watch("lm_head.weight", state["lm_head.weight"])
+    torch.save({"model": state, **fields}, file)
+    file.flush()
+    state.clear()
+    check(Path(file.name))
+
+
+# What is checked
+
+
+def _compare(opened: Source, path: Path, dtype: torch.dtype | None) -> Converted:
+    """Read the result back and hold it against the source.
+
+    Raises:
+        WeightsError: it is another model.
+    """
+    again = open_source(path)
+    exact = opened.state
+    ours = exact if dtype is None else Lazy({name: partial(_rounded, exact, name, dtype) for name in exact})
+    identical = again.state.keys() == ours.keys()
+    if identical and (wrong := [name for name in ours if not torch.equal(ours[name], again.state[name])]):
+        raise WeightsError(f"{wrong[0]} was read back with other numbers; the disk or memory may be at fault")
+
+    config = opened.config
+    precise = torch.float64 if again.state["embed.W_E"].dtype == torch.float64 else torch.float32
+    tokens = torch.linspace(0, config.d_vocab - 1, min(config.n_ctx, 8)).long()[None]
+    expected = streamed_logits(config, ours, tokens, precise)
+    found = streamed_logits(again.config, again.state, tokens, precise)
+    difference = (found - expected).abs().max().item()
+    # A projection with b_U folded into it was rounded once more, to the dtype that was written.
+    grain = torch.finfo(precise if identical else again.state["embed.W_E"].dtype).eps
+    if not difference <= 256 * grain * expected.abs().max().item():
+        raise WeightsError(f"what was written gives other logits, by {difference:.1e}; nothing was kept of it")
+    rounding = 0.0
+    if dtype is not None:
+        rounding = (expected - streamed_logits(config, exact, tokens, precise)).abs().max().item()
+    parameters = sum(tensor.numel() for tensor in ours.values())
+    return Converted(opened.kind, parameters, identical, difference, rounding)
+
+
+def _rounded(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    return tensors[name].to(dtype)
+
+
+@torch.no_grad()
+def streamed_logits(config: GPT2Config, state: Mapping[str, Tensor], tokens: Tensor, dtype: torch.dtype) -> Tensor:
+    """A model's logits [batch seq d_vocab], with the weights of one block in memory at a time.
+
+    Args:
+        config: what the weights fit.
+        state: the weights under our names.
+        tokens: [batch seq].
+        dtype: to compute in.
+    """
+    model = unfilled(config)
+    for part, module in model.named_children():
+        if part != "blocks":
+            names = [name for name in state if name.startswith(f"{part}.")]
+            filled = {name.removeprefix(f"{part}."): state[name].to(dtype).contiguous() for name in names}
+            module.load_state_dict(filled, assign=True)
+    # All blocks have the same memory, which is filled anew before each.
+    buffers = {name: torch.empty(tensor.shape, dtype=dtype) for name, tensor in model.blocks[0].state_dict().items()}
+
+    def fill(prefix: str, *_: object) -> None:
+        for name, buffer in buffers.items():
+            buffer.copy_(state[prefix + name])
+
+    for layer, block in enumerate(model.blocks):
+        block.load_state_dict(buffers, assign=True)
+        block.register_forward_pre_hook(partial(fill, f"blocks.{layer}."))
+    return model(tokens)

@@ -1,0 +1,126 @@
+"""TransformerLens's weight processing: the same log-probabilities from weights that are easier to read.
+
+Each step is a flag of ``HookedTransformer.from_pretrained``, by its name, and gives the numbers that
+``transformer_lens.weight_processing.ProcessWeights`` gives; there in float32, whatever the model has, here in float64.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..assembly.model import GPT2
+from .models import from_hooked_transformer, to_hooked_state_dict
+
+
+def fold(
+    model: GPT2,
+    *,
+    fold_ln: bool = True,
+    center_writing_weights: bool = True,
+    center_unembed: bool = True,
+    fold_value_biases: bool = True,
+    refactor_factored_attn_matrices: bool = False,
+    dtype: torch.dtype | None = None,
+    fused: bool = True,
+) -> GPT2:
+    """A new model with processed weights and the log-probabilities of this one; its defaults are TransformerLens's.
+
+    The projection is no longer the embedding's, and has a bias, as far as the flags need it. ``to_hooked_transformer``
+    hands the result on. The logits change by one constant for each position, and only with ``center_unembed``. Of the
+    activations inside, those change that the flags are there to change. Dropout is another after this: do not train
+    the result with any.
+
+    Args:
+        fold_ln: gains and biases of layer norms go into the weights that read from them, leaving gain 1 and bias 0;
+            then those weights lose their mean over ``d_model``, which a layer norm's output has no part in.
+        center_writing_weights: what writes to the residual stream loses its mean over ``d_model``, which every reader's
+            layer norm takes away.
+        center_unembed: ``W_U`` and ``b_U`` lose their mean over the vocabulary, which the softmax takes away.
+        fold_value_biases: ``b_V`` goes through ``W_O`` into ``b_O``, as each row of an attention pattern sums to 1.
+        refactor_factored_attn_matrices: each head's ``W_Q W_K^T``, biases included, is halved by its singular value
+            decomposition, U sqrt(S) and V sqrt(S); ``W_V W_O`` becomes U S and V^T. Values beyond the rank are 0.
+        dtype: of the result; the model's where not given. The arithmetic is float64, and rounded once.
+        fused: as for `GPT2`.
+
+    Raises:
+        WeightsError: a post-norm model, which TransformerLens has no form of.
+    """
+    tensors = to_hooked_state_dict(model)
+    dtype = dtype or model.embed.W_E.dtype
+
+    def part(*prefixes: str) -> dict[str, Tensor]:  # in float64, one part of the model at a time
+        return {name: tensor.double() for name, tensor in tensors.items() if name.startswith(prefixes)}
+
+    def put(changed: dict[str, Tensor]) -> None:
+        tensors.update({name: tensor.to(dtype) for name, tensor in changed.items()})
+
+    for layer in range(model.config.n_layers):
+        prefix = f"blocks.{layer}."
+        block = {name.removeprefix(prefix): tensor for name, tensor in part(prefix).items()}
+        if fold_ln:
+            _fold_norm(block, "ln1", {"attn.W_Q": "attn.b_Q", "attn.W_K": "attn.b_K", "attn.W_V": "attn.b_V"})
+            _fold_norm(block, "ln2", {"mlp.W_in": "mlp.b_in"})
+        if fold_value_biases or refactor_factored_attn_matrices:
+            b_V = block["attn.b_V"]
+            block["attn.b_O"] = block["attn.b_O"] + torch.einsum("nh,nhd->d", b_V, block["attn.W_O"])
+            block["attn.b_V"] = torch.zeros_like(b_V)
+        if center_writing_weights:
+            _center(block, ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out"))
+        if refactor_factored_attn_matrices:
+            _refactor(block)
+        put({prefix + name: tensor for name, tensor in block.items()})
+
+    tables = part("embed.", "pos_embed.")
+    if center_writing_weights:
+        _center(tables, tuple(tables))
+    put(tables)
+
+    end = part("ln_final.", "unembed.")
+    if fold_ln:
+        _fold_norm(end, "ln_final", {"unembed.W_U": "unembed.b_U"})
+    if center_unembed:
+        _center(end, ("unembed.W_U", "unembed.b_U"))
+    put(end)
+    return from_hooked_transformer(tensors, model.config, fused=fused)
+
+
+def _fold_norm(tensors: dict[str, Tensor], norm: str, readers: dict[str, str]) -> None:
+    """A layer norm's gain and bias into the weights [... d_model out] that read from it, and their biases [... out]."""
+    w, b = tensors[f"{norm}.w"], tensors[f"{norm}.b"]
+    for weight, bias in readers.items():
+        W = tensors[weight]
+        tensors[bias] = tensors[bias] + b @ W
+        W = w[:, None] * W
+        tensors[weight] = W - W.mean(dim=-2, keepdim=True)
+    tensors[f"{norm}.w"], tensors[f"{norm}.b"] = torch.ones_like(w), torch.zeros_like(b)
+
+
+def _center(tensors: dict[str, Tensor], names: tuple[str, ...]) -> None:
+    """Take away the mean over the last axis."""
+    for name in names:
+        tensors[name] = tensors[name] - tensors[name].mean(dim=-1, keepdim=True)
+
+
+def _refactor(block: dict[str, Tensor]) -> None:
+    """Each head's two products, split evenly (query and key) and into a rotation and the rest (value and output)."""
+    # The biases are the weights of one more input, which is always 1.
+    Q, K = (torch.cat([block[f"attn.W_{x}"], block[f"attn.b_{x}"][:, None]], dim=1) for x in "QK")
+    U, S, V = _singular_values(Q, K)
+    for x, half in (("Q", U), ("K", V)):
+        half = half * S.sqrt()[:, None]
+        block[f"attn.W_{x}"], block[f"attn.b_{x}"] = half[:, :-1], half[:, -1]
+    U, S, V = _singular_values(block["attn.W_V"], block["attn.W_O"].mT)
+    block["attn.W_V"], block["attn.W_O"] = U * S[:, None], V.mT
+
+
+def _singular_values(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S and V of ``left @ right.mT`` [n_heads d_model d_model], from its factors [n_heads d_model d_head].
+
+    The product, of far lower rank than its size, is never formed. U and V are [n_heads d_model d_head].
+    """
+    d_head = left.shape[-1]
+    left_basis, left = torch.linalg.qr(left)
+    right_basis, right = torch.linalg.qr(right)
+    U, S, Vh = torch.linalg.svd(left @ right.mT)
+    pad = (0, d_head - S.shape[-1])  # heads wider than the residual stream
+    return F.pad(left_basis @ U, pad), F.pad(S, pad), F.pad(right_basis @ Vh.mT, pad)

@@ -1,0 +1,163 @@
+"""Where a model comes from: which format a folder or file is in, told by what it holds, and its weights as ours."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..assembly.config import GPT2Config
+from ..components.mlp import ActFn
+from . import checkpoint, hooked_transformer, huggingface, nanogpt, tensorflow
+from .checkpoint import CONFIG_FILE, WEIGHT_FILES, CheckpointError
+from .layout import Format, WeightsError, to_ours
+
+OUR_MODEL_TYPE = "gptladder"
+
+Kind = Literal["hf", "ours", "hooked", "nanogpt", "tensorflow", "snapshot"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on the disk.
+
+    Args:
+        kind: its format.
+        path: the folder or file.
+        config: what the weights fit.
+        state: the weights under our names, each made when it is asked for.
+        names: its tensors' names in the table of `layout` -> in the file, with prefixes.
+    """
+
+    kind: Kind
+    path: Path
+    config: GPT2Config
+    state: Mapping[str, Tensor]
+    names: Mapping[str, str]
+
+    @property
+    def layout(self) -> Format:
+        """The column of the table in `layout` that its tensors lie by."""
+        return "ours" if self.kind == "snapshot" else self.kind
+
+
+def open_source(path: Path, *, act_fn: ActFn | None = None, mapped: bool = False) -> Source:
+    """The model in a folder or file of any format that is read here.
+
+    Args:
+        path: a folder in Hugging Face's format, in ours, HookedTransformer's or OpenAI's; a checkpoint of nanoGPT; a
+            snapshot of a training run.
+        act_fn: of nanoGPT's, whose checkpoints do not say it: see `nanogpt.config_from_nanogpt`.
+        mapped: leave tensors as maps of one whole file, for who keeps them all.
+
+    Raises:
+        WeightsError: weights or configuration that do not make a GPT-2.
+        CheckpointError: a file that is missing, damaged, hostile, or of no format known here.
+        ImportError: a TensorFlow checkpoint, and tensorflow is not installed.
+    """
+    try:
+        source = _open_folder(path, mapped) if path.is_dir() else _open_file(path, act_fn)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    if act_fn is not None and source.kind != "nanogpt":
+        raise WeightsError(f"{path}: computes {source.config.act_fn}, and says so; act_fn is for nanoGPT's checkpoints")
+    return source
+
+
+def open_tensorflow(folder: Path) -> Source:
+    """The model in a folder as OpenAI published it, whatever else the folder holds.
+
+    Raises:
+        WeightsError, CheckpointError, ImportError: as for `open_source`.
+    """
+    config, tensors = tensorflow.read_tensorflow(folder)
+    return Source(
+        "tensorflow", folder, config, to_ours("tensorflow", config, tensors), {name: name for name in tensors}
+    )
+
+
+def config_to_ours(config: GPT2Config) -> dict[str, Any]:
+    """``config.json``'s fields in our own format."""
+    return {"model_type": OUR_MODEL_TYPE, **dataclasses.asdict(config)}
+
+
+def config_from_ours(fields: Mapping[str, Any]) -> GPT2Config:
+    """Our configuration from ``config.json``'s fields in our own format.
+
+    Raises:
+        WeightsError: a field that is not known, or a value that cannot be.
+    """
+    values = {name: value for name, value in fields.items() if name not in ("model_type", "dtype")}
+    for field in dataclasses.fields(GPT2Config):
+        value = values.get(field.name, field.default)
+        kind = type(field.default)
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            raise WeightsError(f"config: {field.name}={value!r} is not of type {kind.__name__}")
+    try:
+        return GPT2Config(**values)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"config: {error}") from error
+
+
+def _open_folder(folder: Path, mapped: bool) -> Source:
+    if not (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in tensorflow.FILES):
+        return open_tensorflow(folder)
+    fields = checkpoint.read_config(folder)
+    if "model_type" not in fields and {"data", "model", "optim"} <= fields.keys():
+        raise CheckpointError(f"{folder}: is a training run; give its {folder / 'final'}, or one of its snapshots")
+    read = checkpoint.read_tensors if mapped else checkpoint.open_tensors
+    if fields.get("model_type") == OUR_MODEL_TYPE:
+        config, tensors = config_from_ours(fields), read(folder)
+        return Source("ours", folder, config, to_ours("ours", config, tensors), {name: name for name in tensors})
+    if "model_type" not in fields and "normalization_type" in fields:
+        config, tensors = hooked_transformer.config_from_hooked_fields(fields), read(folder)
+        config, state = hooked_transformer.state_from_hooked(config, tensors)
+        return Source("hooked", folder, config, state, {name: name for name in tensors})
+    config, tensors = huggingface.config_from_hf(fields), read(folder)
+    names = huggingface.parameter_names(tensors)
+    return Source("hf", folder, config, huggingface.state_from_hf(config, tensors), names)
+
+
+def _open_file(path: Path, act_fn: ActFn | None) -> Source:
+    if path.suffix == ".safetensors" or path.name in WEIGHT_FILES:
+        raise CheckpointError(f"{path}: holds weights alone; give the folder that has {CONFIG_FILE} beside them")
+    key, saved, tensors = checkpoint.open_training_checkpoint(path, ("model", "model_state_dict"))
+    if key == "model_state_dict":
+        config = _config_of_snapshot(saved.get("config"), tensors)
+        return Source("snapshot", path, config, to_ours("ours", config, tensors), {name: name for name in tensors})
+    config = nanogpt.config_from_nanogpt(saved, act_fn)
+    state = nanogpt.state_from_nanogpt(config, tensors, bias=saved["model_args"].get("bias", True))
+    return Source("nanogpt", path, config, state, huggingface.parameter_names(tensors))
+
+
+def _config_of_snapshot(recorded: Any, tensors: Mapping[str, Tensor]) -> GPT2Config:
+    """The sizes that the weights have, with the choices that the run recorded."""
+    try:
+        chosen = recorded["model"]
+        if chosen["init_from"] is not None:
+            raise WeightsError(
+                f"began from {chosen['init_from']}, whose choices it does not record; give the run's final folder"
+            )
+        if not isinstance(chosen["tie_word_embeddings"], bool):
+            raise WeightsError(f"records tie_word_embeddings={chosen['tie_word_embeddings']!r}, not true or false")
+        dropout: Any = dict.fromkeys(("embed_dropout", "attn_dropout", "resid_dropout"), chosen["dropout"])
+        d_vocab, d_model = tensors["embed.W_E"].shape
+        n_heads, d_head, _ = tensors["blocks.0.attn.W_O"].shape
+        return GPT2Config(
+            d_model=d_model,
+            d_vocab=d_vocab,
+            n_ctx=tensors["pos_embed.W_pos"].shape[0],
+            n_heads=n_heads,
+            d_head=d_head,
+            d_mlp=tensors["blocks.0.mlp.W_in"].shape[1],
+            n_layers=chosen["n_layers"],
+            act_fn=chosen["act_fn"],
+            tie_word_embeddings=chosen["tie_word_embeddings"],
+            **dropout,
+        )
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"is not a snapshot of a training run ({type(error).__name__}: {error})") from error
