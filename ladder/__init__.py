@@ -1,4 +1,9 @@
 """The ladder: each layer is a rung, tried against reference layers before the next one stands on it.
 
-Importing `rungs`, `climb`, `parity` or `mutants` needs the extra ``gptladder[reference]``.
+`climb` tries your own layers. Whatever compares needs the extra ``gptladder[reference]``, and loads it when used.
 """
+
+from .climbing import Climb, climb
+from .source import CandidateError
+
+__all__ = ["CandidateError", "Climb", "climb"]

@@ -1,14 +1,52 @@
-"""The command lines ``gptladder ladder`` and ``gptladder parity``."""
+"""The command lines ``gptladder climb``, ``gptladder ladder`` and ``gptladder parity``."""
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
+
+Layer = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
+
+
+@dataclass(frozen=True)
+class ClimbArguments:
+    """Try your own layers against TransformerLens's, in order; stop at the first that is wrong, and say what is wrong.
+
+    A layer is a class, or an adapter (docs/your-layer.md). It runs in a process of its own, with your user's rights.
+    """
+
+    embed: Layer = None
+    """Tokens to vectors."""
+    pos_embed: Layer = None
+    """Tokens to the vectors of their positions."""
+    layernorm: Layer = None
+    """Layer normalisation."""
+    attention: Layer = None
+    """Causal self-attention."""
+    mlp: Layer = None
+    """The feed-forward layer."""
+    block: Layer = None
+    """Attention and MLP around the residual stream."""
+    unembed: Layer = None
+    """Vectors to logits."""
+    model: Layer = None
+    """All of it, tokens to logits."""
+    cases: int = 25
+    """Random configurations for each layer."""
+    seed: int = 0
+    """Of the configurations and of every number in them."""
+    time_limit: float = 10.0
+    """Seconds that a layer has for one configuration."""
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html")] = None
+    """Write the report as a page to look at, too."""
+    json: bool = False
+    """Print the report for a program to read, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +73,54 @@ class ParityArguments:
     """Folder for parity.json and parity.png."""
 
 
+def climb(argv: list[str]) -> int:
+    """Run ``gptladder climb``; the exit status is 0 where every layer is right."""
+    arguments = tyro.cli(ClimbArguments, args=argv, prog="gptladder climb")
+    _at_least_one(arguments.cases)
+    layers = {each.name: getattr(arguments, each.name) for each in fields(ClimbArguments) if each.type is Layer}
+    console = Console(quiet=arguments.json, highlight=False)
+    with console.status("loading the references") as status, _references():
+        from .climbing import Tried
+        from .climbing import climb as climb_with
+
+        def show(tried: Tried) -> None:
+            from .report import CLIMB_HEAD, climb_line
+
+            if tried.rung == next(name for name, layer in layers.items() if layer).replace("_", "-"):
+                console.print(CLIMB_HEAD)
+            console.print(climb_line(tried))
+
+        climbed = climb_with(
+            **layers,
+            cases=arguments.cases,
+            seed=arguments.seed,
+            time_limit=arguments.time_limit,
+            on_start=lambda rung: status.update(rung),
+            on_end=show,
+        )
+    from . import report
+
+    console.print(report.climb_end(climbed))
+    if arguments.json:
+        print(json.dumps(climbed.as_json(), indent=2))
+    if arguments.html:
+        report.write_html(climbed, arguments.html)
+        console.print(f"\nWritten: {arguments.html}", soft_wrap=True)
+    return 0 if climbed.passed else 1
+
+
 def ladder(argv: list[str]) -> int:
     """Run ``gptladder ladder``; the exit status is 0 where every rung holds."""
     arguments = tyro.cli(LadderArguments, args=argv, prog="gptladder ladder")
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
-        from .climb import climb
         from .report import verdict_table
         from .rungs import RUNGS
+        from .verdict import judge_in_order
 
         verdicts = list(
-            climb(
+            judge_in_order(
                 RUNGS,
                 number=arguments.cases,
                 seed=arguments.seed,

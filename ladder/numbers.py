@@ -1,6 +1,8 @@
 """Numbers to judge with: parameters worth comparing, and how far two tensors are apart."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -27,3 +29,17 @@ def difference(a: Tensor | None, b: Tensor | None) -> float:
         return math.inf
     largest = (a - b).abs().max().item()
     return math.inf if math.isnan(largest) else largest
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a layer made of a trial.
+
+    Args:
+        output: of the forward pass.
+        gradients: of each parameter, under TransformerLens's name, and of the ``input`` where that is no tokens; what
+            got none is left out.
+    """
+
+    output: Tensor
+    gradients: Mapping[str, Tensor]

@@ -16,9 +16,9 @@ from .. import weights
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from . import references
-from .climb import Verdict, judge
 from .numbers import difference
 from .rungs import FLOAT64_TOLERANCE, RUNGS, rung
+from .verdict import Verdict, judge
 
 MODEL_TOLERANCE = {torch.float32: rung("model").float32, torch.float64: FLOAT64_TOLERANCE}
 

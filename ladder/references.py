@@ -83,7 +83,8 @@ def _from_hf(
     """A layer of transformers whose parameters are ``ours…`` in our model and ``theirs…`` in its own."""
 
     def parameters(config: GPT2Config, given: Parameters) -> Parameters:
-        named = to_ours("hf", config, {theirs + name: tensor for name, tensor in given.items()}, part=ours)
+        one = dataclasses.replace(config, n_layers=1)
+        named = to_ours("hf", one, {theirs + name: tensor for name, tensor in given.items()}, part=ours)
         return {name.removeprefix(ours): tensor for name, tensor in named.items()}
 
     return Reference(

@@ -1,15 +1,83 @@
 """Verdicts as tables in the terminal, as JSON, and as a picture."""
 
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..files import write_whole
-from .climb import Verdict
+from .climbing import Climb, Tried
+from .page import write_page
 from .parity import Parity, RoundTrip, WholeModel
+from .verdict import Verdict
+
+
+def climb_line(tried: Tried) -> str:
+    """A rung of the climb, in a line to print; under `CLIMB_HEAD`."""
+    verdict = tried.verdict
+    if verdict is None:
+        numbers = " " * 45
+    else:
+        limit64, limit32 = verdict.tolerance64, verdict.tolerance32
+        numbers = "".join(
+            _number(value, limit, width=9)
+            for value, limit in (
+                (verdict.float64, limit64),
+                (verdict.gradient, limit64),
+                (limit64, limit64),
+                (verdict.float32, limit32),
+                (limit32, limit32),
+            )
+        )
+    return f"{tried.rung:<10}{numbers}  {'[green]passed[/]' if tried.passed else '[bold red]FAILED[/]'}"
+
+
+CLIMB_HEAD = f"{'layer':<10}" + "".join(f"{each:>9}" for each in ("float64", "gradient", "limit", "float32", "limit"))
+
+
+def climb_end(climbed: Climb) -> Text:
+    """What came of a climb, under its lines."""
+    text = Text()
+    if climbed.printed_bytes:
+        kept = climbed.printed.rstrip()
+        text.append(f"\nThe layers printed {_amount(climbed.printed_bytes)}. It begins:\n", "bold")
+        text.append("".join(f"  {line[:70]}\n" for line in kept.splitlines()[:5]))
+    for tried in climbed.rungs:
+        if tried.note:
+            text.append(f"\n{tried.rung}: {tried.note}\n")
+    last = climbed.rungs[-1]
+    if climbed.passed:
+        text.append("\nPassed: ", "green")
+        text.append(", ".join(each.layer for each in climbed.rungs))
+    else:
+        text.append(f"\n{last.rung}: {last.layer} is wrong: ", "bold red")
+        text.append(last.told())
+    return text
+
+
+def climb_text(climbed: Climb) -> str:
+    """The whole of a climb, in plain text of 80 columns."""
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    with console.capture() as captured:
+        for line in (CLIMB_HEAD, *map(climb_line, climbed.rungs), climb_end(climbed)):
+            console.print(line)
+    return captured.get()
+
+
+def write_html(climbed: Climb, path: Path) -> None:
+    """The climb as a page."""
+    write_page(
+        path,
+        [each.verdict for each in climbed.rungs if each.verdict],
+        layers={each.rung: each.layer for each in climbed.rungs},
+        diagnoses={each.rung: each.diagnosis for each in climbed.rungs if each.diagnosis},
+        faults={each.rung: str(each.fault) for each in climbed.rungs if each.fault and not each.diagnosis},
+    )
 
 
 def verdict_table(verdicts: Iterable[Verdict], title: str) -> Table:
@@ -64,7 +132,6 @@ def draw(parity: Parity, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("the picture needs matplotlib: pip install 'gptladder[plot]'") from error
-    import io
 
     colours = {"float64": "#2b6cb0", "gradient": "#2f855a", "float32": "#c05621"}
     markers = {"TransformerLens": "o", "transformers": "s"}
@@ -147,9 +214,18 @@ def _table(title: str, words: list[str], numbers: list[str]) -> Table:
     return table
 
 
-def _number(value: float, limit: float) -> str:
-    text = "0" if value == 0 else f"{value:.1e}"
+def _number(value: float, limit: float, width: int = 0) -> str:
+    text = f"{'0' if value == 0 else f'{value:.0e}' if value == limit else f'{value:.1e}':>{width}}"
     return text if value <= limit else f"[bold red]{text}[/]"
+
+
+def _amount(size: float) -> str:
+    """Bytes, as people say them."""
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1000 or unit == "MB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
 def _word(passed: bool) -> str:

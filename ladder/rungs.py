@@ -4,7 +4,6 @@ The tests, ``make ladder`` and ``make parity`` all judge by `compare`. A case is
 size drawn, all of them different, every parameter (biases and gains too) at a size that matters.
 """
 
-import copy
 import dataclasses
 import math
 import random
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
-from .numbers import difference, randomize
+from .numbers import Answer, difference, randomize
 from .references import REFERENCES, Reference
 
 Build = Callable[[GPT2Config, torch.dtype], nn.Module]
@@ -52,19 +51,19 @@ class Case:
     seed: int
 
 
-def draw_case(source: random.Random) -> Case:
+def draw_case(source: random.Random, *, seq: tuple[int, int] = RANGES["seq"]) -> Case:
     """A case with sizes from ``RANGES``, all different, so that no two axes can be taken for one another."""
     sizes: dict[str, int] = {}
-    for name, (least, most) in RANGES.items():
+    for name, (least, most) in (RANGES | {"seq": seq}).items():
         sizes[name] = source.choice([size for size in range(least, most + 1) if size not in sizes.values()])
-    batch, seq = sizes.pop("batch"), sizes.pop("seq")
+    batch, length = sizes.pop("batch"), sizes.pop("seq")
     config = GPT2Config(
         **sizes,
         n_layers=source.choice([1, 2, 3]),
-        n_ctx=seq + source.choice([0, 1, 5]),
+        n_ctx=length + source.choice([0, 1, 5]),
         **{name: source.choice(choices) for name, choices in _CHOICES.items()},
     )
-    return Case(config, batch, seq, source.getrandbits(32))
+    return Case(config, batch, length, source.getrandbits(32))
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,82 @@ def block_arguments(config: GPT2Config) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """The numbers of a case, all of them drawn, and what the reference makes of them.
+
+    Args:
+        rung, case, dtype: which.
+        config: the case's, or the nearest that the reference can build.
+        parameters: under TransformerLens's names, as `answer` and our layers' ``load_state_dict`` take them.
+        given: the input.
+        cotangent: what the output is multiplied by, entry by entry, before the backward pass.
+        expected: the reference's answer.
+    """
+
+    rung: Rung
+    case: Case
+    config: GPT2Config
+    dtype: torch.dtype
+    parameters: Mapping[str, Tensor]
+    given: Tensor
+    cotangent: Tensor
+    expected: Answer
+
+
+def make_trial(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype) -> Trial:
+    """Draw the numbers of a case, and run the reference on them, forwards and backwards."""
+    generator = torch.Generator().manual_seed(case.seed)
+    config = reference.adapt(case.config)
+    case = dataclasses.replace(case, config=config)
+    theirs = reference.build(config, dtype)
+    randomize(theirs, generator)
+    parameters = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    given = rung.input(case, dtype, generator)
+    leaf = given.clone().requires_grad_(given.is_floating_point())
+    output = reference.call(theirs, leaf)
+    cotangent = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(dtype)
+    # Divided, so that a gradient's size, and with it its rounding error, does not grow with the number of outputs.
+    cotangent /= math.sqrt(cotangent.numel() / case.batch / case.seq)
+    output.backward(cotangent)
+    gradients = _lens_names(reference.parameters(config, _gradients(theirs)))
+    if leaf.grad is not None:
+        gradients["input"] = leaf.grad
+    return Trial(
+        rung=rung,
+        case=case,
+        config=config,
+        dtype=dtype,
+        parameters=_lens_names(reference.parameters(config, parameters)),
+        given=given,
+        cotangent=cotangent,
+        expected=Answer(output.detach(), gradients),
+    )
+
+
+def answer(layer: nn.Module, trial: Trial) -> Answer:
+    """What a layer of ours (or one that keeps its parameters as ours or as TransformerLens does) makes of a trial.
+
+    Raises:
+        RuntimeError: its parameters are not the trial's.
+    """
+    layer.eval().load_state_dict(dict(trial.parameters))
+    leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
+    output = layer(leaf)
+    if output.requires_grad:  # a layer that cuts the graph has no gradients
+        output.backward(trial.cotangent)
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
+    gradients = _lens_names(gradients)
+    if leaf.grad is not None:
+        gradients["input"] = leaf.grad
+    return Answer(output.detach(), gradients)
+
+
+@dataclass(frozen=True)
 class Difference:
-    """The largest absolute differences from a reference: of the output, and of each gradient by name."""
+    """The largest absolute differences from a reference: of the output, and of each gradient by TransformerLens's name.
+
+    A gradient that is missing is infinitely far.
+    """
 
     output: float
     gradients: Mapping[str, float]
@@ -160,6 +233,14 @@ class Difference:
         return max(self.gradients.values(), default=0.0)
 
 
+def distance(found: Answer, expected: Answer) -> Difference:
+    """How far an answer is from the expected one."""
+    return Difference(
+        difference(found.output, expected.output),
+        {name: difference(found.gradients.get(name), gradient) for name, gradient in expected.gradients.items()},
+    )
+
+
 def compare(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, build: Build | None = None) -> Difference:
     """Run a layer and a reference with the same numbers, forwards and backwards.
 
@@ -167,33 +248,8 @@ def compare(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, bu
         build: the layer to judge, in place of ours; its ``load_state_dict`` must take our layer's or TransformerLens's
             names.
     """
-    generator = torch.Generator().manual_seed(case.seed)
-    config = reference.adapt(case.config)
-    case = dataclasses.replace(case, config=config)
-    theirs = reference.build(config, dtype)
-    randomize(theirs, generator)
-    ours = (build or rung.build)(config, dtype).eval()
-    ours.load_state_dict(reference.parameters(config, dict(theirs.state_dict())))
-
-    given = rung.input(case, dtype, generator)
-    our_input, their_input = (given.clone().requires_grad_(given.is_floating_point()) for _ in range(2))
-    our_output, their_output = ours(our_input), reference.call(theirs, their_input)
-    weights = torch.randn(their_output.shape, dtype=torch.float64, generator=generator).to(dtype)
-    # Divided, so that a gradient's size, and with it its rounding error, does not grow with the number of outputs.
-    weights /= math.sqrt(weights.numel() / case.batch / case.seq)
-    if our_output.requires_grad:  # a layer that cuts the graph has no gradients, and is told so below
-        our_output.backward(weights)
-    their_output.backward(weights)
-
-    expected = copy.deepcopy(ours)  # a gradient is loaded as its parameter is: that undoes every difference of layout
-    expected.load_state_dict(reference.parameters(config, _gradients(theirs)))
-    gradients = {
-        name: difference(parameter.grad, dict(expected.named_parameters())[name])
-        for name, parameter in ours.named_parameters()
-    }
-    if given.is_floating_point():
-        gradients["input"] = difference(our_input.grad, their_input.grad)
-    return Difference(difference(our_output, their_output), gradients)
+    trial = make_trial(rung, reference, case, dtype)
+    return distance(answer((build or rung.build)(trial.config, dtype), trial), trial.expected)
 
 
 def check(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, build: Build | None = None) -> None:
@@ -215,6 +271,21 @@ def cases(seed: int, number: int) -> Iterator[Case]:
     """The same ``number`` of cases for the same seed."""
     source = random.Random(seed)
     return (draw_case(source) for _ in range(number))
+
+
+def _lens_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters or gradients of ours or of TransformerLens's under the latter's names, less its two constants."""
+    named = {}
+    for name, tensor in tensors.items():
+        prefix, last = name[: name.rfind(".") + 1], name[name.rfind(".") + 1 :]
+        if last in ("W_QKV", "b_QKV"):
+            parts = tensor.unbind(tensor.ndim - 3)
+            if last == "W_QKV":
+                parts = [part.transpose(0, 1) for part in parts]
+            named |= {f"{prefix}{last[0]}_{letter}": part for letter, part in zip("QKV", parts, strict=True)}
+        elif last not in ("mask", "IGNORE"):
+            named[name] = tensor
+    return named
 
 
 def _gradients(module: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Climbing: each rung tried on many cases, from the embedding up, and what came of it."""
+"""Verdicts: each rung tried on many cases, from the embedding up, and what came of it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def judge(rung: Rung, reference: Reference, *, number: int, seed: int = 0, build
     )
 
 
-def climb(
+def judge_in_order(
     rungs: tuple[Rung, ...],
     *,
     number: int,

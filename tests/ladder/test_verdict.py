@@ -2,15 +2,15 @@
 
 import dataclasses
 
-from gptladder.ladder.climb import climb
 from gptladder.ladder.mutants import MUTANTS
 from gptladder.ladder.rungs import RUNGS
+from gptladder.ladder.verdict import judge_in_order
 
 
 def test_every_rung_holds_in_order():
     started = []
     verdicts = list(
-        climb(RUNGS, number=2, on_start=lambda rung, reference: started.append((rung.name, reference.library)))
+        judge_in_order(RUNGS, number=2, on_start=lambda rung, reference: started.append((rung.name, reference.library)))
     )
     assert [(each.rung, each.reference) for each in verdicts] == started
     assert list(dict.fromkeys(each.rung for each in verdicts)) == [each.name for each in RUNGS]
@@ -20,8 +20,8 @@ def test_every_rung_holds_in_order():
 def test_it_stops_after_the_first_rung_that_fails():
     mutant = next(mutant for mutant in MUTANTS if mutant.mistake == "causal mask off by one")
     rungs = tuple(dataclasses.replace(each, build=mutant.build) if each.name == "attention" else each for each in RUNGS)
-    verdicts = list(climb(rungs, number=2))
+    verdicts = list(judge_in_order(rungs, number=2))
     assert verdicts[-1].rung == "attention"
     assert [each.passed for each in verdicts][-2:] == [False, False]
     assert all(each.passed for each in verdicts[:-2])
-    assert list(climb(rungs, number=1, stop_at_failure=False))[-1].rung == "model"
+    assert list(judge_in_order(rungs, number=1, stop_at_failure=False))[-1].rung == "model"
