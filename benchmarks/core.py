@@ -1,4 +1,4 @@
-"""The model beside transformers', the shape check beside none, the import beside torch's: each pair in the same run.
+"""Pieces beside their counterparts, in the same run: passes of the model, loading, the shape check, the import.
 
     python benchmarks/core.py
 
@@ -7,25 +7,30 @@ ratios, with the least and the most of all rounds. Work of others on the machine
 """
 
 import argparse
-import json
-import os
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from measure import busy_elsewhere
+import transformers
+from measure import busy_elsewhere, machine, print_table, wait_for_quiet, write_result
 
-from gptladder import GPT2Config
+from gptladder import GPT2, GPT2Config
 from gptladder.components import typecheck
 from gptladder.ladder.references import random_hf
 from gptladder.weights import from_hf
 
+Pair = dict[str, Callable[[], object]]
 
-def alternate(pair: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+
+def alternate(pair: Pair, rounds: int) -> dict[str, list[float]]:
     """Seconds of each call in each round, after one that does not count."""
     order = list(pair)
     seconds: dict[str, list[float]] = {name: [] for name in order}
@@ -39,40 +44,52 @@ def alternate(pair: dict[str, Callable[[], object]], rounds: int) -> dict[str, l
     return seconds
 
 
-def ratio(seconds: dict[str, list[float]], slow: str, fast: str) -> dict[str, float]:
-    """How many times as long ``slow`` takes as ``fast``, round by round."""
-    ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
+def ratio(pair: Pair, rounds: int) -> dict[str, float]:
+    """How many times as long the first takes as the second, round by round."""
+    wait_for_quiet()
+    first, second = alternate(pair, rounds).values()
+    ratios = [a / b for a, b in zip(first, second, strict=True)]
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
-def forward_backward(rounds: int) -> dict[str, float]:
-    """The 124M model, batch 4 x 256, float32, eager: forward, cross-entropy, backward. transformers' with sdpa."""
-    hf = random_hf(GPT2Config.preset("gpt2"), seed=0).train()
+def passes(hf: Any, backward: bool) -> Pair:
+    """The 124M model, batch 4 x 256, float32, eager: cross-entropy, and backward or not. transformers' with sdpa."""
     hf.config._attn_implementation = "sdpa"
-    ours = from_hf(hf).train()
-    for model in (hf, ours):
-        for module in model.modules():  # no dropout: the two would draw different numbers
-            for name in ("p", "dropout", "resid_dropout"):
-                if isinstance(getattr(module, name, None), float):
-                    setattr(module, name, 0.0)
-    object.__setattr__(ours.config, "embed_dropout", 0.0)
+    ours = from_hf(hf)
     tokens = torch.randint(50257, (4, 257), generator=torch.Generator().manual_seed(0))
 
     def step(logits: Callable[[torch.Tensor], torch.Tensor], model: torch.nn.Module) -> float:
-        loss = torch.nn.functional.cross_entropy(logits(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
-        model.zero_grad()
+        with torch.set_grad_enabled(backward):
+            loss = torch.nn.functional.cross_entropy(logits(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+            if backward:
+                loss.backward()
+                model.zero_grad()
         return loss.item()
 
-    losses = step(ours, ours), step(lambda x: hf(x, use_cache=False).logits, hf)
+    pair: Pair = {
+        "transformers": lambda: step(lambda x: hf(x, use_cache=False).logits, hf),
+        "ours": lambda: step(ours, ours),
+    }
+    losses = [call() for call in pair.values()]
     assert abs(losses[0] - losses[1]) < 1e-4, f"they do not compute the same: {losses}"
-    pair = {"ours": lambda: step(ours, ours), "theirs": lambda: step(lambda x: hf(x, use_cache=False).logits, hf)}
-    return ratio(alternate(pair, rounds), "theirs", "ours")
+    return pair
 
 
-def check_overhead(rounds: int) -> dict[str, float]:
+def loading(folder: Path) -> Pair:
+    """A folder of 124M float32 parameters, read to a model whose weights have all been looked at."""
+
+    def touch(model: torch.nn.Module) -> float:
+        return sum(float(parameter.detach().sum()) for parameter in model.parameters())
+
+    return {
+        "transformers": lambda: touch(transformers.GPT2LMHeadModel.from_pretrained(folder)),
+        "ours": lambda: touch(GPT2.from_pretrained(folder)),
+    }
+
+
+def shape_check(hf: Any) -> Pair:
     """The 124M model on 1 x 64 tokens, without gradients: the shape check on beside off."""
-    model = from_hf(random_hf(GPT2Config.preset("gpt2"), seed=0))
+    model = from_hf(hf)
     tokens = torch.randint(50257, (1, 64), generator=torch.Generator().manual_seed(0))
 
     def forward(enabled: bool) -> None:
@@ -80,40 +97,45 @@ def check_overhead(rounds: int) -> dict[str, float]:
             for _ in range(3):
                 model(tokens)
 
-    return ratio(alternate({"on": lambda: forward(True), "off": lambda: forward(False)}, rounds * 8), "on", "off")
+    return {"on": partial(forward, True), "off": partial(forward, False)}
 
 
-def import_time(rounds: int) -> dict[str, float]:
+def imports() -> Pair:
     """A new interpreter with ``import gptladder`` beside one with ``import torch``."""
 
     def start(name: str) -> None:
-        subprocess.run([sys.executable, "-c", f"import {name}"], check=True, cwd=os.sep)
+        subprocess.run([sys.executable, "-c", f"import {name}"], check=True, cwd="/")
 
-    pair = {"ours": lambda: start("gptladder"), "torch": lambda: start("torch")}
-    return ratio(alternate(pair, rounds), "ours", "torch")
+    return {"gptladder": partial(start, "gptladder"), "torch": partial(start, "torch")}
 
 
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="turns that each side gets (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
     before = busy_elsewhere()
-    result: dict[str, object] = {
-        "forward and backward, 124M, 4 x 256: transformers' time / ours": forward_backward(arguments.rounds),
-        "shape check, 124M, 1 x 64: time on / off": check_overhead(arguments.rounds),
-        "import: gptladder / torch": import_time(arguments.rounds),
-        "processors busy elsewhere, before and after": [before, busy_elsewhere()],
-        "threads": torch.get_num_threads(),
-    }
+    hf = random_hf(GPT2Config.preset("gpt2"), seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save_pretrained(folder)
+        pairs = {
+            "forward, 124M, 4 x 256: transformers / ours": passes(hf, backward=False),
+            "forward and backward, the same": passes(hf, backward=True),
+            "load 124M from a folder: transformers / ours": loading(Path(folder)),
+            "shape check, 124M, 1 x 64: on / off": shape_check(hf),
+            "import: gptladder / torch": imports(),
+        }
+        found = {name: ratio(pair, arguments.rounds) for name, pair in pairs.items()}
+    print_table(
+        "ratios of time",
+        ["", "median", "from", "to"],
+        [[name, *(f"{f[key]:.3f}" for key in ("median", "least", "most"))] for name, f in found.items()],
+        foreign=max(before, busy_elsewhere()),
+    )
     if arguments.json:
-        print(json.dumps(result))
-        return
-    for name, figures in result.items():
-        if isinstance(figures, dict):
-            figures = "{median:.3f}  (from {least:.3f} to {most:.3f})".format(**figures)
-        print(f"{name:64} {figures}")
+        write_result(arguments.json, {"machine": machine(), "ratios": found})
 
 
 if __name__ == "__main__":

@@ -1,28 +1,37 @@
-"""Greedy decoding beside transformers' ``generate``: GPT-2's 124M shape, float32, the same weights, in the same run.
+"""Greedy decoding beside transformers' ``generate``: GPT-2's 124M shape, the same weights, in the same run.
 
     python benchmarks/decode.py
+    python benchmarks/decode.py --trained runs/tinystories/final
 
-16 tokens of prompt and 128 new ones, for 1 row and for 8. That both give the same tokens is checked first. The two take
-turns, so that whatever else the machine does falls on both. What a step cannot go below is the time to read the weights
-from memory once; how near ours comes to that is printed too. Where other work takes part of the machine, that is said,
-since the figures are then no good for comparisons with other days.
+16 tokens of prompt and 128 new ones, for 1 row and for 8. That float32 gives transformers' tokens is checked first. The
+contestants take turns in an order drawn anew each round, so that whatever else the machine does falls on all. What a
+step cannot go below is the time to read the weights from memory once; how near each comes to that is told too.
+
+``--trained`` says what packing costs: the loss of a trained model on stories that it has not seen, packed and not.
 """
 
 import argparse
-import json
-import os
+import random
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from measure import bandwidth, foreign_load, machine, print_table, wait_for_quiet, write_result
 
 from gptladder import GPT2, GPT2Config
-from gptladder.sampling import SamplingParams, generate
+from gptladder.sampling import SamplingParams, generate, pack
+from gptladder.tokenizer import load_tokenizer
+from gptladder.training.stories import stories
 from gptladder.weights import to_hf
+
+# Bytes of a weight, as it lies in memory.
+PACKED = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def ours(model: GPT2, prompts: torch.Tensor, new: int) -> list[list[int]]:
@@ -39,96 +48,107 @@ def theirs(model: Any, prompts: torch.Tensor, new: int) -> list[list[int]]:
     return found[:, prompts.shape[1] :].tolist()
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds that the work took, and how many processors' worth of other work went on meanwhile."""
+def measure(
+    contestants: dict[str, Callable[[], list[list[int]]]], rounds: int
+) -> tuple[dict[str, list[float]], list[float], float]:
+    """Seconds of each in each round, the bandwidth in each, and the most that others kept busy."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    reading, foreign = [], 0.0
+    for _ in range(rounds):
+        wait_for_quiet()
+        reading.append(bandwidth())
+        for name in random.sample(list(contestants), len(contestants)):
+            with foreign_load() as load:
+                began = time.perf_counter()
+                contestants[name]()
+                seconds[name].append(time.perf_counter() - began)
+            foreign = max(foreign, load.processors)
+    return seconds, reading, foreign
 
-    def busy() -> float:
-        with open("/proc/stat", encoding="ascii") as file:
-            fields = [int(field) for field in file.readline().split()[1:9]]
-        return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting
 
-    began, own, everybody = time.perf_counter(), time.process_time(), busy()
-    work()
-    seconds = time.perf_counter() - began
-    return seconds, max(0.0, (busy() - everybody - (time.process_time() - own)) / seconds)
+def loss_of(model: GPT2, tokens: torch.Tensor) -> float:
+    """Mean cross-entropy on rows of tokens."""
+    with torch.inference_mode():
+        logits = torch.cat([model(row[None, :-1]).float() for row in tokens])
+    return float(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
 
 
-def bandwidth(megabytes: int = 1024, tries: int = 6) -> float:
-    """Bytes a second that can be read from memory: the quickest of some passes over more than the caches hold."""
-    numbers = torch.ones(megabytes * 2**20 // 4)
-    return max(numbers.nbytes / timed(lambda: torch.dot(numbers, numbers))[0] for _ in range(tries))
+def cost_of_packing(folder: Path) -> dict[str, dict[str, float]]:
+    """The losses of a trained model on 64 windows of stories from another seed than any it was trained on."""
+    model, tokenizer = GPT2.from_pretrained(folder), load_tokenizer(folder)
+    text = "".join(story + "\n\n" for _, story in zip(range(400), stories(seed=987654321), strict=False))
+    length = model.config.n_ctx
+    tokens = torch.tensor(tokenizer.encode(text)[: 64 * length]).view(64, length)
+    plain = loss_of(model, tokens)
+    losses = {"unpacked": plain, **{name: loss_of(pack(model, name), tokens) for name in PACKED}}
+    return {name: {"loss": loss, "change": loss / plain - 1} for name, loss in losses.items()}
 
 
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="turns that each of the two gets (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each gets (default: 5)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="rows (default: 1 8)")
     parser.add_argument("--prompt", type=int, default=16, help="tokens of each prompt (default: 16)")
     parser.add_argument("--new", type=int, default=128, help="tokens to generate (default: 128)")
-    parser.add_argument("--threads", type=int, default=2, help="threads to compute with (default: 2)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each batch size")
+    parser.add_argument("--trained", type=Path, help="a model folder to measure the cost of packing on")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
 
     torch.manual_seed(0)
     model = GPT2(GPT2Config()).eval()
     reference = to_hf(model)
     # Read once a step: all but the table of positions. The tied embedding counts once, as the output projection.
-    weights = 4 * (model.num_parameters() - model.pos_embed.W_pos.numel())
+    weights = model.num_parameters() - model.pos_embed.W_pos.numel()
+    result: dict[str, Any] = {"machine": machine(), "weights": weights, "batches": {}}
     for batch in arguments.batch:
         prompts = torch.randint(model.d_vocab, (batch, arguments.prompt))
-        # The first call also pays for memory and code that later ones find.
-        if ours(model, prompts, arguments.new) != theirs(reference, prompts, arguments.new):
-            raise SystemExit(f"batch {batch}: the two do not give the same tokens; there is nothing to compare")
-        rounds, load, reading = [], [], []
-        for turn in range(arguments.rounds):
-            pair = [(ours, model), (theirs, reference)]
-            took = {}
-            for contestant, its_model in pair if turn % 2 else reversed(pair):
-                took[contestant], foreign = timed(partial(contestant, its_model, prompts, arguments.new))
-                load.append(foreign)
-            rounds.append((took[ours], took[theirs]))
-            reading.append(bandwidth())
-        ratios = [reference_s / our_s for our_s, reference_s in rounds]
-        seconds = [statistics.median(column) for column in zip(*rounds, strict=True)]
-        bound = weights / max(reading)
-        result = {
-            "batch": batch,
-            "tokens_per_second": {
-                name: round(batch * arguments.new / s, 1)
-                for name, s in zip(("ours", "transformers"), seconds, strict=True)
-            },
-            "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
-            "step_ms": 1000 * seconds[0] / arguments.new,
-            "weights_mb": weights / 1e6,
-            "bandwidth_gb_per_second": max(reading) / 1e9,
-            "bound_ms": 1000 * bound,
-            "share_of_bound": bound * arguments.new / seconds[0],
-            "processors_busy_elsewhere": statistics.median(load),
-            "threads": torch.get_num_threads(),
-        }
-        print(json.dumps(result) if arguments.json else describe(result, arguments.rounds), flush=True)
-
-
-def describe(result: dict[str, Any], rounds: int) -> str:
-    """The same for people."""
-    speed, ratio = result["tokens_per_second"], result["ratio"]
-    lines = [
-        f"batch {result['batch']}: ours {speed['ours']:.1f} tokens/s, transformers {speed['transformers']:.1f}",
-        f"  ours is {ratio['median']:.2f} times as fast (from {ratio['least']:.2f} to {ratio['most']:.2f} in {rounds} "
-        f"rounds, {result['threads']} threads)",
-        f"  a step takes {result['step_ms']:.1f} ms; reading {result['weights_mb']:.0f} MB of weights at "
-        f"{result['bandwidth_gb_per_second']:.1f} GB/s takes {result['bound_ms']:.1f} ms: "
-        f"{result['share_of_bound']:.0%} of the memory-bandwidth bound",
-    ]
-    if result["processors_busy_elsewhere"] > 0.1:
-        lines.append(
-            f"  NOT A QUIET MACHINE: other work kept {result['processors_busy_elsewhere']:.2f} processors busy; "
-            "take the ratio, not the speeds"
+        models = {"ours": model, **{f"ours, {name}": pack(model, name, rows=batch) for name in PACKED}}
+        contestants = {name: partial(ours, each, prompts, arguments.new) for name, each in models.items()}
+        contestants["transformers"] = partial(theirs, reference, prompts, arguments.new)
+        tokens = {name: contestant() for name, contestant in contestants.items()}  # and warm up
+        if not tokens["ours"] == tokens["ours, float32"] == tokens["transformers"]:
+            raise SystemExit(f"batch {batch}: float32 does not give the same tokens; there is nothing to compare")
+        seconds, reading, foreign = measure(contestants, arguments.rounds)
+        found = {}
+        for name, own in seconds.items():
+            ratios = [b / a for a, b in zip(own, seconds["transformers"], strict=True)]
+            size = PACKED.get(name.removeprefix("ours, "), 4)
+            step = statistics.median(own) / arguments.new
+            found[name] = {
+                "tokens_per_second": batch / step,
+                "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+                "step_ms": 1000 * step,
+                "share_of_bandwidth_bound": weights * size / statistics.median(reading) / step,
+            }
+        result["batches"][batch] = {"bandwidth": statistics.median(reading), "contestants": found}
+        speed = statistics.median(reading) / 1e9
+        print_table(
+            f"batch {batch}, greedy, {arguments.new} tokens; memory is read at {speed:.1f} GB/s",
+            ["", "tokens/s", "ratio", "from", "to", "ms/step", "of bound"],
+            [
+                [
+                    name,
+                    f"{f['tokens_per_second']:.1f}",
+                    *(f"{f['ratio'][key]:.2f}" for key in ("median", "least", "most")),
+                    f"{f['step_ms']:.1f}",
+                    f"{f['share_of_bandwidth_bound']:.0%}",
+                ]
+                for name, f in found.items()
+            ],
+            foreign=foreign,
         )
-    return "\n".join(lines)
+    if arguments.trained is not None:
+        result["cost_of_packing"] = cost_of_packing(arguments.trained)
+        print_table(
+            f"what packing costs: {arguments.trained} on unseen stories",
+            ["", "loss", "change"],
+            [[name, f"{f['loss']:.5f}", f"{f['change']:+.3%}"] for name, f in result["cost_of_packing"].items()],
+            foreign=0.0,
+        )
+    if arguments.json:
+        write_result(arguments.json, result)
 
 
 if __name__ == "__main__":

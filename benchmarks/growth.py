@@ -1,0 +1,182 @@
+"""How time and memory grow as context, batch, width and depth double, beside what the arithmetic says.
+
+    python benchmarks/growth.py
+
+A training step (forward, backward, AdamW) and a decoded token are timed at each size, in processes of their own. The
+exponent is the slope of a line through the logarithms: 1 means twice the size, twice the time. It is set beside the
+exponent of the operations, or for decoding of the bytes that must be read, at the same sizes.
+"""
+
+import argparse
+import math
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import busy_elsewhere, machine, print_table, wait_for_quiet, write_result
+
+from gptladder import GPT2, GPT2Config
+from gptladder.training.kernels import keep_freed_memory
+from gptladder.training.loss import NextTokenLoss
+from gptladder.training.optim import adamw
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model and a batch."""
+
+    d_model: int = 256
+    n_layers: int = 4
+    batch: int = 4
+    context: int = 256
+
+    def model(self) -> GPT2:
+        """Fresh, with a vocabulary that leaves the time to the blocks."""
+        return GPT2(
+            GPT2Config(
+                d_model=self.d_model,
+                n_layers=self.n_layers,
+                n_heads=self.d_model // 32,
+                d_vocab=2048,
+                n_ctx=self.context,
+            )
+        )
+
+
+AXES: dict[str, list[int]] = {
+    "context": [128, 256, 512, 1024, 2048],
+    "batch": [2, 4, 8, 16, 32],
+    "d_model": [128, 256, 512, 1024],
+    "n_layers": [2, 4, 8, 16],
+}
+
+
+def training_step(sizes: Sizes) -> tuple[float, float]:
+    """Seconds and operations."""
+    keep_freed_memory()
+    model = sizes.model()
+    objective, optimizer = NextTokenLoss(model), adamw(model, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1)
+    tokens, targets = torch.randint(2048, (2, sizes.batch, sizes.context))
+
+    def step() -> None:
+        (objective(tokens, targets).loss / targets.numel()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    per_token = 6 * (model.num_parameters() - model.pos_embed.W_pos.numel())
+    per_token += 6 * 2 * sizes.n_layers * sizes.context * sizes.d_model / 2
+    return quickest(step), per_token * sizes.batch * sizes.context
+
+
+def decoded_token(sizes: Sizes) -> tuple[float, float]:
+    """Seconds of one more token after ``context - 1`` of each row, and the bytes that must be read for it."""
+    model = sizes.model().eval()
+    cache = model.new_cache(sizes.batch)
+    with torch.inference_mode():
+        model(torch.randint(2048, (sizes.batch, sizes.context - 1)), cache=cache)
+        token = torch.zeros(sizes.batch, 1, dtype=torch.int64)
+
+        def step() -> None:
+            model(token, cache=cache)
+            cache.crop(sizes.context - 1)
+
+        seconds = quickest(step)
+    kept = 2 * sizes.n_layers * sizes.batch * sizes.context * sizes.d_model
+    return seconds, 4.0 * (model.num_parameters() + kept)
+
+
+def quickest(work: Callable[[], None], at_least: float = 0.6) -> float:
+    """Seconds of the quickest of some calls."""
+    work()
+    taken, began = [], time.perf_counter()
+    while time.perf_counter() - began < at_least or len(taken) < 3:
+        before = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - before)
+    return min(taken)
+
+
+def alone(work: Callable[[Sizes], tuple[float, float]], sizes: Sizes) -> dict[str, float]:
+    """What a process of its own finds."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_measured, (work, sizes))
+
+
+def _measured(work: Callable[[Sizes], tuple[float, float]], sizes: Sizes) -> dict[str, float]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, needed = work(sizes)
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0  # kilobytes on Linux
+    return {"seconds": seconds, "needed": needed, "memory": memory}
+
+
+def slope(sizes: list[int], values: list[float]) -> float:
+    """The exponent of growth: of the line through the logarithms with the least squares."""
+    x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+
+
+def main() -> None:
+    """Measure, print, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--picture", type=Path, help="draw them here (PNG)")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"machine": machine(), "growth": {}}
+    for title, work in (("training step", training_step), ("decoded token", decoded_token)):
+        rows = []
+        for axis, values in AXES.items():
+            wait_for_quiet()
+            foreign = busy_elsewhere()
+            found = [alone(work, replace(Sizes(), **{axis: value})) for value in values]
+            columns = {name: [each[name] for each in found] for name in ("seconds", "needed", "memory")}
+            exponents = {name: slope(values, column) for name, column in columns.items()}
+            result["growth"][f"{title}, {axis}"] = {"sizes": values, **columns, "exponents": exponents}
+            rows.append(
+                [
+                    axis,
+                    f"{values[0]} to {values[-1]}",
+                    *(f"{exponents[name]:.2f}" for name in ("seconds", "needed", "memory")),
+                    f"{columns['seconds'][0] * 1000:.1f}",
+                    f"{columns['seconds'][-1] * 1000:.1f}",
+                ]
+            )
+        print_table(
+            f"{title}: exponents of growth",
+            ["as it doubles", "sizes", "time", "needed", "memory", "first ms", "last ms"],
+            rows,
+            foreign=foreign,
+        )
+    if arguments.json:
+        write_result(arguments.json, result)
+    if arguments.picture:
+        draw(result["growth"], arguments.picture)
+
+
+def draw(growth: dict[str, Any], path: Path) -> None:
+    """Each axis: time relative to the first size, beside what is needed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, (name, found) in zip(figure.subplots(2, 4).flat, growth.items(), strict=True):
+        sizes = found["sizes"]
+        panel.loglog(sizes, [value / found["seconds"][0] for value in found["seconds"]], "o-", label="time")
+        panel.loglog(sizes, [value / found["needed"][0] for value in found["needed"]], "k:", label="needed")
+        panel.set_xticks(sizes, [str(size) for size in sizes])
+        panel.minorticks_off()
+        panel.set_title(f"{name}: {found['exponents']['seconds']:.2f}", fontsize=10)
+        panel.grid(alpha=0.3)
+    figure.axes[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
