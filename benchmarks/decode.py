@@ -142,7 +142,7 @@ def main() -> None:
     if arguments.trained is not None:
         result["cost_of_packing"] = cost_of_packing(arguments.trained)
         print_table(
-            f"what packing costs: {arguments.trained} on unseen stories",
+            "what packing costs",
             ["", "loss", "change"],
             [[name, f"{f['loss']:.5f}", f"{f['change']:+.3%}"] for name, f in result["cost_of_packing"].items()],
             foreign=0.0,

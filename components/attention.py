@@ -14,9 +14,9 @@ from .linear import PackedMatrix, linear
 from .shapes import shape_checked
 from .taps import Tap
 
-# Positions up to which, where there are gradients, batched products are quicker on a CPU than PyTorch's fused kernel,
-# whose backward pass is slow there: 1.1 to 1.5 times in float32, 2 to 4 times in bfloat16 (benchmarks/attention.py).
-_SHORT = 256
+# Positions up to which, in bfloat16 on a CPU and with gradients, batched products are 2 to 4 times as quick as
+# PyTorch's fused kernel (benchmarks/attention.py).
+_SHORT = 512
 
 
 class Attention(nn.Module):
@@ -143,7 +143,13 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch query_pos n_heads d_head"]:
         # The kernel needs no mask where only causality counts and nothing is cached; nor does a single query, the last.
         causal_alone = padding_mask is None and not cached
-        if causal_alone and q.device.type == "cpu" and torch.is_grad_enabled() and q.shape[1] <= _SHORT:
+        if (
+            causal_alone
+            and q.device.type == "cpu"
+            and q.dtype == torch.bfloat16
+            and q.shape[1] <= _SHORT
+            and torch.is_grad_enabled()
+        ):
             return self._by_products(q, keys, values)
         unmasked = causal_alone or (padding_mask is None and q.shape[1] == 1)
         z = F.scaled_dot_product_attention(

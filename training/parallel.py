@@ -101,8 +101,8 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Gloo's threads keep tensors of the last collectives, and FSDP's modules, which refer to each other in circles, keep
-    # Gloo. Were they freed as the interpreter ends, a thread that then asks for it would end the process by SIGABRT.
+    # Gloo's threads keep tensors of the last collectives; FSDP's modules, which refer to each other in circles, keep
+    # Gloo. Were all that freed as the interpreter ends, a thread that then asks for it would abort the process.
     atexit.register(gc.collect)
     # The others wait while the first prepares the data or draws samples.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
