@@ -174,7 +174,9 @@ def climb(
     }
     layers = {name: layer for name, layer in given.items() if layer is not None}
     if not layers:
-        raise ValueError("no layer was given: give at least one, such as attention='my.py:Attention'")
+        raise ValueError(
+            "no layer was given: give at least one, such as --attention my.py:Attention (attention=… in Python)"
+        )
     if cases < 1:
         raise ValueError(f"cases is {cases}; at least 1 is needed to judge by")
     if not time_limit > 0:

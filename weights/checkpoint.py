@@ -552,7 +552,7 @@ def write_folder(
         raise CheckpointError(f"{folder}: is a file; choose another name for the folder")
     if exists and not overwrite and (present := [path.name for path in _model_files(folder)]):
         raise CheckpointError(
-            f"{folder}: holds a model already ({_listed(present)}); pass overwrite=True to replace it"
+            f"{folder}: holds a model already ({_listed(present)}); pass overwrite=True (or --overwrite) to replace it"
         )
     if blocked := [path for path in _model_files(folder) if path.is_dir() and not path.is_symlink()]:
         raise CheckpointError(f"{blocked[0]}: is a folder where a file belongs; remove it")
