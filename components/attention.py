@@ -35,7 +35,7 @@ class Attention(nn.Module):
         scale: what scores are multiplied by; ``1 / sqrt(d_head)`` where it is not given.
         dropout: probability of dropping an entry of the attention pattern, in training.
         fused: use PyTorch's kernel where nobody listens to ``hook_attn_scores`` or ``hook_pattern``; False computes
-            scores and pattern as written, always.
+            scores and pattern as written, always, which second derivatives on a CPU need: the kernel has none there.
         init_range: standard deviation of the initial weights; the biases start at 0.
 
     Raises:

@@ -146,6 +146,11 @@ def test_used_for_decoding_first_it_still_sees_its_parameters_change(name):
     assert (layer(x.double() if x.is_floating_point() else x) - other(x)).abs().max() < 2e-5
 
 
+# PyTorch's attention kernel for CPUs is mapped by a loop, and has no second derivative; the formula has both.
+MAPPED_BY_A_LOOP = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+
+
+@MAPPED_BY_A_LOOP
 @EACH_PATH
 def test_many_layers_at_once(name, choices):
     layers = [made(name, seed=seed, **choices) for seed in range(3)]
@@ -161,6 +166,7 @@ def test_many_layers_at_once(name, choices):
         assert (layer(x) - output).abs().max() < 1e-12
 
 
+@MAPPED_BY_A_LOOP
 @EACH
 def test_gradients_for_each_example_by_vmap(name):
     layer, x = made(name), given(name, batch=4)
@@ -177,10 +183,9 @@ def test_gradients_for_each_example_by_vmap(name):
             assert (found[key][index] - parameter.grad).abs().max() < 1e-12, key
 
 
-@pytest.mark.parametrize("choices", [{}, {"fused": False}], ids=["fused", "explicit"])
 @pytest.mark.parametrize("name", WITH_TWO_PATHS)
-def test_second_derivatives_are_right(name, choices):
-    layer, x = made(name, **choices), given(name, batch=1, seq=3)
+def test_second_derivatives_are_right(name):
+    layer, x = made(name, fused=False), given(name, batch=1, seq=3)
     x.requires_grad_()
     assert torch.autograd.gradgradcheck(layer, (x,))
 

@@ -119,7 +119,7 @@ def test_the_command_shows_the_lines_and_exits_by_the_outcome(tmp_path, monkeypa
 def test_make_tries_a_layer_of_ones_own_on_every_rung():
     root = Path(__file__).parents[2]
     for rung in ("pos-embed", "attention"):
-        command = ["make", "--dry-run", "VENV=/venv", f"test-{rung}", "IMPL=mine.py:Mine"]
+        command = ["make", "--dry-run", "--no-print-directory", "VENV=/venv", f"test-{rung}", "IMPL=mine.py:Mine"]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1].strip() == f'/venv/bin/gptladder climb --{rung} "mine.py:Mine"'
 
