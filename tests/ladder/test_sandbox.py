@@ -190,11 +190,13 @@ def test_a_file_of_the_users_does_not_stand_in_for_pythons_own(folder, monkeypat
 
 
 STOPPED = """
+import signal
 import torch
 from gptladder import GPT2Config
 from gptladder.ladder.candidate import Question
 from gptladder.ladder.sandbox import Sandbox
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it
 shapes = dict(W_Q=(2, 4, 2), W_K=(2, 4, 2), W_V=(2, 4, 2), b_Q=(2, 2), b_K=(2, 2), b_V=(2, 2), W_O=(2, 2, 4), b_O=(4,))
 parameters = {name: torch.zeros(shape) for name, shape in shapes.items()}
 given = torch.zeros(1, 3, 4)
