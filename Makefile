@@ -82,9 +82,8 @@ bench: $(VENV)/.ready ## training, decoding, loading, import beside transformers
 bench-gpu: $(VENV)/.ready ## training and decoding on a CUDA device
 	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu/gpu.json
 
-bench-peers: $(VENV)/.ready ## a training step beside x-transformers, litgpt and TransformerLens too
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python benchmarks/training.py --contestants ours transformers TransformerLens x-transformers litgpt \
+bench-peers: .venv-bench/.ready ## a training step beside x-transformers, litgpt and TransformerLens too
+	.venv-bench/bin/python -W ignore benchmarks/training.py --shapes char gpt2 --contestants ours transformers TransformerLens x-transformers litgpt \
 		--json $(RESULTS)/peers.json
 
 wheel: $(VENV)/.ready ## build dist/*.whl
@@ -100,6 +99,16 @@ test-wheel: wheel ## install the wheel alone in a new environment, and use a lay
 		print(Attention(d_model=8, n_heads=2)(torch.zeros(1, 3, 8)).shape, components.__file__)"
 	! .venv-wheel/bin/python -c "import transformers" 2>/dev/null
 	! .venv-wheel/bin/python -c "import transformer_lens" 2>/dev/null
+
+# litgpt asks for an older huggingface_hub than transformers' and ours; of it the model alone is used, which needs neither.
+.venv-bench/.ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-bench: this takes a few minutes, once."
+	@rm -rf .venv-bench && $(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[bench]' lightning jsonargparse psutil
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt
+	@touch $@
 
 # TransformerLens 4 has no HookedTransformer, which the other tests are judged against: it gets an environment of its own.
 test-bridge: .venv-bridge/.ready ## models of TransformerLens 4, which .venv cannot hold, in an environment made for it
