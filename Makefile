@@ -22,14 +22,20 @@ help: ## list the targets
 
 setup: $(VENV)/.ready ## make .venv with everything in it (the other targets do this by themselves)
 
-# torch first and alone, at the version of constraints.txt: what the other packages would ask for is larger.
-$(VENV)/.ready: pyproject.toml constraints.txt
-	@echo "Setting up $(VENV): this takes a few minutes, once."
+# How every environment begins, in the folder of its target: torch first and alone, at the version of constraints.txt,
+# since what the other packages would ask for is larger.
+define NEW_ENVIRONMENT
+	@echo "Setting up $(@D): this takes a few minutes, once."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: PYTHON=python3.11 make …")'
-	@rm -rf $(VENV)
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@rm -rf $(@D)
+	@$(PYTHON) -m venv $(@D)
+	@$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+endef
+INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(NEW_ENVIRONMENT)
+	@$(INSTALL) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 	@echo "$(VENV) is ready."
 
@@ -102,12 +108,9 @@ test-wheel: wheel ## install the wheel alone in a new environment, and use a lay
 
 # litgpt asks for an older huggingface_hub than transformers' and ours; of it the model alone is used, which needs neither.
 .venv-bench/.ready: pyproject.toml constraints.txt
-	@echo "Setting up .venv-bench: this takes a few minutes, once."
-	@rm -rf .venv-bench && $(PYTHON) -m venv .venv-bench
-	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[bench]' lightning jsonargparse psutil
-	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt
+	$(NEW_ENVIRONMENT)
+	@$(INSTALL) --constraint constraints.txt --editable '.[bench]' lightning jsonargparse psutil
+	@$(INSTALL) --no-deps litgpt
 	@touch $@
 
 # TransformerLens 4 has no HookedTransformer, which the other tests are judged against: it gets an environment of its own.
@@ -115,11 +118,9 @@ test-bridge: .venv-bridge/.ready ## models of TransformerLens 4, which .venv can
 	.venv-bridge/bin/python -m pytest -q tests/weights/test_bridge.py
 
 .venv-bridge/.ready: pyproject.toml constraints.txt
-	@echo "Setting up .venv-bridge: this takes a few minutes, once."
-	@rm -rf .venv-bridge && $(PYTHON) -m venv .venv-bridge
-	@grep -v '^transformer-lens==' constraints.txt >.venv-bridge/constraints.txt
-	@.venv-bridge/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	@.venv-bridge/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-bridge/constraints.txt \
+	$(NEW_ENVIRONMENT)
+	@grep -v '^transformer-lens==' constraints.txt >$(@D)/constraints.txt
+	@$(INSTALL) --constraint $(@D)/constraints.txt \
 		--editable . 'transformer-lens>=4' transformers hypothesis pytest pytest-timeout
 	@touch $@
 
@@ -128,11 +129,8 @@ test-tensorflow: .venv-tensorflow/.ready ## OpenAI's checkpoints, written by the
 	.venv-tensorflow/bin/python -m pytest -q tests/weights/test_tensorflow.py
 
 .venv-tensorflow/.ready: pyproject.toml constraints.txt
-	@echo "Setting up .venv-tensorflow: this takes a few minutes, once."
-	@rm -rf .venv-tensorflow && $(PYTHON) -m venv .venv-tensorflow
-	@.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	@.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[reference,tensorflow]' hypothesis pytest pytest-timeout
+	$(NEW_ENVIRONMENT)
+	@$(INSTALL) --constraint constraints.txt --editable '.[reference,tensorflow]' hypothesis pytest pytest-timeout
 	@touch $@
 
 clean: ## remove .venv and everything that was built

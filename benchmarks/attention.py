@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measure import busy_elsewhere, machine, print_table, wait_for_quiet, write_result
+from measure import busy_elsewhere, machine, print_table, spread, wait_for_quiet, write_result
 
 from gptladder.components import Attention
 
@@ -62,10 +62,9 @@ def main() -> None:
                     qkv.grad = None
             off = (outputs["products"] - outputs["fused kernel"]).abs().max().item()
             assert off < (1e-5 if dtype == torch.float32 else 0.1), f"they do not compute the same: {off}"
-            ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
             found[f"{name}, {str(dtype).removeprefix('torch.')}"] = {
                 **{kernel: 1000 * statistics.median(taken) for kernel, taken in seconds.items()},
-                "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+                "ratio": spread([a / b for a, b in zip(*seconds.values(), strict=True)]),
             }
     print_table(
         "attention, forward and backward, ms",

@@ -8,7 +8,6 @@ ratios, with the least and the most of all rounds. Work of others on the machine
 
 import argparse
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 import transformers
-from measure import busy_elsewhere, machine, print_table, wait_for_quiet, write_result
+from measure import busy_elsewhere, machine, print_table, spread, wait_for_quiet, write_result
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import typecheck
@@ -48,8 +47,7 @@ def ratio(pair: Pair, rounds: int) -> dict[str, float]:
     """How many times as long the first takes as the second, round by round."""
     wait_for_quiet()
     first, second = alternate(pair, rounds).values()
-    ratios = [a / b for a, b in zip(first, second, strict=True)]
-    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    return spread([a / b for a, b in zip(first, second, strict=True)])
 
 
 def passes(hf: Any, backward: bool) -> Pair:

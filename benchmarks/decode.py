@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import bandwidth, foreign_load, machine, print_table, wait_for_quiet, write_result
+from measure import bandwidth, foreign_load, machine, print_table, spread, wait_for_quiet, write_result
 
 from gptladder import GPT2, GPT2Config
 from gptladder.sampling import SamplingParams, generate, pack
@@ -113,12 +113,11 @@ def main() -> None:
         seconds, reading, foreign = measure(contestants, arguments.rounds)
         found = {}
         for name, own in seconds.items():
-            ratios = [b / a for a, b in zip(own, seconds["transformers"], strict=True)]
             size = PACKED.get(name.removeprefix("ours, "), 4)
             step = statistics.median(own) / arguments.new
             found[name] = {
                 "tokens_per_second": batch / step,
-                "ratio": {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)},
+                "ratio": spread([b / a for a, b in zip(own, seconds["transformers"], strict=True)]),
                 "step_ms": 1000 * step,
                 "share_of_bandwidth_bound": weights * size / statistics.median(reading) / step,
             }

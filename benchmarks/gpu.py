@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import machine, print_table, write_result
+from measure import machine, operations_per_token, print_table, write_result
 from torch import Tensor, nn
 
 from gptladder.assembly import GPT2, GPT2Config
@@ -172,8 +172,7 @@ def main() -> None:
     config = GPT2Config(d_model=32, n_layers=2, n_heads=2, d_vocab=101, n_ctx=64) if toy else GPT2Config()
     speed = card_speed(device)
     found = training(config, arguments.batch, device, arguments.rounds)
-    parameters = GPT2(config).num_parameters() - config.n_ctx * config.d_model
-    per_token = 6 * parameters + 6 * config.n_layers * config.n_ctx * config.d_model
+    per_token = operations_per_token(config, config.n_ctx)
     tokens_per_second = decoding(config, device, 16 if toy else 256)
     card = "a toy" if toy else torch.cuda.get_device_name()
     print_table(

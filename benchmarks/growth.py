@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import busy_elsewhere, machine, print_table, wait_for_quiet, write_result
+from measure import busy_elsewhere, machine, operations_per_token, print_table, wait_for_quiet, write_result
 
 from gptladder import GPT2, GPT2Config
 from gptladder.training.kernels import keep_freed_memory
@@ -68,9 +68,7 @@ def training_step(sizes: Sizes) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    per_token = 6 * (model.num_parameters() - model.pos_embed.W_pos.numel())
-    per_token += 6 * 2 * sizes.n_layers * sizes.context * sizes.d_model / 2
-    return quickest(step), per_token * sizes.batch * sizes.context
+    return quickest(step), operations_per_token(model.config, sizes.context) * sizes.batch * sizes.context
 
 
 def decoded_token(sizes: Sizes) -> tuple[float, float]:

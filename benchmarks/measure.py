@@ -3,8 +3,9 @@
 import json
 import os
 import platform
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from gptladder.assembly import GPT2, GPT2Config
 
 # Processors' worth of other work from which figures are not worth comparing with those of other days.
 QUIET = 0.1
@@ -78,6 +81,21 @@ def machine() -> dict[str, Any]:
 
 def _lines(path: str) -> list[str]:
     return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """What is told of figures that were measured round by round."""
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+def operations_per_token(config: GPT2Config, seq: int) -> float:
+    """Floating-point operations of the matrix products of a training step, of one token among ``seq``.
+
+    Two for each weight in each of three passes (the table of positions is not multiplied with), and the same for
+    attention's scores and values, half of which the mask leaves out.
+    """
+    multiplied = GPT2(config, device="meta").num_parameters() - config.n_ctx * config.d_model
+    return 6 * multiplied + 6 * config.n_layers * seq * config.n_heads * config.d_head
 
 
 def matrix_speed(dtype: torch.dtype, size: int = 2048, tries: int = 6) -> float:

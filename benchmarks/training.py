@@ -29,7 +29,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measure import foreign_load, machine, matrix_speed, print_table, wait_for_quiet, write_result
+from measure import (
+    foreign_load,
+    machine,
+    matrix_speed,
+    operations_per_token,
+    print_table,
+    spread,
+    wait_for_quiet,
+    write_result,
+)
 from torch import Tensor, nn
 
 from gptladder.assembly import GPT2, GPT2Config
@@ -240,9 +249,6 @@ def measure(shape: Shape, contestants: list[str], rounds: int) -> dict[str, list
 
 def summary(shape: Shape, turns: dict[str, list[Turn]]) -> dict[str, Any]:
     """Speeds, ratios to transformers' float32 round by round, memory, and what the arithmetic alone takes."""
-    parameters = GPT2(shape.config).num_parameters()
-    attention = 6 * 2 * shape.n_layers * shape.seq * shape.d_model / 2  # scores and values, half of it masked
-    per_token = 6 * (parameters - shape.seq * shape.d_model) + attention
     found: dict[str, Any] = {}
     for name, own in turns.items():
         found[name] = {
@@ -253,9 +259,14 @@ def summary(shape: Shape, turns: dict[str, list[Turn]]) -> dict[str, Any]:
             "foreign_processors": max(turn.foreign for turn in own),
         }
         if peers := turns.get("transformers"):
-            ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(own, peers, strict=True)]
-            found[name]["ratio"] = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
-    return {"shape": asdict(shape), "flop_per_token": per_token, "contestants": found}
+            found[name]["ratio"] = spread(
+                [a.tokens_per_second / b.tokens_per_second for a, b in zip(own, peers, strict=True)]
+            )
+    return {
+        "shape": asdict(shape),
+        "flop_per_token": operations_per_token(shape.config, shape.seq),
+        "contestants": found,
+    }
 
 
 def main() -> None:

@@ -72,10 +72,10 @@ def linear(
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     ):
-        if _products_by_onednn and b is not None:
-            return _QuickLinear.apply(x, W, b)  # pyright: ignore[reportReturnType]
         if _has_onednn and not torch.is_grad_enabled() and 0 < x.numel() <= _FEW_ROWS * x.shape[-1]:
             return torch.ops.mkldnn._linear_pointwise(x, W.T, b, "none", [], "")
+        if _products_by_onednn and b is not None:
+            return _QuickLinear.apply(x, W, b)  # pyright: ignore[reportReturnType]
     return F.linear(x, W.T, b)
 
 

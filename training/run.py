@@ -105,6 +105,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Outcome:
             display.say("no samples: this run was given nothing to draw them with")
         if found is not None:
             _resume(trainer, *found)
+            del found  # as large as the model and its optimizer, and not needed any more
         elif processes.first:
             trainer.files.cut_back({})  # what a run that left no snapshot has left behind
         if processes.first:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..assembly.config import GPT2Config
-from .layout import WeightsError, check_depth, from_ours, to_ours
+from .layout import WeightsError, check_depth, check_type, from_ours, to_ours
 from .lazy import chosen, layered
 
 _SAME = {
@@ -110,11 +110,7 @@ def config_from_hooked_fields(fields: Mapping[str, Any]) -> GPT2Config:
     if missing := sorted(_SAME.keys() - fields.keys()):
         raise WeightsError(f"HookedTransformerConfig: {missing[0]} is missing")
     for name, ours in _SAME.items():
-        kind = type(getattr(GPT2Config, ours))
-        if not isinstance(fields[name], (int, float) if kind is float else kind) or isinstance(fields[name], bool) != (
-            kind is bool
-        ):
-            raise WeightsError(f"HookedTransformerConfig: {name}={fields[name]!r} is not of type {kind.__name__}")
+        check_type("HookedTransformerConfig", name, fields[name], type(getattr(GPT2Config, ours)))
     filled = {"act_fn": "relu", "initializer_range": -1.0, **fields}
     if not isinstance(filled["initializer_range"], int | float):
         raise WeightsError(f"HookedTransformerConfig: initializer_range={filled['initializer_range']!r} is no number")

@@ -247,6 +247,12 @@ def _one_of_theirs(ours: Mapping[str, Tensor], name: str, pattern: str, part: in
     return tensor if part is None else tensor[part]
 
 
+def check_type(owner: str, name: str, value: object, kind: type) -> None:
+    """Raise WeightsError for a configuration field that is not of a type. An int is a float too; a bool is no int."""
+    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+        raise WeightsError(f"{owner}: {name}={value!r} is not of type {kind.__name__}")
+
+
 def axis_sizes(config: GPT2Config) -> dict[str, int]:
     """The length of each axis that the table names."""
     names = ("d_model", "d_vocab", "n_ctx", "n_heads", "d_head", "d_mlp")

@@ -12,7 +12,7 @@ from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
 from . import checkpoint, hooked_transformer, huggingface, nanogpt, tensorflow
 from .checkpoint import CONFIG_FILE, WEIGHT_FILES, CheckpointError
-from .layout import Format, WeightsError, to_ours
+from .layout import Format, WeightsError, check_type, to_ours
 
 OUR_MODEL_TYPE = "gptladder"
 
@@ -91,10 +91,7 @@ def config_from_ours(fields: Mapping[str, Any]) -> GPT2Config:
     """
     values = {name: value for name, value in fields.items() if name not in ("model_type", "dtype")}
     for field in dataclasses.fields(GPT2Config):
-        value = values.get(field.name, field.default)
-        kind = type(field.default)
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-            raise WeightsError(f"config: {field.name}={value!r} is not of type {kind.__name__}")
+        check_type("config", field.name, values.get(field.name, field.default), type(field.default))
     try:
         return GPT2Config(**values)
     except (ValueError, TypeError) as error:
