@@ -190,6 +190,7 @@ def make_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device) 
             attn_dropout=sizes.dropout,
             resid_dropout=sizes.dropout,
             tie_word_embeddings=sizes.tie_word_embeddings,
+            init_range=sizes.init_range,
         )
     ).to(device)  # drawn on the CPU, so that a seed means the same weights everywhere
 

@@ -54,19 +54,78 @@ def _table(text: str) -> dict[str, list[list[str]]]:
     return table
 
 
-# Few enough that a small model hears each name often, and soon learns to keep to the one that it began with.
-_GIRLS = _words("""
-    Lily Mia Anna Rosa Nina Clara Ella Lucy Sara Emma Nora Kate
+# The heroes: name | she or he | what | where. As in a series of books they are always the same, and few: a small
+# model learns to tell names apart when each goes with something of its own, and comes often. For the same reason no
+# paragraph begins with a name: after a blank line it is another token than after a space.
+_HEROES = _rows("""
+    Lily | she | girl | in a small house by the river
+    Tom | he | boy | in a small house by the river
+    Anna | she | girl | in a white house on a hill
+    Jack | he | boy | in a white house on a hill
+    Clara | she | girl | in a tiny village near the sea
+    Finn | he | boy | in a tiny village near the sea
+    Lucy | she | girl | on a farm with many hens
+    Noah | he | boy | on a farm with many hens
+    Sara | she | girl | in a tall house at the end of the street
+    Luke | he | boy | in a cottage at the edge of the woods
+    Emma | she | girl | in a cottage at the edge of the woods
+    Adam | he | boy | in a town with red roofs
+    Nora | she | girl | above a little bakery
+    Dan | he | boy | above a little bakery
+    Rosa | she | rabbit | in a cozy den under a hill
+    Ben | he | bear | in a little cave behind a waterfall
+    Mia | she | fox | at the edge of the forest
+    Sam | he | puppy | in a round house with a green door
+    Nina | she | lamb | in a valley full of flowers
+    Tim | he | pig | in a warm house made of sticks
+    Ella | she | panda | near a quiet pond
+    Leo | he | hedgehog | beside an old stone wall
+    Kate | she | kitten | in a round house with a green door
+    Max | he | calf | in a valley full of flowers
 """)
-_BOYS = _words("""
-    Tom Ben Max Sam Leo Jack Finn Tim Noah Luke Adam Dan
+# Who helps: they too are always the same.
+_HELPERS = dict(
+    _rows("""
+    baby bat | Pip
+    baby owl | Bean
+    badger | Bramble
+    bat | Misty
+    bear | Barley
+    beaver | Biscuit
+    bee | Honey
+    cat | Clover
+    crow | Pepper
+    dog | Dash
+    donkey | Dusty
+    duck | Daisy
+    elephant | Pebble
+    firefly | Sunny
+    frog | Fern
+    giraffe | Ginger
+    goat | Nutmeg
+    goose | Goldie
+    hedgehog | Hazel
+    kitten | Cocoa
+    lizard | Rusty
+    mole | Moss
+    monkey | Maple
+    mouse | Acorn
+    otter | Olive
+    owl | Willow
+    parrot | Poppy
+    pony | Patch
+    puppy | Button
+    robin | Ruby
+    silkworm | Satin
+    sparrow | Sky
+    spider | Dot
+    squirrel | Chip
+    stork | Cloud
+    swan | Violet
+    turtle | Tully
+    wren | Ivy
 """)
-_NICKNAMES = _words("""
-    Pip Hazel Willow Pebble Bean Moss Sunny Pepper Rusty Dash Fern Misty
-""")
-_ANIMALS = _words("""
-    rabbit bear fox puppy pig lamb hedgehog panda calf kitten
-""")
+)
 _WISE_ANIMALS = _words("""
     goat turtle owl bear badger crow donkey cat
 """)
@@ -86,26 +145,6 @@ _ELDERS = _rows("""
     father | he
     grandfather | he
     uncle | he
-""")
-_CHILD_HOMES = _lines("""
-    in a small house by the river
-    in a white house on a hill
-    in a tiny village near the sea
-    on a farm with many hens
-    in a tall house at the end of the street
-    in a cottage at the edge of the woods
-    in a town with red roofs
-    above a little bakery
-""")
-_ANIMAL_HOMES = _lines("""
-    in a cozy den under a hill
-    in a warm house made of sticks
-    near a quiet pond
-    at the edge of the forest
-    in a little cave behind a waterfall
-    in a round house with a green door
-    in a valley full of flowers
-    beside an old stone wall
 """)
 _LIKES = _lines("""
     to sing
@@ -222,7 +261,7 @@ _MISHAPS = _table("""
     tossed | Up went {the_thing}, and it got stuck between the branches of {tree}.
     floated | Then {hero} tripped, and {the_thing} fell into {water}. It floated far away.
     floated | Splash! {The_thing} landed in {water} and drifted away from {him}.
-    floated | {hero} slipped, and {the_thing} dropped into {water}. It went farther and farther away.
+    floated | Oh no! {hero} slipped, and {the_thing} dropped into {water}. It went farther and farther away.
     sank | Then {the_thing} slipped out of {his} hands. Plop! It sank to the bottom of {water}.
     sank | All at once, {hero} slipped, and {the_thing} fell into {water} and sank like a stone.
     sank | Oh dear! {The_thing} dropped into {water}, and soon {he} could not see it any more.
@@ -230,7 +269,7 @@ _MISHAPS = _table("""
     rolled | Suddenly {hero} tripped, and {the_thing} fell into {hole}. It was gone!
     rolled | Bump, bump, bump! {The_thing} rolled down and vanished into {hole}.
     torn | Then {the_thing} got caught on a thorn bush. Rip! Now it had a big hole.
-    torn | {hero} stumbled, and {the_thing} was torn on a sharp branch.
+    torn | Then {hero} stumbled, and {the_thing} was torn on a sharp branch.
     torn | Rip! {The_thing} caught on an old nail and tore in two.
     cracked | Then {hero} stumbled over a root, and {the_thing} hit a stone. Crack! It broke in two.
     cracked | All at once, {the_thing} fell to the ground, and a big piece broke off.
@@ -240,11 +279,11 @@ _MISHAPS = _table("""
     mud | Squish! {The_thing} rolled into a muddy ditch and stayed there.
     taken | Suddenly a magpie came down, picked up {the_thing} and flew to its nest in {tree}.
     taken | Then a cheeky crow grabbed {the_thing} and took it to its nest in {tree}.
-    taken | {hero} put {the_thing} down for only a moment. A black bird took it and flew up into {tree}!
+    taken | For only a moment, {hero} put {the_thing} down. A black bird took it and flew up into {tree}!
     rain | Suddenly big dark clouds came, and it began to rain. The rain would ruin {the_thing}!
     rain | Then thunder rolled, and heavy drops began to fall. {The_thing} must not get wet!
     rain | The sky turned gray, and the rain came down in buckets. {The_thing} was getting wet!
-    dark | {hero} did not see that the sun was going down. Soon it was dark, and {he} could not find the path.
+    dark | But {hero} did not see that the sun was going down. Soon it was dark, and {he} could not find the path.
     dark | Then a thick fog came up. {hero} could not see the way any more.
     dark | The sun went down, and everything looked different. {hero} was lost!
 """)
@@ -357,7 +396,7 @@ _FRIENDS = _table("""
 # How an adventure begins, and the three ways in which help is prepared, comes, and is thought about.
 _OPENINGS = _lines("""
     Once upon a time there was a {trait} {kind} named {hero}, who lived {home}.
-    {hero} was a {trait} {kind} who lived {home}.
+    A {trait} {kind} lived {home}. {His} name was {hero}.
     There once was a {trait} {kind} called {hero}. {He} lived {home}.
     A {trait} {kind} named {hero} lived {home}.
     Long ago, a {trait} {kind} named {hero} lived {home}.
@@ -394,10 +433,10 @@ _FRIENDSHIP = _lines("""
     Next door lived {friend}, {a_fkind} who could {skill}. They met every day.
 """)
 _COMING = _lines("""
-    {hero} called for {friend}. "Do not cry," said {friend}. "I can help."
+    So {hero} called for {friend}. "Do not cry," said {friend}. "I can help."
     Luckily, {friend} was near. "I know what to do," {fhe} said.
     "Please help me, {friend}!" called {hero}. {friend} came as fast as {fhe} could.
-    {friend} heard {him} and came at once. "Let me try," {fhe} said.
+    Just then, {friend} heard {him} and came at once. "Let me try," {fhe} said.
 """)
 _FRIEND_MORALS = _lines("""
     "Thank you, {friend}! You are the best friend in the world," said {hero}.
@@ -467,11 +506,11 @@ _WISH = _beats("""
     -
     -
 
-    So {he} helped {elder} {chore} every day. After a week, {elder} gave {him} {a_thing}.
-    {Elder} heard of it. Three days later, {ehe} came home with {a_thing} for {him}.
-    On {his} birthday, {he} opened a big box. Inside was {a_thing}!
-    {He} picked berries and sold them at the market. With the money, {he} bought {a_thing}.
-    At last, {he} found {a_thing} in an old chest. "You may keep it," said {elder}.
+    So {he} helped {elder} {chore} every day. After a week, {elder} gave {him} {the_thing}.
+    {Elder} heard of it. Three days later, {ehe} came home with {the_thing} for {him}.
+    On {his} birthday, {he} opened a big box. Inside was {the_thing}!
+    {He} picked berries and sold them at the market. With the money, {he} bought {the_thing}.
+    At last, {he} found one in an old chest. "You may keep it," said {elder}.
 
     {hero} was so happy that {he} danced around the room.
     "Thank you!" {he} said again and again.
@@ -485,9 +524,9 @@ _GOING_OUT = _lines("""
     {He} took {the_thing} {to} at once. There {he} {played}.
 """)
 _WISH_BY_DAY = _lines("""
-    {hero} {played} until the sun went down.
+    Then {hero} {played} until the sun went down.
     Now {hero} could play again, and {he} laughed with joy.
-    {hero} carried {the_thing} home and showed it to {elder}.
+    Soon {hero} carried {the_thing} home and showed it to {elder}.
 """)
 _WISH_BY_NIGHT = _lines("""
     At home, {hero} put {the_thing} next to {his} bed.
@@ -496,7 +535,7 @@ _WISH_BY_NIGHT = _lines("""
 _PRESENT = _beats("""
     The next day was {elder}'s birthday, and {hero} wanted to give {ehim} something special.
     {Elder} was sick in bed, and {hero} wished to make {ehim} smile.
-    {hero} wanted to thank {elder}, who was always so good to {him}.
+    Nobody was as good to {him} as {elder}, and {hero} wanted to thank {ehim}.
 
     {He} saved all {his} pennies and bought {a_thing}.
     With the help of a kind old man, {he} found {a_thing}.
@@ -528,16 +567,16 @@ _BORROWED = _beats("""
 _BORROWED_OUT = _lines("""
     {He} took {the_thing} {to} at once. There {he} {played}.
     So {hero} went {to} with {the_thing}. {He} {played} for a long time.
-    {hero} ran {to}. {He} {played}, and {he} laughed out loud.
+    At once {hero} ran {to}. {He} {played}, and {he} laughed out loud.
 """)
 _BORROWED_ENDS = _lines("""
-    {hero} gave {the_thing} back to {pal} and told {phim} everything. "Thank you for the truth," said {pal}.
-    {hero} brought {the_thing} back to {pal}, as {he} had promised. The two of them laughed about the adventure.
-    {hero} gave {the_thing} back. "I am sorry that I was not careful," {he} said. But {pal} was not angry at all.
+    That evening, {hero} gave {the_thing} back to {pal} and told {phim} all. "Thank you for the truth," said {pal}.
+    As promised, {hero} brought {the_thing} back to {pal}. The two of them laughed about the adventure.
+    Then {hero} gave {the_thing} back. "I am sorry that I was not careful," {he} said. But {pal} was not angry at all.
 """)
 _SHARED = _beats("""
     One {weather} day, {hero} and {his} friend {pal} found {a_thing} {at}. Both of them wanted to {they_play}.
-    {hero} was {at} with {his} friend {pal}. They had {a_thing}, but only one, and both wanted to {they_play}.
+    One day, {hero} was {at} with {his} friend {pal}. They had {a_thing}, but only one, and both wanted to {they_play}.
 
     "It is mine!" said {hero}. "No, it is mine!" said {pal}. They pulled and pulled.
     "Me first!" shouted {hero}. "No, me first!" shouted {pal}. They both grew angry.
@@ -641,21 +680,24 @@ _SKILLS = _beats("""
 _LEARNING = _beats("""
     There was one thing {he} wanted to learn. {He} wanted to {learn}.
     All the others could {learn}, and {hero} wished {he} could do it too.
-    {hero} had a dream. {He} wanted to {learn}.
+    For a long time, {hero} had a dream. {He} wanted to {learn}.
 
     Next door lived an old {fkind} named {friend}, who knew many things.
     {friend}, a wise old {fkind}, often sat in the sun and watched {him}.
     {His} neighbor was a friendly old {fkind} named {friend}.
 """)
 _TRYING = _beats("""
-    One {weather} morning, {hero} tried.
-    So {he} tried one day.
-    On Monday, {hero} tried for the first time.
+    One {weather} morning, {hero} tried to {learn}.
+    So {he} tried to {learn} one day.
+    On Monday, {hero} tried to {learn} for the first time.
+    When nobody was near, {hero} tried to {learn} in secret.
 
     {failure}
 
     {He} tried again, and again it went wrong.
     The others laughed a little, and {hero} blushed.
+    {His} friend {pal} tried to help, but that did not help at all.
+    That evening, {elder} told {him} not to worry.
     -
 
     "I will never learn it," {he} said and sat down.
@@ -663,13 +705,14 @@ _TRYING = _beats("""
     {hero} hung {his} head.
 """)
 _ADVICE = _beats("""
-    {friend} came over. "{advice}," {fhe} said.
+    Now {friend} came over. "{advice}," {fhe} said.
     "May I tell you a secret?" asked {friend}. "{advice}."
     Then {friend} smiled at {him}. "I could not do it at first, too," {fhe} said. "{advice}."
 
     {hero} listened well and did just that, day after day.
     {hero} nodded and tried it that way, all week long.
     {hero} dried {his} eyes and tried once more.
+    So {hero} tried again the next day, and the day after that.
 
     {success}
     At last it worked. {success}
@@ -677,8 +720,9 @@ _ADVICE = _beats("""
 """)
 _LEARNED = _beats("""
     "I did it!" shouted {hero}. "I can {learn}!"
-    {hero} ran to {friend} and thanked {fhim}.
-    {friend} clapped and cheered.
+    At once {hero} ran to {friend} and thanked {fhim}.
+    How {friend} clapped and cheered!
+    "Look, {pal}!" called {hero}. "I can {learn}!"
 
     {use}
 
@@ -686,6 +730,8 @@ _LEARNED = _beats("""
     Now {he} knew that it pays to try again.
     "You only fail when you stop," said {friend}.
     {hero} learned that good advice is a treasure.
+    That night, {hero} thanked {friend} with a basket of plums.
+    When {his} friend {pal} wanted to learn it too, {hero} knew what to say.
 """)
 
 # A noise in the night | whose | why.
@@ -712,6 +758,8 @@ _NIGHT = _beats("""
     {hero} was afraid of the dark.
     There was only one thing {he} did not like, and that was the dark.
     At night, {hero} always pulled the blanket over {his} head.
+    By day {hero} was brave, but not in the dark.
+    {His} friend {pal} was not afraid of the dark, but {hero} was.
 
     One evening, {hero} had {supper} for supper.
     For supper, {he} had {supper} that evening.
@@ -721,14 +769,17 @@ _NIGHT = _beats("""
 
     {Elder} put a small lamp by the bed. "Light it when you need it," {ehe} said.
     Before bed, {elder} gave {him} a small lamp. "Now you have your own little moon," {ehe} said.
+    {Elder} told {him} a story, and then {ehe} put a small lamp by the bed.
 """)
 _HEARING = _beats("""
     In the middle of the night, there was a noise. "{noise}!"
-    {hero} woke up. "{noise}!" What was that?
+    All at once, {hero} woke up. "{noise}!" What was that?
+    It was late when a noise woke {him}. "{noise}!" What could it be?
 
     {His} heart beat fast.
     {hero} did not dare to move.
     Was it a monster? Was it a ghost?
+    Was it a wolf? {hero} wished that {elder} was there.
 
     "{noise}!" There it was again.
     -
@@ -737,24 +788,27 @@ _LOOKING = _beats("""
     Then {hero} thought of the lamp. {He} lit it and looked.
     "I have a lamp, and I am brave," {he} told {himself}. {He} lit it and went to see.
     With shaking hands, {he} lit the lamp. The dark went away.
+    On the tips of {his} toes, {hero} went to the lamp and lit it.
 
     It was only {a_fkind}! {doing}.
     There sat {a_fkind}, no bigger than a shoe. {doing}.
 
-    "You poor little thing," said {hero}. "What is your name?" "{friend}," said the {fkind} softly.
+    "You poor little thing," said {hero}. "What is your name?" "I am {friend}," said the {fkind} softly.
     "Do not be afraid. I am {hero}," {he} said. "And I am {friend}," said the {fkind}.
 """)
 _MORNING = _beats("""
-    {hero} helped {fhim} and gave {fhim} {gift} from {his} supper.
-    {hero} took {fhim} inside and shared {gift} with {fhim}.
+    So {hero} helped {fhim} and gave {fhim} {gift} from {his} supper.
+    Gently, {hero} took {fhim} inside and shared {gift} with {fhim}.
 
     {friend} stayed until the sun came up.
     Together they watched the moon.
     Then both of them fell asleep, side by side.
+    They talked until {friend} was tired, and {hero} was tired too.
 
     After that night, {hero} was not afraid of the dark any more.
     {hero} learned that many things are not scary when we look at them closely.
     From then on, every noise in the night sounded like a friend to {him}.
+    In the morning, {hero} told {elder} and {his} friend {pal} all about {friend}.
 """)
 
 # What the hero did that morning | where something small could have stayed behind.
@@ -803,6 +857,7 @@ _LOSING = _beats("""
 
     {He} looked {look_too}. It was not there, either.
     {Elder} looked {look_too}, but found only dust.
+    {His} friend {pal} looked {look_too}, but found only an old sock.
 """)
 _THINKING_BACK = _beats("""
     "Think back," said {elder}. "What did you do today?"
@@ -811,6 +866,7 @@ _THINKING_BACK = _beats("""
     "First I {i_errand}," said {hero}, "and then I {i_errand_too}."
 
     "Then let us look there," said {elder}.
+    "Then we know where to look," said {elder}, and off they went.
     They went back to each place, one after the other.
     -
 """)
@@ -821,15 +877,17 @@ _FINDING = _beats("""
     {hero} laughed and {played}.
     {hero} held it close and danced for joy.
     "I missed you so much," {he} told it.
+    That day, {hero} {played} as never before.
 
     Since then, {he} has always put {the_thing} back in its place.
     {hero} learned that it helps to go back step by step.
     {hero} learned that two can look better than one.
+    That night, {hero} put {the_thing} next to {his} bed.
 """)
 
 
 def story(seed: int, index: int) -> str:
-    """Story number ``index`` of a seed: four to six paragraphs, joined by blank lines, some 880 characters in all."""
+    """Story number ``index`` of a seed: four to six paragraphs, joined by blank lines, some 870 characters in all."""
     rng = random.Random(f"{seed} {index}")  # seeding with text is stable from one Python to the next, as is random()
     words = _cast(rng)
     paragraphs = _pick(rng, _PLOTS)(rng, words)
@@ -872,20 +930,16 @@ def _person(prefix: str, pronoun: str) -> Words:
 
 def _cast(rng: random.Random) -> Words:
     """The hero, the family, a playmate and the weather: what every plot can draw on."""
-    pronoun, pal_pronoun = _pick(rng, ("she", "he")), _pick(rng, ("she", "he"))
-    hero, pal = _pick_two(rng, _GIRLS if pronoun == "she" else _BOYS)
-    if pal_pronoun != pronoun:
-        pal = _pick(rng, _GIRLS if pal_pronoun == "she" else _BOYS)
-    is_child = rng.random() < 0.65
+    (hero, pronoun, kind, home), (pal, pal_pronoun, _, _) = _pick_two(rng, _HEROES)
     elder, elder_pronoun = _pick(rng, _ELDERS)
     words = _person("", pronoun) | _person("p", pal_pronoun) | _person("e", elder_pronoun)
     elder = f"{words['his']} {elder}"
     like, like_too = _pick_two(rng, _LIKES)
     return words | {
         "hero": hero,
-        "kind": {"she": "girl", "he": "boy"}[pronoun] if is_child else _pick(rng, _ANIMALS),
+        "kind": kind,
         "trait": _pick(rng, _TRAITS),
-        "home": _pick(rng, _CHILD_HOMES if is_child else _ANIMAL_HOMES),
+        "home": home,
         "like": like,
         "like_too": like_too,
         "weather": _pick(rng, _WEATHERS),
@@ -897,7 +951,7 @@ def _cast(rng: random.Random) -> Words:
 
 def _helper(rng: random.Random, kind: str) -> Words:
     return _person("f", _pick(rng, ("she", "he"))) | {
-        "friend": _pick(rng, _NICKNAMES),
+        "friend": _HELPERS[kind],
         "fkind": kind,
         "a_fkind": _a(kind),
     }
@@ -986,6 +1040,6 @@ def _loss(rng: random.Random, words: Words) -> Paragraphs:
     return [[_OPENINGS, _LIKING], _OWNING, [*_LOSING, _DISMAY], _THINKING_BACK, _FINDING]
 
 
-_PLOTS = [_adventure] * 8 + [_learning, _night, _loss]
+_PLOTS = [_adventure] * 8 + [_learning, _night, _loss] * 2
 _GIFTS = [thing for thing in _THINGS if "gift" in thing[-1]]
 _SMALL_THINGS = [thing for thing in _THINGS if "small" in thing[-1]]

@@ -72,7 +72,7 @@ def test_replace_finds_the_part() -> None:
         (DataConfig, {"val_fraction": 1.0}, "val_fraction is 1.0; it must be between 0 and 1"),
         *(
             (ModelConfig, {n: 0}, f"{n} is 0; it must be above 0")
-            for n in ("d_model", "n_layers", "n_heads", "d_mlp", "n_ctx")
+            for n in ("d_model", "n_layers", "n_heads", "d_mlp", "n_ctx", "init_range")
         ),
         (ModelConfig, {"n_layers": -3}, "n_layers is -3; it must be above 0"),
         (ModelConfig, {"dropout": 1.0}, r"dropout is 1.0; it must be in \[0, 1\)"),
