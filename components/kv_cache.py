@@ -18,8 +18,8 @@ class LayerCache:
         growing: when they are full, take twice the memory instead of raising.
     """
 
-    keys: Float[Tensor, "batch n_heads capacity d_head"]
-    values: Float[Tensor, "batch n_heads capacity d_head"]
+    kept: Float[Tensor, "2 batch n_heads capacity d_head"]
+    """Keys, then values."""
 
     def __init__(
         self,
@@ -34,10 +34,19 @@ class LayerCache:
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is {capacity}; a cache holds at least 1 position")
-        self.keys = torch.zeros(batch, n_heads, capacity, d_head, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
+        self.kept = torch.zeros(2, batch, n_heads, capacity, d_head, device=device, dtype=dtype)
         self.growing = growing
         self.length = 0
+
+    @property
+    def keys(self) -> Float[Tensor, "batch n_heads capacity d_head"]:
+        """The keys (a view); those from ``length`` on mean nothing."""
+        return self.kept[0]
+
+    @property
+    def values(self) -> Float[Tensor, "batch n_heads capacity d_head"]:
+        """The values (a view); those from ``length`` on mean nothing."""
+        return self.kept[1]
 
     def append(
         self, k: Float[Tensor, "batch seq n_heads d_head"], v: Float[Tensor, "batch seq n_heads d_head"]
@@ -47,15 +56,18 @@ class LayerCache:
         Raises:
             ValueError: another batch size, or more positions than fit.
         """
-        batch, seq, _, _ = k.shape
-        if batch != self.keys.shape[0]:
-            raise ValueError(f"the cache was made for a batch of {self.keys.shape[0]}, not {batch}")
-        end = self.length + seq
-        self._make_room(end)
-        self.keys[:, :, self.length : end] = k.detach().transpose(1, 2)
-        self.values[:, :, self.length : end] = v.detach().transpose(1, 2)
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        end = self._room_for(k.shape[0], k.shape[1])
+        self.kept[0, :, :, self.length : end] = k.detach().transpose(1, 2)
+        self.kept[1, :, :, self.length : end] = v.detach().transpose(1, 2)
+        return self._up_to(end)
+
+    def append_both(
+        self, kv: Float[Tensor, "2 batch n_heads seq d_head"]
+    ) -> tuple[Float[Tensor, "batch n_heads key_pos d_head"], Float[Tensor, "batch n_heads key_pos d_head"]]:
+        """As `append`, of keys and values in one tensor, laid out as they are kept: one copy instead of two."""
+        end = self._room_for(kv.shape[1], kv.shape[3])
+        self.kept[:, :, :, self.length : end] = kv.detach()
+        return self._up_to(end)
 
     def crop(self, length: int) -> None:
         """Forget all but the first ``length`` positions.
@@ -71,35 +83,39 @@ class LayerCache:
         """A cache in memory of its own whose row ``i`` is this one's row ``rows[i]``."""
         twin = object.__new__(LayerCache)
         twin.growing, twin.length = self.growing, self.length
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            new = old.new_zeros(len(rows), *old.shape[1:])
-            new[:, :, : self.length] = old[:, :, : self.length].index_select(0, rows)
-            setattr(twin, name, new)
+        _, _, *sizes = self.kept.shape
+        twin.kept = self.kept.new_zeros(2, len(rows), *sizes)
+        twin.kept[:, :, :, : self.length] = self.kept[:, :, :, : self.length].index_select(1, rows)
         return twin
 
     def reorder(self, rows: Int[Tensor, "new_batch"]) -> None:
         """Make row ``i`` what row ``rows[i]`` was. Rows may be repeated or dropped: the batch size follows."""
-        if len(rows) != self.keys.shape[0]:
-            twin = self.select(rows)
-            self.keys, self.values = twin.keys, twin.values
+        if len(rows) != self.kept.shape[1]:
+            self.kept = self.select(rows).kept
             return
-        for kept in (self.keys[:, :, : self.length], self.values[:, :, : self.length]):
-            kept.copy_(kept.index_select(0, rows))
+        used = self.kept[:, :, :, : self.length]
+        used.copy_(used.index_select(1, rows))
 
-    def _make_room(self, needed: int) -> None:
-        capacity = self.keys.shape[2]
-        if needed <= capacity:
-            return
-        if not self.growing:
-            raise ValueError(
-                f"the cache holds {capacity} positions and {needed} are needed: crop it, or make it growing"
-            )
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            new = old.new_zeros(*old.shape[:2], max(needed, 2 * capacity), old.shape[3])
-            new[:, :, : self.length] = old[:, :, : self.length]
-            setattr(self, name, new)
+    def _room_for(self, batch: int, seq: int) -> int:
+        """Where new positions will end, once there is room for them."""
+        _, rows, n_heads, capacity, d_head = self.kept.shape
+        if batch != rows:
+            raise ValueError(f"the cache was made for a batch of {rows}, not {batch}")
+        needed = self.length + seq
+        if needed > capacity:
+            if not self.growing:
+                raise ValueError(
+                    f"the cache holds {capacity} positions and {needed} are needed: crop it, or make it growing"
+                )
+            larger = self.kept.new_zeros(2, rows, n_heads, max(needed, 2 * capacity), d_head)
+            larger[:, :, :, : self.length] = self.kept[:, :, :, : self.length]
+            self.kept = larger
+        return needed
+
+    def _up_to(self, end: int) -> tuple[Tensor, Tensor]:
+        self.length = end
+        keys, values = self.kept[:, :, :, :end].unbind(0)
+        return keys, values
 
 
 class KVCache:
@@ -148,7 +164,7 @@ class KVCache:
     @property
     def batch(self) -> int:
         """Sequences held."""
-        return self.layers[0].keys.shape[0]
+        return self.layers[0].kept.shape[1]
 
     def extend_mask(
         self, padding_mask: Bool[Tensor, "batch seq"] | None, *, seq: int
@@ -162,7 +178,7 @@ class KVCache:
             raise ValueError(f"the cache was made for a batch of {self.batch}, not {padding_mask.shape[0]}")
         if padding_mask is None and self._is_token is None:
             return None
-        device = self.layers[0].keys.device
+        device = self.layers[0].kept.device
         if self._is_token is None:
             self._is_token = torch.ones(self.batch, self.length, dtype=torch.bool, device=device)
         if padding_mask is None:
@@ -211,7 +227,7 @@ class KVCache:
         """
         if n < 1:
             raise ValueError(f"cannot continue each sequence {n} times: n is at least 1")
-        rows = torch.arange(self.batch, device=self.layers[0].keys.device).repeat_interleave(n)
+        rows = torch.arange(self.batch, device=self.layers[0].kept.device).repeat_interleave(n)
         twin = object.__new__(KVCache)
         twin.layers = [layer.select(rows) for layer in self.layers]
         twin._is_token = None if self._is_token is None else self._is_token.index_select(0, rows)

@@ -7,7 +7,8 @@ of ``torch.ao.quantization``'s dynamic quantisation). ``benchmarks/decode.py`` m
 
 import copy
 import warnings
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ..assembly.model import GPT2
 from ..components import MLP, Attention, Block, Unembed
 from ..components.kv_cache import LayerCache
+from ..components.linear import PackedMatrix
 from ..components.mlp import ACTIVATIONS
 from ..components.taps import Tap, named_taps
 
@@ -37,7 +39,7 @@ class _Blocked:
         self._W, self._b = torch.ops.mkldnn._reorder_linear_weight(W.T.contiguous(), rows), b
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._W, self._b, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, self._W, self._b, "none", [], "")
 
 
 class _Int8:
@@ -53,7 +55,39 @@ class _Int8:
         self._packed = torch.ops.quantized.linear_prepack(rounded, None if b is None else b.float())
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.quantized.linear_dynamic(x, self._packed, False)
+        return torch.ops.quantized.linear_dynamic.default(x, self._packed, False)
+
+
+class _Parts(NamedTuple):
+    """What a block reads for each token, looked up once: modules look their parts up slowly."""
+
+    ln1: tuple[Any, ...]
+    W_QKV: PackedMatrix
+    W_O: PackedMatrix
+    ln2: tuple[Any, ...]
+    W_in: PackedMatrix
+    act_fn: Callable[[Tensor], Tensor]
+    W_out: PackedMatrix
+    heads: tuple[int, int]
+    scale: float
+    taps: tuple[Tap, ...]
+
+    @classmethod
+    def of(cls, block: Block) -> "_Parts":
+        attn, mlp = block.attn, block.mlp
+        ln1, ln2 = (((ln.d_model,), ln.w, ln.b, ln.layer_norm_eps, False) for ln in (block.ln1, block.ln2))
+        return cls(
+            ln1,
+            attn.packed["W_QKV"],
+            attn.packed["W_O"],
+            ln2,
+            mlp.packed["W_in"],
+            ACTIVATIONS[mlp.act_fn],
+            mlp.packed["W_out"],
+            (attn.n_heads, attn.d_head),
+            attn.scale,
+            tuple(named_taps(block).values()),
+        )
 
 
 class _DecodingBlock(Block):
@@ -62,7 +96,7 @@ class _DecodingBlock(Block):
     With matrices in 8 bits, the calls from module to module would take a sixth of the time.
     """
 
-    taps: tuple[Tap, ...] = ()
+    parts: _Parts
 
     def forward(
         self,
@@ -72,23 +106,23 @@ class _DecodingBlock(Block):
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
         """As `Block`'s; whatever is not one token of each row, unpadded, with nobody listening, goes there."""
-        batch, seq, d_model = resid_pre.shape
+        parts = self.parts
+        batch, seq, _ = resid_pre.shape
         if (
             cache is None
             or seq > 1
             or padding_mask is not None
             or self.norm != "pre"
-            or any(tap._forward_hooks for tap in self.taps)
+            or any(tap._forward_hooks for tap in parts.taps)
         ):
             return super().forward(resid_pre, padding_mask=padding_mask, cache=cache)
-        attn, mlp, ln1, ln2 = self.attn, self.mlp, self.ln1, self.ln2
-        x = torch.layer_norm(resid_pre, (d_model,), ln1.w, ln1.b, ln1.layer_norm_eps, False)
-        q, k, v = attn.packed["W_QKV"](x).view(batch, 1, 3, attn.n_heads, attn.d_head).unbind(2)
-        keys, values = cache.append(k, v)
-        z = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, scale=attn.scale)
-        resid_mid = resid_pre + attn.packed["W_O"](z.transpose(1, 2).reshape(batch, 1, -1))
-        x = torch.layer_norm(resid_mid, (d_model,), ln2.w, ln2.b, ln2.layer_norm_eps, False)
-        return resid_mid + mlp.packed["W_out"](ACTIVATIONS[mlp.act_fn](mlp.packed["W_in"](x)))
+        n_heads, d_head = parts.heads
+        x = torch.layer_norm(resid_pre, *parts.ln1)
+        qkv = parts.W_QKV(x).view(batch, 3, n_heads, 1, d_head).transpose(0, 1)
+        z = F.scaled_dot_product_attention(qkv[0], *cache.append_both(qkv[1:]), scale=parts.scale)
+        resid_mid = resid_pre + parts.W_O(z.reshape(batch, 1, n_heads * d_head))
+        x = torch.layer_norm(resid_mid, *parts.ln2)
+        return resid_mid + parts.W_out(parts.act_fn(parts.W_in(x)))
 
 
 def pack(model: GPT2, weights: PackedWeights, *, rows: int = 1) -> GPT2:
@@ -132,6 +166,7 @@ def pack(model: GPT2, weights: PackedWeights, *, rows: int = 1) -> GPT2:
             assert isinstance(module, Attention | MLP | Unembed)
             module.packed[name] = _Int8(W, b) if weights == "int8" else _Blocked(W.to(dtype), b, rows)
     for block in twin.blocks:
+        assert isinstance(block, Block)
         block.__class__ = _DecodingBlock  # the same layers and names, another way through them
-        vars(block)["taps"] = tuple(named_taps(block).values())
+        vars(block)["parts"] = _Parts.of(block)
     return twin
