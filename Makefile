@@ -82,7 +82,7 @@ generate: $(VENV)/.ready ## continue PROMPT="Once upon a time" with the model of
 RESULTS ?= benchmarks/results/cpu
 bench: $(VENV)/.ready ## training, decoding, loading, import beside transformers' on this processor: ten minutes
 	$(BIN)/python benchmarks/training.py --json $(RESULTS)/training.json --picture $(RESULTS)/training.png
-	$(BIN)/python benchmarks/decode.py --json $(RESULTS)/decode.json
+	$(BIN)/python benchmarks/decode.py --json $(RESULTS)/decode.json $(addprefix --trained ,$(wildcard runs/tinystories/final))
 	$(BIN)/python benchmarks/core.py --json $(RESULTS)/core.json
 
 bench-gpu: $(VENV)/.ready ## training and decoding on a CUDA device
