@@ -13,15 +13,13 @@ numbers, nor did PyTorch before 1.6. ``check_finite`` finds values that are no n
 """
 
 import json
-import math
 import os
 import re
 import secrets
 import shutil
-import stat
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +29,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import sync_folder, write_whole
+from ..files import (
+    MAX_JSON_BYTES,
+    FileError,
+    file_in,
+    file_size,
+    first_sentence,
+    listed,
+    parse_json,
+    read_json,
+    sync_folder,
+    unreadable,
+    write_whole,
+)
 from .lazy import Lazy
 
 __all__ = [
@@ -76,17 +86,14 @@ _DTYPES = {
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
-# gpt2-xl's header has 60 kB: one larger than this is an attack on the reader's memory.
-_MOST_JSON_BYTES = 25_000_000
-
 # Bytes of tensors that are taken from one map of a file before it is exchanged for a fresh one.
 _WINDOW = 32_000_000
 
 _PLAIN_FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
-class CheckpointError(ValueError):
-    """A file or folder that cannot be read as a model, or must not be; one line names it, the fault, and the mend."""
+CheckpointError = FileError
+"""What a file or folder raises that cannot be read as a model, or must not be."""
 
 
 # Reading
@@ -98,7 +105,7 @@ def read_config(folder: Path, name: str = CONFIG_FILE) -> dict[str, Any]:
     Raises:
         CheckpointError: no such folder or file, or not one JSON object.
     """
-    return _read_json(file_in(folder, name))
+    return read_json(file_in(folder, name))
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -186,13 +193,13 @@ def _read_files(folder: Path) -> dict[Path, dict[str, Tensor]]:
         part = read_tensor_file(file_in(folder, shard))
         if misplaced := [name for name in part if weight_map.get(name) != shard]:
             raise CheckpointError(
-                f"{path.parent / shard}: holds {_listed(misplaced)}, which {path.name} does not place there; "
+                f"{path.parent / shard}: holds {listed(misplaced)}, which {path.name} does not place there; "
                 "fetch or save the model again"
             )
         files[path.parent / shard] = part
     if missing := weight_map.keys() - {name for part in files.values() for name in part}:
         raise CheckpointError(
-            f"{path}: lists {_listed(sorted(missing))}, which the shards do not hold; fetch or save the model again"
+            f"{path}: lists {listed(sorted(missing))}, which the shards do not hold; fetch or save the model again"
         )
     return files
 
@@ -204,14 +211,14 @@ def read_index(path: Path) -> dict[str, str]:
         CheckpointError: not such an index, or a file name that could lead out of the folder or to another format.
     """
     path = Path(path)
-    weight_map = _read_json(path).get("weight_map")
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: has no 'weight_map' from tensor names to file names; fetch it again")
     suffix = Path(path.name.removesuffix(".index.json")).suffix
     for shard in weight_map.values():
         if not isinstance(shard, str) or not _PLAIN_FILE_NAME.fullmatch(shard) or not shard.endswith(suffix):
             raise CheckpointError(
-                f"{path}: names {_listed([shard])} as a shard, where only a plain name ending in {suffix} may stand; "
+                f"{path}: names {listed([shard])} as a shard, where only a plain name ending in {suffix} may stand; "
                 "do not use this folder unless you trust its author"
             )
     return weight_map
@@ -243,7 +250,7 @@ def load_torch_file(path: Path) -> Any:
         CheckpointError: not a regular file, damaged, or holding other Python objects, which are never built.
     """
     path = Path(path)
-    size = _size_of_file(path)
+    size = file_size(path)
     zipped = _is_archive(path)
     if zipped:
         _check_archive(path, size)
@@ -256,7 +263,7 @@ def load_torch_file(path: Path) -> Any:
                 "not loaded; save its state_dict() from the program that wrote it"
             ) from error
         raise CheckpointError(
-            f"{path}: cannot be read as tensors saved by torch.save ({type(error).__name__}: {_told(error)}); "
+            f"{path}: cannot be read as tensors saved by torch.save ({type(error).__name__}: {first_sentence(error)}); "
             "fetch it or save it again"
         ) from error
 
@@ -282,7 +289,7 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
             lowest, highest = torch.aminmax(tensor.detach())  # NaN goes through both
             if not (lowest.isfinite() and highest.isfinite()):
                 raise CheckpointError(
-                    f"{source}: {_listed([name])} holds values that are not finite; the file is damaged or its "
+                    f"{source}: {listed([name])} holds values that are not finite; the file is damaged or its "
                     "training diverged"
                 )
 
@@ -294,28 +301,28 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: is not a whole safetensors file ({_told(error)}); fetch it or save it again"
+            f"{path}: is not a whole safetensors file ({first_sentence(error)}); fetch it or save it again"
         ) from error
 
 
 def _check_safetensors_header(path: Path) -> None:
     """Refuse what the safetensors package lets pass: a name given twice, of which it takes one, and rare dtypes."""
-    size = _size_of_file(path)
+    size = file_size(path)
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, _MOST_JSON_BYTES):
+            if not 2 <= length <= min(size - 8, MAX_JSON_BYTES):
                 raise CheckpointError(
                     f"{path}: is not a whole safetensors file (its header claims {length:,} bytes, the file has "
                     f"{size:,}); fetch it or save it again"
                 )
-            header = _parse_json(path, file.read(length))
+            header = parse_json(path, file.read(length))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     for name, entry in header.items():
         if name != "__metadata__" and isinstance(entry, dict) and str(entry.get("dtype")) not in _DTYPES:
             raise CheckpointError(
-                f"{path}: {_listed([name])} has dtype {_listed([entry.get('dtype')])}; convert it to one of "
+                f"{path}: {listed([name])} has dtype {listed([entry.get('dtype')])}; convert it to one of "
                 f"{', '.join(_DTYPES)}"
             )
 
@@ -326,7 +333,7 @@ def _is_archive(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(4) == b"PK\x03\x04"
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _check_archive(path: Path, size: int) -> None:
@@ -344,12 +351,12 @@ def _check_archive(path: Path, size: int) -> None:
             elif len({entry.filename for entry in entries}) != len(entries):
                 fault = "holds two records of one name"
             elif (damaged := archive.testzip()) is not None:
-                fault = f"{_listed([damaged])} in it fails its checksum"
+                fault = f"{listed([damaged])} in it fails its checksum"
             else:
                 return
     # What zipfile raises for a damaged archive; NotImplementedError and RuntimeError for compression and encryption.
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        fault = f"is not a whole PyTorch archive ({_told(error)})"
+        fault = f"is not a whole PyTorch archive ({first_sentence(error)})"
     raise CheckpointError(f"{path}: {fault}; fetch it or save it again")
 
 
@@ -359,18 +366,18 @@ def _state_dict(path: Path, table: Any, whole: Any) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: holds a {type(table).__name__}, not a state dict; save model.state_dict()")
     if strangers := [key for key, value in table.items() if not (isinstance(key, str) and isinstance(value, Tensor))]:
         raise CheckpointError(
-            f"{path}: holds other things than tensors under {_listed(strangers)}; save the model's state_dict() alone"
+            f"{path}: holds other things than tensors under {listed(strangers)}; save the model's state_dict() alone"
         )
     for name, tensor in table.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _DTYPE_NAMES:
             raise CheckpointError(
-                f"{path}: {_listed([name])} is a {tensor.dtype} tensor of layout {tensor.layout} on "
+                f"{path}: {listed([name])} is a {tensor.dtype} tensor of layout {tensor.layout} on "
                 f"{tensor.device.type}; save dense tensors with data, of one of {', '.join(_DTYPES)}"
             )
         # A few bytes can be made to look like any shape, by strides of 0: memory would go when it is first copied.
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(
-                f"{path}: {_listed([name])} of shape {tuple(tensor.shape)} repeats a smaller tensor; "
+                f"{path}: {listed([name])} of shape {tuple(tensor.shape)} repeats a smaller tensor; "
                 "save it with .contiguous()"
             )
     if _is_archive(path):
@@ -396,104 +403,6 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
         elif isinstance(item, dict | list | tuple) and id(item) not in seen:
             seen.add(id(item))
             left += item.values() if isinstance(item, dict) else item
-
-
-def file_in(folder: Path, name: str) -> Path:
-    """``folder/name``, if that is where the file is: a link must stay in the folder, or in its hub cache.
-
-    Raises:
-        CheckpointError: it is not there, or leads out of the folder.
-    """
-    folder = Path(folder)
-    try:
-        home = folder.resolve(strict=True)
-        target = (home / name).resolve(strict=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
-        there = "no such file" if folder.is_dir() else "no such folder"
-        fault = there if isinstance(error, FileNotFoundError) else "leads nowhere"
-        raise CheckpointError(f"{folder / name}: {fault}; give a folder that holds {name}") from error
-    homes = [home]
-    # The hub's cache keeps <repository>/snapshots/<commit>/<name> as links to <repository>/blobs/<checksum>, and
-    # lately those as links to a store that its repositories share.
-    repository = home.parent.parent
-    if home.parent.name == "snapshots" and repository.name.startswith("models--"):
-        homes += [repository / "blobs", repository.parent / "blobs"]
-    if not any(target.is_relative_to(home) for home in homes):
-        raise CheckpointError(f"{folder / name}: is a link to {target}, outside the folder; put the file itself there")
-    return folder / name
-
-
-def _size_of_file(path: Path) -> int:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path}: is a folder, pipe or device, not a file; put the file itself there")
-    if not status.st_size:
-        raise CheckpointError(f"{path}: is empty; fetch it or save it again")
-    return status.st_size
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path}: cannot be read ({error.strerror}); check that it is there and yours to read")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if (size := _size_of_file(path)) > _MOST_JSON_BYTES:
-        raise CheckpointError(f"{path}: has {size:,} bytes, too many for what it should be; fetch it again")
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return _parse_json(path, text)
-
-
-def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
-    """One JSON object, as RFC 8259 has it: no key twice, no NaN or infinity."""
-    try:
-        value = json.loads(
-            text.decode(),
-            object_pairs_hook=_without_duplicates,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
-    except (ValueError, RecursionError) as error:  # ValueError: wrong UTF-8, wrong JSON, and the hooks
-        raise CheckpointError(f"{path}: is not valid JSON ({_told(error)}); fetch it or save it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: is a JSON {type(value).__name__} where an object belongs; fetch it again")
-    return value
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has {_listed(sorted(name for name in table if names.count(name) > 1))} more than once")
-    return table
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text:.20} is too large a number")
-    return value
-
-
-def _told(error: Exception) -> str:
-    """The first sentence of another package's error; it may hold text from the file, so it is made one plain line."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in str(error).split(". ")[0])
-    return " ".join(printable.split())[:120]
-
-
-def _listed(names: Iterable[object]) -> str:
-    """A few names for an error line; their text comes from the file, so it is escaped and cut."""
-    names = list(names)
-    shown = [f"{str(name)[:80]!r}" for name in names[:3]]
-    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 # Writing
@@ -552,7 +461,7 @@ def write_folder(
         raise CheckpointError(f"{folder}: is a file; choose another name for the folder")
     if exists and not overwrite and (present := [path.name for path in _model_files(folder)]):
         raise CheckpointError(
-            f"{folder}: holds a model already ({_listed(present)}); pass overwrite=True (or --overwrite) to replace it"
+            f"{folder}: holds a model already ({listed(present)}); pass overwrite=True (or --overwrite) to replace it"
         )
     if blocked := [path for path in _model_files(folder) if path.is_dir() and not path.is_symlink()]:
         raise CheckpointError(f"{blocked[0]}: is a folder where a file belongs; remove it")
@@ -598,7 +507,7 @@ def _specs(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | Non
         written = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
         if name == "__metadata__" or written not in _DTYPE_NAMES or tensor.layout != torch.strided or tensor.is_meta:
             raise CheckpointError(
-                f"{folder}: cannot hold {_listed([name])}, a {tensor.dtype} tensor of layout {tensor.layout} on "
+                f"{folder}: cannot hold {listed([name])}, a {tensor.dtype} tensor of layout {tensor.layout} on "
                 f"{tensor.device.type}; give dense tensors with data, of one of {', '.join(_DTYPES)}"
             )
         specs[name] = _Spec(_DTYPE_NAMES[written], list(tensor.shape), tensor.numel() * written.itemsize)

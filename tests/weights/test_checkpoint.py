@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gptladder import files
 from gptladder.weights import checkpoint
 from gptladder.weights.checkpoint import (
     WEIGHT_FILES,
@@ -344,7 +345,8 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
 
 
 def test_json_larger_than_any_config(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(checkpoint, "_MOST_JSON_BYTES", 100)
+    for module in (files, checkpoint):
+        monkeypatch.setattr(module, "MAX_JSON_BYTES", 100)
     (tmp_path / "config.json").write_text('{"a": "' + "x" * 100 + '"}')
     assert "109 bytes" in refusal(read_config, tmp_path)
     save_file({f"{i}": torch.ones(1) for i in range(9)}, tmp_path / "model.safetensors")

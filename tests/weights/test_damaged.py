@@ -765,7 +765,7 @@ def test_messages_name_the_fault(tmp_path: Path, whole: dict[str, Path]) -> None
     assert "n_layers=1000000000, and there are 17 tensors" in told("nanogpt: n_layer is 1000000000")
     assert "fails its checksum" in told("archive: a flipped number")
     assert "'n_layer' more than once" in told("config.json: a key twice")
-    assert "NaN is no JSON number" in told("config.json: NaN")
+    assert "NaN is not a JSON number" in told("config.json: NaN")
     assert "1e999 is too large a number" in told("config.json: a number beyond all")
     assert "repeats a smaller tensor" in told(".bin: expanded")
     assert "there is no folder" in told("no folder")
