@@ -443,6 +443,9 @@ class Located:
         """Return the first step of the formula that was not found, among those after the last that was."""
         found = {"input"} | {quantity.key for seen in self.seen[: culprit.index] for quantity in seen.is_}
         last = max((i for i, each in enumerate(self.steps) if each.key in found), default=-1)
+        of = self.steps[last].key.removesuffix("masked raw") if last >= 0 else ""
+        if last >= 0 and of != self.steps[last].key and f"{of}scores" not in found:  # masked, and never scaled
+            return next(each.words for each in self.steps if each.key == f"{of}scores")
         return next((each.words for each in self.steps[last + 1 :] if each.step and each.key not in found), "")
 
 
