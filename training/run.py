@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from ..assembly.config import GPT2Config
-from ..assembly.device import pick_device
 from ..assembly.model import GPT2
+from ..device import pick_device
 from ..files import write_whole
 from ..tokenizer import Tokenizer
 from .batches import Batches, evaluation_batches
