@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .kernels import is_transformed
+
 
 class LayerCache:
     """The keys and values of one attention layer.
@@ -70,7 +72,13 @@ class LayerCache:
 
         Raises:
             ValueError: another batch size, or more positions than fit.
+            RuntimeError: forward-mode differentiation or a transform of ``torch.func`` is under way. Its derivatives
+                would get lost in the cache.
         """
+        if not torch.compiler.is_compiling() and is_transformed():
+            raise RuntimeError(
+                "a cache keeps no derivatives of forward mode or torch.func: call without a cache, on all positions"
+            )
         past = self.length
         new_k, new_v = self.extend(k.shape[0], k.shape[1]).unbind(0)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
