@@ -185,6 +185,8 @@ class GPT2(nn.Module):
             residual = F.dropout(embed + pos_embed, self.config.embed_dropout, drops(self))
             for layer, block in enumerate(self.blocks):
                 residual = block(residual, padding_mask=mask, cache=None if cache is None else cache.layers[layer])
+            if cache is not None:
+                cache.length = past + seq
             return self.ln_final(residual)
         except BaseException:
             if cache is not None:
