@@ -26,8 +26,7 @@ class GPT2Config:
         norm: ``pre`` (GPT-2) or ``post``; with ``post`` there is no final layer norm, because the last block ends in
             one.
         layer_norm_eps: added to the variance in each layer norm.
-        init_range: standard deviation of the initial weights. Those that project to the vocabulary are smaller in wide
-            models, so that the first loss is that of guessing (see `projection_range`).
+        init_range: standard deviation of the initial weights.
         tie_word_embeddings: the output projection is the token embedding, transposed.
         unembed_bias: the output projection has a bias ``b_U`` (GPT-2: no; processed TransformerLens weights: yes).
         scale_attn_weights: divide attention scores by ``sqrt(d_head)``.
