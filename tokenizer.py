@@ -293,7 +293,7 @@ class CharTokenizer(Tokenizer):
     Args:
         characters: the vocabulary.
         end_of_text: whether an end-of-text token follows them. A text in one document needs none; without it, documents
-            cannot be told apart (`gptladder.training.shards` refuses more than one).
+            cannot be told apart (`gptladder.training.data.shards` refuses more than one).
 
     Raises:
         ValueError: no characters, one given twice, or something that is not one character.

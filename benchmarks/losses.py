@@ -21,9 +21,9 @@ from measure import machine, print_table, write_result
 
 from gptladder.assembly import GPT2
 from gptladder.components.linear import onednn_products
+from gptladder.training.data.stories import stories
 from gptladder.training.kernels import keep_freed_memory, try_onednn
 from gptladder.training.schedule import warmup_cosine
-from gptladder.training.stories import stories
 from training import SHAPES, ours, transformers_gpt2
 
 SHAPE = SHAPES["char"]

@@ -5,9 +5,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from .data import prepare_data
+from .data.config import DataConfig
+from .data.prepare import prepare_data
 from .loop import Sampler
-from .presets import PRESETS, DataConfig, TrainConfig
+from .presets import PRESETS, TrainConfig
 from .run import train as run_training
 
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..assembly.model import GPT2
 from ..tokenizer import Tokenizer
-from .batches import Batch, Batches
+from .data.batches import Batch, Batches
 from .display import Display
 from .loss import IGNORE_INDEX, NextTokenLoss, TokenLoss
 from .metrics import Metrics, RunFiles, perplexity

@@ -17,8 +17,8 @@ from ..assembly.device import pick_device
 from ..assembly.model import GPT2
 from ..files import write_whole
 from ..tokenizer import Tokenizer
-from .batches import Batches, evaluation_batches
-from .data import TextData, load_data, prepare_data
+from .data.batches import Batches, evaluation_batches
+from .data.prepare import TextData, load_data, prepare_data
 from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay
 from .kernels import computing_by, keep_freed_memory, settle
 from .loop import Ending, Sampler, Trainer

@@ -16,7 +16,7 @@ import torch
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.tokenizer import CharTokenizer
-from gptladder.training.batches import Batch, Batches, evaluation_batches
+from gptladder.training.data.batches import Batch, Batches, evaluation_batches
 from gptladder.training.display import Display
 from gptladder.training.loop import Trainer
 from gptladder.training.presets import PRESETS, TrainConfig

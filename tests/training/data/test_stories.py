@@ -8,8 +8,8 @@ from itertools import islice
 
 import pytest
 
-from gptladder.training import stories as module
-from gptladder.training.stories import stories, story
+from gptladder.training.data import stories as module
+from gptladder.training.data.stories import stories, story
 
 MANY = [story(1337, i) for i in range(3000)]
 WORD = re.compile(r"[A-Za-z]+(?:[-'][a-z]+)?")

@@ -17,7 +17,7 @@ from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
 
-from ..tokenizer import END_OF_TEXT, OfflineError, answer_within
+from ...tokenizer import END_OF_TEXT, OfflineError, answer_within
 from .stories import stories
 
 __all__ = ["Corpus", "CorpusRecord", "StoryCorpus", "TextFiles", "open_corpus", "tinystories"]

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.tokenizer import BPETokenizer
-from gptladder.training import batches as module
-from gptladder.training.batches import Batches, evaluation_batches, window_count
-from gptladder.training.corpus import StoryCorpus
-from gptladder.training.shards import prepare_shards
+from gptladder.training.data import batches as module
+from gptladder.training.data.batches import Batches, evaluation_batches, window_count
+from gptladder.training.data.corpus import StoryCorpus
+from gptladder.training.data.shards import prepare_shards
 
 SIZES = st.integers(1, 2000)
 

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..files import sync_folder
-from ..tokenizer import Tokenizer
+from ...files import sync_folder
+from ...tokenizer import Tokenizer
 from .corpus import Corpus
 
 __all__ = ["Shard", "ShardHeader", "open_shards", "prepare_shards"]

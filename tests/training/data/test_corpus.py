@@ -12,11 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gptladder.tokenizer import END_OF_TEXT, OfflineError
-from gptladder.training import corpus as module
-from gptladder.training.corpus import Corpus, StoryCorpus, TextFiles, open_corpus, tinystories
-from gptladder.training.stories import story
+from gptladder.training.data import corpus as module
+from gptladder.training.data.corpus import Corpus, StoryCorpus, TextFiles, open_corpus, tinystories
+from gptladder.training.data.stories import story
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[3].parent / "shared"
 TWO_STORIES = f"One day.\n\nA cat sat.\n{END_OF_TEXT}\n\nTwo dogs ran.\n{END_OF_TEXT}\n"
 
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
-from gptladder.training import shards as module
-from gptladder.training.corpus import Corpus, CorpusRecord, StoryCorpus, TextFiles
-from gptladder.training.shards import open_shards, prepare_shards
+from gptladder.training.data import shards as module
+from gptladder.training.data.corpus import Corpus, CorpusRecord, StoryCorpus, TextFiles
+from gptladder.training.data.shards import open_shards, prepare_shards
 
 LETTERS = CharTokenizer("abcdefghijklmnopqrstuvwxyz \n.", end_of_text=True)
 PLAIN = CharTokenizer("abcdefghijklmnopqrstuvwxyz \n.")
@@ -79,7 +79,7 @@ def test_one_document_is_split_at_nine_tenths(tmp_path):
 
 
 def test_the_split_of_a_known_text(tmp_path):
-    path = Path(__file__).parents[2].parent / "shared" / "data" / "tinyshakespeare.txt"
+    path = Path(__file__).parents[3].parent / "shared" / "data" / "tinyshakespeare.txt"
     if not path.exists():
         pytest.skip(f"no {path}")
     corpus = TextFiles(path)
@@ -305,8 +305,8 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from gptladder.tokenizer import CharTokenizer
-from gptladder.training.corpus import TextFiles
-from gptladder.training.shards import prepare_shards
+from gptladder.training.data.corpus import TextFiles
+from gptladder.training.data.shards import prepare_shards
 
 tokenizer = CharTokenizer("abcdefghijklmnopqrstuvwxyz \\n.", end_of_text=True)
 for text in sys.argv[1:]:

@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..tokenizer import BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from ...tokenizer import BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
+from .config import DataConfig
 from .corpus import Corpus, open_corpus
-from .presets import DataConfig
 from .shards import Shard, open_shards, prepare_shards
 
 
