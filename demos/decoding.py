@@ -2,8 +2,8 @@
 
     python demos/decoding.py [--model FOLDER] ["Once upon a time"]
 
-Without a model, one is trained here first, for half a minute, on stories of `gptladder.training.data.stories`: it learns
-to spell, and some grammar.
+Without a model, one is trained here first, for half a minute, on stories of `gptladder.training.data.stories`: it
+learns to spell, and some grammar.
 """
 
 import argparse
