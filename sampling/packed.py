@@ -23,6 +23,7 @@ from ..components.mlp import ACTIVATIONS
 from ..components.taps import Tap, named_taps
 
 PackedWeights = Literal["float32", "bfloat16", "int8"]
+"""Formats that the weights of a packed model can have."""
 
 # Which parameters are matrices of products, and how many of their leading axes are the input's.
 _MATRICES: dict[type[nn.Module], dict[str, int]] = {

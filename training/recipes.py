@@ -1,8 +1,9 @@
 """A recipe for a text of the user's own: every value of a training run, chosen from the text."""
 
+from ..assembly.config import GPT2Config
 from .data.config import DataConfig
 from .data.survey import TextSurvey, prompt_from
-from .presets import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from .presets import OptimConfig, RunConfig, TrainConfig
 
 __all__ = ["LEAST_CHARACTERS", "recipe_for_text"]
 
@@ -36,7 +37,8 @@ def recipe_for_text(survey: TextSurvey) -> TrainConfig:
     every = max(10, steps // 10)
     return TrainConfig(
         data=DataConfig(tokenizer="char" if alphabet else "bpe", vocab_size=min(4096, max(320, tokens // 100))),
-        model=ModelConfig(d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_ctx=n_ctx, dropout=0.1),
+        model=GPT2Config(d_model=d_model, n_layers=n_layers, n_heads=n_heads, n_ctx=n_ctx),
+        dropout=0.1,
         optim=OptimConfig(
             batch=batch,
             max_steps=steps,
