@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..components.mlp import ActFn
 from .convert import Converted, Target, mapping
 from .convert import convert as convert_model
-from .models import local_path
+from .sources import resolve
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -58,7 +58,7 @@ def convert(argv: list[str]) -> int:
     arguments = tyro.cli(ConvertArguments, args=argv, prog="gptladder convert")
     if not arguments.shard_gb > 0:
         raise ValueError(f"--shard-gb is {arguments.shard_gb}; it must be above 0")
-    source = local_path(arguments.source)
+    source = resolve(arguments.source)
     if arguments.dry_run:
         _print_mapping(source, arguments)
         return 0
