@@ -1,16 +1,10 @@
 """``gptladder train`` and ``gptladder prepare``."""
 
-import argparse
-from typing import Any, TypeVar
-
-import tyro
-
+from ..options import parse, take
 from .data import prepare_data
 from .loop import Sampler
 from .presets import PRESETS, DataConfig, TrainConfig
 from .run import train as run_training
-
-T = TypeVar("T")
 
 DEFAULT_PRESET = "tinystories"
 
@@ -30,8 +24,8 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     Raises:
         ValueError, OSError: what `gptladder.training.run.train` raises.
     """
-    preset, _ = _preset(argv)
-    config = _parse(TrainConfig, preset, argv, prog="gptladder train")
+    preset, _ = _preset(argv, "gptladder train")
+    config = parse(TrainConfig, argv, prog="gptladder train", default=preset)
     return _INTERRUPTED if run_training(config, sample=sample).ending == "interrupted" else 0
 
 
@@ -44,20 +38,12 @@ def prepare(argv: list[str]) -> int:
     Raises:
         ValueError, OSError: text that cannot be used, or not be had.
     """
-    preset, rest = _preset(argv)
-    prepare_data(_parse(DataConfig, preset.data, rest, prog="gptladder prepare [--preset NAME]"), say=print)
+    preset, rest = _preset(argv, "gptladder prepare")
+    prepare_data(parse(DataConfig, rest, prog="gptladder prepare", default=preset.data), say=print)
     return 0
 
 
-def _preset(argv: list[str]) -> tuple[TrainConfig, list[str]]:
-    """The preset that a command line names, which has the defaults for reading the rest, and that rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=DEFAULT_PRESET)
-    named, rest = parser.parse_known_args(argv)
-    if named.preset not in PRESETS:
-        raise ValueError(f"there is no preset {named.preset!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[named.preset], rest
-
-
-def _parse(kind: type[T], default: Any, argv: list[str], *, prog: str) -> T:
-    return tyro.cli(kind, default=default, args=argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+def _preset(argv: list[str], prog: str) -> tuple[TrainConfig, list[str]]:
+    """Return the preset that a command line names, which has the defaults for reading the rest, and that rest."""
+    name, rest = take(argv, "--preset", prog=prog, values=list(PRESETS))
+    return PRESETS[name or DEFAULT_PRESET], rest
