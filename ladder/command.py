@@ -11,6 +11,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from ..options import parse
+
 Layer = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 
 
@@ -75,7 +77,7 @@ class ParityArguments:
 
 def climb(argv: list[str]) -> int:
     """Run ``gptladder climb``; the exit status is 0 where every layer is right."""
-    arguments = tyro.cli(ClimbArguments, args=argv, prog="gptladder climb")
+    arguments = parse(ClimbArguments, argv, prog="gptladder climb")
     _at_least_one(arguments.cases)
     layers = {each.name: getattr(arguments, each.name) for each in fields(ClimbArguments) if each.type is Layer}
     console = Console(quiet=arguments.json, highlight=False)
@@ -111,7 +113,7 @@ def climb(argv: list[str]) -> int:
 
 def ladder(argv: list[str]) -> int:
     """Run ``gptladder ladder``; the exit status is 0 where every rung holds."""
-    arguments = tyro.cli(LadderArguments, args=argv, prog="gptladder ladder")
+    arguments = parse(LadderArguments, argv, prog="gptladder ladder")
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
@@ -140,7 +142,7 @@ def ladder(argv: list[str]) -> int:
 
 def parity(argv: list[str]) -> int:
     """Run ``gptladder parity``; the exit status is 0 where everything is equal."""
-    arguments = tyro.cli(ParityArguments, args=argv, prog="gptladder parity")
+    arguments = parse(ParityArguments, argv, prog="gptladder parity")
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():

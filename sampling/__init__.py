@@ -3,8 +3,9 @@
 from .beam import Beam, beam_search
 from .packed import PackedWeights, pack
 from .params import SamplingParams
+from .rows import Chunk, Completion, Logprobs
 from .speculative import PromptLookup, Speculation, speculate
-from .stream import Chunk, Completion, Logprobs, generate, stream
+from .stream import generate, stream
 from .transforms import Chain, LogitsTransform
 
 __all__ = [

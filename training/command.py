@@ -1,19 +1,14 @@
 """``gptladder train`` and ``gptladder prepare``."""
 
-import argparse
 import dataclasses
-from typing import Any, TypeVar
-
-import tyro
 
 from ..assembly.config import GPT2Config
+from ..options import parse, take
 from .data.config import DataConfig
 from .data.prepare import prepare_data
 from .loop import Sampler
 from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
 from .run import train as run_training
-
-T = TypeVar("T")
 
 DEFAULT_PRESET = "tinystories"
 
@@ -33,10 +28,10 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     Raises:
         ValueError, OSError: what `gptladder.training.run.train` raises.
     """
-    preset, _ = _preset(argv)
+    preset, _ = _preset(argv, "gptladder train")
     given = given_fields(argv)
     base = preset.replace(dropout=None) if given & set(DROPOUTS) else preset
-    config = _with_model(_parse(TrainConfig, base, argv, prog="gptladder train"), base, given)
+    config = _with_model(parse(TrainConfig, argv, prog="gptladder train", default=base), base, given)
     outcome = run_training(config, sample=sample, asked=given & field_names(config.model))
     return _INTERRUPTED if outcome.ending == "interrupted" else 0
 
@@ -50,8 +45,8 @@ def prepare(argv: list[str]) -> int:
     Raises:
         ValueError, OSError: text that cannot be used, or not be had.
     """
-    preset, rest = _preset(argv)
-    prepare_data(_parse(DataConfig, preset.data, rest, prog="gptladder prepare [--preset NAME]"), say=print)
+    preset, rest = _preset(argv, "gptladder prepare")
+    prepare_data(parse(DataConfig, rest, prog="gptladder prepare", default=preset.data), say=print)
     return 0
 
 
@@ -80,15 +75,7 @@ def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> Trai
     return dataclasses.replace(parsed, model=resized(base.model, **sizes))
 
 
-def _preset(argv: list[str]) -> tuple[TrainConfig, list[str]]:
-    """The preset that a command line names, which has the defaults for reading the rest, and that rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=DEFAULT_PRESET)
-    named, rest = parser.parse_known_args(argv)
-    if named.preset not in PRESETS:
-        raise ValueError(f"there is no preset {named.preset!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[named.preset], rest
-
-
-def _parse(kind: type[T], default: Any, argv: list[str], *, prog: str) -> T:
-    return tyro.cli(kind, default=default, args=argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+def _preset(argv: list[str], prog: str) -> tuple[TrainConfig, list[str]]:
+    """Return the preset that a command line names, which has the defaults for reading the rest, and that rest."""
+    name, rest = take(argv, "--preset", prog=prog, values=list(PRESETS))
+    return PRESETS[name or DEFAULT_PRESET], rest

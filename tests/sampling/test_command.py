@@ -198,11 +198,11 @@ def test_what_cannot_be_used_is_refused(folder, tmp_path, byte_model):
         (["x", "--model", str(tmp_path / "nowhere")], "nowhere"),
     ]
     only_generate = [
-        (["x", "--random-init", "--temperature", "-1"], "temperature must be above 0"),
+        (["x", "--random-init", "--temperature", "-1"], "temperature must be from 1e-06 to 1e[+]06"),
         (["x", "--random-init", "--top-k", "0"], "top_k must be a whole number of at least 1"),
         (["x", "--random-init", "--top-p", "1.5"], "top_p must be above 0 and at most 1"),
         (["x", "--random-init", "--stop", ""], "a stop string is empty"),
-        (["x", "--random-init", "--n", "0"], "n must be at least 1"),
+        (["x", "--random-init", "--n", "0"], "n must be a whole number of at least 1"),
         (["x", "--random-init", "--beams", "2", "--stop", "y"], "--stop does nothing with --beams"),
         (["x", "--random-init", "--beams", "2", "--past-context", "slide"], "slide does nothing with --beams"),
     ]
