@@ -29,7 +29,7 @@ from .batches import Batch, Batches
 from .display import Display
 from .loss import IGNORE_INDEX, NextTokenLoss, TokenLoss
 from .metrics import Metrics, RunFiles, perplexity
-from .optim import adamw, clip_gradient_norm
+from .optim import clip_gradient_norm, make_optimizer
 from .parallel import (
     Processes,
     gradients_joined,
@@ -119,9 +119,7 @@ class Trainer:
 
         self.loss = NextTokenLoss(model).train()
         self.module = self.processes.wrap(self.loss)
-        self.optimizer = adamw(
-            self.loss, lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay
-        )
+        self.optimizer = make_optimizer(self.loss, optim)
         if optim.compile:
             self.module.compile()
         torch.manual_seed(optim.seed + self.processes.rank)  # dropout differs among the processes
@@ -257,7 +255,7 @@ class Trainer:
         optim = self.config.optim
         lr = self._learning_rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * (group["initial_lr"] / optim.lr)
         began = self.train_batches.epochs
         tokens, targets = self._share(*next(self.train_batches))
         (counted,) = self.processes.sum(int((targets != IGNORE_INDEX).sum()), device=self.device)

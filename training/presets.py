@@ -5,7 +5,7 @@ A field's docstring is its help text on the command line.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..components.mlp import ActFn
 from .batches import Order
@@ -13,6 +13,7 @@ from .parallel import Parallel
 
 Precision = Literal["float32", "bf16", "auto"]
 Products = Literal["auto", "default", "onednn"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +92,16 @@ class OptimConfig:
     """Times through the training data after which it ends."""
     target_loss: float | None = None
     """Loss of a batch at which it ends."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or muon (Muon for the matrices of the blocks, AdamW for the rest), which needs fewer steps."""
     lr: float = 1e-3
-    """Learning rate after warm-up."""
+    """Learning rate of AdamW after warm-up."""
     min_lr: float | None = None
-    """Learning rate at the end of the cosine; without it the rate is constant after warm-up."""
+    """Learning rate at the end of the decay (default: the rate stays constant after warm-up). Muon's follows."""
+    muon_lr: float = 0.02
+    """Learning rate of Muon after warm-up; it follows the same schedule."""
+    muon_momentum: float = 0.95
+    """Muon's decay rate for the mean of the gradient."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises."""
     decay_steps: int | None = None
@@ -132,15 +139,18 @@ class OptimConfig:
             "max_epochs",
             "target_loss",
             "lr",
+            "muon_lr",
             "decay_steps",
             "grad_clip",
         )
+        if self.optimizer not in get_args(OptimizerName):
+            raise ValueError(f"optimizer is {self.optimizer!r}; it can be {', '.join(get_args(OptimizerName))}")
         for name in ("min_lr", "warmup_steps", "weight_decay"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.max_steps is self.max_epochs is self.target_loss is None:
             raise ValueError("nothing ends this run: give max_steps, max_epochs or target_loss")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
 
