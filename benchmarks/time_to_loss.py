@@ -254,9 +254,7 @@ def race(entered: list[Contestant], data: Data, seed: int, evaluations: int) -> 
     workers = []
     for contestant in entered:
         pipes[contestant.name], theirs = context.Pipe()
-        workers.append(
-            context.Process(target=work, args=(contestant, data, seed, evaluations, theirs), daemon=True)
-        )
+        workers.append(context.Process(target=work, args=(contestant, data, seed, evaluations, theirs), daemon=True))
         workers[-1].start()
     points: dict[str, list[Point]] = {contestant.name: [] for contestant in entered}
     while running := [name for name, own in points.items() if not own or not own[-1].done]:

@@ -40,7 +40,7 @@ from .parallel import (
     whole_optimizer_state,
 )
 from .presets import TrainConfig
-from .schedule import warmup_cosine
+from .schedule import learning_rate
 from .snapshots import check_same_model, list_snapshots, prune_snapshots, save_snapshot
 
 Ending = Literal["max_steps", "max_epochs", "target_loss", "interrupted"]
@@ -253,7 +253,7 @@ class Trainer:
     def _update(self) -> None:
         """One step of the optimizer, on one batch: the gradient is that of the mean over all of its tokens."""
         optim = self.config.optim
-        lr = self._learning_rate()
+        lr = learning_rate(optim, self.step, self.last_step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * (group["initial_lr"] / optim.lr)
         began = self.train_batches.epochs
@@ -314,16 +314,6 @@ class Trainer:
         return (
             tokens[rank::world].to(self.device, non_blocking=True),
             targets[rank::world].to(self.device, non_blocking=True),
-        )
-
-    def _learning_rate(self) -> float:
-        optim = self.config.optim
-        return warmup_cosine(
-            self.step,
-            lr=optim.lr,
-            min_lr=optim.lr if optim.min_lr is None else optim.min_lr,
-            warmup_steps=optim.warmup_steps,
-            decay_steps=optim.decay_steps or self.last_step or 0,
         )
 
     def _ending(self) -> Ending | None:

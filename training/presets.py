@@ -14,6 +14,7 @@ from .parallel import Parallel
 Precision = Literal["float32", "bf16", "auto"]
 Products = Literal["auto", "default", "onednn"]
 OptimizerName = Literal["adamw", "muon"]
+Decay = Literal["cosine", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +105,10 @@ class OptimConfig:
     """Muon's decay rate for the mean of the gradient."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises."""
+    decay: Decay = "cosine"
+    """Shape of the decay to min_lr: half a cosine, or a straight line (linear)."""
     decay_steps: int | None = None
-    """Updates after which the cosine ends; all of them where it is not given."""
+    """Updates after which the decay ends (default: all of them)."""
     beta1: float = 0.9
     """AdamW's decay rate for the mean of the gradient."""
     beta2: float = 0.999
@@ -143,8 +146,9 @@ class OptimConfig:
             "decay_steps",
             "grad_clip",
         )
-        if self.optimizer not in get_args(OptimizerName):
-            raise ValueError(f"optimizer is {self.optimizer!r}; it can be {', '.join(get_args(OptimizerName))}")
+        for name, choices in (("optimizer", get_args(OptimizerName)), ("decay", get_args(Decay))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
         for name in ("min_lr", "warmup_steps", "weight_decay"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
