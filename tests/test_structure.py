@@ -31,7 +31,7 @@ MAY_IMPORT_EXTRAS = {"ladder/references.py"}
 FILES = sorted(
     path
     for path in ROOT.rglob("*.py")
-    if path.relative_to(ROOT).parts[0] in {*LEVEL, "cli.py", "tokenizer.py", "files.py", "__init__.py", "__main__.py"}
+    if path.relative_to(ROOT).parts[0] in {*LEVEL, "cli.py", "files.py", "__init__.py", "__main__.py"}
 )
 
 
