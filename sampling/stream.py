@@ -19,11 +19,11 @@ from torch import Tensor
 from ..assembly import GPT2
 from ..components.kv_cache import KVCache
 from ..components.shapes import typecheck
-from ..tokenizer import Tokenizer
+from ..tokenizer import TokenizerSource
 from .draw import greedy, inverse_cdf, multinomial, row_uniforms
 from .params import SamplingParams
 from .rows import Chunk, Completion, FinishReason, Logprobs, Row, check_fits, check_lengths, collect
-from .text import Prompt, end_tokens, prompt_tokens, text_stream, vocabulary
+from .text import Prompt, as_tokenizer, end_tokens, only_text, prompt_tokens, text_stream, vocabulary
 from .transforms import PADDING, LogitsTransform
 from .transforms.base import whole
 
@@ -47,7 +47,7 @@ def stream(
     prompts: Prompt | Sequence[Prompt],
     params: SamplingParams | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerSource | None = None,
     n: int = 1,
     seed: int | Sequence[int] = 42,
     max_new_tokens: int = 128,
@@ -83,6 +83,7 @@ def stream(
             an empty stop string; text without a tokenizer; a number out of range. During iteration: no token left.
     """
     params = SamplingParams() if params is None else params
+    tokenizer = as_tokenizer(tokenizer)
     prompts = _several(prompts)
     names = ["the prompt"] if len(prompts) == 1 else [f"prompt {i}" for i in range(len(prompts))]
     tokens = [prompt_tokens(prompt, model, tokenizer, name=name) for prompt, name in zip(prompts, names, strict=True)]
@@ -124,7 +125,8 @@ def stream(
         )
         for row in range(len(seeds))
     ]
-    chain = params.chain(prompt_width=max(map(len, tokens)), eos_token_ids=eos_token_ids, custom=transforms)
+    custom = only_text(transforms, model, tokenizer)
+    chain = params.chain(prompt_width=max(map(len, tokens)), eos_token_ids=eos_token_ids, custom=custom)
     batch = _Batch(model, tokens, rows, n=n, max_new_tokens=max_new_tokens, n_vocab=vocabulary(model, tokenizer))
 
     @torch.inference_mode()
@@ -155,7 +157,7 @@ def generate(
     prompts: Prompt | Sequence[Prompt],
     params: SamplingParams | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerSource | None = None,
     n: int = 1,
     seed: int | Sequence[int] = 42,
     max_new_tokens: int = 128,

@@ -32,7 +32,7 @@ FILES = sorted(
     path
     for path in ROOT.rglob("*.py")
     if path.relative_to(ROOT).parts[0]
-    in {*LEVEL, "cli.py", "tokenizer.py", "files.py", "options.py", "extras.py", "__init__.py", "__main__.py"}
+    in {*LEVEL, "cli.py", "files.py", "options.py", "extras.py", "__init__.py", "__main__.py"}
 )
 
 

@@ -192,7 +192,6 @@ def test_predict_with_random_weights_and_markup_in_tokens(capsys, monkeypatch):
 def test_what_cannot_be_used_is_refused(folder, tmp_path, byte_model):
     wrong = [
         (["x"], "which model"),
-        (["", "--random-init"], "the prompt is empty"),
         (["x" * 300, "--random-init"], "300 tokens.*n_ctx=256"),
         (["x", "--random-init", "--device", "abacus"], "'abacus' names no device; it can be cuda, mps, cpu"),
         (["x", "--model", str(tmp_path / "nowhere")], "nowhere"),
