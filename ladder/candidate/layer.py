@@ -14,10 +14,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..assembly.config import GPT2Config
-from .numbers import Answer
+from ...assembly.config import GPT2Config
+from ..numbers import Answer
 from .source import CandidateError, Code, said
-from .watch import Place, Watch, tapped
+from .trace import Place, Watch, tapped
 
 SIZES = ("d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_layers")
 # What a constructor may ask for: ARENA's fields, and the two that change the arithmetic.

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..files import write_whole
-from .climbing import Climb, Tried
-from .page import write_page
-from .parity import Parity, RoundTrip, WholeModel
-from .verdict import Verdict
+from ...files import write_whole
+from ..climbing import Climb, Tried
+from ..parity import Parity, RoundTrip, WholeModel
+from ..verdicts import Verdict
+from .html import write_page
 
 
 def climb_line(tried: Tried) -> str:

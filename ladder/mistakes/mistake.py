@@ -4,19 +4,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .rungs import Build
+from ..rungs import Build
 
 Steps = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Mutant:
+class Mistake:
     """A wrong layer.
 
     Args:
-        mistake: what is wrong, in a few words.
+        name: what is wrong, in a few words.
         hint: the same in plain sentences, with the mend.
         rung: the name of the rung that must fail it.
         base: the right layer, made with ``(config, dtype)``; its methods are the steps of the formula.
@@ -24,7 +25,7 @@ class Mutant:
             query that may look nowhere gets NaN if the mask fills -inf, and the mean of everything if it fills -1e5).
     """
 
-    mistake: str
+    name: str
     hint: str
     rung: str
     base: type[nn.Module]
@@ -44,3 +45,13 @@ class Mutant:
 def with_steps(base: type[nn.Module], steps: Steps) -> Build:
     """The build of a layer with some of its steps replaced."""
     return cast(Build, type(f"Wrong{base.__name__}", (base,), dict(steps)))
+
+
+def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    """Return an uninitialised parameter."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype))
+
+
+def other_way(matrix: Tensor) -> Tensor:
+    """A matrix of the transpose's shape with the same numbers in memory: ``view`` where ``.T`` was meant."""
+    return matrix.reshape(matrix.shape[::-1])

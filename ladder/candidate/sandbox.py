@@ -21,9 +21,9 @@ from typing import IO, Any
 
 import torch
 
-from ..assembly.config import GPT2Config
-from .candidate import Candidate, Fault, Look, Question, Reply
-from .numbers import Answer
+from ...assembly.config import GPT2Config
+from ..numbers import Answer
+from .layer import Candidate, Fault, Look, Question, Reply
 from .source import CandidateError, Code, find, split
 
 # To import the user's file, and whatever that imports.

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from gptladder.ladder.diagnosis import Diagnosis, Pattern
-from gptladder.ladder.page import write_page
+from gptladder.ladder.report.html import write_page
 from gptladder.ladder.rungs import cases
-from gptladder.ladder.verdict import Verdict
+from gptladder.ladder.verdicts import Verdict
 
 
 def verdict(rung="attention", float64=1e-15, gradient=2e-15, float32=1e-7, reference="TransformerLens"):

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from gptladder.ladder.source import CandidateError, Code, find, said, split
+from gptladder.ladder.candidate.source import CandidateError, Code, find, said, split
 
 
 @pytest.fixture

@@ -6,13 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..assembly.config import GPT2Config
-from ..assembly.model import GPT2
-from ..components import Block
-from .mutant import Mutant, Steps
-from .mutants_attention import ATTENTION
-from .mutants_layers import EMBED, LAYER_NORM, MLPS, POS_EMBED, UNEMBED
-from .rungs import Build, block_arguments
+from ...assembly.config import GPT2Config
+from ...assembly.model import GPT2
+from ...components import Block
+from ..rungs import Build, block_arguments
+from .attention import ATTENTION
+from .embeddings import EMBED, POS_EMBED, UNEMBED
+from .layer_norm import LAYER_NORM
+from .mistake import Mistake, Steps
+from .mlp import MLPS
 
 
 class PlainBlock(Block):
@@ -67,14 +69,14 @@ class PlainModel(GPT2):
         return self.unembed(x)
 
 
-def _block(mistake: str, hint: str, **steps: Any) -> Mutant:
-    return Mutant(mistake, hint, "block", PlainBlock, (steps,))
+def _block(mistake: str, hint: str, **steps: Any) -> Mistake:
+    return Mistake(mistake, hint, "block", PlainBlock, (steps,))
 
 
 _RIGHT = "mid = x + attn(ln1(x)); out = mid + mlp(ln2(mid))"
 
 
-BLOCK: tuple[Mutant, ...] = (
+BLOCK: tuple[Mistake, ...] = (
     _block(
         "post-norm for pre-norm",
         f"The stream is normalised after each addition, as in GPT-1. GPT-2 normalises what each layer reads: {_RIGHT}.",
@@ -185,8 +187,8 @@ BLOCK: tuple[Mutant, ...] = (
 )
 
 
-def _model(mistake: str, hint: str, **steps: Any) -> Mutant:
-    return Mutant(mistake, hint, "model", PlainModel, (steps,))
+def _model(mistake: str, hint: str, **steps: Any) -> Mistake:
+    return Mistake(mistake, hint, "model", PlainModel, (steps,))
 
 
 def _unassigned(self: PlainModel, x: Tensor) -> Tensor:
@@ -217,7 +219,7 @@ def _without_gain(self: PlainModel, x: Tensor) -> Tensor:
     return (self.ln_final(x) - bias) / gain + bias
 
 
-MODEL: tuple[Mutant, ...] = (
+MODEL: tuple[Mistake, ...] = (
     _model(
         "positions not added",
         "The position embedding is not added. The stream starts as embed(tokens) + pos_embed(tokens).",
@@ -315,8 +317,8 @@ def _inside(
     rung: str,
     where: str,
     paths: Callable[[GPT2Config], list[str]],
-    mutants: Iterable[Mutant],
-) -> list[Mutant]:
+    mistakes: Iterable[Mistake],
+) -> list[Mistake]:
     """The layers' mistakes at some places inside a larger layer."""
 
     def steps(build: Build) -> Steps:
@@ -328,14 +330,14 @@ def _inside(
         return {"__init__": init}
 
     return [
-        Mutant(
-            mistake=f"{where}: {each.mistake}",
+        Mistake(
+            name=f"{where}: {each.name}",
             hint=f"In {where}: {each.hint}",
             rung=rung,
             base=base,
             spellings=tuple(steps(build) for build in each.builds),
         )
-        for each in mutants
+        for each in mistakes
     ]
 
 
@@ -344,20 +346,20 @@ def _in_every_block(*names: str) -> Callable[[GPT2Config], list[str]]:
 
 
 # Where a layer's mistake can sit in a block or a model. Tried when no mistake of the wiring itself fits.
-INSIDE_BLOCK: tuple[Mutant, ...] = tuple(
-    mutant
-    for where, names, mutants in (
+INSIDE_BLOCK: tuple[Mistake, ...] = tuple(
+    mistake
+    for where, names, mistakes in (
         ("the block's attention", ["attn"], ATTENTION),
         ("the block's MLP", ["mlp"], MLPS),
         ("both layer norms", ["ln1", "ln2"], LAYER_NORM),
         ("ln1", ["ln1"], LAYER_NORM),
         ("ln2", ["ln2"], LAYER_NORM),
     )
-    for mutant in _inside(PlainBlock, "block", where, lambda _, names=names: names, mutants)
+    for mistake in _inside(PlainBlock, "block", where, lambda _, names=names: names, mistakes)
 )
-INSIDE_MODEL: tuple[Mutant, ...] = tuple(
-    mutant
-    for where, paths, mutants in (
+INSIDE_MODEL: tuple[Mistake, ...] = tuple(
+    mistake
+    for where, paths, mistakes in (
         ("embed", lambda _: ["embed"], EMBED),
         ("pos_embed", lambda _: ["pos_embed"], POS_EMBED),
         ("every block", _in_every_block(""), BLOCK),
@@ -368,5 +370,5 @@ INSIDE_MODEL: tuple[Mutant, ...] = tuple(
         ("ln_final", lambda _: ["ln_final"], LAYER_NORM),
         ("unembed", lambda _: ["unembed"], UNEMBED),
     )
-    for mutant in _inside(PlainModel, "model", where, paths, mutants)
+    for mistake in _inside(PlainModel, "model", where, paths, mistakes)
 )

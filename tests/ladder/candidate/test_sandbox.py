@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from gptladder.ladder import CandidateError
-from gptladder.ladder.candidate import Candidate, Question
+from gptladder.ladder.candidate.layer import Candidate, Question
+from gptladder.ladder.candidate.sandbox import Sandbox
+from gptladder.ladder.candidate.source import find
 from gptladder.ladder.rungs import distance, draw_case, make_trial, rung
-from gptladder.ladder.sandbox import Sandbox
-from gptladder.ladder.source import find
 
-ARENA = Path(__file__).parent / "layers" / "arena.py"
+ARENA = Path(__file__).parents[1] / "layers" / "arena.py"
 
 LAYERS = f"""
 import ctypes, os, subprocess, sys, time, warnings
@@ -193,8 +193,8 @@ STOPPED = """
 import signal
 import torch
 from gptladder import GPT2Config
-from gptladder.ladder.candidate import Question
-from gptladder.ladder.sandbox import Sandbox
+from gptladder.ladder.candidate.layer import Question
+from gptladder.ladder.candidate.sandbox import Sandbox
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it
 shapes = dict(W_Q=(2, 4, 2), W_K=(2, 4, 2), W_V=(2, 4, 2), b_Q=(2, 2), b_K=(2, 2), b_V=(2, 2), W_O=(2, 2, 4), b_O=(4,))

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from gptladder.ladder.mutants import MUTANTS
+from gptladder.ladder.mistakes import MISTAKES
 from gptladder.ladder.rungs import RUNGS
-from gptladder.ladder.verdict import judge_in_order
+from gptladder.ladder.verdicts import judge_in_order
 
 
 def test_every_rung_holds_in_order():
@@ -18,8 +18,10 @@ def test_every_rung_holds_in_order():
 
 
 def test_it_stops_after_the_first_rung_that_fails():
-    mutant = next(mutant for mutant in MUTANTS if mutant.mistake == "causal mask off by one")
-    rungs = tuple(dataclasses.replace(each, build=mutant.build) if each.name == "attention" else each for each in RUNGS)
+    mistake = next(mistake for mistake in MISTAKES if mistake.name == "causal mask off by one")
+    rungs = tuple(
+        dataclasses.replace(each, build=mistake.build) if each.name == "attention" else each for each in RUNGS
+    )
     verdicts = list(judge_in_order(rungs, number=2))
     assert verdicts[-1].rung == "attention"
     assert [each.passed for each in verdicts][-2:] == [False, False]

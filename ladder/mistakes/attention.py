@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from ..assembly.config import GPT2Config
-from ..components.taps import Tap
-from .mutant import Mutant
+from ...assembly.config import GPT2Config
+from ...components.taps import Tap
+from .mistake import Mistake
 
 
 class PlainAttention(nn.Module):
@@ -93,8 +93,8 @@ def _flat(W: Tensor) -> Tensor:
     return rearrange(W, "n m h -> m (n h)")
 
 
-def _other_way(matrix: Tensor) -> Tensor:
-    """A matrix's numbers taken in the order of its transpose: the transpose itself, where it is square."""
+def _transposed(matrix: Tensor) -> Tensor:
+    """Return a matrix's numbers in the order of its transpose: the transpose itself if the matrix is square."""
     return matrix.T.reshape(matrix.shape)
 
 
@@ -108,12 +108,12 @@ def _between_heads(self: PlainAttention, x: Tensor, **_: object) -> Tensor:
 _FILLS = (-math.inf, -1e5)
 
 
-def _wrong(mistake: str, hint: str, *, fills: Sequence[float] = (-math.inf,), **steps: Any) -> Mutant:
+def _wrong(mistake: str, hint: str, *, fills: Sequence[float] = (-math.inf,), **steps: Any) -> Mistake:
     spellings = tuple(steps if fill == PlainAttention.fill else {**steps, "fill": fill} for fill in fills)
-    return Mutant(mistake, hint, "attention", PlainAttention, spellings)
+    return Mistake(mistake, hint, "attention", PlainAttention, spellings)
 
 
-ATTENTION: tuple[Mutant, ...] = (
+ATTENTION: tuple[Mistake, ...] = (
     # The scores.
     _wrong(
         "no 1/sqrt(d_head)",
@@ -291,13 +291,13 @@ ATTENTION: tuple[Mutant, ...] = (
         "W_Q, W_K, W_V transposed",
         "The matrices W_Q, W_K and W_V are used the other way round. As one matrix each they are "
         "[d_model, n_heads * d_head] for x @ W; nn.Linear keeps its weight transposed.",
-        heads=lambda self, x, W, b: (x @ _other_way(_flat(W))).unflatten(-1, b.shape) + b,
+        heads=lambda self, x, W, b: (x @ _transposed(_flat(W))).unflatten(-1, b.shape) + b,
     ),
     _wrong(
         "W_O transposed",
         "The matrix W_O is used the other way round. As one matrix it is [n_heads * d_head, d_model] for z @ W_O; "
         "nn.Linear keeps its weight transposed.",
-        out=lambda self, z: z.flatten(2) @ _other_way(self.W_O.flatten(0, 1)) + self.b_O,
+        out=lambda self, z: z.flatten(2) @ _transposed(self.W_O.flatten(0, 1)) + self.b_O,
     ),
     # The heads.
     _wrong(

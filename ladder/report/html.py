@@ -7,10 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..files import write_whole
-from .diagnosis import Diagnosis, Pattern
-from .rungs import Case
-from .verdict import Verdict
+from ...files import write_whole
+from ..diagnosis import Diagnosis, Pattern
+from ..rungs import Case
+from ..verdicts import Verdict
+
+_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 # The chart's scale, powers of ten. What is equal to the bit stands at the left end, what is infinite at the right.
 _LEAST, _MOST = -17, 3
@@ -198,38 +200,3 @@ def _table(verdicts: Iterable[Verdict]) -> str:
         f'<div class="wide"><table><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
-
-
-_STYLE = """
-:root { color-scheme: light dark; --back: #fff; --fore: #1c2026; --quiet: #5c6570; --line: #d9dde2; --card: #f5f7f9;
-  --good: #1f7a3d; --bad: #b3261e; --cell: #74aef0; --o64: #2b6cb0; --g64: #2f855a; --o32: #b7651b; }
-@media (prefers-color-scheme: dark) {
-  :root { --back: #14171b; --fore: #e6e9ed; --quiet: #9aa4af; --line: #343b43; --card: #1d2228;
-    --good: #63c785; --bad: #ff8a80; --cell: #2f6fb5; --o64: #6aa9ee; --g64: #5fc08a; --o32: #e69a52; } }
-body { margin: 0 auto; max-width: 46rem; padding: 1rem; background: var(--back); color: var(--fore);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin: 0.3rem 0; } h3 { font-size: 1rem; margin: 0.8rem 0 0.2rem; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 0.7rem 1rem;
-  margin-bottom: 1.2rem; }
-.good { color: var(--good); } .bad { color: var(--bad); } .quiet { color: var(--quiet); font-size: 0.85rem; }
-.mistake { font-size: 1.15rem; font-weight: 600; color: var(--bad); margin: 0.3rem 0; }
-pre { white-space: pre-wrap; font-size: 0.85rem; }
-.heads { display: flex; flex-wrap: wrap; gap: 0 1rem; } .heads h3 { flex-basis: 100%; font-weight: 500; }
-figure { margin: 0; flex: 1 1 11rem; max-width: 16rem; }
-figcaption { font-size: 0.85rem; color: var(--quiet); }
-svg { display: block; width: 100%; height: auto; } .chart { max-width: 40rem; }
-svg text { fill: var(--fore); font-size: 10px; } svg text.in { text-anchor: middle; }
-svg text.small { fill: var(--quiet); font-size: 8px; }
-svg text.tick { fill: var(--quiet); text-anchor: middle; font-size: 9px; }
-svg text.good { fill: var(--good); } svg text.bad { fill: var(--bad); font-weight: 600; }
-.cell { fill: var(--cell); stroke: var(--line); } .cell.wrong { fill: var(--bad); }
-.grid { stroke: var(--line); } .limit { stroke-width: 2; } .stem { opacity: 0.35; }
-.o64 { fill: var(--o64); stroke: var(--o64); } .g64 { fill: var(--g64); stroke: var(--g64); }
-.o32 { fill: var(--o32); stroke: var(--o32); }
-span.o64 { color: var(--o64); } span.g64 { color: var(--g64); } span.o32 { color: var(--o32); }
-.limit-key { font-weight: 700; } .over circle { fill: var(--bad); stroke: var(--bad); r: 4.5px; }
-.over .stem { stroke: var(--bad); opacity: 0.7; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.82rem; margin-top: 0.8rem; }
-th, td { padding: 0.15rem 0.5rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { text-align: left; font-weight: 500; }
-"""

@@ -10,11 +10,11 @@ from torch import nn
 
 from gptladder import GPT2, GPT2Config, components
 from gptladder.ladder import CandidateError, climb, trying
-from gptladder.ladder.candidate import Candidate, Question
+from gptladder.ladder.candidate.layer import Candidate, Question
+from gptladder.ladder.candidate.source import Code, find
 from gptladder.ladder.rungs import distance, draw_case, make_trial, rung
-from gptladder.ladder.source import Code, find
 
-LAYERS = Path(__file__).parent / "layers"
+LAYERS = Path(__file__).parents[1] / "layers"
 RUNGS = ("embed", "pos_embed", "layernorm", "attention", "mlp", "block", "unembed", "model")
 
 
