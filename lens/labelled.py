@@ -78,8 +78,9 @@ class Labelled:
         *down, _ = self.axes.items()
         labels = [""]
         for name, names in down:
-            short = name[0].upper() if len(down) > 1 else f"{name} "
-            labels = [f"{before} {short}{label}".strip() for before in labels for label in names]
+            prefix = name[0].upper() if len(down) > 1 else f"{name} "  # a bare number does not say what it counts
+            named = [f"{prefix}{label}" if label.isdigit() else label for label in names]
+            labels = [f"{before} {label}".strip() for before in labels for label in named]
         return labels, self.values.reshape(-1, self.values.shape[-1])
 
     def html(self, path: str | os.PathLike[str] | None = None) -> str:

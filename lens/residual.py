@@ -94,7 +94,8 @@ def direct_logit_attribution(
     _, cache = model.run_with_cache(prompt.tokens)
     parts = attribution(model, cache, direction.expand(prompt.tokens.shape[1], -1))
     parts["bias"] = parts["bias"] + constant
-    named = f"{answer!r}" + ("" if wrong is None else f" less {wrong!r}")
+    shown = [str(i) if tokenizer is None else repr(token_label(tokenizer, i)) for i in (right, other) if i is not None]
+    named = " less ".join(shown)
     axes = {"part": list(parts), "position": prompt.positions}
     return Labelled(torch.stack(list(parts.values())), axes, title=f"added to the logit of {named}")
 
