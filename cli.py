@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "sampling.command", "EvaluateArguments", "loss, perplexity, bits per byte and accuracy on a text"
     ),
+    "look": Command("lens.command", "LookArguments", "write one page that shows what a model does with a text"),
     "climb": Command("ladder.command", "ClimbArguments", "test your own layers, and name the mistake"),
     "convert": Command(
         "weights.command", "ConvertArguments", "convert a model into another format, and check the result"

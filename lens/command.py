@@ -9,7 +9,8 @@ from typing import Annotated
 import torch
 import tyro
 
-from ..device import pick_device
+from ..assembly import pick_device
+from ..options import parse
 from ..tokenizer import load_tokenizer
 from ..weights import from_pretrained, resolve, tokenizer_folder
 from .look import look as look_at
@@ -39,7 +40,7 @@ def look(argv: list[str]) -> int:
     Raises:
         ValueError, OSError: a model, a tokenizer or a text that cannot be used, or a page that cannot be written.
     """
-    arguments = tyro.cli(LookArguments, args=argv, prog="gptladder look")
+    arguments = parse(LookArguments, argv, prog="gptladder look")
     source = resolve(arguments.model)
     folder = arguments.tokenizer or tokenizer_folder(source)
     if folder is None:

@@ -16,7 +16,7 @@ FLOORS: list[set[str]] = [
     {"assembly"},
     {"weights"},
     {"training", "sampling"},
-    {"ladder"},
+    {"ladder", "lens"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
