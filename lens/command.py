@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from ..assembly import pick_device
+from ..device import pick_device
 from ..options import parse
 from ..tokenizer import load_tokenizer
 from ..weights import from_pretrained, resolve, tokenizer_folder

@@ -9,7 +9,7 @@ rounding, which in float32 can tip the balance between two tokens that are almos
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..assembly import GPT2
+from ..components.dropout import no_dropout
 from ..components.kv_cache import KVCache
 from ..components.shapes import typecheck
 from ..tokenizer import TokenizerSource
@@ -303,23 +304,9 @@ def machine_memory() -> int:
 
 def logits_after(model: GPT2, tokens: Tensor, *, last: int = 1, **kwargs: Any) -> Tensor:
     """The logits after each of the last tokens, Float[batch last d_vocab], in float32 at least, without dropout."""
-    with _no_dropout(model):
+    with no_dropout(model):
         logits = model.unembed(model.final_residual(tokens, **kwargs)[:, -last:])
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-@contextmanager
-def _no_dropout(model: GPT2) -> Iterator[None]:
-    if not model.training:
-        yield
-        return
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _logprobs(logits: Tensor, chosen: Tensor, number: int) -> list[Logprobs]:

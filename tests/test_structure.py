@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; what stands in one set may not import each other.
 FLOORS: list[set[str]] = [
-    {"files", "options", "extras"},
+    {"files", "options", "extras", "device"},
     {"tokenizer"},
     {"components"},
     {"assembly"},
@@ -32,7 +32,7 @@ FILES = sorted(
     path
     for path in ROOT.rglob("*.py")
     if path.relative_to(ROOT).parts[0]
-    in {*LEVEL, "cli.py", "files.py", "options.py", "extras.py", "__init__.py", "__main__.py"}
+    in {*LEVEL, "cli.py", "files.py", "options.py", "extras.py", "device.py", "__init__.py", "__main__.py"}
 )
 
 

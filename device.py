@@ -1,4 +1,4 @@
-"""Where a model runs."""
+"""The device that a model runs on."""
 
 import os
 
@@ -6,11 +6,16 @@ import torch
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The device asked for; where none is, CUDA, else MPS, else the CPU. Under ``torchrun`` each process has its own
-    GPU.
+    """Return the device of this name (default: CUDA if present, else MPS, else the CPU).
+
+    Under ``torchrun`` each process gets its own GPU.
 
     Raises:
         ValueError: a device that this machine does not have.
+
+    Example:
+        >>> pick_device("cpu")
+        device(type='cpu')
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name is None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptladder.components import linear as module
-from gptladder.components.linear import linear
+from gptladder.components import kernels as module
+from gptladder.components.kernels import linear
 
 
 @given(
