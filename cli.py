@@ -2,8 +2,15 @@
 
 import importlib
 import os
+import shutil
+import signal
 import sys
+import tempfile
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -25,13 +32,15 @@ COMMANDS: dict[str, Command] = {
     ),
     "prepare": Command("training.command", "DataConfig", "turn text into token files, to train on later"),
     "generate": Command(
-        "sampling.command", "GenerateArguments", "continue a prompt: sampled, greedy or by beam search"
+        "sampling.generate_command", "GenerateArguments", "continue a prompt: sampled, greedy or by beam search"
     ),
     "predict": Command(
-        "sampling.command", "PredictArguments", "the most probable next tokens of a prompt, beside transformers'"
+        "sampling.predict_command",
+        "PredictArguments",
+        "the most probable next tokens of a prompt",
     ),
     "evaluate": Command(
-        "sampling.command", "EvaluateArguments", "loss, perplexity, bits per byte and accuracy on a text"
+        "sampling.evaluate_command", "EvaluateArguments", "loss, perplexity, bits per byte and accuracy on a text"
     ),
     "look": Command("lens.command", "LookArguments", "write one page that shows what a model does with a text"),
     "climb": Command("ladder.command", "ClimbArguments", "test your own layers, and name the mistake"),
@@ -45,7 +54,7 @@ COMMANDS: dict[str, Command] = {
         "ladder.command", "ParityArguments", "layers, whole model and round trips against the references, with a report"
     ),
 }
-SHELLS = ("bash", "zsh", "fish", "tcsh")
+SHELLS = ("bash", "zsh", "fish")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,9 +99,31 @@ def _run(arguments: list[str]) -> int:
         known = [*COMMANDS, "--help", "--version", "--completion"]
         kind = "option" if name.startswith("-") else "command"
         options.fail("gptladder", f"there is no {kind} {name!r}{options.nearest(name, known)}", lists="commands")
-    module = importlib.import_module(f".{COMMANDS[name].module}", __package__)
-    command = getattr(module, name)
-    return command(rest, sample=_sample) if name == "train" else command(rest)
+    command = getattr(_imported(COMMANDS[name].module), name)
+    return command(rest, **_BETWEEN_PARTS.get(name, {}))
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module of the package. Ctrl-C ends the import, even if a package that is imported ignores it."""
+    interrupted = False
+
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    standard = threading.current_thread() is threading.main_thread() and (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if standard:
+        signal.signal(signal.SIGINT, note)
+    try:
+        return importlib.import_module(f".{module}", __package__)
+    finally:
+        if standard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if interrupted:
+            raise KeyboardInterrupt
 
 
 def _sample(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int, seed: int) -> str:
@@ -103,6 +134,29 @@ def _sample(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int, see
         model, prompt, params, tokenizer=tokenizer, max_new_tokens=max_new_tokens, seed=seed, past_context="slide"
     )
     return prompt + completions[0].text
+
+
+def _documents(text: str) -> Iterator[Iterator[str]]:
+    """Return the documents of a text for ``evaluate``: of a file or folder, read as ``train`` does, or of "-"."""
+    corpus = importlib.import_module(".training.corpus", __package__)
+    if text != "-":
+        return corpus.TextFiles(os.path.expanduser(text)).documents()
+    return _standard_input(corpus)
+
+
+def _standard_input(corpus: Any) -> Iterator[Iterator[str]]:
+    """Yield the documents of standard input, by way of a file: it may be larger than memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "standard input"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        if not path.stat().st_size:
+            raise ValueError("standard input is empty: give a text to evaluate on")
+        yield from corpus.TextFiles(path).documents()
+
+
+# What a command takes from a part of the package that its own part does not import.
+_BETWEEN_PARTS: dict[str, dict[str, Any]] = {"train": {"sample": _sample}, "evaluate": {"documents": _documents}}
 
 
 def _completion(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import tyro
 
-__all__ = ["fail", "named_by_option", "nearest", "parse", "take"]
+__all__ = ["fail", "named_by_option", "nearest", "parse", "take", "typed"]
 
 T = TypeVar("T")
 
@@ -95,6 +95,16 @@ def take(argv: Sequence[str], option: str, *, prog: str, values: Sequence[str]) 
             choices = nearest(value, values) or f"; there are {', '.join(values)}"
             fail(prog, f"there is no {option.lstrip('-')} {value!r}{choices}")
     return value, rest
+
+
+def typed(argv: Sequence[str]) -> set[str]:
+    """Return the names of the options on a command line, which may have their default values.
+
+    >>> sorted(typed(["text", "--top_k=3", "--seed", "1", "--", "--prompt"]))
+    ['--seed', '--top-k']
+    """
+    before = argv[: argv.index("--")] if "--" in argv else argv
+    return {word.partition("=")[0].replace("_", "-") for word in before if word.startswith("--")}
 
 
 def fail(prog: str, message: str, *, lists: str = "options") -> NoReturn:
