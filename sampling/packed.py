@@ -26,6 +26,7 @@ from ..components.mlp import ACTIVATIONS
 from ..components.taps import Tap, any_hooks
 
 PackedWeights = Literal["float32", "bfloat16", "int8"]
+"""Formats that the weights of a packed model can have."""
 
 _Product = Callable[[Tensor], Tensor]
 _Pack = Callable[[Tensor, Tensor | None], _Product]
