@@ -12,6 +12,7 @@ from ..components.block import Block
 # ln(d_vocab) by half the variance, 0.045.
 _FIRST_LOGITS = 0.3
 
+
 def scale_residual_projections(blocks: Iterable[Block]) -> None:
     """Divide the weights that write to the residual stream by ``sqrt(2 * n_layers)``, in place.
 
