@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
-from ..files import sync_folder, write_whole
+from ..files import FileError, file_in, sync_folder, write_whole
 from ..tokenizer import load_tokenizer
-from . import checkpoint, hooked_transformer, huggingface, nanogpt
-from .checkpoint import CheckpointError
+from .files.write import write_folder
+from .formats import hooked_transformer, huggingface, nanogpt
 from .layout import WeightsError, from_ours, rows
 from .lazy import Lazy
 from .models import unfilled
@@ -86,7 +86,7 @@ def convert(
 
     Raises:
         WeightsError: weights that make no GPT-2, that the format or dtype cannot hold, or that came out otherwise.
-        CheckpointError: a file that is missing, damaged or hostile; a model that is in the way.
+        FileError: a file that is missing, damaged or hostile; a model that is in the way.
         ImportError: a TensorFlow checkpoint, and tensorflow is not installed.
         OSError: the disk is full or not writable.
     """
@@ -115,7 +115,7 @@ def convert(
             write_whole(destination, partial(_save_nanogpt, fields, tensors, dtype, watch, check))
             sync_folder(destination.parent)
         else:
-            checkpoint.write_folder(
+            write_folder(
                 destination,
                 fields,
                 tensors,
@@ -135,7 +135,7 @@ def mapping(source: Path, *, to: Target, act_fn: ActFn | None = None) -> Iterato
     """What `convert` would do, for each tensor that it would write: from what, of which shape, made how, named what.
 
     Raises:
-        WeightsError, CheckpointError: as for `convert`.
+        WeightsError, FileError: as for `convert`.
     """
     opened = open_source(source, act_fn=act_fn if to != "nanogpt" else None)
     written, _, tensors = _in_format(opened, to, act_fn)
@@ -194,16 +194,14 @@ def _companions(opened: Source) -> dict[str, bytes]:
     if not opened.path.is_dir():
         return {}
     there = [name for name in _COMPANIONS if (opened.path / name).exists()]
-    return {name: checkpoint.file_in(opened.path, name).read_bytes() for name in there}
+    return {name: file_in(opened.path, name).read_bytes() for name in there}
 
 
 def _check_free(path: Path, overwrite: bool) -> None:
     if path.suffix != ".pt":
-        raise CheckpointError(
-            f"{path}: nanoGPT's checkpoint is a file; give a name that ends in .pt: {path / 'ckpt.pt'}"
-        )
+        raise FileError(f"{path}: nanoGPT's checkpoint is a file; give a name that ends in .pt: {path / 'ckpt.pt'}")
     if os.path.lexists(path) and not (overwrite and path.is_file()):
-        raise CheckpointError(f"{path}: is there already; overwrite replaces it if it is a file")
+        raise FileError(f"{path}: is there already; overwrite replaces it if it is a file")
 
 
 def _save_nanogpt(

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..assembly.config import GPT2Config
-from ..components.mlp import ActFn
+from ...assembly.config import GPT2Config
+from ...components.mlp import ActFn
+from ..layout import WeightsError, axis_sizes, check_depth, from_ours, rows, to_ours
+from ..lazy import Lazy, chosen, layered
 from .huggingface import parameter_names, without_tied_head
-from .layout import WeightsError, axis_sizes, check_depth, from_ours, rows, to_ours
-from .lazy import Lazy, chosen, layered
 
 _SAME = {
     "vocab_size": "d_vocab",
@@ -76,9 +77,10 @@ def state_from_nanogpt(config: GPT2Config, tensors: Mapping[str, Tensor], *, bia
     if present := [name for name in bare if name.endswith(".bias")]:
         raise WeightsError(f"model_args says bias=False, but {present[0]} is there")
     sizes = axis_sizes(config)
+    like = bare.get("ln_f.weight", torch.empty(0))  # a small one for its dtype; that it is missing is found below
 
     def zeros(shape: tuple[int, ...]) -> Tensor:
-        return bare["wte.weight"].new_zeros(shape)
+        return like.new_zeros(shape)
 
     absent = {
         name: partial(zeros, foreign.shape(sizes))

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..assembly.config import GPT2Config
+from ...assembly.config import GPT2Config
+from ..layout import WeightsError, from_ours, to_ours
 from .hooked_transformer import config_from_hooked, simplified, untied, with_unembedding
-from .layout import WeightsError, from_ours, to_ours
 
 
 def config_from_bridge(cfg: Any) -> GPT2Config:

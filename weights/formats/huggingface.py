@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..assembly.config import GPT2Config
-from .layout import WeightsError, from_ours, to_ours
-from .lazy import Lazy, chosen, layered
+from ...assembly.config import GPT2Config
+from ..layout import WeightsError, from_ours, to_ours
+from ..lazy import Lazy, chosen, layered
 
 # Its fields and ours, where both mean the same.
 _SAME = {
