@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..components.mlp import ActFn
+from ..options import parse
 from .convert import Converted, Target, mapping
 from .convert import convert as convert_model
 from .sources import resolve
@@ -55,7 +56,7 @@ def convert(argv: list[str]) -> int:
     Raises:
         ValueError, OSError, ImportError: what `gptladder.weights.convert.convert` raises.
     """
-    arguments = tyro.cli(ConvertArguments, args=argv, prog="gptladder convert")
+    arguments = parse(ConvertArguments, argv, prog="gptladder convert")
     if not arguments.shard_gb > 0:
         raise ValueError(f"--shard-gb is {arguments.shard_gb}; it must be above 0")
     source = resolve(arguments.source)
