@@ -422,6 +422,10 @@ def _octets(text: Any, encoding: Any) -> bytes:
     return _string(text).encode("latin-1")
 
 
+def _no_octets() -> bytes:
+    return b""
+
+
 def _numpy_array(*_: Any) -> Record:
     return Record(Named("numpy", "ndarray"), {})
 
@@ -446,6 +450,7 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": _with_attributes,
     "torch.Size": _size,
     "torch.device": _device,
+    "__builtin__.bytes": _no_octets,
     "builtins.set": _set,
     "__builtin__.set": _set,
     "_codecs.encode": _octets,
