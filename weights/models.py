@@ -245,7 +245,10 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
         if config is None:
             raise TypeError("a bare state dict needs its configuration: give config")
         return model, config
-    return model.state_dict(), getattr(model, attribute) if config is None else config
+    state = model.state_dict()
+    while not hasattr(model, attribute) and hasattr(model, "module"):  # DistributedDataParallel and others
+        model = model.module
+    return state, getattr(model, attribute) if config is None else config
 
 
 def _loaded(source: Source, *, device: torch.device | str | None, dtype: torch.dtype | None, fused: bool) -> GPT2:

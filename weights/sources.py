@@ -19,6 +19,8 @@ from .files.hub import HubError
 from .files.tensors import check_finite
 from .formats import hooked_transformer, huggingface, nanogpt, tensorflow
 from .layout import Format, WeightsError, check_type, to_ours
+from .lazy import chosen
+from .names import unwrapped
 
 OUR_MODEL_TYPE = "gptladder"
 RUN_FORMAT = "gptladder-run"
@@ -241,14 +243,19 @@ def _open_folder(folder: Path) -> Source:
     fields = read_config(folder)
     if fields.get("model_type") == OUR_MODEL_TYPE:
         config, tensors = config_from_ours(fields), open_tensors(folder)
-        return Source("ours", folder, config, to_ours("ours", config, tensors), {name: name for name in tensors})
+        return _ours("ours", folder, config, tensors)
     if "model_type" not in fields and "normalization_type" in fields:
         config, tensors = hooked_transformer.config_from_hooked_fields(fields), open_tensors(folder)
         config, state = hooked_transformer.state_from_hooked(config, tensors)
-        return Source("hooked", folder, config, state, {name: name for name in tensors})
+        return Source("hooked", folder, config, state, unwrapped(tensors))
     config, tensors = huggingface.config_from_hf(fields), open_tensors(folder)
     names = huggingface.parameter_names(tensors)
     return Source("hf", folder, config, huggingface.state_from_hf(config, tensors), names)
+
+
+def _ours(kind: Kind, path: Path, config: GPT2Config, tensors: Mapping[str, Tensor]) -> Source:
+    names = unwrapped(tensors)
+    return Source(kind, path, config, to_ours("ours", config, chosen(tensors, names)), names)
 
 
 def _open_file(path: Path, act_fn: ActFn | None) -> Source:
@@ -259,10 +266,14 @@ def _open_file(path: Path, act_fn: ActFn | None) -> Source:
         recorded = saved.get("model_config")  # since 0.2
         if recorded is not None and not isinstance(recorded, dict):
             raise WeightsError(f"is not a snapshot of a training run: its model_config is {recorded!r:.80}")
-        config = config_from_ours(recorded) if recorded else _config_of_snapshot(saved.get("config"), tensors)
-        return Source("snapshot", path, config, to_ours("ours", config, tensors), {name: name for name in tensors})
+        config = (
+            config_from_ours(recorded)
+            if recorded
+            else _config_of_snapshot(saved.get("config"), chosen(tensors, unwrapped(tensors)))
+        )
+        return _ours("snapshot", path, config, tensors)
     config = nanogpt.config_from_nanogpt(saved, act_fn)
-    state = nanogpt.state_from_nanogpt(config, tensors, bias=saved["model_args"].get("bias", True))
+    state = nanogpt.state_from_nanogpt(config, tensors, bias=nanogpt.has_bias(saved))
     return Source("nanogpt", path, config, state, huggingface.parameter_names(tensors))
 
 

@@ -363,7 +363,7 @@ def _string(value: Any) -> str:
 
 def _checked_key(key: Any) -> Any:
     """Refuse keys that are expensive or impossible to hash: nested ones, and numbers made to collide."""
-    parts = key if type(key) is tuple and len(key) <= 4 else (key,)
+    parts: tuple[Any, ...] = key if type(key) is tuple and len(key) <= 4 else (key,)
     for part in parts:
         small = abs(part) < 2**60 if type(part) in (int, float) else isinstance(part, str | bytes | bool | None)
         if not small:

@@ -121,7 +121,7 @@ class Storage:
             self._check(_read_all(self, memoryview(bytearray(_CHUNK)), self.offset, self.numel * self.dtype.itemsize))
         numbers = _empty(numel, self.dtype)
         nbytes = numel * self.dtype.itemsize
-        view = memoryview(numbers.view(torch.uint8).numpy())
+        view = numbers.view(torch.uint8).numpy().data
         crc = _read_all(self, view, self.offset + start * self.dtype.itemsize, nbytes)
         if whole:
             self._check(crc)

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ def write_folder(
     *,
     dtype: torch.dtype | None = None,
     files: Mapping[str, bytes] = MappingProxyType({}),
+    replaces: Collection[str] = (),
     watch: Callable[[str, Tensor], None] = lambda name, tensor: None,
     check: Callable[[Path], None] | None = None,
     max_shard_size: int = 5 * 2**30,
@@ -53,6 +54,7 @@ def write_folder(
         tensors: dense tensors by name; those sharing memory are written one by one.
         dtype: what to write floating-point numbers as; each tensor's own where not given.
         files: more files of the folder, by name: a tokenizer's.
+        replaces: names of files that belong to the model that is replaced, and go with it.
         watch: is given each tensor as it is about to be written.
         check: is given the folder that everything was written to, before any of it gets its name. What it or ``watch``
             raises undoes the writing.
@@ -101,9 +103,9 @@ def write_folder(
     # From here on only names change, and what is staged is kept if that fails: it is the one whole copy.
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     sync_folder(folder)
-    for path in _model_files(folder):
+    for path in [*_model_files(folder), *(folder / name for name in replaces)]:
         if path.name not in written:
-            path.unlink()
+            path.unlink(missing_ok=True)
     for name in written:
         (staging / name).replace(folder / name)
     sync_folder(folder)

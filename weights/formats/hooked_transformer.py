@@ -15,6 +15,7 @@ from torch import Tensor
 from ...assembly.config import GPT2Config
 from ..layout import WeightsError, check_depth, check_type, from_ours, to_ours
 from ..lazy import Lazy, chosen, layered
+from ..names import unwrapped
 
 _SAME = {
     "d_model": "d_model",
@@ -136,7 +137,8 @@ def state_from_hooked(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tupl
         WeightsError: a key that is missing, left over or misshapen.
     """
     constants = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE)")
-    theirs: Mapping[str, Tensor] = chosen(tensors, [key for key in tensors if not constants.fullmatch(key)])
+    names = {name: key for name, key in unwrapped(tensors).items() if not constants.fullmatch(name)}
+    theirs: Mapping[str, Tensor] = chosen(tensors, names)
     check_depth(config, tensors)
     norms = [*(f"blocks.{i}.ln{n}" for i in range(config.n_layers) for n in (1, 2)), "ln_final"]
     processed = not any(f"{norm}.{part}" in theirs for norm in norms for part in "wb")
