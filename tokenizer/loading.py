@@ -87,9 +87,8 @@ def _of_transformers(source: SavedByTransformers) -> Tokenizer:
 def _of_pipeline(backend: Backend, config: Mapping[str, Any]) -> Tokenizer:
     """Return the fastest of our tokenizers that is the same function, with the special tokens of ``config``."""
     pipeline = json.loads(backend.to_str())
-    tokenizer = (
-        BPETokenizer.from_pipeline(pipeline) or CharTokenizer.from_pipeline(pipeline) or PipelineTokenizer(backend)
-    )
+    fast = BPETokenizer.from_pipeline(pipeline, backend.model) or CharTokenizer.from_pipeline(pipeline)
+    tokenizer = fast or PipelineTokenizer(backend)
     tokenizer.take_config(config)
     if tokenizer.eot_id is None and END_OF_TEXT in {token["content"] for token in pipeline["added_tokens"]}:
         tokenizer.take_config({"eos_token": END_OF_TEXT, **config})
