@@ -11,15 +11,20 @@ from ..assembly import GPT2
 from ..components.kv_cache import KVCache
 from ..tokenizer import Tokenizer, TokenizerSource
 from .params import SamplingParams
-from .stream import FinishReason, check_fits, check_lengths, logits_after
+from .rows import FinishReason, check_fits, check_lengths
+from .stream import check_memory, logits_after
 from .text import Prompt, TextStream, as_tokenizer, end_tokens, only_text, prompt_tokens, vocabulary
 from .transforms import LogitsTransform
+from .transforms.base import number, whole
 
 __all__ = ["Beam", "EarlyStopping", "beam_search"]
 
 EarlyStopping = Literal[True, False, "never"]
 """When to end, with as many finished texts as there are beams: at once (True); where the best unfinished one, scored at
 its present length, falls behind the worst of them (False); where it could not catch up at any length ("never")."""
+
+
+_MOST_PENALTY = 20.0  # the length of a text to this power is still a number
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,10 @@ def beam_search(
     tokenizer = as_tokenizer(tokenizer)
     if not params.greedy:
         raise ValueError(f"beam search draws nothing: give temperature=0, not {params.temperature}, or use stream()")
-    if not 1 <= num_return <= num_beams:
-        raise ValueError(f"num_return={num_return} and num_beams={num_beams}: it takes 1 <= num_return <= num_beams")
+    whole("num_beams", num_beams, least=1)
+    if whole("num_return", num_return, least=1) > num_beams:
+        raise ValueError(f"num_return is {num_return}, and num_beams={num_beams} texts are all that can be returned")
+    number("length_penalty", length_penalty, -_MOST_PENALTY, _MOST_PENALTY)
     if not (early_stopping is True or early_stopping is False or early_stopping == "never"):
         raise ValueError(f"early_stopping is {early_stopping!r}; it can be True, False or 'never'")
     check_lengths(params, max_new_tokens)
@@ -91,6 +98,7 @@ def beam_search(
     chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=custom)
     n_vocab = vocabulary(model, tokenizer)
     longest = min(max_new_tokens, n_ctx + 1 - len(tokens))
+    check_memory(model, rows=num_beams, positions=len(tokens) + longest - 1, name="num_beams")
 
     device = model.embed.W_E.device
     eos = torch.tensor(eos_token_ids, dtype=torch.int64, device=device)

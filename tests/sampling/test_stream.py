@@ -438,8 +438,8 @@ def test_text_and_tokens_in_one_batch(byte_model, byte_tokenizer):
         ([1] * 129, {}, "129 tokens.*n_ctx=128.*slide"),
         ([1], {"stop": ""}, "a stop string is empty"),
         ([1], {"stop": ["a", ""]}, "a stop string is empty"),
-        ([1], {"n": 0}, "n must be at least 1"),
-        ([1], {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ([1], {"n": 0}, "n must be a whole number of at least 1"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
         ([1], {"params": SamplingParams(min_new_tokens=9), "max_new_tokens": 8}, "min_new_tokens=9 is more than"),
         ([1], {"past_context": "wrap"}, "past_context is 'wrap'"),
         ([1], {"draw": "gumbel"}, "draw is 'gumbel'"),
@@ -458,10 +458,10 @@ def test_what_cannot_be_is_refused_at_once(byte_model, byte_tokenizer, prompts, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -0.1}, "temperature must be above 0.*-0.1"),
+        ({"temperature": -0.1}, "temperature must be from 1e-06 to 1e[+]06.*-0.1"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1.*0.0"),
         ({"top_p": 1.01}, "top_p must be above 0 and at most 1.*1.01"),
-        ({"top_k": 0}, "top_k must be a whole number of at least 1, not 0"),
+        ({"top_k": -1}, "top_k must be a whole number of at least 0, not -1"),
     ],
 )
 def test_settings_out_of_range(settings, message):
