@@ -28,6 +28,12 @@ MAX_ID = 1 << 22
 """Highest id of a token that is read. The largest vocabularies in use have 260,000 tokens."""
 
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.json", "merges.txt"),
+    *("added_tokens.json", "special_tokens_map.json"),
+)
+"""The files of a model on the hub that its tokenizer is read from."""
+
 _FLAGS = ("add_prefix_space", "split_special_tokens", "clean_up_tokenization_spaces", "add_bos_token", "add_eos_token")
 _SIDES = ("padding_side", "truncation_side")
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
