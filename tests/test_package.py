@@ -49,7 +49,15 @@ def test_a_wheel_installs_one_single_name_with_every_module(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gptladder"}
     packages = ["components", "assembly", "weights", "training", "sampling", "ladder"]
     expected = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
-    expected |= {"__init__.py", "__main__.py", "cli.py", "files.py", "tokenizer.py", "py.typed"}
+    expected |= {
+        "__init__.py",
+        "__main__.py",
+        "cli.py",
+        "files.py",
+        "tokenizer.py",
+        "py.typed",
+        "training/data/stories.txt",
+    }
     assert {name.removeprefix("gptladder/") for name in names if name.startswith("gptladder/")} == expected
 
 
