@@ -127,7 +127,7 @@ def _start(argv: list[str]) -> tuple[TrainConfig, Start | None, list[str]]:
     data = dataclasses.replace(data, data_dir=preset.data.data_dir)
     if early.preset is not None:
         return start_from_preset(preset, data, tokenizer=early.tokenizer), None, rest
-    recipe = start_from_recipe(data, init_from=early.init_from)
+    recipe = start_from_recipe(data, tokenizer=early.tokenizer, init_from=early.init_from)
     return recipe.config, recipe, rest
 
 

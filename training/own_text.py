@@ -18,6 +18,8 @@ __all__ = ["Start", "check_prompt", "is_own_text", "start_from_preset", "start_f
 # A trained model forgets at the learning rates that a fresh one learns by.
 _FINE_TUNING = {"lr": 3e-4, "min_lr": 3e-5}
 
+_MOST_BYTES_A_TOKEN = 6
+
 
 @dataclass(frozen=True)
 class Start:
@@ -53,12 +55,13 @@ def is_own_text(corpus: str | tuple[str, ...]) -> bool:
     return corpus not in ("stories", "tinystories")
 
 
-def start_from_recipe(data: DataConfig, *, init_from: str | None = None) -> Start:
+def start_from_recipe(data: DataConfig, *, tokenizer: str | None = None, init_from: str | None = None) -> Start:
     """Return the recipe for a text.
 
     Args:
         data: the text, and how it is read; the recipe chooses the rest.
-        init_from: a trained model that the run starts from.
+        tokenizer: kind of the tokenizer, if the user chose it.
+        init_from: a trained model that the run starts from, with its own tokenizer.
 
     Raises:
         ValueError: the text cannot be read, or is too short.
@@ -75,7 +78,13 @@ def start_from_recipe(data: DataConfig, *, init_from: str | None = None) -> Star
         data=dataclasses.replace(data, **chosen),
         run=dataclasses.replace(recipe.run, name=data.name),
     )
-    return Start(config.replace(**_FINE_TUNING) if init_from is not None else config, seen)
+    if init_from is not None:
+        config = config.replace(**_FINE_TUNING)
+    if init_from is not None or tokenizer not in (None, "char", chosen["tokenizer"]):
+        # Such a tokenizer makes fewer tokens, and the part that is held back must hold a window of them.
+        held_back = int(seen.size_bytes / _MOST_BYTES_A_TOKEN * data.val_fraction)
+        config = config.replace(n_ctx=min(config.model.n_ctx, max(1, held_back - 1)))
+    return Start(config, seen)
 
 
 def start_from_preset(preset: TrainConfig, data: DataConfig, *, tokenizer: str | None = None) -> TrainConfig:
