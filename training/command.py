@@ -1,14 +1,10 @@
 """``gptladder train`` and ``gptladder prepare``."""
 
-import argparse
 import dataclasses
 import os
-import re
-from typing import Any, TypeVar
-
-import tyro
 
 from ..assembly.config import GPT2Config
+from ..options import named_by_option, parse, take
 from .data.config import DataConfig
 from .data.prepare import prepare_data
 from .display import JSONDisplay
@@ -16,8 +12,6 @@ from .loop import Sampler
 from .own_text import Start, is_own_text, start_from_preset, start_from_recipe
 from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
 from .run import train as run_training
-
-T = TypeVar("T")
 
 DEFAULT_PRESET = "tinystories"
 
@@ -37,10 +31,10 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     Raises:
         ValueError, OSError: what `gptladder.training.run.train` raises.
     """
-    preset, recipe, _ = _start(argv)
+    preset, recipe, _ = _start(argv, "gptladder train")
     given = given_fields(argv)
     base = preset.replace(dropout=None) if given & set(DROPOUTS) else preset
-    config = _with_model(_parse(TrainConfig, base, argv, prog="gptladder train"), base, given)
+    config = _with_model(parse(TrainConfig, argv, prog="gptladder train", default=base), base, given)
     if recipe is not None:
         _announce(recipe.line(config), json_lines=config.run.json)
     outcome = run_training(config, sample=sample, asked=given & field_names(config.model))
@@ -56,8 +50,8 @@ def prepare(argv: list[str]) -> int:
     Raises:
         ValueError, OSError: text that cannot be used, or not be had.
     """
-    preset, recipe, rest = _start(argv)
-    config = _parse(DataConfig, preset.data, rest, prog="gptladder prepare [--preset NAME]")
+    preset, recipe, rest = _start(argv, "gptladder prepare")
+    config = parse(DataConfig, rest, prog="gptladder prepare", default=preset.data)
     if recipe is not None and "tokenizer" not in given_fields(argv):
         print(f"tokenizer for this text: {config.tokenizer} (--tokenizer gives another)")
     prepare_data(config, say=print)
@@ -77,18 +71,6 @@ def given_fields(argv: list[str]) -> set[str]:
     return {field for field in known if field in names or f"no_{field}" in names}
 
 
-def in_options(message: str) -> str:
-    """Return a message about the model's configuration in words of the command line.
-
-    >>> in_options("n_heads=3 does not divide d_model=64: change one of them")
-    '--n-heads 3 does not divide --d-model 64: change one of them'
-    """
-    fields = "|".join(sorted(field_names(GPT2Config), key=len, reverse=True))
-    return re.sub(
-        rf"\b({fields})\b(=?)", lambda found: f"--{found[1].replace('_', '-')}{' ' if found[2] else ''}", message
-    )
-
-
 def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> TrainConfig:
     """Return the configuration with sizes of the model that follow from others following the given ones.
 
@@ -98,44 +80,59 @@ def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> Trai
     if "d_vocab" in given:
         raise ValueError("--d-vocab: the tokenizer decides it; --vocab-size N is the size of one that is learnt (bpe)")
     sizes = {field: getattr(parsed.model, field) for field in given & field_names(GPT2Config)}
-    try:
+    with named_by_option(TrainConfig):
         return dataclasses.replace(parsed, model=resized(base.model, **sizes))
-    except ValueError as error:
-        raise ValueError(in_options(str(error))) from None
 
 
-def _start(argv: list[str]) -> tuple[TrainConfig, Start | None, list[str]]:
-    """The values that have the defaults for reading a command line, the recipe that they are from, and the rest of it.
+def _start(argv: list[str], prog: str) -> tuple[TrainConfig, Start | None, list[str]]:
+    """Return what has the defaults for reading a command line, the recipe that it is from, and the rest of the line.
 
-    They are a preset's, or for a text of the user's own without a preset a recipe's.
+    The defaults are a preset's; for a text of the user's own without a preset they are a recipe's.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset")
-    early, rest = parser.parse_known_args(argv)
-    if early.preset not in (None, *PRESETS):
-        raise ValueError(f"there is no preset {early.preset!r}; there are {', '.join(PRESETS)}")
-    preset = PRESETS[early.preset or DEFAULT_PRESET]
-    for option, kind in (("tokenizer", str), ("init-from", str), ("encoding", str), ("fraction", float)):
-        parser.add_argument(f"--{option}", f"--{option.replace('-', '_')}", type=kind)
-    parser.add_argument("--corpus", nargs="+")
-    parser.add_argument("-h", "--help", action="store_true")
-    early, _ = parser.parse_known_args(argv)
-    corpus = early.corpus and (early.corpus[0] if len(early.corpus) == 1 else tuple(early.corpus))
-    if early.help or not corpus or not is_own_text(corpus) or corpus == preset.data.corpus:
+    name, rest = take(argv, "--preset", prog=prog, values=list(PRESETS))
+    preset = PRESETS[name or DEFAULT_PRESET]
+    corpus = tuple(_values(argv, "--corpus"))
+    if not corpus or not is_own_text(corpus) or corpus == (preset.data.corpus,) or {"-h", "--help"} & set(argv):
         return preset, None, rest
-    data = DataConfig(corpus=corpus, encoding=early.encoding, fraction=early.fraction or 1.0)
-    data = dataclasses.replace(data, data_dir=preset.data.data_dir)
-    if early.preset is not None:
-        return start_from_preset(preset, data, tokenizer=early.tokenizer), None, rest
-    recipe = start_from_recipe(data, tokenizer=early.tokenizer, init_from=early.init_from)
+    encoding, fraction, tokenizer, init_from = (
+        next(iter(_values(argv, option)), None) for option in ("--encoding", "--fraction", "--tokenizer", "--init-from")
+    )
+    data = DataConfig(
+        corpus=corpus[0] if len(corpus) == 1 else corpus,
+        encoding=encoding,
+        fraction=_number(fraction),
+        data_dir=preset.data.data_dir,
+    )
+    if name is not None:
+        return start_from_preset(preset, data, tokenizer=tokenizer), None, rest
+    recipe = start_from_recipe(data, tokenizer=tokenizer, init_from=init_from)
     return recipe.config, recipe, rest
+
+
+def _values(argv: list[str], option: str) -> list[str]:
+    """Return the values of one option on a command line; of the last one, if it stands there twice."""
+    values: list[str] = []
+    taking = False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == option:
+            values, taking = [value] if equals else [], not equals
+        elif word.startswith("--"):
+            taking = False
+        elif taking:
+            values.append(word)
+    return values
+
+
+def _number(text: str | None) -> float:
+    """Return the fraction that an option gives; a wrong one is reported when all options are read."""
+    try:
+        return min(max(float(text or 1), 1e-9), 1.0)
+    except ValueError:
+        return 1.0
 
 
 def _announce(line: str, *, json_lines: bool) -> None:
     """Print a line before a run begins, from one process of several."""
     if os.environ.get("RANK", "0") == "0":
         JSONDisplay().say(line) if json_lines else print(line, flush=True)
-
-
-def _parse(kind: type[T], default: Any, argv: list[str], *, prog: str) -> T:
-    return tyro.cli(kind, default=default, args=argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,))

@@ -52,7 +52,8 @@ class Start:
 
 def is_own_text(corpus: str | tuple[str, ...]) -> bool:
     """Return whether a corpus is the user's own, and not one that the presets are made for."""
-    return corpus not in ("stories", "tinystories")
+    names = (corpus,) if isinstance(corpus, str) else corpus
+    return names not in (("stories",), ("tinystories",))
 
 
 def start_from_recipe(data: DataConfig, *, tokenizer: str | None = None, init_from: str | None = None) -> Start:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..assembly.device import pick_device
 from ..assembly.model import GPT2
+from ..device import pick_device
 from ..files import write_whole
 from .data.batches import Batches, evaluation_batches
 from .data.prepare import TextData, load_data, prepare_data

@@ -82,6 +82,7 @@ def test_replace_finds_the_part() -> None:
                 "max_epochs",
                 "target_loss",
                 "lr",
+                "muon_lr",
                 "decay_steps",
                 "grad_clip",
             )
@@ -93,6 +94,9 @@ def test_replace_finds_the_part() -> None:
             for n in ("min_lr", "warmup_steps", "weight_decay")
         ),
         (OptimConfig, {"max_steps": 1, "beta2": 1.0}, r"beta2 is 1.0; it must be in \[0, 1\)"),
+        (OptimConfig, {"max_steps": 1, "muon_momentum": 1.0}, r"muon_momentum is 1.0; it must be in \[0, 1\)"),
+        (OptimConfig, {"max_steps": 1, "optimizer": "sgd"}, "optimizer is 'sgd'; it can be adamw, muon"),
+        (OptimConfig, {"max_steps": 1, "decay": "step"}, "decay is 'step'; it can be cosine, linear"),
         (OptimConfig, {}, "nothing ends this run: give max_steps, max_epochs or target_loss"),
         *(
             (RunConfig, {n: 0}, f"{n} is 0; it must be above 0")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-__all__ = ["stories", "story"]
+__all__ = ["HELPERS", "HEROES", "stories", "story"]
 
 Words = dict[str, str]  # what the templates are filled with
 Beat = list[str]  # sentences of which a story has one
@@ -51,6 +51,10 @@ def _tables(text: str) -> SimpleNamespace:
 
 
 T = _tables(Path(__file__).with_name("stories.txt").read_text(encoding="utf-8"))
+HEROES = tuple(name for name, *_ in T.heroes)
+"""The names of heroes and their playmates."""
+HELPERS = tuple(T.helpers.values())
+"""The names of helpers."""
 _PRONOUNS = {"he": ("he", "him", "his", "himself"), "she": ("she", "her", "her", "herself")}
 _GIFTS = [thing for thing in T.things if "gift" in thing[-1]]
 _SMALL_THINGS = [thing for thing in T.things if "small" in thing[-1]]
