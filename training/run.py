@@ -22,6 +22,7 @@ from .kernels import computing_by, keep_freed_memory, settle
 from .loop import Ending, Sampler, Trainer
 from .metrics import Metrics, read_metrics
 from .models import check_vocabulary, fresh_model, with_dropout, with_source
+from .own_text import check_prompt
 from .parallel import Processes, joined
 from .plots import draw_losses
 from .presets import DataConfig, TrainConfig
@@ -76,6 +77,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
             keep_freed_memory()
         prepared = processes.share(prepare_data(data_config(config), say=display.say) if processes.first else None)
         data = load_data(prepared)
+        if sample is not None:
+            check_prompt(config.run.prompt, data.tokenizer)
         if config.init_from is not None:
             model = GPT2.from_pretrained(config.init_from, device=device, dtype=torch.float32)
             config, lines = with_source(config, model.config, asked)
