@@ -9,9 +9,9 @@ import tyro
 from ..assembly.config import GPT2Config
 from .data.config import DataConfig
 from .data.prepare import prepare_data
-from .loop import Sampler
 from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
 from .run import train as run_training
+from .runlog import Sampler
 
 T = TypeVar("T")
 
