@@ -5,11 +5,13 @@ One table holds the answer for every field of `TrainConfig`; nothing is recorded
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..assembly.config import GPT2Config
 from ..weights.sources import config_from_ours
-from .presets import DROPOUTS, PARTS, TrainConfig, field_names
+from .data.config import DataConfig
+from .presets import DROPOUTS, PARTS, OptimConfig, RunConfig, TrainConfig, field_names
 from .snapshot_checks import SnapshotError
 
 Answer = Literal["takes effect", "refused", "by content"]
@@ -25,7 +27,7 @@ CHANGES: dict[str, tuple[Answer, str]] = {
     "dropout": ("takes effect", ""),
     # data
     **dict.fromkeys(
-        ("corpus", "fraction", "stories_mb", "tokenizer", "vocab_size", "val_fraction"), ("by content", "")
+        ("corpus", "encoding", "fraction", "stories_mb", "tokenizer", "vocab_size", "val_fraction"), ("by content", "")
     ),
     "data_dir": ("takes effect", ""),
     # model
@@ -38,8 +40,8 @@ CHANGES: dict[str, tuple[Answer, str]] = {
     **dict.fromkeys(
         (
             "batch", "micro_batch", "max_steps", "max_epochs", "target_loss", "patience", "lr", "min_lr", "muon_lr",
-            "muon_momentum", "warmup_steps", "decay_steps", "beta1", "beta2", "weight_decay", "grad_clip", "device",
-            "precision", "products", "compile", "parallel",
+            "muon_momentum", "warmup_steps", "decay_steps", "decay", "beta1", "beta2", "weight_decay", "grad_clip",
+            "device", "precision", "products", "compile", "parallel",
         ),
         ("takes effect", ""),
     ),
@@ -89,6 +91,49 @@ def flat(config: TrainConfig) -> dict[str, Any]:
     for part in PARTS:
         values |= dataclasses.asdict(getattr(config, part))
     return {**values, "seq": config.seq}
+
+
+def recorded_config(contents: Mapping[str, Any], source: object) -> TrainConfig:
+    """Return the configuration that a snapshot records, for a run that continues with it.
+
+    Fields that the version which wrote it did not have get their defaults.
+
+    Raises:
+        SnapshotError: A field is unknown, or its value cannot be one of it.
+    """
+    values = flat_record(contents)
+    parts: dict[str, Any] = {"data": DataConfig, "model": GPT2Config, "optim": OptimConfig, "run": RunConfig}
+    made: dict[str, Any] = {}
+    try:
+        for part, kind in parts.items():
+            made[part] = kind(**_fields_of(kind, values))
+        return TrainConfig(**made, **_fields_of(TrainConfig, values))
+    except (ValueError, TypeError) as error:
+        raise SnapshotError(f"{source} records settings that cannot be: {error}") from None
+
+
+def _fields_of(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    found = {name: values[name] for name in field_names(kind) if name in values}
+    for name, value in found.items():
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} is {str(value)[:40]!r}")
+        if isinstance(value, list):
+            found[name] = tuple(value)
+    return found
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a plain value is of a field's type."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+    if hint is float:
+        return type(value) in (int, float)
+    return value is None if hint is type(None) else type(value) is hint
 
 
 def flat_record(contents: Mapping[str, Any]) -> dict[str, Any]:

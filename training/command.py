@@ -1,19 +1,19 @@
 """``gptladder train`` and ``gptladder prepare``."""
 
-import argparse
 import dataclasses
-from typing import Any, TypeVar
-
-import tyro
+from pathlib import Path
 
 from ..assembly.config import GPT2Config
+from ..options import parse, take
+from .changes import recorded_config
 from .data.config import DataConfig
 from .data.prepare import prepare_data
+from .lock import RunFolderError
 from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
+from .resume import find_snapshot
 from .run import train as run_training
 from .runlog import Sampler
-
-T = TypeVar("T")
+from .snapshot_checks import SnapshotError
 
 DEFAULT_PRESET = "tinystories"
 
@@ -33,11 +33,12 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     Raises:
         ValueError, OSError: what `gptladder.training.run.train` raises.
     """
-    preset, _ = _preset(argv)
+    preset, _ = _preset(argv, "gptladder train")
     given = given_fields(argv)
-    base = preset.replace(dropout=None) if given & set(DROPOUTS) else preset
-    config = _with_model(_parse(TrainConfig, base, argv, prog="gptladder train"), base, given)
-    outcome = run_training(config, sample=sample, asked=given & field_names(config.model))
+    config = _parsed(argv, preset, given)
+    if config.run.resume is not None:
+        config = _parsed(argv, _recorded(config, given), given)
+    outcome = run_training(config, sample=sample, asked=given)
     return _INTERRUPTED if outcome.ending == "interrupted" else 0
 
 
@@ -50,8 +51,8 @@ def prepare(argv: list[str]) -> int:
     Raises:
         ValueError, OSError: text that cannot be used, or not be had.
     """
-    preset, rest = _preset(argv)
-    prepare_data(_parse(DataConfig, preset.data, rest, prog="gptladder prepare [--preset NAME]"), say=print)
+    preset, rest = _preset(argv, "gptladder prepare")
+    prepare_data(parse(DataConfig, rest, prog="gptladder prepare", default=preset.data), say=print)
     return 0
 
 
@@ -68,6 +69,36 @@ def given_fields(argv: list[str]) -> set[str]:
     return {field for field in known if field in names or f"no_{field}" in names}
 
 
+def _parsed(argv: list[str], base: TrainConfig, given: set[str]) -> TrainConfig:
+    """Return the configuration of a command line whose options change ``base``."""
+    if given & set(DROPOUTS):
+        base = base.replace(dropout=None)
+    return _with_model(parse(TrainConfig, argv, prog="gptladder train", default=base), base, given)
+
+
+def _recorded(config: TrainConfig, given: set[str]) -> TrainConfig:
+    """Return what a run that resumes was started with: options that are not given again stay as they were.
+
+    Its name and folder are those of the snapshot's run, unless others are given.
+    """
+    folder = Path(config.run.runs_dir, config.name).expanduser()
+    try:
+        found = find_snapshot(config.run.resume, folder, lambda line: None)
+        if found is None:
+            return config
+        recorded = recorded_config(found.contents, found.path)
+    except (SnapshotError, RunFolderError):
+        return config  # training reports it
+    if "preset" in given and config.preset != recorded.preset:
+        return config
+    home = found.path.resolve().parent.parent
+    alone = found.path.parent.name != "snapshots"
+    named = alone or "name" in given or "runs_dir" in given or config.run.resume == "auto"
+    where = (config.run.runs_dir, config.run.name) if named else (str(home.parent), home.name)
+    run = dataclasses.replace(recorded.run, runs_dir=where[0], name=where[1])
+    return dataclasses.replace(recorded, run=run)
+
+
 def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> TrainConfig:
     """Return the configuration with sizes of the model that follow from others following the given ones.
 
@@ -80,15 +111,7 @@ def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> Trai
     return dataclasses.replace(parsed, model=resized(base.model, **sizes))
 
 
-def _preset(argv: list[str]) -> tuple[TrainConfig, list[str]]:
-    """The preset that a command line names, which has the defaults for reading the rest, and that rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=DEFAULT_PRESET)
-    named, rest = parser.parse_known_args(argv)
-    if named.preset not in PRESETS:
-        raise ValueError(f"there is no preset {named.preset!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[named.preset], rest
-
-
-def _parse(kind: type[T], default: Any, argv: list[str], *, prog: str) -> T:
-    return tyro.cli(kind, default=default, args=argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+def _preset(argv: list[str], prog: str) -> tuple[TrainConfig, list[str]]:
+    """Return the preset that a command line names, which has the defaults for reading the rest, and that rest."""
+    name, rest = take(argv, "--preset", prog=prog, values=list(PRESETS))
+    return PRESETS[name or DEFAULT_PRESET], rest

@@ -147,22 +147,22 @@ class RunFolder:
                 "give another --name"
             )
 
-    def refuse_inputs(self, inputs: Mapping[str, str | None]) -> None:
-        """Make sure that nothing which a new run reads lies in the folder that it replaces.
+    def refuse_input(self, option: str, value: str | None) -> None:
+        """Make sure that something which a new run reads does not lie in the folder that it replaces.
 
         Args:
-            inputs: Option -> path, or a name that is not a path, or None.
+            option: The option that names it.
+            value: A path, or a name that is not a path, or None.
 
         Raises:
-            RunFolderError: One of the paths does.
+            RunFolderError: It does.
         """
-        for option, value in inputs.items():
-            if value is None or not os.path.lexists(Path(value).expanduser()):
-                continue
-            if Path(os.path.realpath(Path(value).expanduser())).is_relative_to(self._real):
-                raise RunFolderError(
-                    f"--overwrite would replace {self.path}, and {option} {value} is in it: give another --name"
-                )
+        if value is None or not os.path.lexists(Path(value).expanduser()):
+            return
+        if Path(os.path.realpath(Path(value).expanduser())).is_relative_to(self._real):
+            raise RunFolderError(
+                f"--overwrite would replace {self.path}, and {option} {value} is in it: give another --name"
+            )
 
     def begin(self, *, replace: bool) -> None:
         """Make the folder, empty; with ``replace``, move the run that it holds aside."""
@@ -217,6 +217,8 @@ class RunFolder:
         for file in ("config.json", "loss.png", *RunFiles.NAMES):
             if (self.path / file).exists():
                 shutil.copyfile(self.path / file, branch / file)
+        if (self.path / "tokenizer").is_dir():
+            shutil.copytree(self.path / "tokenizer", branch / "tokenizer")
         for model in ("final", "last"):
             written = written_model(self.path / model)
             if written is None or written.step > step:

@@ -15,6 +15,7 @@ from typing import Any
 from ..assembly.model import GPT2
 from ..files import FileError, read_json, sync_folder, write_whole
 from ..tokenizer import Tokenizer
+from ..weights.generation import write_generation_config
 from .metrics import Metrics, perplexity
 
 _WEIGHTS = "model.safetensors"
@@ -51,7 +52,14 @@ def write_model(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         model.save_pretrained(staging, max_shard_size=_ONE_FILE)
-        tokenizer.save(staging)
+        tokenizer.save(staging, max_length=model.config.n_ctx)
+        write_generation_config(
+            staging,
+            eos_id=tokenizer.eot_id,
+            bos_id=tokenizer.bos_id,
+            pad_id=tokenizer.pad_id,
+            max_length=model.config.n_ctx,
+        )
         write_whole(staging / "README.md", model_card(name, row, facts))
         write_whole(staging / _STEP, json.dumps({"step": judged.step, "val_loss": judged.val_loss}) + "\n")
         if folder.exists():

@@ -5,7 +5,7 @@ A field's docstring is its help text on the command line.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..assembly.config import GPT2Config
 from .data.batches import Order
@@ -14,6 +14,8 @@ from .parallel import Parallel
 
 Precision = Literal["float32", "bf16", "auto"]
 Products = Literal["auto", "default", "onednn"]
+OptimizerName = Literal["adamw", "muon"]
+Decay = Literal["cosine", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +38,22 @@ class OptimConfig:
     """Loss of a batch at which it ends."""
     patience: int | None = None
     """Evaluations without a lower validation loss after which it ends."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or muon (Muon for the matrices of the blocks, AdamW for the rest), which needs fewer steps."""
     lr: float = 1e-3
-    """Learning rate after warm-up."""
+    """Learning rate of AdamW after warm-up."""
     min_lr: float | None = None
-    """Learning rate at the end of the cosine; without it the rate is constant after warm-up."""
+    """Learning rate at the end of the decay (default: the rate stays constant after warm-up). Muon's follows."""
+    muon_lr: float = 0.02
+    """Learning rate of Muon after warm-up; it follows the same schedule."""
+    muon_momentum: float = 0.95
+    """Muon's decay rate for the mean of the gradient."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises."""
+    decay: Decay = "cosine"
+    """Shape of the decay to min_lr: half a cosine, or a straight line (linear)."""
     decay_steps: int | None = None
-    """Updates after which the cosine ends; all of them where it is not given."""
+    """Updates after which the decay ends (default: all of them)."""
     beta1: float = 0.9
     """AdamW's decay rate for the mean of the gradient."""
     beta2: float = 0.999
@@ -78,15 +88,19 @@ class OptimConfig:
             "target_loss",
             "patience",
             "lr",
+            "muon_lr",
             "decay_steps",
             "grad_clip",
         )
+        for name, choices in (("optimizer", get_args(OptimizerName)), ("decay", get_args(Decay))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
         for name in ("min_lr", "warmup_steps", "weight_decay"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.max_steps is self.max_epochs is self.target_loss is None:
             raise ValueError("nothing ends this run: give max_steps, max_epochs or target_loss")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from ..assembly.config import GPT2Config
-from ..assembly.device import pick_device
 from ..assembly.model import GPT2
+from ..device import pick_device
 from ..tokenizer import Tokenizer
-from ..weights.sources import config_from_ours
+from ..weights.sources import config_from_ours, resolve, tokenizer_folder
 from .changes import changed_options, flat, flat_record
 from .data.batches import Batches, evaluation_batches
 from .data.config import DataConfig
@@ -60,8 +60,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
     Args:
         config: A preset, or a configuration of your own.
         sample: Draws the samples (default: there are none).
-        asked: Names of the model's fields that the user asked for, beside a model to start from (default: those that
-            differ from ``GPT2Config()``).
+        asked: Names of the fields that the user asked for, which matter beside a model to start from (default: those
+            of the model that differ from ``GPT2Config()``).
 
     Raises:
         ValueError: Something does not fit together; the message is one line (`RunFolderError` and `SnapshotError` are
@@ -93,7 +93,9 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
             config, lines = with_source(config, source.config if isinstance(source, GPT2) else source, asked)
             for line in lines:
                 display.say(line)
-        prepared = processes.share(prepare_data(data_config(config), say=display.say) if processes.first else None)
+        prepared = processes.share(
+            prepare_data(data_config(config, asked), say=display.say) if processes.first else None
+        )
         data = load_data(prepared)
         config, model = make_model(config, source, data.tokenizer, device)
         _check_prompt(config, data.tokenizer, sample)
@@ -159,8 +161,12 @@ def _look(config: TrainConfig, home: RunFolder | None, folder: Path, display: Di
     own = found is None or found.path.resolve().is_relative_to(folder.resolve())
     home.check(overwrite=run.overwrite, resume=run.resume is not None and own)
     if run.overwrite:
-        inputs = {"--init-from": config.init_from, "--corpus": config.data.corpus, "--data-dir": config.data.data_dir}
-        home.refuse_inputs({**inputs, "--tokenizer": config.data.tokenizer})
+        corpus = config.data.corpus
+        for path in (corpus,) if isinstance(corpus, str) else corpus:
+            home.refuse_input("--corpus", path)
+        home.refuse_input("--init-from", config.init_from)
+        home.refuse_input("--data-dir", config.data.data_dir)
+        home.refuse_input("--tokenizer", config.data.tokenizer)
     if run.resume is not None and found is None:
         display.say(f"nothing to resume in {folder}: the run begins")
     return found
@@ -194,13 +200,22 @@ def _source(config: TrainConfig, found: Resumption | None, device: torch.device)
     return GPT2.from_pretrained(config.init_from, device=device, dtype=torch.float32)
 
 
-def data_config(config: TrainConfig) -> DataConfig:
-    """Return the data of a run; a model that it starts from brings its own tokenizer."""
-    start = config.init_from
-    if start is None:
+def data_config(config: TrainConfig, asked: Collection[str] | None, found: Resumption | None) -> DataConfig:
+    """Return the data of a run; a model that it starts from brings its own tokenizer, unless another was asked for.
+
+    Raises:
+        ValueError: The model to start from comes without a tokenizer.
+    """
+    if config.init_from is None or "tokenizer" in (asked or ()):
         return config.data
-    # Of the published models all have GPT-2's vocabulary.
-    return dataclasses.replace(config.data, tokenizer=start if Path(start).is_dir() else "gpt2")
+    # A run that continues has a copy of it, wherever the model is by now.
+    folder = tokenizer_folder(found.path if found else resolve(config.init_from))
+    if folder is None:
+        raise ValueError(
+            f"--init-from {config.init_from} comes without a tokenizer: give the one that it was trained with, as "
+            "--tokenizer gpt2 or --tokenizer FOLDER"
+        )
+    return dataclasses.replace(config.data, tokenizer=str(folder))
 
 
 def make_model(

@@ -13,36 +13,53 @@ Ending = Literal["max_steps", "max_epochs", "target_loss", "patience", "interrup
 _CLEAR_RISE = 0.01
 
 
-def warmup_cosine(step: int, *, lr: float, min_lr: float, warmup_steps: int, decay_steps: int) -> float:
-    """Return the rate of a linear warm-up and then half a cosine (Loshchilov & Hutter 2017; nanoGPT).
-
-    >>> [warmup_cosine(step, lr=1.0, min_lr=0.0, warmup_steps=1, decay_steps=3) for step in range(4)]
-    [0.5, 1.0, 0.5, 0.0]
+def learning_rate(optim: OptimConfig, step: int, last_step: int | None) -> float:
+    """Return the learning rate of a step, for a configuration.
 
     Args:
-        step: Updates made before this one, from 0.
-        lr: The highest learning rate; the first update after the warm-up has it.
-        min_lr: The learning rate from ``decay_steps`` on. Equal to ``lr``, it makes the rate constant after warm-up.
-        warmup_steps: Updates with a smaller rate at the beginning; none of them has 0.
-        decay_steps: The step, counted from the first, where ``min_lr`` is reached.
+        optim: the configuration.
+        step: updates made before this one, from 0.
+        last_step: updates that the run will make, if that is known; the decay ends there (default of ``decay_steps``).
+    """
+    return warmup_decay(
+        step,
+        lr=optim.lr,
+        min_lr=optim.lr if optim.min_lr is None else optim.min_lr,
+        warmup_steps=optim.warmup_steps,
+        decay_steps=optim.decay_steps or last_step or 0,
+        decay=optim.decay,
+    )
+
+
+def warmup_decay(
+    step: int,
+    *,
+    lr: float,
+    min_lr: float,
+    warmup_steps: int,
+    decay_steps: int,
+    decay: Literal["cosine", "linear"] = "cosine",
+) -> float:
+    """Return the learning rate of a step: linear warm-up to ``lr``, then a decay to ``min_lr``.
+
+    ``cosine`` is half a cosine (Loshchilov & Hutter 2017; nanoGPT). ``linear`` is a straight line, which ends lower if
+    it goes to 0 (Defazio et al. 2023).
+
+    Args:
+        step: updates made before this one, from 0.
+        lr: the highest learning rate; the first update after the warm-up has it.
+        min_lr: the learning rate from ``decay_steps`` on. If it equals ``lr``, the rate is constant after warm-up.
+        warmup_steps: updates with a smaller rate at the beginning; none of them has 0.
+        decay_steps: the step, counted from the first, where ``min_lr`` is reached.
+        decay: the shape of the decay.
     """
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
     if step >= decay_steps:
         return min_lr
     progress = (step - warmup_steps) / (decay_steps - warmup_steps)
-    return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def learning_rate(optim: OptimConfig, step: int, last_step: int | None) -> float:
-    """Return the learning rate of the update after ``step`` updates, in a run that ends at ``last_step``."""
-    return warmup_cosine(
-        step,
-        lr=optim.lr,
-        min_lr=optim.lr if optim.min_lr is None else optim.min_lr,
-        warmup_steps=optim.warmup_steps,
-        decay_steps=optim.decay_steps or last_step or 0,
-    )
+    remaining = 0.5 * (1 + math.cos(math.pi * progress)) if decay == "cosine" else 1 - progress
+    return min_lr + (lr - min_lr) * remaining
 
 
 def last_step(optim: OptimConfig, windows_per_epoch: int) -> int | None:

@@ -16,7 +16,7 @@ from ..assembly.model import GPT2
 from .data.batches import Batch, Batches
 from .loss import IGNORE_INDEX, NextTokenLoss, TokenLoss
 from .metrics import Metrics, metrics_row
-from .optim import adamw, clip_gradient_norm
+from .optim import clip_gradient_norm, make_optimizer
 from .parallel import (
     Processes,
     gradients_joined,
@@ -81,9 +81,7 @@ class Trainer:
         self.last_step = last_step(optim, train.windows_per_epoch)
         self.loss = NextTokenLoss(model).train()
         self.module = self.processes.wrap(self.loss)
-        self.optimizer = adamw(
-            self.loss, lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay
-        )
+        self.optimizer = make_optimizer(self.loss, optim)
         if optim.compile:
             self.module.compile()
         torch.manual_seed(optim.seed + self.processes.rank)  # dropout differs among the processes
@@ -107,7 +105,7 @@ class Trainer:
         optim = self.config.optim
         lr = learning_rate(optim, self.step, self.last_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * (group["initial_lr"] / optim.lr)
         began = self.train_batches.epochs
         tokens, targets = self._share(*next(self.train_batches))
         (counted,) = self.processes.sum(int((targets != IGNORE_INDEX).sum()), device=self.device)
@@ -215,13 +213,10 @@ class Trainer:
     def load(self, contents: Mapping[str, Any]) -> str | None:
         """Continue from a snapshot that `check` has passed; return what cannot be as it was, if there is anything.
 
-        Learning rates, betas and weight decay are those of this run's configuration, not of the snapshot.
+        Learning rates, betas and weight decay are those of this run's configuration (`make_optimizer` sees to it).
         """
-        own = [{name: value for name, value in group.items() if name != "params"} for group in self._groups()]
         self.train_batches.load_state_dict(contents["data"])
         load_whole_state(self.loss, self.optimizer, contents["model_state_dict"], contents["optimizer_state_dict"])
-        for group, values in zip(self._groups(), own, strict=True):
-            group.update(values)
         self.row = metrics_row(contents["metrics"])
         states = contents["rng"]
         if len(states) == self.processes.world:
@@ -229,9 +224,6 @@ class Trainer:
         elif any(getattr(self.config.model, name) for name in DROPOUTS):
             return f"{len(states)} processes wrote it, and here are {self.processes.world}: dropout is drawn anew"
         return None
-
-    def _groups(self) -> list[dict[str, Any]]:
-        return self.optimizer.param_groups
 
     def _forward(self, tokens: Tensor, targets: Tensor) -> TokenLoss:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.optim.precision == "bf16"):

@@ -66,11 +66,6 @@ def test_replace_finds_the_part() -> None:
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        (DataConfig, {"vocab_size": 0}, "vocab_size is 0; it must be above 0"),
-        (DataConfig, {"stories_mb": -1.0}, "stories_mb is -1.0; it must be above 0"),
-        (DataConfig, {"fraction": 0.0}, "fraction is 0.0; it must be above 0 and at most 1"),
-        (DataConfig, {"fraction": 1.5}, "fraction is 1.5; it must be above 0 and at most 1"),
-        (DataConfig, {"val_fraction": 1.0}, "val_fraction is 1.0; it must be between 0 and 1"),
         *(
             (GPT2Config, {n: -1}, f"{n} is -1; it must be")
             for n in ("n_layers", "n_heads", "d_mlp", "n_ctx", "init_range")
@@ -87,6 +82,7 @@ def test_replace_finds_the_part() -> None:
                 "max_epochs",
                 "target_loss",
                 "lr",
+                "muon_lr",
                 "decay_steps",
                 "grad_clip",
             )
@@ -98,6 +94,9 @@ def test_replace_finds_the_part() -> None:
             for n in ("min_lr", "warmup_steps", "weight_decay")
         ),
         (OptimConfig, {"max_steps": 1, "beta2": 1.0}, r"beta2 is 1.0; it must be in \[0, 1\)"),
+        (OptimConfig, {"max_steps": 1, "muon_momentum": 1.0}, r"muon_momentum is 1.0; it must be in \[0, 1\)"),
+        (OptimConfig, {"max_steps": 1, "optimizer": "sgd"}, "optimizer is 'sgd'; it can be adamw, muon"),
+        (OptimConfig, {"max_steps": 1, "decay": "step"}, "decay is 'step'; it can be cosine, linear"),
         (OptimConfig, {}, "nothing ends this run: give max_steps, max_epochs or target_loss"),
         *(
             (RunConfig, {n: 0}, f"{n} is 0; it must be above 0")

@@ -1,29 +1,24 @@
-"""Where text comes from: TinyStories on the hub, files of the user's own, or stories made on the spot.
+"""Where text comes from: TinyStories on the hub, files of the user's own, or generated stories.
 
 A corpus is a sequence of documents, and a document is an iterator of pieces of text, so that neither a large file nor a
-file that is one single document is ever held in memory. A document's pieces are to be read before the next document.
-
-In files, ``<|endoftext|>`` ends a document, as in the TinyStories files; a file without it is one document.
+file that is one single document is ever held in memory. A document's pieces must be read before the next document.
 """
 
-import codecs
 import hashlib
-import io
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, groupby, islice
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from ...tokenizer import END_OF_TEXT, OfflineError, answer_within
+from ...tokenizer import OfflineError
+from .hub import tinystories_file
+from .readers import end_of_share
 from .stories import stories
+from .text_files import find_text_files, named
 
 __all__ = ["Corpus", "CorpusRecord", "StoryCorpus", "TextFiles", "open_corpus", "tinystories"]
-
-_BLOCK = 1 << 20
-_SECONDS_TO_ANSWER = 3.0  # a run may ask two hosts, and is to say within 10 seconds that it is offline
 
 
 @dataclass(frozen=True)
@@ -32,13 +27,15 @@ class CorpusRecord:
 
     Attributes:
         source: where the text is from, in words.
-        sha256: of the text that is read, so that the same text is known again wherever it lies.
+        sha256: hash of the text that is read, by which the same text is recognised wherever it lies.
         note: what a reader of the run should know, such as that there was no network; or empty.
+        left_out: which files of a folder are not read, in one line; or empty.
     """
 
     source: str
     sha256: str
     note: str = ""
+    left_out: str = ""
 
 
 class Corpus(ABC):
@@ -46,80 +43,93 @@ class Corpus(ABC):
 
     @abstractmethod
     def documents(self) -> Iterator[Iterator[str]]:
-        """The documents in order, each as an iterator of pieces of its text.
+        """Return the documents in order, each as an iterator of pieces of its text.
 
         Raises:
-            ValueError: a file that is no text.
+            ValueError: a file is not text.
         """
 
     @abstractmethod
     def record(self) -> CorpusRecord:
-        """What a run writes down."""
+        """Return what a run writes down."""
 
     def text(self) -> Iterator[str]:
-        """The pieces of all documents one after another: what a vocabulary is learnt from."""
+        """Return the pieces of all documents one after another, to learn a vocabulary from."""
         for document in self.documents():
             yield from document
 
 
 class TextFiles(Corpus):
-    """One text file, or all the ``.txt`` files of a folder and its sub-folders in the order of their paths.
+    """Text files: one, several, or all of a folder and its sub-folders in the order of their paths.
 
-    Files are UTF-8; a byte-order mark is dropped, and line ends become ``\\n``, as Python reads text. Newlines next to
+    Plain text, JSON lines with a field ``text``, and Parquet with a column ``text`` are read (`readers`); what a folder
+    holds besides is left out (`text_files`). Line ends become ``\\n``; a byte-order mark is dropped. Newlines next to
     ``<|endoftext|>`` belong to it.
 
     Args:
-        path: the file or folder.
+        paths: the file or folder, or several.
         fraction: how much of each file to read, from its beginning: up to the end of the document in which that share
             of its bytes ends, if a separator follows within a megabyte, or else of the line.
-        source: what to call it in the record; the path by default.
+        source: what to call it in the record (default: the paths).
+        encoding: encoding of files that are not UTF-8 (default: such a file is refused).
 
     Raises:
-        ValueError: nothing at ``path``, a folder without ``.txt`` files, an empty file, or a fraction outside (0, 1].
+        ValueError: nothing at a path, no text, a file that cannot be read, or a fraction outside (0, 1].
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, fraction: float = 1.0, source: str = ""):
-        path = Path(path)
+    def __init__(
+        self,
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        fraction: float = 1.0,
+        source: str = "",
+        encoding: str | None = None,
+    ):
         if not 0 < fraction <= 1:
-            raise ValueError(f"the fraction of the text to read is {fraction}; it has to be above 0 and at most 1")
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*.txt") if file.is_file())
-            if not files:
-                raise ValueError(f"{path} is a folder without any .txt file")
-        elif path.is_file():
-            files = [path]
-        else:
-            raise ValueError(f"there is no file or folder {path}")
-        for file in files:
-            if not file.stat().st_size:
-                raise ValueError(f"{file} is empty")
-        part = "" if fraction == 1 else f", the first {fraction:g} of it"
-        self._source = (source or str(path)) + part
-        self._files = [(file, _end_of_share(file, fraction)) for file in files]
+            raise ValueError(f"the fraction of the text to read is {fraction}; it must be above 0 and at most 1")
+        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+        found = find_text_files(paths, encoding=encoding)
+        self._files, self._left_out = found.files, found.left_out
+        self._source = source or named(paths)
+        if fraction < 1:
+            self._files = [replace(file, end=end_of_share(file, fraction)) for file in self._files]
+            self._source += f", the first {fraction:g} of it"
+        self._encoding = encoding
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read, in order."""
+        return [file.path for file in self._files]
+
+    @property
+    def size(self) -> int:
+        """Number of bytes that are read, as they are on the disk."""
+        return sum(file.end for file in self._files)
 
     def documents(self) -> Iterator[Iterator[str]]:
-        """The documents of every file, in order. Raises ValueError for a file that is no UTF-8 text, or has none."""
-        for file, end in self._files:
-            empty = True
-            for _, pieces in groupby(_numbered(_blocks(file, end)), key=itemgetter(0)):
-                empty = False
-                yield (piece for _, piece in pieces)
-            if empty:
-                raise ValueError(f"{file} holds no text")
+        """The documents of every file, in order.
+
+        Raises:
+            ValueError: a file cannot be read, is damaged, or is not text; with the line.
+        """
+        for file in self._files:
+            yield from file.documents()
 
     def record(self) -> CorpusRecord:
-        """The path and the hash of what is read from it, which takes a second or so for each gigabyte."""
+        """The paths and the hash of what is read from them, which takes a second or so for each gigabyte."""
         digest = hashlib.sha256()
-        for file, end in self._files:
-            digest.update(f"{end}\n".encode())
-            with open(file, "rb") as stream:
-                for block in _read(stream, end):
-                    digest.update(block)
-        return CorpusRecord(self._source, digest.hexdigest())
+        for file in self._files:
+            how = "" if (file.kind, file.packed) == ("text", False) else f" {file.kind} {file.packed}"
+            digest.update(f"{file.end}{how}\n".encode())
+            for block in file.raw():
+                digest.update(block)
+        if self._encoding is not None:
+            digest.update(f"\n{self._encoding}".encode())
+        return CorpusRecord(self._source, digest.hexdigest(), left_out=self._left_out)
 
 
 class StoryCorpus(Corpus):
-    """Stories of `gptladder.training.stories`, as many as make up ``size`` bytes.
+    """Stories of `gptladder.training.data.stories`, as many as make up ``size`` bytes.
 
     Raises:
         ValueError: a size under one byte.
@@ -127,11 +137,11 @@ class StoryCorpus(Corpus):
 
     def __init__(self, *, seed: int = 1337, size: int = 20_000_000, note: str = ""):
         if size < 1:
-            raise ValueError(f"{size} bytes of stories were asked for; it has to be at least 1")
+            raise ValueError(f"{size} bytes of stories were asked for; it must be at least 1")
         self._seed, self._size, self._note = seed, size, note
 
     def documents(self) -> Iterator[Iterator[str]]:
-        """One document for each story."""
+        """Return one document for each story."""
         size = 0
         for text in stories(self._seed):
             yield iter((text,))
@@ -140,7 +150,7 @@ class StoryCorpus(Corpus):
                 return
 
     def record(self) -> CorpusRecord:
-        """Seed and size. The hash is of these and of the first stories, so that a change to the grammar shows."""
+        """Return seed and size. The hash is of these and of the first stories, so that it changes with the grammar."""
         digest = hashlib.sha256(f"{self._seed} {self._size}".encode())
         for text in islice(stories(self._seed), 100):
             digest.update(text.encode())
@@ -155,52 +165,38 @@ def tinystories(
     cache_dir: str | os.PathLike[str] | None = None,
     endpoint: str | None = None,
 ) -> TextFiles:
-    """TinyStories (Eldan and Li, 2023) as its authors published it on the hub: fetched once, then from the hub's cache.
+    """Return TinyStories (Eldan and Li, 2023) as its authors published it on the hub.
 
     Args:
-        fraction: see `TextFiles`; the file is fetched whole, and a fetch that broke off is taken up again.
-        file: which of the data set's text files.
-        cache_dir: the hub's cache, where it is not in its usual place.
-        endpoint: the hub's address, where it is not the usual one.
+        fraction: see `TextFiles`; the file is fetched whole.
+        file, cache_dir, endpoint: see `gptladder.training.data.hub.tinystories_file`.
 
     Raises:
-        OfflineError: not in the cache, and the hub does not answer; said within 10 seconds.
+        OfflineError: the file is not in the cache, and the hub does not answer.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    name = {"repo_id": "roneneldan/TinyStories", "filename": file, "repo_type": "dataset"}
-    where = {"cache_dir": cache_dir, "endpoint": endpoint}
-    try:
-        path = hf_hub_download(**name, **where, local_files_only=True)
-    except LocalEntryNotFoundError:
-        url = hf_hub_url(**name, endpoint=endpoint)
-        try:
-            answer_within(_SECONDS_TO_ANSWER, lambda: get_hf_file_metadata(url, timeout=_SECONDS_TO_ANSWER))
-        except Exception as error:  # the hub's client raises the errors of whichever HTTP library it is built on
-            raise OfflineError(
-                f"TinyStories is not in the hub's cache and {url} does not answer ({type(error).__name__})"
-            ) from None
-        try:
-            path = hf_hub_download(**name, **where)
-        except Exception as error:
-            raise ConnectionError(
-                f"fetching {url} broke off ({error}); run it again to take it up from there"
-            ) from None
-    return TextFiles(
-        path, fraction=fraction, source=f"roneneldan/TinyStories, {file}, revision {Path(path).parent.name}"
-    )
+    path = tinystories_file(file, cache_dir=cache_dir, endpoint=endpoint)
+    source = f"roneneldan/TinyStories, {file}, revision {path.parent.name}"
+    return TextFiles(path, fraction=fraction, source=source)
 
 
-def open_corpus(name: str, *, fraction: float = 1.0, seed: int = 1337, size: int = 20_000_000) -> Corpus:
-    """The corpus that goes by a name.
+def open_corpus(
+    name: str | Sequence[str],
+    *,
+    fraction: float = 1.0,
+    seed: int = 1337,
+    size: int = 20_000_000,
+    encoding: str | None = None,
+) -> Corpus:
+    """Return the corpus that goes by a name.
 
     Args:
-        name: ``tinystories``, ``stories`` for generated ones, or the path of a text file or of a folder of them.
-            ``tinystories`` turns into ``stories`` where the hub cannot be reached, and the record's note says so.
+        name: ``tinystories``, ``stories`` for generated ones, or the path of a text file or of a folder of them, or
+            several paths. ``tinystories`` turns into ``stories`` if the hub cannot be reached, and the record's note
+            says so.
         fraction: of ``tinystories`` or of files.
         seed: of generated stories.
         size: of generated stories, in bytes.
+        encoding: encoding of files that are not UTF-8.
 
     Raises:
         ValueError: as `TextFiles` and `StoryCorpus` do.
@@ -208,79 +204,8 @@ def open_corpus(name: str, *, fraction: float = 1.0, seed: int = 1337, size: int
     if name == "stories":
         return StoryCorpus(seed=seed, size=size)
     if name != "tinystories":
-        return TextFiles(name, fraction=fraction)
+        return TextFiles(name, fraction=fraction, encoding=encoding)
     try:
         return tinystories(fraction=fraction)
     except OfflineError as error:
         return StoryCorpus(seed=seed, size=size, note=f"{error}; stories are generated on this machine instead")
-
-
-def _read(stream: io.BufferedReader, end: int) -> Iterator[bytes]:
-    """The first ``end`` bytes, in blocks."""
-    while (left := end - stream.tell()) > 0 and (block := stream.read(min(_BLOCK, left))):
-        yield block
-
-
-def _end_of_share(file: Path, fraction: float) -> int:
-    """The byte at which a share of a file ends, moved on to the end of its document, or else of its line or word."""
-    size = file.stat().st_size
-    if fraction == 1:
-        return size
-    share = int(size * fraction)
-    with open(file, "rb") as stream:
-        stream.seek(share)
-        ahead = stream.read(_BLOCK)
-    for mark in (END_OF_TEXT.encode(), b"\n", b" "):
-        if (at := ahead.find(mark)) >= 0:
-            return share + at + len(mark)
-    return size
-
-
-def _blocks(file: Path, end: int) -> Iterator[str]:
-    """The text of the first ``end`` bytes of a file, in blocks."""
-    decode = codecs.getincrementaldecoder("utf-8")()
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    with open(file, "rb") as stream:
-        if stream.peek(3)[:3] == codecs.BOM_UTF8:
-            stream.seek(3)
-        for block in _read(stream, end):
-            last = stream.tell() >= end
-            before = stream.tell() - len(block)
-            if (nul := block.find(b"\0")) >= 0:
-                raise ValueError(
-                    f"{file} is no UTF-8 text: byte {before + nul} is zero; save it as UTF-8, if it is text"
-                )
-            pending = len(decode.getstate()[0])
-            try:
-                yield newlines.decode(decode.decode(block, final=last), final=last)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{file} is no UTF-8 text: {error.reason} at byte {before - pending + error.start}; "
-                    "save it as UTF-8, if it is text"
-                ) from None
-
-
-def _numbered(blocks: Iterator[str]) -> Iterator[tuple[int, str]]:
-    """Pieces of text, each with the number of its document. A document without text has no pieces."""
-    number, fresh, held = 0, False, ""
-    for block in chain(blocks, (None,)):
-        text = held + (block or "")
-        settled = len(text) if block is None else _settled(text)
-        parts, held = text[:settled].split(END_OF_TEXT), text[settled:]
-        for i, part in enumerate(parts):
-            if i > 0:
-                number, fresh = number + 1, True
-            if i < len(parts) - 1:
-                part = part.rstrip("\n")
-            if fresh:
-                part = part.lstrip("\n")
-            if part:
-                fresh = False
-                yield number, part
-
-
-def _settled(text: str) -> int:
-    """How much of a text can be told apart before the next block: all but newlines and the beginning of a separator."""
-    begun = text.rfind("<", max(0, len(text) - len(END_OF_TEXT) + 1))
-    end = begun if begun >= 0 and END_OF_TEXT.startswith(text[begun:]) else len(text)
-    return len(text[:end].rstrip("\n"))

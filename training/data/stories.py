@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import TypeVar
 
-__all__ = ["stories", "story"]
+__all__ = ["HELPERS", "HEROES", "stories", "story"]
 
 T = TypeVar("T")
 
@@ -126,6 +126,11 @@ _HELPERS = dict(
     wren | Ivy
 """)
 )
+HEROES = tuple(name for name, *_ in _HEROES)
+"""The names of heroes and their playmates."""
+HELPERS = tuple(_HELPERS.values())
+"""The names of helpers."""
+
 _WISE_ANIMALS = _words("""
     goat turtle owl bear badger crow donkey cat
 """)

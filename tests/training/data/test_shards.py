@@ -1,9 +1,12 @@
+"""Token files: what is written, where the text is split, and what is refused when they are opened."""
+
 import errno
 import json
 import os
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -46,12 +49,19 @@ def whole(tokenizer: Tokenizer, texts: tuple[str, ...] | list[str]) -> list[int]
 # What is written
 
 
+def documents_of(lengths: list[int]) -> list[str]:
+    return [("abcdefghij" * (length // 10 + 1))[:length] for length in lengths]
+
+
 @given(
-    texts=st.lists(st.text("abc d.\n", min_size=1, max_size=40), min_size=2, max_size=12),
+    lengths=st.lists(st.integers(1, 60) | st.sampled_from([500, 3000]), min_size=1, max_size=40),
     val_fraction=st.floats(0.01, 0.99),
     block=st.sampled_from([1, 7, 1 << 20]),
 )
-def test_the_split_is_contiguous_and_between_documents(tmp_path_factory, texts, val_fraction, block):
+def test_the_split_holds_to_its_share(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], val_fraction: float, block: int
+) -> None:
+    texts = documents_of(lengths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK", block)
         train, val = prepare_shards(
@@ -59,18 +69,35 @@ def test_the_split_is_contiguous_and_between_documents(tmp_path_factory, texts, 
         )
     tokens = whole(LETTERS, texts)
     assert [*train.tokens.tolist(), *val.tokens.tolist()] == tokens
-    assert train.tokens[-1] == val.tokens[-1] == LETTERS.eot_id
     assert (train.header.tokens, val.header.tokens) == (len(train.tokens), len(val.tokens))
-    assert train.header.documents == train.tokens.tolist().count(LETTERS.eot_id)
+    # To within a hundredth of the text, or one token of a text that is shorter than that.
+    assert len(train.tokens) > 0
+    assert len(val.tokens) > 0
+    assert abs(len(val.tokens) - len(tokens) * val_fraction) <= max(len(tokens) / 100, 1) + 1
+    # With a document, if any begins that near.
+    wanted = min(max(int(len(tokens) * (1 - val_fraction)), 1), len(tokens) - 1)
+    begins = [i + 1 for i, token in enumerate(tokens[:-1]) if token == LETTERS.eot_id]
+    near = [begin for begin in begins if abs(begin - wanted) <= len(tokens) // 100]
+    assert train.header.divided == val.header.divided == (not near)
+    if near:
+        assert len(train.tokens) == next((begin for begin in near if begin >= wanted), near[-1])
+    else:
+        assert len(train.tokens) == wanted
+    assert train.header.documents + val.header.documents == len(texts) + train.header.divided
     assert val.header.documents == val.tokens.tolist().count(LETTERS.eot_id)
-    # It is the first end of a document at or after the wanted place, unless that is the end of everything.
-    wanted = int(len(tokens) * (1 - val_fraction))
-    ends = [i + 1 for i, token in enumerate(tokens) if token == LETTERS.eot_id]
-    later = [end for end in ends if wanted <= end < len(tokens)]
-    assert len(train.tokens) == (later[0] if later else ends[-2])
 
 
-def test_one_document_is_split_at_nine_tenths(tmp_path):
+def test_files_of_very_different_length_are_split_inside_the_long_one(tmp_path: Path) -> None:
+    texts = documents_of([20_000, 1_100_000])
+    train, val = prepare_shards(Texts(*texts), LETTERS, tmp_path)
+    assert len(val.tokens) == pytest.approx(112_000, abs=1)
+    assert val.header.divided
+    train, val = prepare_shards(Texts(*texts[::-1]), LETTERS, tmp_path)
+    assert len(val.tokens) == pytest.approx(112_000, abs=1)
+    assert (train.header.documents, val.header.documents) == (1, 2)
+
+
+def test_one_document_is_split_at_nine_tenths(tmp_path: Path) -> None:
     text = "abcdefghij" * 100 + "k"
     train, val = prepare_shards(Texts(text), PLAIN, tmp_path)
     assert [*train.tokens.tolist(), *val.tokens.tolist()] == PLAIN.encode(text)
@@ -78,7 +105,7 @@ def test_one_document_is_split_at_nine_tenths(tmp_path):
     assert (train.header.documents, val.header.documents) == (1, 1)
 
 
-def test_the_split_of_a_known_text(tmp_path):
+def test_the_split_of_a_known_text(tmp_path: Path) -> None:
     path = Path(__file__).parents[3].parent / "shared" / "data" / "tinyshakespeare.txt"
     if not path.exists():
         pytest.skip(f"no {path}")
@@ -89,10 +116,10 @@ def test_the_split_of_a_known_text(tmp_path):
 
 
 @pytest.mark.parametrize(("n_vocab", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
-def test_the_dtype_follows_the_vocabulary(tmp_path, n_vocab, dtype):
+def test_the_dtype_follows_the_vocabulary(tmp_path: Path, n_vocab: int, dtype: str) -> None:
     tokenizer = BPETokenizer({bytes([b]): b for b in range(256)}, {"<|endoftext|>": n_vocab - 1})
     assert tokenizer.n_vocab == n_vocab
-    train, val = prepare_shards(Texts("ab", "cd"), tokenizer, tmp_path)
+    train, val = prepare_shards(Texts("ab", "cd"), tokenizer, tmp_path, val_fraction=0.5)
     assert (train.header.dtype, str(train.tokens.dtype)) == (dtype, dtype)
     assert train.tokens.tolist() == [97, 98, n_vocab - 1]
     assert val.tokens.tolist() == [99, 100, n_vocab - 1]
@@ -100,17 +127,17 @@ def test_the_dtype_follows_the_vocabulary(tmp_path, n_vocab, dtype):
     assert (tmp_path / "train.bin").stat().st_size == 4096 + 3 * itemsize
 
 
-def test_the_file_describes_itself(tmp_path):
-    prepare_shards(Texts("ab", "cd", source="ünï " * 400), LETTERS, tmp_path, val_fraction=0.25)
+def test_the_file_describes_itself(tmp_path: Path) -> None:
+    prepare_shards(Texts("ab", "cd", source="ünï " * 400), LETTERS, tmp_path, val_fraction=0.5)
     data = (tmp_path / "train.bin").read_bytes()
     assert data[:8] == b"GPTSHARD"
     header = json.loads(data[8:4096])
     described = header.pop("described")
     assert described == ("ünï " * 400)[:250]
     assert header == {
-        "version": 1,
+        "version": 2,
         "split": "train",
-        "val_fraction": 0.25,
+        "val_fraction": 0.5,
         "dtype": "uint16",
         "tokens": 3,
         "documents": 1,
@@ -118,24 +145,26 @@ def test_the_file_describes_itself(tmp_path):
         "eot_id": LETTERS.eot_id,
         "tokenizer": LETTERS.fingerprint,
         "source": "a" * 64,
+        "divided": False,
+        "crc32": zlib.crc32(data[4096:]),
     }
     assert np.frombuffer(data[4096:], "<u2").tolist() == [0, 1, LETTERS.eot_id]
 
 
-def test_the_longest_description_leaves_room(tmp_path):
-    train, _ = prepare_shards(Texts("ab", "cd", source="\U0001f642" * 1000), LETTERS, tmp_path)
+def test_the_longest_description_leaves_room(tmp_path: Path) -> None:
+    train, _ = prepare_shards(Texts("ab", "cd", source="\U0001f642" * 1000), LETTERS, tmp_path, val_fraction=0.5)
     assert train.header.described == "\U0001f642" * 250
     assert (tmp_path / "train.bin").stat().st_size == 4096 + 6
 
 
-def test_tokens_are_mapped_and_cannot_be_changed(tmp_path):
+def test_tokens_are_mapped_and_cannot_be_changed(tmp_path: Path) -> None:
     train, _ = prepare_shards(Texts("ab", "cd"), LETTERS, tmp_path)
     assert isinstance(train.tokens, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         train.tokens[0] = 1
 
 
-def test_progress_is_told(tmp_path, monkeypatch):
+def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BLOCK", 10)
     told: list[int] = []
     prepare_shards(Texts("abcdefgh" * 5, "ab"), LETTERS, tmp_path, progress=told.append)
@@ -144,49 +173,31 @@ def test_progress_is_told(tmp_path, monkeypatch):
     assert all(10 <= b - a < 20 for a, b in zip([0, *told], told, strict=False))
 
 
-# Used again, or not
+# Opened again, or refused
 
 
-def test_nothing_is_written_again_when_nothing_changed(tmp_path):
-    corpus = Texts("abc", "def")
-    prepare_shards(corpus, LETTERS, tmp_path)
-    before = {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in tmp_path.iterdir()}
-    train, val = prepare_shards(corpus, LETTERS, tmp_path)
-    assert corpus.reads == 1
-    assert {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in tmp_path.iterdir()} == before
-    assert (train.tokens.tolist(), val.tokens.tolist()) == ([0, 1, 2, 29], [3, 4, 5, 29])
-
-
-@pytest.mark.parametrize("change", ["text", "split", "half is missing"])
-def test_it_is_written_again_when_something_changed(tmp_path, change):
-    prepare_shards(Texts("abc", "def", "ghi", "jkl"), LETTERS, tmp_path)
-    corpus = Texts("abc", "def", "ghi", "xyz", sha256="b" * 64 if change == "text" else "a" * 64)
-    if change == "half is missing":
-        (tmp_path / "val.bin").unlink()
-    train, val = prepare_shards(corpus, LETTERS, tmp_path, val_fraction=0.5 if change == "split" else 0.1)
-    assert corpus.reads == 1
-    assert [*train.tokens.tolist(), *val.tokens.tolist()] == whole(LETTERS, corpus.texts)
-    assert len(val.tokens) == (8 if change == "split" else 4)
-
-
-def test_files_of_another_tokenizer_are_refused(tmp_path):
+def test_files_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     prepare_shards(Texts("abc", "def"), LETTERS, tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     other = CharTokenizer("abcdef", end_of_text=True)
-    said = (
+    message = (
         rf"train\.bin was written with another tokenizer \(30 tokens, {LETTERS.fingerprint[:8]}\) than this one "
-        rf"\(7 tokens, {other.fingerprint[:8]}\); use another folder, or delete the file"
+        rf"\(7 tokens, {other.fingerprint[:8]}\): prepare the text again"
     )
-    for use in (lambda: prepare_shards(Texts("abc", "def"), other, tmp_path), lambda: open_shards(tmp_path, other)):
-        with pytest.raises(ValueError, match=said) as caught:
-            use()
-        assert "\n" not in str(caught.value)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ValueError, match=message) as caught:
+        open_shards(tmp_path, other)
+    assert "\n" not in str(caught.value)
+
+
+def rewritten(path: Path, **changes: object) -> None:
+    """Change fields of a header, and nothing else."""
+    data = path.read_bytes()
+    header = json.loads(data[8:4096]) | changes
+    header = {name: value for name, value in header.items() if value is not ...}
+    path.write_bytes(data[:8] + json.dumps(header).encode().ljust(4088) + data[4096:])
 
 
 def damage(path: Path, change: str) -> None:
     data = path.read_bytes()
-    header = json.loads(data[8:4096])
     if change == "truncated":
         data = data[:-1]
     elif change == "longer":
@@ -197,96 +208,181 @@ def damage(path: Path, change: str) -> None:
         data = np.arange(3000, dtype=np.uint16).tobytes()
     elif change == "cut in the header":
         data = data[:100]
-    elif change == "unknown field":
-        data = data[:8] + json.dumps({**header, "more": 1}).encode().ljust(4088) + data[4096:]
-    elif change == "unknown dtype":
-        data = data[:8] + json.dumps({**header, "dtype": "real"}).encode().ljust(4088) + data[4096:]
-    elif change == "version":
-        data = data[:8] + json.dumps({"version": 2}).encode().ljust(4088) + data[4096:]
+    elif change == "one bit":
+        data = data[:-2] + bytes([data[-2] ^ 1]) + data[-1:]
     path.write_bytes(data)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ("truncated", r"val\.bin has 4,103 bytes instead of 4,104; delete it and prepare the text again"),
+        ("truncated", r"val\.bin has 4,103 bytes instead of 4,104: prepare the text again"),
         ("longer", r"val\.bin has 4,106 bytes instead of 4,104"),
-        ("empty", r"val\.bin is no token file of this program; move it away, or use another folder"),
-        ("foreign", r"val\.bin is no token file of this program"),
-        ("cut in the header", r"the header of .*val\.bin is damaged; delete the file and prepare the text again"),
-        ("unknown field", r"the header of .*val\.bin is damaged"),
-        ("unknown dtype", r"the header of .*val\.bin is damaged"),
-        ("version", r"val\.bin is of format 2, not 1; delete it and prepare the text again"),
+        ("empty", r"val\.bin: is empty"),
+        ("foreign", r"val\.bin is no token file of this program: prepare the text in another folder"),
+        ("cut in the header", r"the header of .*val\.bin is damaged: prepare the text again"),
+        ("one bit", r"val\.bin is damaged, its checksum does not match: prepare the text again"),
     ],
 )
-def test_a_damaged_file_is_refused(tmp_path, change, said):
-    prepare_shards(Texts("abc", "def"), LETTERS, tmp_path)
+def test_a_damaged_file_is_refused(tmp_path: Path, change: str, message: str) -> None:
+    prepare_shards(Texts("abc", "def"), LETTERS, tmp_path, val_fraction=0.5)
     damage(tmp_path / "val.bin", change)
-    damaged = (tmp_path / "val.bin").read_bytes()
-    for use in (lambda: prepare_shards(Texts("abc", "def"), LETTERS, tmp_path), lambda: open_shards(tmp_path, LETTERS)):
-        with pytest.raises(ValueError, match=said):
-            use()
-    assert (tmp_path / "val.bin").read_bytes() == damaged
+    with pytest.raises(ValueError, match=message):
+        open_shards(tmp_path, LETTERS)
 
 
-def test_halves_that_do_not_belong_together_are_refused_and_mended(tmp_path):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"more": 1},
+        {"documents": ...},
+        {"dtype": "O"},
+        {"dtype": "real"},
+        {"dtype": "float16"},
+        {"dtype": "<u2"},
+        {"dtype": ["uint16"]},
+        {"dtype": None},
+        {"version": 0},
+        {"version": True},
+        {"version": "2"},
+        {"version": 1},
+        {"version": 2.0},
+        {"split": "test"},
+        {"tokens": -4},
+        {"tokens": 4.0},
+        {"tokens": True},
+        {"tokens": 0},
+        {"documents": 0},
+        {"documents": 5},
+        {"n_vocab": 0},
+        {"n_vocab": 65_537},
+        {"n_vocab": "30"},
+        {"eot_id": 30},
+        {"eot_id": -1},
+        {"eot_id": 29.0},
+        {"val_fraction": 0},
+        {"val_fraction": 1.5},
+        {"val_fraction": "0.5"},
+        {"tokenizer": "x"},
+        {"tokenizer": None},
+        {"source": 3},
+        {"described": None},
+        {"divided": 0},
+        {"crc32": "0"},
+        {"crc32": None},
+    ],
+    ids=str,
+)
+def test_every_field_of_a_header_is_checked(tmp_path: Path, changes: dict[str, object]) -> None:
+    prepare_shards(Texts("abc", "def"), LETTERS, tmp_path, val_fraction=0.5)
+    rewritten(tmp_path / "val.bin", **changes)
+    with pytest.raises(ValueError, match=r"the header of .*val\.bin is damaged: prepare the text again"):
+        open_shards(tmp_path, LETTERS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 3}, r"val\.bin is of format 3, and this program reads 2: prepare the text again"),
+        ({"split": "train"}, r"val\.bin holds the train tokens"),
+        ({"tokens": 10**30}, r"val\.bin has 4,104 bytes instead of 2,0"),
+        ({"dtype": "uint32"}, r"val\.bin has 4,104 bytes instead of 4,112"),
+        ({"crc32": 7}, r"val\.bin is damaged, its checksum does not match"),
+        ({"n_vocab": 31}, r"val\.bin was written with another tokenizer"),
+        ({"eot_id": None}, r"val\.bin was written with another tokenizer"),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    prepare_shards(Texts("abc", "def"), LETTERS, tmp_path, val_fraction=0.5)
+    rewritten(tmp_path / "val.bin", **changes)
+    with pytest.raises(ValueError, match=message):
+        open_shards(tmp_path, LETTERS)
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    prepare_shards(Texts("abc", "def"), LETTERS, tmp_path, val_fraction=0.5)
+    data = (tmp_path / "val.bin").read_bytes()[:-2] + b"\x1e\0"
+    (tmp_path / "val.bin").write_bytes(data)
+    rewritten(tmp_path / "val.bin", crc32=zlib.crc32(data[4096:]))
+    with pytest.raises(ValueError, match=r"val\.bin holds token 30, beyond its vocabulary of 30"):
+        open_shards(tmp_path, LETTERS)
+
+
+def test_files_of_version_1_are_read(tmp_path: Path) -> None:
+    train, val = prepare_shards(Texts("abc", "def"), LETTERS, tmp_path, val_fraction=0.5)
+    for name in ("train.bin", "val.bin"):
+        rewritten(tmp_path / name, version=1, divided=..., crc32=...)
+    old_train, old_val = open_shards(tmp_path, LETTERS)
+    assert (old_train.tokens.tolist(), old_val.tokens.tolist()) == (train.tokens.tolist(), val.tokens.tolist())
+
+
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    prepare_shards(Texts("abc", "def"), LETTERS, tmp_path)
+    (tmp_path / "val.bin").unlink()
+    os.mkfifo(tmp_path / "val.bin")
+    with pytest.raises(ValueError, match=r"val\.bin: is a folder, pipe or device, not a file"):
+        open_shards(tmp_path, LETTERS)
+
+
+def test_halves_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     prepare_shards(Texts("abc", "def"), LETTERS, tmp_path)
     old = (tmp_path / "val.bin").read_bytes()
-    corpus = Texts("abc", "xyz", sha256="b" * 64)
-    prepare_shards(corpus, LETTERS, tmp_path)
+    prepare_shards(Texts("abc", "xyz", sha256="b" * 64), LETTERS, tmp_path)
     (tmp_path / "val.bin").write_bytes(old)
     with pytest.raises(ValueError, match=r"train\.bin and val\.bin in .* are not of the same text and split"):
         open_shards(tmp_path, LETTERS)
-    assert prepare_shards(corpus, LETTERS, tmp_path)[1].tokens.tolist() == whole(LETTERS, ["xyz"])
 
 
-def test_what_was_never_prepared_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no .*train\.bin; prepare the text first"):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.bin: cannot be read \(No such file or directory\)"):
         open_shards(tmp_path, LETTERS)
 
 
 # What cannot be written
 
 
-def test_documents_that_cannot_be_told_apart_are_refused(tmp_path):
+def test_documents_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="several documents, and this tokenizer has no end-of-text token"):
         prepare_shards(Texts("abc", "def"), PLAIN, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("texts", [("a",), ()])
-def test_a_text_too_short_to_split_is_refused(tmp_path, texts):
-    with pytest.raises(ValueError, match=rf"the text has {len(texts)} tokens, too few to hold 0\.1 of them back"):
+def test_a_text_too_short_to_split_is_refused(tmp_path: Path, texts: tuple[str, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=rf"the text has {len(texts)} tokens, too few to hold some back for validation"
+    ):
         prepare_shards(Texts(*texts), PLAIN, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_share_that_comes_to_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="the text has 6 tokens, too few to hold 1e-20 of them back"):
-        prepare_shards(Texts("abcdef"), PLAIN, tmp_path, val_fraction=1e-20)
+@pytest.mark.parametrize(("val_fraction", "held_back"), [(1e-20, 1), (1 - 1e-10, 5)])
+def test_no_part_is_empty(tmp_path: Path, val_fraction: float, held_back: int) -> None:
+    train, val = prepare_shards(Texts("abcdef"), PLAIN, tmp_path, val_fraction=val_fraction)
+    assert (len(train.tokens), len(val.tokens)) == (6 - held_back, held_back)
 
 
 @pytest.mark.parametrize("val_fraction", [0, 1, -0.1, 2])
-def test_a_split_outside_its_range_is_refused(tmp_path, val_fraction):
-    with pytest.raises(ValueError, match=rf"val_fraction is {val_fraction}; it has to lie between 0 and 1"):
+def test_a_split_outside_its_range_is_refused(tmp_path: Path, val_fraction: float) -> None:
+    with pytest.raises(ValueError, match=rf"val_fraction is {val_fraction}; it must be between 0 and 1"):
         prepare_shards(Texts("abc", "def"), LETTERS, tmp_path, val_fraction=val_fraction)
 
 
-def test_an_unknown_character_leaves_nothing_behind(tmp_path):
+def test_an_unknown_character_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"character 'X' \(U\+0058\) at position 4 is not among the 29 characters"):
         prepare_shards(Texts("abc", "defgX"), LETTERS, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_binary_file_leaves_nothing_behind(tmp_path):
-    (tmp_path / "image.txt").write_bytes(b"some text first\n" + bytes(range(256)))
-    with pytest.raises(ValueError, match=r"image\.txt is no UTF-8 text"):
+def test_a_binary_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "image.txt").write_bytes(b"some text first\n" * 100_000 + bytes(range(256)))
+    with pytest.raises(ValueError, match=r"image\.txt, line 100001 \(byte 1,600,000\) has a zero byte"):
         prepare_shards(TextFiles(tmp_path / "image.txt"), LETTERS, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_files_whole(tmp_path, monkeypatch, failing):
+def test_a_full_disk_leaves_the_old_files_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     prepare_shards(Texts("abc", "def"), LETTERS, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -318,7 +414,7 @@ for text in sys.argv[1:]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("separator", ["", "<|endoftext|>\n"], ids=["one document", "many documents"])
-def test_memory_does_not_grow_with_the_text(tmp_path, separator):
+def test_memory_does_not_grow_with_the_text(tmp_path: Path, separator: str) -> None:
     paths = []
     for lines in (20_000, 120_000):
         paths.append(tmp_path / f"{lines}.txt")
@@ -331,7 +427,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, separator):
     assert after - before < 6  # MB
 
 
-def test_real_stories_survive(tmp_path):
+def test_real_stories_survive(tmp_path: Path) -> None:
     corpus = StoryCorpus(seed=4, size=60_000)
     tokenizer = BPETokenizer.train(corpus.text(), 400)
     train, val = prepare_shards(corpus, tokenizer, tmp_path)
