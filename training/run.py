@@ -93,9 +93,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
             config, lines = with_source(config, source.config if isinstance(source, GPT2) else source, asked)
             for line in lines:
                 display.say(line)
-        prepared = processes.share(
-            prepare_data(data_config(config, asked), say=display.say) if processes.first else None
-        )
+        text = data_config(config, asked, found)
+        prepared = processes.share(prepare_data(text, say=display.say) if processes.first else None)
         data = load_data(prepared)
         config, model = make_model(config, source, data.tokenizer, device)
         _check_prompt(config, data.tokenizer, sample)
