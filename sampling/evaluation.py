@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..assembly import GPT2
+from ..components.dropout import no_dropout
 from ..tokenizer import Tokenizer
-from .stream import _no_dropout
 from .transforms.base import whole
 
 __all__ = ["Evaluation", "evaluate"]
@@ -191,7 +191,7 @@ class _Totals:
             counted[row, length - 1 - window.count : length - 1] = True
         tokens, counted = tokens.to(device), counted.to(device)
         targets: Tensor = tokens[:, 1:][counted]
-        with _no_dropout(self._model):
+        with no_dropout(self._model):
             residual = self._model.final_residual(tokens[:, :-1])[counted]
             # A row of logits is as long as the vocabulary: all rows at once would take gigabytes.
             for rows, expected in zip(residual.split(_ROWS), targets.split(_ROWS), strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Collection
 import torch
 
 from ..assembly.config import GPT2Config
+from ..assembly.init import limit_first_logits
 from ..assembly.model import GPT2
 from ..tokenizer import Tokenizer
 from .presets import DROPOUTS, TrainConfig, field_names
@@ -65,9 +66,14 @@ def with_source(
 
 
 def fresh_model(config: TrainConfig, device: torch.device) -> GPT2:
-    """Return a model with weights drawn by the run's seed; on the CPU, so that a seed means the same everywhere."""
+    """Return a model with weights drawn by the run's seed; on the CPU, so that a seed means the same everywhere.
+
+    Its first loss is that of guessing, ``ln(d_vocab)``, whatever ``init_range`` and width.
+    """
     torch.manual_seed(config.optim.seed)
-    return GPT2(config.model).to(device)
+    model = GPT2(config.model)
+    limit_first_logits(model.unembed.W_U, config.model.init_range)
+    return model.to(device)
 
 
 def with_dropout(model: GPT2, config: GPT2Config) -> GPT2:
