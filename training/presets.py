@@ -195,6 +195,8 @@ class TrainConfig:
         A resumed run so records the same as one that was never stopped.
         """
         values = dataclasses.asdict(self)
+        dropouts = {values["model"][name] for name in DROPOUTS}
+        values["model"]["dropout"] = dropouts.pop() if len(dropouts) == 1 else None  # as version 0.1 records it
         for start in ("resume", "overwrite", "json"):
             del values["run"][start]
         return values
