@@ -44,7 +44,7 @@ from gptladder.training.kernels import keep_freed_memory, settle
 from gptladder.training.loss import NextTokenLoss
 from gptladder.training.optim import clip_gradient_norm, make_optimizer
 from gptladder.training.presets import PRESETS, OptimConfig, TrainConfig
-from gptladder.training.schedule import learning_rate_factor
+from gptladder.training.schedule import learning_rate
 from gptladder.training.stories import stories
 
 D_MODEL, N_LAYERS, N_HEADS, SEQ = 128, 4, 4, 64
@@ -214,8 +214,7 @@ def work(contestant: Contestant, data: Data, seed: int, evaluations: int, pipe: 
     parameters = list(model.parameters())
     batches = Batches(data.train, seq=SEQ, batch_size=optim.batch, order="random", seed=seed)
     steps = optim.max_steps or 0
-    # More evaluations early, where a loss falls fast and a fast recipe meets the target.
-    marks = sorted({max(1, round(steps * (i / evaluations))) for i in range(1, evaluations + 1)})
+    marks = sorted({max(1, round(steps * i / evaluations)) for i in range(1, evaluations + 1)})
     seconds, step = 0.0, 0
 
     def loss(tokens: Tensor, targets: Tensor) -> Tensor:
@@ -229,7 +228,7 @@ def work(contestant: Contestant, data: Data, seed: int, evaluations: int, pipe: 
         with foreign_load() as load:
             began = time.perf_counter()
             while step < mark:
-                factor = learning_rate_factor(optim, step, steps)
+                factor = learning_rate(optim, step, steps) / optim.lr
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
                 loss(*next(batches)).backward()
@@ -257,8 +256,8 @@ def race(entered: list[Contestant], data: Data, seed: int, evaluations: int) -> 
         workers.append(context.Process(target=work, args=(contestant, data, seed, evaluations, theirs), daemon=True))
         workers[-1].start()
     points: dict[str, list[Point]] = {contestant.name: [] for contestant in entered}
+    wait_for_quiet()
     while running := [name for name, own in points.items() if not own or not own[-1].done]:
-        wait_for_quiet()
         for name in random.sample(running, len(running)):
             pipes[name].send(True)
             points[name].append(pipes[name].recv())
