@@ -11,6 +11,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from ..options import parse
+
 Layer = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 
 
@@ -75,7 +77,7 @@ class ParityArguments:
 
 def climb(argv: list[str]) -> int:
     """Run ``gptladder climb``; the exit status is 0 where every layer is right."""
-    arguments = tyro.cli(ClimbArguments, args=argv, prog="gptladder climb")
+    arguments = parse(ClimbArguments, argv, prog="gptladder climb")
     _at_least_one(arguments.cases)
     layers = {each.name: getattr(arguments, each.name) for each in fields(ClimbArguments) if each.type is Layer}
     console = Console(quiet=arguments.json, highlight=False)
@@ -84,7 +86,7 @@ def climb(argv: list[str]) -> int:
         from .climbing import climb as climb_with
 
         def show(tried: Tried) -> None:
-            from .report import CLIMB_HEAD, climb_line
+            from .report.terminal import CLIMB_HEAD, climb_line
 
             if tried.rung == next(name for name, layer in layers.items() if layer).replace("_", "-"):
                 console.print(CLIMB_HEAD)
@@ -98,7 +100,7 @@ def climb(argv: list[str]) -> int:
             on_start=lambda rung: status.update(rung),
             on_end=show,
         )
-    from . import report
+    from .report import terminal as report
 
     console.print(report.climb_end(climbed))
     if arguments.json:
@@ -111,13 +113,13 @@ def climb(argv: list[str]) -> int:
 
 def ladder(argv: list[str]) -> int:
     """Run ``gptladder ladder``; the exit status is 0 where every rung holds."""
-    arguments = tyro.cli(LadderArguments, args=argv, prog="gptladder ladder")
+    arguments = parse(LadderArguments, argv, prog="gptladder ladder")
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
-        from .report import verdict_table
+        from .report.terminal import verdict_table
         from .rungs import RUNGS
-        from .verdict import judge_in_order
+        from .verdicts import judge_in_order
 
         verdicts = list(
             judge_in_order(
@@ -140,12 +142,12 @@ def ladder(argv: list[str]) -> int:
 
 def parity(argv: list[str]) -> int:
     """Run ``gptladder parity``; the exit status is 0 where everything is equal."""
-    arguments = tyro.cli(ParityArguments, args=argv, prog="gptladder parity")
+    arguments = parse(ParityArguments, argv, prog="gptladder parity")
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
-        from . import report
         from .parity import run
+        from .report import terminal as report
 
         found = run(name_or_folder=arguments.model, number=arguments.cases, seed=arguments.seed, say=say)
     console.print()

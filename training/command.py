@@ -1,16 +1,14 @@
 """``gptladder train`` and ``gptladder prepare``."""
 
-import argparse
-from typing import Any, TypeVar
+import dataclasses
 
-import tyro
-
-from .data import prepare_data
+from ..assembly.config import GPT2Config
+from ..options import parse, take
+from .data.config import DataConfig
+from .data.prepare import prepare_data
 from .loop import Sampler
-from .presets import PRESETS, DataConfig, TrainConfig
+from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
 from .run import train as run_training
-
-T = TypeVar("T")
 
 DEFAULT_PRESET = "tinystories"
 
@@ -30,9 +28,12 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     Raises:
         ValueError, OSError: what `gptladder.training.run.train` raises.
     """
-    preset, _ = _preset(argv)
-    config = _parse(TrainConfig, preset, argv, prog="gptladder train")
-    return _INTERRUPTED if run_training(config, sample=sample).ending == "interrupted" else 0
+    preset, _ = _preset(argv, "gptladder train")
+    given = given_fields(argv)
+    base = preset.replace(dropout=None) if given & set(DROPOUTS) else preset
+    config = _with_model(parse(TrainConfig, argv, prog="gptladder train", default=base), base, given)
+    outcome = run_training(config, sample=sample, asked=given & field_names(config.model))
+    return _INTERRUPTED if outcome.ending == "interrupted" else 0
 
 
 def prepare(argv: list[str]) -> int:
@@ -44,20 +45,37 @@ def prepare(argv: list[str]) -> int:
     Raises:
         ValueError, OSError: text that cannot be used, or not be had.
     """
-    preset, rest = _preset(argv)
-    prepare_data(_parse(DataConfig, preset.data, rest, prog="gptladder prepare [--preset NAME]"), say=print)
+    preset, rest = _preset(argv, "gptladder prepare")
+    prepare_data(parse(DataConfig, rest, prog="gptladder prepare", default=preset.data), say=print)
     return 0
 
 
-def _preset(argv: list[str]) -> tuple[TrainConfig, list[str]]:
-    """The preset that a command line names, which has the defaults for reading the rest, and that rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", default=DEFAULT_PRESET)
-    named, rest = parser.parse_known_args(argv)
-    if named.preset not in PRESETS:
-        raise ValueError(f"there is no preset {named.preset!r}; there are {', '.join(PRESETS)}")
-    return PRESETS[named.preset], rest
+def given_fields(argv: list[str]) -> set[str]:
+    """Return the names of the fields whose options stand on a command line.
+
+    >>> sorted(given_fields(["--d-model", "8", "--no-tie-word-embeddings", "--lr=1e-3"]))
+    ['d_model', 'lr', 'tie_word_embeddings']
+    """
+    names = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    known = {
+        field for part in (TrainConfig, DataConfig, GPT2Config, OptimConfig, RunConfig) for field in field_names(part)
+    }
+    return {field for field in known if field in names or f"no_{field}" in names}
 
 
-def _parse(kind: type[T], default: Any, argv: list[str], *, prog: str) -> T:
-    return tyro.cli(kind, default=default, args=argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,))
+def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> TrainConfig:
+    """Return the configuration with sizes of the model that follow from others following the given ones.
+
+    Raises:
+        ValueError: Sizes that do not divide; a vocabulary's size, which the tokenizer decides.
+    """
+    if "d_vocab" in given:
+        raise ValueError("--d-vocab: the tokenizer decides it; --vocab-size N is the size of one that is learnt (bpe)")
+    sizes = {field: getattr(parsed.model, field) for field in given & field_names(GPT2Config)}
+    return dataclasses.replace(parsed, model=resized(base.model, **sizes))
+
+
+def _preset(argv: list[str], prog: str) -> tuple[TrainConfig, list[str]]:
+    """Return the preset that a command line names, which has the defaults for reading the rest, and that rest."""
+    name, rest = take(argv, "--preset", prog=prog, values=list(PRESETS))
+    return PRESETS[name or DEFAULT_PRESET], rest

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from ..assembly.model import GPT2
 from ..tokenizer import Tokenizer
-from .batches import Batch, Batches
+from ..weights.sources import config_to_ours
+from .data.batches import Batch, Batches
 from .display import Display
 from .loss import IGNORE_INDEX, NextTokenLoss, TokenLoss
 from .metrics import Metrics, RunFiles, perplexity
@@ -39,7 +40,7 @@ from .parallel import (
     whole_model_state,
     whole_optimizer_state,
 )
-from .presets import TrainConfig
+from .presets import DROPOUTS, TrainConfig
 from .schedule import learning_rate
 from .snapshots import check_same_model, list_snapshots, prune_snapshots, save_snapshot
 
@@ -148,7 +149,7 @@ class Trainer:
         self.row = Metrics(**snapshot["metrics"])
         if len(snapshot["rng"]) == self.processes.world:
             set_rng_state(snapshot["rng"][self.processes.rank], self.device)
-        elif self.config.model.dropout:
+        elif any(getattr(self.config.model, name) for name in DROPOUTS):
             self.display.say(
                 f"{path.name} is of {len(snapshot['rng'])} processes, and here are {self.processes.world}: "
                 "dropout is drawn anew from here on"
@@ -193,6 +194,7 @@ class Trainer:
                 "rng": rng,
                 "data": self.train_batches.state_dict(),
                 "config": self.config.recorded(),
+                "model_config": config_to_ours(self.loss.model.config),
                 "tokenizer": self.tokenizer.fingerprint,
                 "files": self.files.sizes(),
             }

@@ -1,7 +1,7 @@
 """Weights between ours and everybody's: Hugging Face, HookedTransformer, TransformerBridge, files and names."""
 
-from .checkpoint import CheckpointError
-from .hub import HubError, resolve
+from .checkpoint import CheckpointError, load_torch_file
+from .hub import HubError
 from .layout import WeightsError
 from .models import (
     from_bridge,
@@ -17,11 +17,14 @@ from .models import (
     to_hooked_transformer,
 )
 from .processing import fold
+from .sources import Source, config_to_ours, open_source, resolve, tokenizer_folder
 
 __all__ = [
     "CheckpointError",
     "HubError",
+    "Source",
     "WeightsError",
+    "config_to_ours",
     "fold",
     "from_bridge",
     "from_hf",
@@ -29,10 +32,13 @@ __all__ = [
     "from_nanogpt",
     "from_pretrained",
     "from_tensorflow",
+    "load_torch_file",
+    "open_source",
     "resolve",
     "save_pretrained",
     "to_bridge_state_dict",
     "to_hf",
     "to_hooked_state_dict",
     "to_hooked_transformer",
+    "tokenizer_folder",
 ]

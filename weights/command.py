@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..components.mlp import ActFn
+from ..options import parse
 from .convert import Converted, Target, mapping
 from .convert import convert as convert_model
-from .models import local_path
+from .sources import resolve
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -55,10 +56,10 @@ def convert(argv: list[str]) -> int:
     Raises:
         ValueError, OSError, ImportError: what `gptladder.weights.convert.convert` raises.
     """
-    arguments = tyro.cli(ConvertArguments, args=argv, prog="gptladder convert")
+    arguments = parse(ConvertArguments, argv, prog="gptladder convert")
     if not arguments.shard_gb > 0:
         raise ValueError(f"--shard-gb is {arguments.shard_gb}; it must be above 0")
-    source = local_path(arguments.source)
+    source = resolve(arguments.source)
     if arguments.dry_run:
         _print_mapping(source, arguments)
         return 0

@@ -6,7 +6,6 @@ reach, no second copy of the weights in another format is fetched, and contents 
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from .checkpoint import CONFIG_FILE, WEIGHT_FILES, read_index
 if TYPE_CHECKING:  # at run time only who fetches waits the tenth of a second that this import takes
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
-__all__ = ["HubError", "fetch", "resolve"]
+__all__ = ["HubError", "fetch"]
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
@@ -33,46 +32,6 @@ class HubError(OSError):
 
 class _OutOfReachError(Exception):
     """No hub, or none that answers; its text says why."""
-
-
-def resolve(
-    name_or_folder: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    local_files_only: bool = False,
-    endpoint: str | None = None,
-    cache_dir: Path | None = None,
-) -> Path:
-    """The folder itself if there is one, else what ``fetch`` gives for the name.
-
-    Raises:
-        HubError: as ``fetch``; or what was given looks like a path, and no folder is there.
-    """
-    folder = Path(name_or_folder).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise HubError(f"{folder} is a file; give the folder that holds it with its {CONFIG_FILE}: {folder.parent}")
-    text = os.fspath(name_or_folder)
-    looks_like_path = (
-        not isinstance(name_or_folder, str)
-        or text.startswith((".", "/", "~"))
-        or text.count("/") > 1
-        or text.endswith("/")
-        or "\\" in text
-        or folder.suffix in {".safetensors", ".bin", ".pt", ".pth", ".json", ".ckpt", ".h5"}
-    )
-    if looks_like_path:
-        raise HubError(f"there is no folder {text!r}; give one that holds {CONFIG_FILE} and {WEIGHT_FILES[0]}")
-    return fetch(
-        text,
-        revision=revision,
-        token=token,
-        local_files_only=local_files_only,
-        endpoint=endpoint,
-        cache_dir=cache_dir,
-    )
 
 
 def fetch(

@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..components.mlp import ActFn
-from . import bridge, checkpoint, hooked_transformer, hub, huggingface
+from . import bridge, checkpoint, hooked_transformer, huggingface
 from .layout import WeightsError
-from .sources import Source, open_source, open_tensorflow
+from .sources import Source, open_source, open_tensorflow, resolve
 
 # What HookedTransformer keeps beside its parameters; it fills them in itself.
 _CONSTANTS = ("attn.mask", "attn.IGNORE")
@@ -53,7 +53,7 @@ def from_pretrained(
         CheckpointError: a file that is missing, damaged or hostile.
         HubError: a name that cannot be fetched.
     """
-    path = local_path(name_or_folder, revision=revision, token=token, local_files_only=local_files_only)
+    path = resolve(name_or_folder, revision=revision, token=token, local_files_only=local_files_only)
     as_stored = device is None and dtype is None
     return _loaded(open_source(path, mapped=as_stored), device=device, dtype=dtype, fused=fused)
 
@@ -246,12 +246,6 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
             raise TypeError("a bare state dict needs its configuration: give config")
         return model, config
     return model.state_dict(), getattr(model, attribute) if config is None else config
-
-
-def local_path(name_or_path: str | PathLike[str], **options: Any) -> Path:
-    """A file or folder that is there, or the folder that a name is fetched to."""
-    path = Path(name_or_path).expanduser()
-    return path if path.suffix in (".pt", ".pth") and path.is_file() else hub.resolve(name_or_path, **options)
 
 
 def _loaded(source: Source, *, device: torch.device | str | None, dtype: torch.dtype | None, fused: bool) -> GPT2:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.tokenizer import CharTokenizer
-from gptladder.training.batches import Batches, evaluation_batches
+from gptladder.training.data.batches import Batches, evaluation_batches
 from gptladder.training.loop import Trainer
 from gptladder.training.metrics import Metrics, read_metrics
 from gptladder.training.parallel import joined

@@ -768,4 +768,4 @@ def test_messages_name_the_fault(tmp_path: Path, whole: dict[str, Path]) -> None
     assert "NaN is not a JSON number" in told("config.json: NaN")
     assert "1e999 is too large a number" in told("config.json: a number beyond all")
     assert "repeats a smaller tensor" in told(".bin: expanded")
-    assert "there is no folder" in told("no folder")
+    assert "there is no file or folder" in told("no folder")

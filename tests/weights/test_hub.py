@@ -1,7 +1,6 @@
 """Fetching by name, against a hub on loopback (``hub``, in conftest.py)."""
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -22,7 +21,8 @@ from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.weights import hub as hub_module
 from gptladder.weights.checkpoint import CheckpointError, read_tensors, write_folder
-from gptladder.weights.hub import HubError, fetch, resolve
+from gptladder.weights.hub import HubError, fetch
+from gptladder.weights.sources import resolve
 
 CONFIG = b'{"model_type": "gpt2"}'
 TOKENIZER = {name: b'{"a": 0}' + name.encode() for name in hub_module.TOKENIZER_FILES}
@@ -373,6 +373,7 @@ def test_endpoint_and_cache_come_from_the_environment(hub, tmp_path: Path) -> No
 
 def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text("{}")
     assert resolve(tmp_path / "gpt2") == tmp_path / "gpt2"
     monkeypatch.chdir(tmp_path)
     assert resolve("gpt2") == Path("gpt2")
@@ -390,15 +391,15 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch) -> None:
 def test_what_looks_like_a_path_is_not_asked_for(hub, path: str | Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = refusal(resolve, path, endpoint=hub.url, cache_dir=tmp_path)
-    assert "no folder" in text
+    assert "there is no file or folder" in text
     assert hub.requests == []
 
 
 def test_a_file_in_place_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    assert f"give the folder that holds it with its config.json: {tmp_path}" in refusal(
-        resolve, tmp_path / "model.safetensors"
-    )
+    with pytest.raises(CheckpointError, match="is one file of a model folder; give the folder") as refused:
+        resolve(tmp_path / "model.safetensors")
+    assert str(refused.value).endswith(str(tmp_path))
 
 
 def test_a_name_is_fetched(hub, tmp_path: Path) -> None:
@@ -412,8 +413,8 @@ def test_a_name_is_fetched(hub, tmp_path: Path) -> None:
 
 def test_a_model_comes_from_the_hub_with_nothing_but_its_own_files(hub, tmp_path: Path, monkeypatch) -> None:
     """By the door that users go through: a gated model, at a revision, beside other frameworks' weights."""
-    here = functools.partial(resolve, endpoint=hub.url, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(hub_module, "resolve", here)
+    place = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
+    monkeypatch.setattr(hub_module, "fetch", lambda name, **options: fetch(name, **{**options, **place}))
     model = GPT2(GPT2Config(d_model=4, n_layers=2, n_heads=2, d_vocab=11, n_ctx=5))
     model.save_pretrained(tmp_path / "saved", max_shard_size=1000)
     own = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
