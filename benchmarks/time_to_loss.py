@@ -37,15 +37,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptladder.assembly import GPT2, GPT2Config
-from gptladder.components.linear import onednn_products
+from gptladder.components.kernels import set_onednn_products
 from gptladder.tokenizer import CharTokenizer
-from gptladder.training.batches import Batches, evaluation_batches
+from gptladder.training.data.batches import Batches, evaluation_batches
+from gptladder.training.data.stories import stories
 from gptladder.training.kernels import keep_freed_memory, settle
 from gptladder.training.loss import NextTokenLoss
 from gptladder.training.optim import clip_gradient_norm, make_optimizer
 from gptladder.training.presets import PRESETS, OptimConfig, TrainConfig
 from gptladder.training.schedule import learning_rate
-from gptladder.training.stories import stories
 
 D_MODEL, N_LAYERS, N_HEADS, SEQ = 128, 4, 4, 64
 
@@ -205,7 +205,7 @@ def work(contestant: Contestant, data: Data, seed: int, evaluations: int, pipe: 
     if contestant.build is ours:
         keep_freed_memory()
         config = settle(config, torch.device("cpu"), None)
-        onednn_products(config.optim.products == "onednn")
+        set_onednn_products(config.optim.products == "onednn")
     optim = config.optim
     bf16 = contestant.build is ours and optim.precision == "bf16"
     torch.manual_seed(seed)

@@ -338,7 +338,7 @@ PRESETS: dict[str, TrainConfig] = {
     "shakespeare-char-fast": TrainConfig(
         preset="shakespeare-char-fast",
         data=DataConfig(corpus="tinyshakespeare.txt", tokenizer="char"),
-        model=ModelConfig(d_model=128, n_layers=4, n_heads=4, n_ctx=64),
+        model=GPT2Config(d_model=128, n_layers=4, n_heads=4, n_ctx=64),
         optim=OptimConfig(
             batch=24,
             order="random",
