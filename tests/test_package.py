@@ -49,16 +49,8 @@ def test_a_wheel_installs_one_single_name_with_every_module(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gptladder"}
     packages = ["components", "assembly", "weights", "training", "sampling", "ladder"]
     expected = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
-    expected |= {
-        "__init__.py",
-        "__main__.py",
-        "cli.py",
-        "files.py",
-        "options.py",
-        "extras.py",
-        "tokenizer.py",
-        "py.typed",
-    }
+    top = ["__init__", "__main__", "cli", "extras", "files", "options", "tokenizer"]
+    expected |= {"py.typed", *(f"{name}.py" for name in top)}
     assert {name.removeprefix("gptladder/") for name in names if name.startswith("gptladder/")} == expected
 
 
