@@ -3,7 +3,7 @@
 `climb` tries your own layers. Whatever compares needs the extra ``gptladder[reference]``, and loads it when used.
 """
 
+from .candidate.source import CandidateError
 from .climbing import Climb, climb
-from .source import CandidateError
 
 __all__ = ["CandidateError", "Climb", "climb"]

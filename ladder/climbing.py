@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .candidate import SIZES, Candidate, Fault, Look, Question, Reply
-from .sandbox import Sandbox
-from .source import Code
+from .candidate.layer import SIZES, Candidate, Fault, Look, Question, Reply
+from .candidate.sandbox import Sandbox
+from .candidate.source import Code
 
 if TYPE_CHECKING:  # the references take seconds to load; meanwhile the sandbox loads what it needs
     from .diagnosis import Diagnosis
     from .rungs import Case
-    from .verdict import Verdict
+    from .verdicts import Verdict
 
 Layer = str | Callable[..., Any]
 
@@ -95,7 +95,7 @@ class Climb:
             raise AssertionError(str(self))
 
     def __str__(self) -> str:
-        from .report import climb_text
+        from .report.terminal import climb_text
 
         return climb_text(self)
 

@@ -87,7 +87,7 @@ def climb(argv: list[str]) -> int:
         from .climbing import climb as climb_with
 
         def show(tried: Tried) -> None:
-            from .report import CLIMB_HEAD, climb_line
+            from .report.terminal import CLIMB_HEAD, climb_line
 
             if tried.rung == next(name for name, layer in layers.items() if layer).replace("_", "-"):
                 console.print(CLIMB_HEAD)
@@ -101,7 +101,7 @@ def climb(argv: list[str]) -> int:
             on_start=lambda rung: status.update(rung),
             on_end=show,
         )
-    from . import report
+    from .report import terminal as report
 
     console.print(report.climb_end(climbed))
     if arguments.json:
@@ -118,9 +118,9 @@ def ladder(argv: list[str]) -> int:
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
-        from .report import verdict_table
+        from .report.terminal import verdict_table
         from .rungs import RUNGS
-        from .verdict import judge_in_order
+        from .verdicts import judge_in_order
 
         verdicts = list(
             judge_in_order(
@@ -147,8 +147,8 @@ def parity(argv: list[str]) -> int:
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
-        from . import report
         from .parity import run
+        from .report import terminal as report
 
         found = run(name_or_folder=arguments.model, number=arguments.cases, seed=arguments.seed, say=say)
     console.print()

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from ..components.shapes import typecheck
-from .mutant import with_steps
-from .mutants import INSIDE, MUTANTS
-from .numbers import Answer
-from .probes import (
+from .experiments import (
     Experiments,
     Respond,
     Taps,
@@ -33,6 +30,9 @@ from .probes import (
     shrink,
     sized,
 )
+from .mistakes import INSIDE, MISTAKES
+from .mistakes.mistake import with_steps
+from .numbers import Answer
 from .rungs import Build, Case, Rung, Trial, answer, draw_case, make_trial
 
 
@@ -131,7 +131,7 @@ def diagnose(
         return replace(found, mistakes=mistakes, hint=hint, patterns=_patterns(respond, failing, taps, build))
     tapped = first_tap(failing, taps(failing)) if taps else None
     findings = [*([tapped] if tapped else []), *Experiments(respond, failing).findings()]
-    tried = sum(mutant.rung == rung.name for mutant in MUTANTS) + len(INSIDE.get(rung.name, ()))
+    tried = sum(mistake.rung == rung.name for mistake in MISTAKES) + len(INSIDE.get(rung.name, ()))
     return replace(
         found,
         hint=f"It is none of the {tried} mistakes known for this rung.",
@@ -203,18 +203,18 @@ def _named(rung: Rung, answered: Sequence[tuple[Trial, Answer]]) -> tuple[tuple[
         with typecheck(False):  # every one is a new layer, whose shapes would be checked anew
             return all(same(answer(build(trial.config, trial.dtype), trial), found) for trial, found in answered)
 
-    own = [mutant for mutant in MUTANTS if mutant.rung == rung.name]
-    for mutants in (own, INSIDE.get(rung.name, ())):
-        fitting = [(mutant, build) for mutant in mutants for build in mutant.builds if reproduces(build)]
+    own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
+    for mistakes in (own, INSIDE.get(rung.name, ())):
+        fitting = [(mistake, build) for mistake in mistakes for build in mistake.builds if reproduces(build)]
         if fitting:
-            told = dict.fromkeys(mutant for mutant, _ in fitting)
+            told = dict.fromkeys(mistake for mistake, _ in fitting)
             either = "Either of these gives its answers. " if len(told) > 1 else ""
-            hint = either + " ".join(mutant.hint for mutant in told)
-            return tuple(mutant.mistake for mutant in told), hint, fitting[0][1]
+            hint = either + " ".join(mistake.hint for mistake in told)
+            return tuple(mistake.name for mistake in told), hint, fitting[0][1]
     for one, other in itertools.combinations(own, 2):
         for first, second in itertools.product(one.spellings, other.spellings):
             if first.keys().isdisjoint(second) and reproduces(build := with_steps(one.base, {**first, **second})):
-                return (one.mistake, other.mistake), f"Two mistakes at once. {one.hint} {other.hint}", build
+                return (one.name, other.name), f"Two mistakes at once. {one.hint} {other.hint}", build
     return (), "", None
 
 

@@ -18,7 +18,7 @@ from ..assembly.model import GPT2
 from . import references
 from .numbers import difference
 from .rungs import FLOAT64_TOLERANCE, RUNGS, rung
-from .verdict import Verdict, judge
+from .verdicts import Verdict, judge
 
 MODEL_TOLERANCE = {torch.float32: rung("model").float32, torch.float64: FLOAT64_TOLERANCE}
 

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 import torch
 
-from .candidate import SIZES, Fault, Look, Question, Reply
+from .candidate.layer import SIZES, Fault, Look, Question, Reply
 from .climbing import Tried
 from .diagnosis import diagnose
+from .experiments import shrink
 from .numbers import Answer
-from .probes import shrink
 from .references import Reference
 from .rungs import RANGES, Case, Difference, Rung, Trial, distance, draw_case, make_trial
-from .verdict import Verdict
+from .verdicts import Verdict
 
 # Long enough for a mask or a table that was made too short.
 _LONG = (33, 130)

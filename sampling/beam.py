@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..assembly import GPT2
 from ..components.kv_cache import KVCache
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, TokenizerSource
 from .params import SamplingParams
 from .rows import FinishReason, check_fits, check_lengths
 from .stream import check_memory, logits_after
-from .text import Prompt, TextStream, end_tokens, prompt_tokens, vocabulary
+from .text import Prompt, TextStream, as_tokenizer, end_tokens, only_text, prompt_tokens, vocabulary
 from .transforms import LogitsTransform
 from .transforms.base import number, whole
 
@@ -46,7 +46,7 @@ def beam_search(
     prompt: Prompt,
     params: SamplingParams | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerSource | None = None,
     num_beams: int = 4,
     num_return: int = 1,
     length_penalty: float = 1.0,
@@ -80,6 +80,7 @@ def beam_search(
         ValueError: what `stream` refuses in a prompt; a number out of range; no token left.
     """
     params = SamplingParams(temperature=0) if params is None else params
+    tokenizer = as_tokenizer(tokenizer)
     if not params.greedy:
         raise ValueError(f"beam search draws nothing: give temperature=0, not {params.temperature}, or use stream()")
     whole("num_beams", num_beams, least=1)
@@ -93,7 +94,8 @@ def beam_search(
     n_ctx = model.config.n_ctx
     check_fits(tokens, n_ctx)
     eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
-    chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=transforms)
+    custom = only_text(transforms, model, tokenizer)
+    chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=custom)
     n_vocab = vocabulary(model, tokenizer)
     longest = min(max_new_tokens, n_ctx + 1 - len(tokens))
     check_memory(model, rows=num_beams, positions=len(tokens) + longest - 1, name="num_beams")
@@ -158,4 +160,4 @@ def _text(tokens: list[int], tokenizer: Tokenizer | None, eos_token_ids: Sequenc
     if tokenizer is None:
         return ""
     text = TextStream(tokenizer)
-    return "".join(text.push(token)[0] for token in tokens if token not in eos_token_ids)
+    return "".join(text.push(token)[0] for token in tokens if token not in eos_token_ids) + text.finish()

@@ -9,7 +9,7 @@ rounding, which in float32 can tip the balance between two tokens that are almos
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..assembly import GPT2
+from ..components.dropout import no_dropout
 from ..components.kv_cache import KVCache
 from ..components.shapes import typecheck
-from ..tokenizer import Tokenizer
+from ..tokenizer import TokenizerSource
 from .draw import greedy, inverse_cdf, multinomial, row_uniforms
 from .params import SamplingParams
 from .rows import Chunk, Completion, FinishReason, Logprobs, Row, check_fits, check_lengths, collect
-from .text import Prompt, end_tokens, prompt_tokens, text_stream, vocabulary
+from .text import Prompt, as_tokenizer, end_tokens, only_text, prompt_tokens, text_stream, vocabulary
 from .transforms import PADDING, LogitsTransform
 from .transforms.base import whole
 
@@ -47,7 +48,7 @@ def stream(
     prompts: Prompt | Sequence[Prompt],
     params: SamplingParams | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerSource | None = None,
     n: int = 1,
     seed: int | Sequence[int] = 42,
     max_new_tokens: int = 128,
@@ -83,6 +84,7 @@ def stream(
             an empty stop string; text without a tokenizer; a number out of range. During iteration: no token left.
     """
     params = SamplingParams() if params is None else params
+    tokenizer = as_tokenizer(tokenizer)
     prompts = _several(prompts)
     names = ["the prompt"] if len(prompts) == 1 else [f"prompt {i}" for i in range(len(prompts))]
     tokens = [prompt_tokens(prompt, model, tokenizer, name=name) for prompt, name in zip(prompts, names, strict=True)]
@@ -124,7 +126,8 @@ def stream(
         )
         for row in range(len(seeds))
     ]
-    chain = params.chain(prompt_width=max(map(len, tokens)), eos_token_ids=eos_token_ids, custom=transforms)
+    custom = only_text(transforms, model, tokenizer)
+    chain = params.chain(prompt_width=max(map(len, tokens)), eos_token_ids=eos_token_ids, custom=custom)
     batch = _Batch(model, tokens, rows, n=n, max_new_tokens=max_new_tokens, n_vocab=vocabulary(model, tokenizer))
 
     @torch.inference_mode()
@@ -155,7 +158,7 @@ def generate(
     prompts: Prompt | Sequence[Prompt],
     params: SamplingParams | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerSource | None = None,
     n: int = 1,
     seed: int | Sequence[int] = 42,
     max_new_tokens: int = 128,
@@ -301,23 +304,9 @@ def machine_memory() -> int:
 
 def logits_after(model: GPT2, tokens: Tensor, *, last: int = 1, **kwargs: Any) -> Tensor:
     """The logits after each of the last tokens, Float[batch last d_vocab], in float32 at least, without dropout."""
-    with _no_dropout(model):
+    with no_dropout(model):
         logits = model.unembed(model.final_residual(tokens, **kwargs)[:, -last:])
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-@contextmanager
-def _no_dropout(model: GPT2) -> Iterator[None]:
-    if not model.training:
-        yield
-        return
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _logprobs(logits: Tensor, chosen: Tensor, number: int) -> list[Logprobs]:

@@ -47,10 +47,10 @@ def test_a_wheel_installs_one_single_name_with_every_module(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gptladder"}
-    packages = ["components", "assembly", "weights", "training", "sampling", "ladder"]
-    expected = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
-    top = ["__init__", "__main__", "cli", "extras", "files", "options", "tokenizer"]
-    expected |= {"py.typed", *(f"{name}.py" for name in top)}
+    packages = ["tokenizer", "components", "assembly", "weights", "training", "sampling", "ladder", "lens"]
+    files = [path for package in packages for path in (ROOT / package).rglob("*") if path.is_file()]
+    files += [*ROOT.glob("*.py"), ROOT / "py.typed"]
+    expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     assert {name.removeprefix("gptladder/") for name in names if name.startswith("gptladder/")} == expected
 
 

@@ -10,13 +10,13 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; what stands in one set may not import each other.
 FLOORS: list[set[str]] = [
-    {"files", "options", "extras"},
+    {"files", "options", "extras", "device"},
     {"tokenizer"},
     {"components"},
     {"assembly"},
     {"weights"},
     {"training", "sampling"},
-    {"ladder"},
+    {"ladder", "lens"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
@@ -32,7 +32,7 @@ FILES = sorted(
     path
     for path in ROOT.rglob("*.py")
     if path.relative_to(ROOT).parts[0]
-    in {*LEVEL, "cli.py", "tokenizer.py", "files.py", "options.py", "extras.py", "__init__.py", "__main__.py"}
+    in {*LEVEL, "cli.py", "files.py", "options.py", "extras.py", "device.py", "__init__.py", "__main__.py"}
 )
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("transformer_lens")
 
 from gptladder.cli import main
 from gptladder.ladder import climb
-from gptladder.ladder.source import find
+from gptladder.ladder.candidate.source import find
 
 TEXT = (Path(__file__).parents[1] / "docs" / "your-layer.md").read_text(encoding="utf-8")
 SESSION, REST = TEXT.split("## What it does")

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from ..assembly.model import GPT2
 from ..tokenizer import Tokenizer
-from .batches import Batch, Batches
+from ..weights.sources import config_to_ours
+from .data.batches import Batch, Batches
 from .display import Display
 from .loss import IGNORE_INDEX, NextTokenLoss, TokenLoss
 from .metrics import Metrics, RunFiles, perplexity
-from .optim import adamw, clip_gradient_norm
+from .optim import clip_gradient_norm, make_optimizer
 from .parallel import (
     Processes,
     gradients_joined,
@@ -39,8 +40,8 @@ from .parallel import (
     whole_model_state,
     whole_optimizer_state,
 )
-from .presets import TrainConfig
-from .schedule import warmup_cosine
+from .presets import DROPOUTS, TrainConfig
+from .schedule import learning_rate
 from .snapshots import check_same_model, list_snapshots, prune_snapshots, save_snapshot
 
 Ending = Literal["max_steps", "max_epochs", "target_loss", "interrupted"]
@@ -119,9 +120,7 @@ class Trainer:
 
         self.loss = NextTokenLoss(model).train()
         self.module = self.processes.wrap(self.loss)
-        self.optimizer = adamw(
-            self.loss, lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=optim.weight_decay
-        )
+        self.optimizer = make_optimizer(self.loss, optim)
         if optim.compile:
             self.module.compile()
         torch.manual_seed(optim.seed + self.processes.rank)  # dropout differs among the processes
@@ -150,7 +149,7 @@ class Trainer:
         self.row = Metrics(**snapshot["metrics"])
         if len(snapshot["rng"]) == self.processes.world:
             set_rng_state(snapshot["rng"][self.processes.rank], self.device)
-        elif self.config.model.dropout:
+        elif any(getattr(self.config.model, name) for name in DROPOUTS):
             self.display.say(
                 f"{path.name} is of {len(snapshot['rng'])} processes, and here are {self.processes.world}: "
                 "dropout is drawn anew from here on"
@@ -195,6 +194,7 @@ class Trainer:
                 "rng": rng,
                 "data": self.train_batches.state_dict(),
                 "config": self.config.recorded(),
+                "model_config": config_to_ours(self.loss.model.config),
                 "tokenizer": self.tokenizer.fingerprint,
                 "files": self.files.sizes(),
             }
@@ -255,9 +255,9 @@ class Trainer:
     def _update(self) -> None:
         """One step of the optimizer, on one batch: the gradient is that of the mean over all of its tokens."""
         optim = self.config.optim
-        lr = self._learning_rate()
+        lr = learning_rate(optim, self.step, self.last_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * (group["initial_lr"] / optim.lr)
         began = self.train_batches.epochs
         tokens, targets = self._share(*next(self.train_batches))
         (counted,) = self.processes.sum(int((targets != IGNORE_INDEX).sum()), device=self.device)
@@ -316,16 +316,6 @@ class Trainer:
         return (
             tokens[rank::world].to(self.device, non_blocking=True),
             targets[rank::world].to(self.device, non_blocking=True),
-        )
-
-    def _learning_rate(self) -> float:
-        optim = self.config.optim
-        return warmup_cosine(
-            self.step,
-            lr=optim.lr,
-            min_lr=optim.lr if optim.min_lr is None else optim.min_lr,
-            warmup_steps=optim.warmup_steps,
-            decay_steps=optim.decay_steps or self.last_step or 0,
         )
 
     def _ending(self) -> Ending | None:

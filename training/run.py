@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,16 @@ from typing import Any
 
 import torch
 
-from ..assembly.config import GPT2Config
-from ..assembly.device import pick_device
 from ..assembly.model import GPT2
+from ..device import pick_device
 from ..files import write_whole
-from ..tokenizer import Tokenizer
-from .batches import Batches, evaluation_batches
-from .data import TextData, load_data, prepare_data
+from .data.batches import Batches, evaluation_batches
+from .data.prepare import TextData, load_data, prepare_data
 from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay
 from .kernels import computing_by, keep_freed_memory, settle
 from .loop import Ending, Sampler, Trainer
 from .metrics import Metrics, read_metrics
+from .models import check_vocabulary, fresh_model, with_dropout, with_source
 from .parallel import Processes, joined
 from .plots import draw_losses
 from .presets import DataConfig, TrainConfig
@@ -45,7 +44,7 @@ class RunFolderError(ValueError):
     """A run's folder that cannot be used."""
 
 
-def train(config: TrainConfig, *, sample: Sampler | None = None) -> Outcome:
+def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collection[str] | None = None) -> Outcome:
     """Prepare the data, train, and leave everything in ``runs_dir/name``.
 
     The folder then holds ``config.json``, ``metrics.jsonl``, ``metrics.csv``, ``speed.jsonl``, ``samples.md``,
@@ -55,6 +54,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Outcome:
     Args:
         config: a preset, or one made by hand.
         sample: draws the samples; without it there are none.
+        asked: names of the model's fields that the user asked for, beside a model to start from (default: those that
+            differ from ``GPT2Config()``).
 
     Raises:
         ValueError: what does not fit together, in one line (`RunFolderError` and `SnapshotError` among them).
@@ -75,7 +76,18 @@ def train(config: TrainConfig, *, sample: Sampler | None = None) -> Outcome:
             keep_freed_memory()
         prepared = processes.share(prepare_data(data_config(config), say=display.say) if processes.first else None)
         data = load_data(prepared)
-        model = make_model(config, data.tokenizer, device)
+        if config.init_from is not None:
+            model = GPT2.from_pretrained(config.init_from, device=device, dtype=torch.float32)
+            config, lines = with_source(config, model.config, asked)
+            for line in lines:
+                display.say(line)
+            check_vocabulary(config, model.config, data.tokenizer)
+            model = with_dropout(model, config.model)
+        else:
+            config = dataclasses.replace(
+                config, model=dataclasses.replace(config.model, d_vocab=data.tokenizer.n_vocab)
+            )
+            model = fresh_model(config, device)
         trainer = Trainer(
             config,
             model,
@@ -148,51 +160,12 @@ def open_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
 
 
 def data_config(config: TrainConfig) -> DataConfig:
-    """The data of a run; a model that it starts from brings its own tokenizer."""
-    start = config.model.init_from
+    """Return the data of a run; a model that it starts from brings its own tokenizer."""
+    start = config.init_from
     if start is None:
         return config.data
     # Of the published models all have GPT-2's vocabulary.
     return dataclasses.replace(config.data, tokenizer=start if Path(start).is_dir() else "gpt2")
-
-
-def make_model(config: TrainConfig, tokenizer: Tokenizer, device: torch.device) -> GPT2:
-    """The model to train: fresh, drawn with the run's seed, or the one to start from.
-
-    Raises:
-        ValueError: the model to start from has another vocabulary, or too few positions.
-    """
-    sizes = config.model
-    if sizes.init_from is not None:
-        model = GPT2.from_pretrained(sizes.init_from, device=device, dtype=torch.float32)
-        if tokenizer.n_vocab > model.config.d_vocab:
-            raise ValueError(
-                f"{sizes.init_from} has {model.config.d_vocab} tokens and the data {tokenizer.n_vocab}: "
-                "prepare the data with the model's own tokenizer"
-            )
-        if config.seq > model.config.n_ctx:
-            raise ValueError(
-                f"seq={config.seq} is more than {sizes.init_from} has positions for, n_ctx={model.config.n_ctx}: "
-                "take shorter sequences"
-            )
-        return model
-    torch.manual_seed(config.optim.seed)
-    return GPT2(
-        GPT2Config(
-            d_model=sizes.d_model,
-            n_layers=sizes.n_layers,
-            n_heads=sizes.n_heads,
-            d_mlp=sizes.d_mlp or 0,
-            d_vocab=tokenizer.n_vocab,
-            n_ctx=sizes.n_ctx,
-            act_fn=sizes.act_fn,
-            embed_dropout=sizes.dropout,
-            attn_dropout=sizes.dropout,
-            resid_dropout=sizes.dropout,
-            tie_word_embeddings=sizes.tie_word_embeddings,
-            init_range=sizes.init_range,
-        )
-    ).to(device)  # drawn on the CPU, so that a seed means the same weights everywhere
 
 
 def describe(

@@ -27,7 +27,7 @@ def test_matrices_have_the_standard_deviation_of_the_configuration_scaled_where_
         elif last.startswith("b"):
             assert (parameter == 0).all(), name
         else:
-            expected = 0.05 / math.sqrt(16) if last in ("W_O", "W_out") else 0.05
+            expected = {"W_O": 0.05 / 4, "W_out": 0.05 / 4, "W_E": 0.3 / math.sqrt(96)}.get(last, 0.05)
             assert parameter.std().item() == pytest.approx(expected, rel=0.03), name
             assert abs(parameter.mean().item()) < 4 * expected / math.sqrt(parameter.numel()), name
     assert seen == {"W_E", "W_pos", "W_QKV", "b_QKV", "W_O", "b_O", "W_in", "b_in", "W_out", "b_out", "w", "b"}

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from gptladder.cli import main
-from gptladder.ladder import climb, report
-from gptladder.ladder.source import find
+from gptladder.ladder import climb
+from gptladder.ladder.candidate.source import find
+from gptladder.ladder.report import terminal as report
 
 LAYERS = Path(__file__).parent / "layers"
 Embed, Attention, MLP, Unembed = (

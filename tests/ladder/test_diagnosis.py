@@ -9,18 +9,20 @@ import torch.nn.functional as F
 from einops import einsum
 
 from gptladder.ladder.diagnosis import diagnose
-from gptladder.ladder.mutant import with_steps
-from gptladder.ladder.mutants import INSIDE, MUTANTS
-from gptladder.ladder.mutants_attention import PlainAttention
-from gptladder.ladder.mutants_layers import PlainEmbed, PlainLayerNorm, PlainMLP, PlainPosEmbed, PlainUnembed
-from gptladder.ladder.mutants_wiring import PlainBlock, PlainModel
+from gptladder.ladder.experiments import close, inner, our_name, pattern_trial, read_pattern, read_right, shrink
+from gptladder.ladder.mistakes import INSIDE, MISTAKES
+from gptladder.ladder.mistakes.attention import PlainAttention
+from gptladder.ladder.mistakes.embeddings import PlainEmbed, PlainPosEmbed, PlainUnembed
+from gptladder.ladder.mistakes.layer_norm import PlainLayerNorm
+from gptladder.ladder.mistakes.mistake import with_steps
+from gptladder.ladder.mistakes.mlp import PlainMLP
+from gptladder.ladder.mistakes.wiring import PlainBlock, PlainModel
 from gptladder.ladder.numbers import Answer
-from gptladder.ladder.probes import close, inner, our_name, pattern_trial, read_pattern, read_right, shrink
 from gptladder.ladder.rungs import RUNGS, answer, draw_case, make_trial, rung
 
-SPELLED = [(mutant, build) for mutant in MUTANTS for build in mutant.builds]
-NAMES = [f"{mutant.rung}: {mutant.mistake}" for mutant, _ in SPELLED]
-BASES = {mutant.rung: mutant.base for mutant in MUTANTS}
+SPELLED = [(mistake, build) for mistake in MISTAKES for build in mistake.builds]
+NAMES = [f"{mistake.rung}: {mistake.name}" for mistake, _ in SPELLED]
+BASES = {mistake.rung: mistake.base for mistake in MISTAKES}
 
 
 def responding(build):
@@ -31,15 +33,15 @@ def examine(base, name, **steps):
     return diagnose(rung(name), responding(with_steps(base, steps)))
 
 
-def named(mutants, mistake):
-    return next(mutant for mutant in mutants if mutant.mistake == mistake)
+def named(mistakes, mistake):
+    return next(each for each in mistakes if each.name == mistake)
 
 
-@pytest.mark.parametrize(("mutant", "build"), SPELLED, ids=NAMES)
-def test_every_mistake_is_named_and_no_other(mutant, build):
-    found = diagnose(rung(mutant.rung), responding(build))
-    assert found.mistakes == (mutant.mistake,)
-    assert found.hint == mutant.hint
+@pytest.mark.parametrize(("mistake", "build"), SPELLED, ids=NAMES)
+def test_every_mistake_is_named_and_no_other(mistake, build):
+    found = diagnose(rung(mistake.rung), responding(build))
+    assert found.mistakes == (mistake.name,)
+    assert found.hint == mistake.hint
     assert not found.right
     assert found.departs is None
 
@@ -48,8 +50,8 @@ def test_every_mistake_is_named_and_no_other(mutant, build):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(1, 20))
 def test_every_mistake_is_named_whatever_the_seed(seed):
-    for mutant, build in SPELLED:
-        assert diagnose(rung(mutant.rung), responding(build), seed=seed).mistakes == (mutant.mistake,), mutant
+    for mistake, build in SPELLED:
+        assert diagnose(rung(mistake.rung), responding(build), seed=seed).mistakes == (mistake.name,), mistake
 
 
 @pytest.mark.parametrize("each", RUNGS, ids=lambda each: each.name)
@@ -78,10 +80,10 @@ def test_right_layers_are_right_fused_or_written_out(each):
     ],
 )
 def test_a_layers_mistake_is_found_inside_a_larger_layer(name, mistake):
-    mutant = named(INSIDE[name], mistake)
-    found = diagnose(rung(name), responding(mutant.build))
+    made = named(INSIDE[name], mistake)
+    found = diagnose(rung(name), responding(made.build))
     assert found.mistakes == (mistake,)
-    assert found.hint == mutant.hint
+    assert found.hint == made.hint
 
 
 def test_two_mistakes_at_once_are_told_apart():
@@ -109,7 +111,7 @@ def square_only(source):
 
 @pytest.mark.parametrize("mistake", ["causal mask off by one", "W_O transposed", "heads averaged", "b_V missing"])
 def test_a_layer_that_takes_few_configurations_is_diagnosed_on_those(mistake):
-    build = named(MUTANTS, mistake).build
+    build = named(MISTAKES, mistake).build
     refused = []
 
     def respond(trial):
@@ -135,7 +137,7 @@ def test_a_layer_that_makes_its_mlp_four_times_as_wide_is_tried_on_no_other():
         assert trial.config.d_mlp == 4 * trial.config.d_model == 4 * trial.config.n_heads * trial.config.d_head
         return answer(build(trial.config, trial.dtype), trial)
 
-    build = named(MUTANTS, "MLP parallel to attention, as in GPT-J").build
+    build = named(MISTAKES, "MLP parallel to attention, as in GPT-J").build
     found = diagnose(rung("block"), respond, draw=draw)
     assert found.mistakes == ("MLP parallel to attention, as in GPT-J",)
     assert (found.smallest.config.d_model, found.smallest.config.d_mlp) == (2, 8)
@@ -359,7 +361,7 @@ def test_token_0_is_tried_in_a_vocabulary_of_any_size():
         case = draw_case(source)
         return replace(case, config=replace(case.config, d_vocab=5000))
 
-    found = diagnose(rung("embed"), responding(named(MUTANTS, "padding_idx=0").build), draw=draw)
+    found = diagnose(rung("embed"), responding(named(MISTAKES, "padding_idx=0").build), draw=draw)
     assert found.mistakes == ("padding_idx=0",)
 
 
@@ -400,7 +402,7 @@ def test_the_smallest_case_is_as_small_as_the_mistake_allows():
         "softmax over the batch": {"batch": 1},
         "heads transposed before W_O": {"batch": 1, "seq": 1, "n_heads": 2, "d_head": 2},
     }.items():
-        smallest = diagnose(rung("attention"), responding(named(MUTANTS, mistake).build)).smallest
+        smallest = diagnose(rung("attention"), responding(named(MISTAKES, mistake).build)).smallest
         found = {"batch": smallest.batch, "seq": smallest.seq} | {
             name: getattr(smallest.config, name) for name in ("n_heads", "d_head")
         }
@@ -437,7 +439,7 @@ def test_the_pattern_is_read_off_the_output_of_a_layer_without_hooks():
 
 
 def test_whose_pattern_is_shown_is_said():
-    masked = diagnose(rung("attention"), responding(named(MUTANTS, "no causal mask").build))
+    masked = diagnose(rung("attention"), responding(named(MISTAKES, "no causal mask").build))
     assert [each.whose for each in masked.patterns] == ["the right one", "of a layer with your mistake"]
     assert masked.patterns[0].weights.triu(1).abs().max() == 0
     assert masked.patterns[1].weights.triu(1).min() >= 0 < masked.patterns[1].weights.triu(1).max()

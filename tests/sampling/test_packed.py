@@ -80,9 +80,13 @@ def test_the_model_stays_as_it_is_and_its_matrices_are_not_kept_twice():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     packed = pack(model, "int8")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert {name for name, p in packed.named_parameters() if p.is_meta} == {
-        name for name, p in model.named_parameters() if name.endswith(("W_QKV", "W_O", "W_in", "W_out"))
+    left = {name for name, _ in model.named_parameters()} - {name for name, _ in packed.named_parameters()}
+    assert left == {
+        name
+        for name, _ in model.named_parameters()
+        if name.endswith(("W_QKV", "b_QKV", "W_O", "b_O", "W_in", "b_in", "W_out", "b_out"))
     }
+    assert packed.num_parameters() == model.num_parameters()
     assert packed.unembed.tied  # and the embedding, which is read by rows, is there
     assert not any(parameter.requires_grad for parameter in packed.parameters())
 

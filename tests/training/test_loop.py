@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.tokenizer import CharTokenizer
-from gptladder.training.batches import Batch, Batches, evaluation_batches
+from gptladder.training.data.batches import Batch, Batches, evaluation_batches
 from gptladder.training.display import Display
 from gptladder.training.loop import NonFiniteError, Trainer
 from gptladder.training.loss import IGNORE_INDEX

@@ -1,5 +1,6 @@
 """A run that stops, however it stops, and goes on is the run that never stopped, to the last bit."""
 
+import dataclasses
 import os
 import random
 import shutil
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from gptladder.assembly import GPT2, GPT2Config
+from gptladder.assembly import GPT2
 from gptladder.tokenizer import CharTokenizer
-from gptladder.training.batches import Batch, Batches, evaluation_batches
+from gptladder.training.data.batches import Batch, Batches, evaluation_batches
 from gptladder.training.display import Display
 from gptladder.training.loop import Trainer
 from gptladder.training.presets import PRESETS, TrainConfig
@@ -40,20 +41,7 @@ def shrunken(preset: str, **fields: Any) -> TrainConfig:
 def trainer(folder: Path, config: TrainConfig, display: Display | None = None) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.optim.seed)
-    sizes = config.model
-    model = GPT2(
-        GPT2Config(
-            d_model=sizes.d_model,
-            n_layers=sizes.n_layers,
-            n_heads=sizes.n_heads,
-            d_vocab=VOCAB,
-            n_ctx=sizes.n_ctx,
-            act_fn=sizes.act_fn,
-            resid_dropout=sizes.dropout,
-            attn_dropout=sizes.dropout,
-            embed_dropout=sizes.dropout,
-        )
-    )
+    model = GPT2(dataclasses.replace(config.model, d_vocab=VOCAB))
     return Trainer(
         config,
         model,

@@ -1,0 +1,375 @@
+"""Classic mistakes of attention."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+from ...assembly.config import GPT2Config
+from ...components.taps import Tap
+from .mistake import Mistake
+
+
+class PlainAttention(nn.Module):
+    """Attention as it is written down, one method for each step, with TransformerLens's parameters.
+
+    ``q k v z`` are ``[batch seq n_heads d_head]``, scores and pattern ``[batch n_heads query_pos key_pos]``.
+    """
+
+    fill = -math.inf
+
+    def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.d_model, self.n_heads, self.d_head = config.d_model, config.n_heads, config.d_head
+        self.scale = config.attn_scale(0)
+        into = (self.n_heads, self.d_model, self.d_head)
+        self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.empty(into, dtype=dtype)) for _ in range(3))
+        self.b_Q, self.b_K, self.b_V = (nn.Parameter(torch.empty(into[::2], dtype=dtype)) for _ in range(3))
+        self.W_O = nn.Parameter(torch.empty(self.n_heads, self.d_head, self.d_model, dtype=dtype))
+        self.b_O = nn.Parameter(torch.empty(self.d_model, dtype=dtype))
+        self.hook_pattern = Tap()
+
+    def forward(self, x: Tensor, **_: object) -> Tensor:
+        """All steps in their order."""
+        q, k, v = self.queries(x), self.keys(x), self.values(x)
+        pattern = self.pattern(self.masked(self.scaled(self.scores(q, k))))
+        return self.out(self.gather(self.hook_pattern(pattern), v))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``x @ W_Q + b_Q``."""
+        return self.heads(x, self.W_Q, self.b_Q)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """``x @ W_K + b_K``."""
+        return self.heads(x, self.W_K, self.b_K)
+
+    def values(self, x: Tensor) -> Tensor:
+        """``x @ W_V + b_V``."""
+        return self.heads(x, self.W_V, self.b_V)
+
+    def heads(self, x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        """A projection, split into heads."""
+        return einsum(x, W, "b s m, n m h -> b s n h") + b
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """How well each query matches each key."""
+        return einsum(q, k, "b q n h, b k n h -> b n q k")
+
+    def scaled(self, scores: Tensor) -> Tensor:
+        """By ``1 / sqrt(d_head)``."""
+        return scores * self.scale
+
+    def masked(self, scores: Tensor) -> Tensor:
+        """``fill`` where a query may not look."""
+        return scores.masked_fill(~self.allowed(scores), self.fill)
+
+    def allowed(self, scores: Tensor) -> Tensor:
+        """A query may look at its own key and at earlier ones."""
+        return _ones(scores).tril()
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        """Weights over the keys."""
+        return scores.softmax(dim=-1)
+
+    def gather(self, pattern: Tensor, v: Tensor) -> Tensor:
+        """Each head's weighted sum of values."""
+        return einsum(pattern, v, "b n q k, b k n h -> b q n h")
+
+    def out(self, z: Tensor) -> Tensor:
+        """All heads through ``W_O``, summed, and ``b_O`` once."""
+        return einsum(z, self.W_O, "b s n h, n h m -> b s m") + self.b_O
+
+
+def _ones(scores: Tensor) -> Tensor:
+    return torch.ones(scores.shape[-2:], dtype=torch.bool)
+
+
+def _flat(W: Tensor) -> Tensor:
+    """``W_Q``, ``W_K`` or ``W_V`` as one matrix ``[d_model, n_heads * d_head]``."""
+    return rearrange(W, "n m h -> m (n h)")
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    """Return a matrix's numbers in the order of its transpose: the transpose itself if the matrix is square."""
+    return matrix.T.reshape(matrix.shape)
+
+
+def _between_heads(self: PlainAttention, x: Tensor, **_: object) -> Tensor:
+    return self.out(
+        F.scaled_dot_product_attention(self.queries(x), self.keys(x), self.values(x), is_causal=True, scale=self.scale)
+    )
+
+
+# Where a whole row is masked, or the softmax runs over an axis that is masked as a whole, the number that masks shows.
+_FILLS = (-math.inf, -1e5)
+
+
+def _wrong(mistake: str, hint: str, *, fills: Sequence[float] = (-math.inf,), **steps: Any) -> Mistake:
+    spellings = tuple(steps if fill == PlainAttention.fill else {**steps, "fill": fill} for fill in fills)
+    return Mistake(mistake, hint, "attention", PlainAttention, spellings)
+
+
+ATTENTION: tuple[Mistake, ...] = (
+    # The scores.
+    _wrong(
+        "no 1/sqrt(d_head)",
+        "The attention scores are not scaled. Divide q·k by sqrt(d_head) before the mask and the softmax.",
+        scaled=lambda self, scores: scores,
+    ),
+    _wrong(
+        "sqrt(d_model) for sqrt(d_head)",
+        "The scores are divided by sqrt(d_model). Divide by sqrt(d_head), the width of one head.",
+        scaled=lambda self, scores: scores / math.sqrt(self.d_model),
+    ),
+    _wrong(
+        "sqrt(n_heads) for sqrt(d_head)",
+        "The scores are divided by sqrt(n_heads). Divide by sqrt(d_head); look at which axis the size is read from.",
+        scaled=lambda self, scores: scores / math.sqrt(self.n_heads),
+    ),
+    _wrong(
+        "divided by d_head, without the root",
+        "The scores are divided by d_head, without the root (or by sqrt(d_head) twice). Divide once, by sqrt(d_head).",
+        scaled=lambda self, scores: scores / self.d_head,
+    ),
+    _wrong(
+        "multiplied by sqrt(d_head)",
+        "The scores are multiplied by sqrt(d_head). Divide by it.",
+        scaled=lambda self, scores: scores * math.sqrt(self.d_head),
+    ),
+    _wrong(
+        "scaled after the softmax",
+        "The pattern is divided by sqrt(d_head), so its rows do not sum to 1. Divide the scores, before the softmax.",
+        scaled=lambda self, scores: scores,
+        pattern=lambda self, scores: scores.softmax(dim=-1) / math.sqrt(self.d_head),
+    ),
+    _wrong(
+        "scaled although scale_attn_weights is off",
+        "The scores are always divided by sqrt(d_head). Where the configuration has scale_attn_weights=False, leave "
+        "them as they are.",
+        scaled=lambda self, scores: scores / math.sqrt(self.d_head),
+    ),
+    _wrong(
+        "queries and keys exchanged",
+        "The scores have queries and keys exchanged: row i holds what the other positions ask of i. Put queries along "
+        "the rows, scores[query, key] = q[query]·k[key].",
+        scores=lambda self, q, k: einsum(k, q, "b q n h, b k n h -> b n q k"),
+    ),
+    _wrong(
+        "attention between heads at one position",
+        "Attention runs between the heads of one position: q, k and v are [batch seq n_heads d_head] where the product "
+        "wants [batch n_heads seq d_head]. Transpose seq and n_heads before it, and back after it.",
+        forward=_between_heads,
+    ),
+    # The mask.
+    _wrong(
+        "no causal mask",
+        "Every position sees the future: there is no causal mask. Fill the scores with -inf where key > query.",
+        allowed=lambda self, scores: _ones(scores),
+    ),
+    _wrong(
+        "causal mask off by one",
+        "Each position sees the one after it: the causal mask starts one diagonal too late. Mask every key > query: "
+        "torch.triu(…, diagonal=1).",
+        allowed=lambda self, scores: _ones(scores).tril(1),
+    ),
+    _wrong(
+        "mask blocks the present",
+        "No position sees itself, and the first sees nothing: the mask covers the diagonal too. Mask key > query only: "
+        "torch.triu(…, diagonal=1), not diagonal=0.",
+        fills=_FILLS,
+        allowed=lambda self, scores: _ones(scores).tril(-1),
+    ),
+    _wrong(
+        "mask on the wrong side",
+        "Each position sees itself and the future, not the past: the mask covers the lower triangle. Mask the upper "
+        "one, key > query; if the scores are [key, query], transpose them.",
+        allowed=lambda self, scores: _ones(scores).triu(),
+    ),
+    _wrong(
+        "mask inverted",
+        "What should be seen is masked and what should be masked is seen: the mask is inverted. masked_fill fills "
+        "where its mask is True, so it must be True where key > query.",
+        fills=_FILLS,
+        allowed=lambda self, scores: _ones(scores).triu(1),
+    ),
+    _wrong(
+        "mask fills 0",
+        "Masked scores are 0, which the softmax turns into exp(0) = 1: the future still counts. Fill with -inf (or "
+        "-1e9), do not multiply by a mask.",
+        fill=0.0,
+    ),
+    _wrong(
+        "mask fills 1e-9 for -1e9",
+        "Masked scores are 1e-9, a tiny number next to 0, not a very negative one. Fill with -1e9 or -inf.",
+        fill=1e-9,
+    ),
+    _wrong(
+        "mask fills -1",
+        "Masked scores are -1, which the softmax turns into exp(-1) = 0.37: the future still counts. Fill with -inf.",
+        fill=-1.0,
+    ),
+    _wrong(
+        "mask fills -10",
+        "Masked scores are -10, which the softmax turns into a small weight, not into none. Fill with -inf.",
+        fill=-10.0,
+    ),
+    _wrong(
+        "ones added to the past for a mask",
+        "A lower triangle of ones is added to the scores; that masks nothing. Fill the scores with -inf where key > "
+        "query, or add a matrix that is -inf there and 0 elsewhere.",
+        masked=lambda self, scores: scores + _ones(scores).tril(),
+    ),
+    _wrong(
+        "ones added to the future for a mask",
+        "An upper triangle of ones is added to the scores, so the future counts more than the past. Fill the scores "
+        "with -inf where key > query, or add a matrix that is -inf there and 0 elsewhere.",
+        masked=lambda self, scores: scores + _ones(scores).triu(1),
+    ),
+    # The pattern.
+    _wrong(
+        "causal mask after the softmax",
+        "The mask is applied to the pattern, after the softmax has shared weight out to the future: rows sum to less "
+        "than 1. Mask the scores, before the softmax.",
+        masked=lambda self, scores: scores,
+        pattern=lambda self, scores: scores.softmax(dim=-1) * _ones(scores).tril(),
+    ),
+    _wrong(
+        "softmax over the queries",
+        "The softmax runs over the queries (dim=-2). Run it over the keys, the last axis of the scores: dim=-1.",
+        pattern=lambda self, scores: scores.softmax(dim=-2),
+    ),
+    _wrong(
+        "softmax over the heads",
+        "The softmax runs over the heads (dim=1). Run it over the keys, the last axis of the scores: dim=-1.",
+        fills=_FILLS,
+        pattern=lambda self, scores: scores.softmax(dim=1),
+    ),
+    _wrong(
+        "softmax over the batch",
+        "The softmax runs over the batch (dim=0). Run it over the keys, the last axis of the scores: dim=-1.",
+        fills=_FILLS,
+        pattern=lambda self, scores: scores.softmax(dim=0),
+    ),
+    _wrong(
+        "pattern transposed",
+        "The values are gathered along the pattern's query axis. Sum over its keys: "
+        "z[query] = sum over key of pattern[query, key] * v[key].",
+        gather=lambda self, pattern, v: einsum(pattern, v, "b n k q, b k n h -> b q n h"),
+    ),
+    _wrong(
+        "no gradient through the pattern",
+        "The output is right, but no gradient flows through the pattern: it was detached (or made under no_grad, or "
+        "through .data). Leave it in the graph.",
+        pattern=lambda self, scores: scores.softmax(dim=-1).detach(),
+    ),
+    # The projections.
+    _wrong(
+        "keys from W_Q",
+        "The keys are made with W_Q. Make them with W_K and b_K.",
+        keys=lambda self, x: self.heads(x, self.W_Q, self.b_Q),
+    ),
+    _wrong(
+        "queries from W_K",
+        "The queries are made with W_K and b_K. Make them with W_Q and b_Q.",
+        queries=lambda self, x: self.heads(x, self.W_K, self.b_K),
+    ),
+    _wrong(
+        "values from W_K",
+        "The values are the keys. Make them with W_V and b_V.",
+        values=lambda self, x: self.heads(x, self.W_K, self.b_K),
+    ),
+    _wrong(
+        "values from W_Q",
+        "The values are the queries. Make them with W_V and b_V.",
+        values=lambda self, x: self.heads(x, self.W_Q, self.b_Q),
+    ),
+    _wrong(
+        "W_Q, W_K, W_V transposed",
+        "The matrices W_Q, W_K and W_V are used the other way round. As one matrix each they are "
+        "[d_model, n_heads * d_head] for x @ W; nn.Linear keeps its weight transposed.",
+        heads=lambda self, x, W, b: (x @ _transposed(_flat(W))).unflatten(-1, b.shape) + b,
+    ),
+    _wrong(
+        "W_O transposed",
+        "The matrix W_O is used the other way round. As one matrix it is [n_heads * d_head, d_model] for z @ W_O; "
+        "nn.Linear keeps its weight transposed.",
+        out=lambda self, z: z.flatten(2) @ _transposed(self.W_O.flatten(0, 1)) + self.b_O,
+    ),
+    # The heads.
+    _wrong(
+        "q, k, v split with d_head outside",
+        "q, k and v are split into heads the wrong way: their last axis is (n_heads d_head), each head's numbers "
+        "side by side, and it was read as (d_head n_heads). Use .view(batch, seq, n_heads, d_head).",
+        heads=lambda self, x, W, b: rearrange(x @ _flat(W) + b.flatten(), "b s (h n) -> b s n h", n=self.n_heads),
+    ),
+    _wrong(
+        "q, k, v viewed by head without a transpose",
+        "q, k and v are viewed as [batch n_heads seq d_head] at once, which mixes heads with positions. View them as "
+        "[batch seq n_heads d_head] first, and then transpose(1, 2).",
+        heads=lambda self, x, W, b: rearrange(
+            (x @ _flat(W) + b.flatten()).reshape(len(x), self.n_heads, x.shape[1], self.d_head), "b n s h -> b s n h"
+        ),
+    ),
+    _wrong(
+        "heads transposed before W_O",
+        "The heads' outputs are laid side by side as (d_head n_heads) before W_O. Lay them as (n_heads d_head): one "
+        "head's numbers after another's.",
+        out=lambda self, z: rearrange(z, "b s n h -> b s (h n)") @ self.W_O.flatten(0, 1) + self.b_O,
+    ),
+    _wrong(
+        "z flattened without a transpose",
+        "z is reshaped from [batch n_heads seq d_head] straight to [batch seq n_heads*d_head], which mixes heads with "
+        "positions. Transpose it to [batch seq n_heads d_head] first.",
+        out=lambda self, z: (
+            rearrange(z, "b s n h -> b n s h").reshape(*z.shape[:2], -1) @ self.W_O.flatten(0, 1) + self.b_O
+        ),
+    ),
+    _wrong(
+        "heads averaged",
+        "The heads' outputs are averaged. Sum them: attention's output is the sum over heads of z @ W_O, and b_O.",
+        out=lambda self, z: einsum(z, self.W_O, "b s n h, n h m -> b s m") / self.n_heads + self.b_O,
+    ),
+    # The biases. Without b_K the output would be the same: it moves all of a query's scores alike.
+    _wrong(
+        "b_Q missing",
+        "The queries lack their bias. Add b_Q.",
+        queries=lambda self, x: self.heads(x, self.W_Q, torch.zeros_like(self.b_Q)),
+    ),
+    _wrong(
+        "b_V missing",
+        "The values lack their bias. Add b_V.",
+        values=lambda self, x: self.heads(x, self.W_V, torch.zeros_like(self.b_V)),
+    ),
+    _wrong(
+        "b_Q, b_K, b_V missing",
+        "Queries, keys and values lack their biases. Add b_Q, b_K and b_V (in nn.Linear: bias=True).",
+        heads=lambda self, x, W, b: einsum(x, W, "b s m, n m h -> b s n h"),
+    ),
+    _wrong(
+        "b_O missing",
+        "The output lacks its bias. Add b_O after the heads are summed.",
+        out=lambda self, z: einsum(z, self.W_O, "b s n h, n h m -> b s m"),
+    ),
+    _wrong(
+        "b_O added for each head",
+        "b_O is added n_heads times, inside the sum over heads. Sum the heads first, and add b_O once.",
+        out=lambda self, z: einsum(z, self.W_O, "b s n h, n h m -> b s m") + self.n_heads * self.b_O,
+    ),
+    _wrong(
+        "no bias at all",
+        "None of the four biases is added. GPT-2's attention has b_Q, b_K, b_V and b_O.",
+        heads=lambda self, x, W, b: einsum(x, W, "b s m, n m h -> b s n h"),
+        out=lambda self, z: einsum(z, self.W_O, "b s n h, n h m -> b s m"),
+    ),
+    # Around it.
+    _wrong(
+        "input added",
+        "The layer adds its own input to its output. The residual connection belongs to the block: return what "
+        "attention computes, alone.",
+        forward=lambda self, x, **_: PlainAttention.forward(self, x) + x,
+    ),
+)

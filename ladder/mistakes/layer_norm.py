@@ -1,0 +1,165 @@
+"""Classic mistakes of layer norm."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...assembly.config import GPT2Config
+from .mistake import Mistake, empty
+
+
+class PlainLayerNorm(nn.Module):
+    """Layer norm as it is written down, one method for each step."""
+
+    axes: int | tuple[int, ...] = -1
+
+    def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.d_model, self.eps = config.d_model, config.layer_norm_eps
+        self.w, self.b = (empty(self.d_model, dtype=dtype) for _ in range(2))
+
+    def forward(self, x: Tensor, **_: object) -> Tensor:
+        """``(x - mean) / sqrt(variance + eps) * w + b``."""
+        return self.affine(self.centred(x) / self.deviation(x))
+
+    def centred(self, x: Tensor) -> Tensor:
+        """``x`` less its mean."""
+        return x - self.mean(x)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Over ``d_model``."""
+        return x.mean(self.axes, keepdim=True)
+
+    def variance(self, x: Tensor) -> Tensor:
+        """The mean square around the mean."""
+        return (x - self.mean(x)).pow(2).mean(self.axes, keepdim=True)
+
+    def deviation(self, x: Tensor) -> Tensor:
+        """What the centred vector is divided by."""
+        return (self.variance(x) + self.eps).sqrt()
+
+    def affine(self, normalized: Tensor) -> Tensor:
+        """Gain, then bias."""
+        return normalized * self.w + self.b
+
+
+def _layer_norm(mistake: str, hint: str, **steps: Any) -> Mistake:
+    return Mistake(mistake, hint, "layernorm", PlainLayerNorm, (steps,))
+
+
+LAYER_NORM: tuple[Mistake, ...] = (
+    _layer_norm(
+        "eps missing",
+        "layer_norm_eps is not used. Add it to the variance, under the root: sqrt(variance + eps).",
+        deviation=lambda self, x: self.variance(x).sqrt(),
+    ),
+    _layer_norm(
+        "eps outside the square root",
+        "layer_norm_eps is added to the standard deviation. Add it to the variance, under the root.",
+        deviation=lambda self, x: self.variance(x).sqrt() + self.eps,
+    ),
+    _layer_norm(
+        "eps 1e-6 whatever the configuration says",
+        "layer_norm_eps is 1e-6, not the configuration's. Take it from there (GPT-2's is 1e-5).",
+        deviation=lambda self, x: (self.variance(x) + 1e-6).sqrt(),
+    ),
+    _layer_norm(
+        "eps 1e-8 whatever the configuration says",
+        "layer_norm_eps is 1e-8, not the configuration's. Take it from there (GPT-2's is 1e-5).",
+        deviation=lambda self, x: (self.variance(x) + 1e-8).sqrt(),
+    ),
+    _layer_norm(
+        "eps 1e-12 whatever the configuration says",
+        "layer_norm_eps is 1e-12, BERT's, not the configuration's. Take it from there (GPT-2's is 1e-5).",
+        deviation=lambda self, x: (self.variance(x) + 1e-12).sqrt(),
+    ),
+    _layer_norm(
+        "eps 1e-5 whatever the configuration says",
+        "layer_norm_eps is always 1e-5. Take it from the configuration.",
+        deviation=lambda self, x: (self.variance(x) + 1e-5).sqrt(),
+    ),
+    _layer_norm(
+        "unbiased variance",
+        "The variance divides by d_model - 1. Divide by d_model: x.var(dim=-1, unbiased=False).",
+        variance=lambda self, x: x.var(dim=-1, keepdim=True),
+    ),
+    _layer_norm(
+        "sum of squares for their mean",
+        "The squares are summed. The variance is their mean, over d_model.",
+        variance=lambda self, x: self.centred(x).pow(2).sum(-1, keepdim=True),
+    ),
+    _layer_norm(
+        "divided by the variance",
+        "The vector is divided by variance + eps. Divide by its square root.",
+        deviation=lambda self, x: self.variance(x) + self.eps,
+    ),
+    _layer_norm(
+        "mean not subtracted",
+        "The vector is divided by its standard deviation, but its mean is not taken off. Subtract the mean first.",
+        centred=lambda self, x: x,
+    ),
+    _layer_norm(
+        "RMS norm",
+        "This is RMSNorm: no mean is taken off, neither from the vector nor in the variance. Subtract the mean first.",
+        mean=lambda self, x: torch.zeros(()).to(x),
+    ),
+    _layer_norm(
+        "variance around zero",
+        "The mean is taken off the vector, but the variance is the mean of x², not of (x - mean)².",
+        variance=lambda self, x: x.pow(2).mean(-1, keepdim=True),
+    ),
+    _layer_norm(
+        "over the positions",
+        "Mean and variance run over the positions (dim=1). Each position is normalised alone, over d_model: dim=-1.",
+        axes=1,
+    ),
+    _layer_norm(
+        "over positions and d_model together",
+        "Mean and variance run over the whole sequence. Each position is normalised alone, over d_model: dim=-1.",
+        axes=(1, 2),
+    ),
+    _layer_norm(
+        "over the batch",
+        "Mean and variance run over the batch (dim=0), as in batch norm. Normalise over d_model: dim=-1.",
+        axes=0,
+    ),
+    _layer_norm(
+        "gain missing",
+        "The gain w is not used. Multiply the normalised vector by w, then add b.",
+        affine=lambda self, normalized: normalized + self.b,
+    ),
+    _layer_norm(
+        "bias missing",
+        "The bias b is not used. Multiply the normalised vector by w, then add b.",
+        affine=lambda self, normalized: normalized * self.w,
+    ),
+    _layer_norm(
+        "bias before gain",
+        "The bias is added before the gain multiplies: (n + b) * w. Multiply first: n * w + b.",
+        affine=lambda self, normalized: (normalized + self.b) * self.w,
+    ),
+    _layer_norm(
+        "gain and bias exchanged",
+        "w and b have changed places: n * b + w. It is n * w + b.",
+        affine=lambda self, normalized: normalized * self.b + self.w,
+    ),
+    _layer_norm(
+        "gain counted from zero",
+        "The vector is multiplied by 1 + w. The gain starts at 1 itself: n * w + b.",
+        affine=lambda self, normalized: normalized * (1 + self.w) + self.b,
+    ),
+    _layer_norm(
+        "no gradient through the standard deviation",
+        "The output is right, but no gradient flows through the standard deviation: it was detached (or made under "
+        "no_grad). Leave it in the graph.",
+        deviation=lambda self, x: (self.variance(x) + self.eps).sqrt().detach(),
+    ),
+    _layer_norm(
+        "no gradient through mean and standard deviation",
+        "The output is right, but no gradient flows through mean and standard deviation: they were detached (or made "
+        "under no_grad). Leave them in the graph.",
+        mean=lambda self, x: x.mean(-1, keepdim=True).detach(),
+        deviation=lambda self, x: (self.variance(x) + self.eps).sqrt().detach(),
+    ),
+)

@@ -1,0 +1,57 @@
+"""What a classic mistake is: a layer's formula, a step at a time, with one step replaced by a wrong one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..rungs import Build
+
+Steps = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Mistake:
+    """A wrong layer.
+
+    Args:
+        name: what is wrong, in a few words.
+        hint: the same in plain sentences, with the mend.
+        rung: the name of the rung that must fail it.
+        base: the right layer, made with ``(config, dtype)``; its methods are the steps of the formula.
+        spellings: the wrong steps. There are several where one mistake is made in ways that give different numbers (a
+            query that may look nowhere gets NaN if the mask fills -inf, and the mean of everything if it fills -1e5).
+    """
+
+    name: str
+    hint: str
+    rung: str
+    base: type[nn.Module]
+    spellings: tuple[Steps, ...]
+
+    @property
+    def builds(self) -> tuple[Build, ...]:
+        """The wrong layer, for a configuration, in a dtype; once for each spelling."""
+        return tuple(with_steps(self.base, steps) for steps in self.spellings)
+
+    @property
+    def build(self) -> Build:
+        """The first spelling."""
+        return self.builds[0]
+
+
+def with_steps(base: type[nn.Module], steps: Steps) -> Build:
+    """The build of a layer with some of its steps replaced."""
+    return cast(Build, type(f"Wrong{base.__name__}", (base,), dict(steps)))
+
+
+def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    """Return an uninitialised parameter."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype))
+
+
+def other_way(matrix: Tensor) -> Tensor:
+    """A matrix of the transpose's shape with the same numbers in memory: ``view`` where ``.T`` was meant."""
+    return matrix.reshape(matrix.shape[::-1])

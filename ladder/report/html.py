@@ -1,0 +1,202 @@
+"""The climb as one page to open in a browser: nothing is loaded from anywhere, and nothing runs in it."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from torch import Tensor
+
+from ...files import write_whole
+from ..diagnosis import Diagnosis, Pattern
+from ..rungs import Case
+from ..verdicts import Verdict
+
+_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+
+# The chart's scale, powers of ten. What is equal to the bit stands at the left end, what is infinite at the right.
+_LEAST, _MOST = -17, 3
+_LEFT, _WIDTH, _ROW = 92, 250, 30
+_MARKS = (
+    ("float64", "tolerance64", "output, float64", "o64"),
+    ("gradient", "tolerance64", "gradients, float64", "g64"),
+    ("float32", "tolerance32", "output, float32", "o32"),
+)
+_SIZES = {
+    "embed": ("d_vocab", "d_model"),
+    "pos-embed": ("n_ctx", "d_model"),
+    "layernorm": ("d_model",),
+    "attention": ("n_heads", "d_head", "d_model"),
+    "mlp": ("d_mlp", "d_model"),
+    "block": ("n_heads", "d_head", "d_mlp", "d_model"),
+    "unembed": ("d_model", "d_vocab"),
+    "model": ("n_layers", "n_heads", "d_head", "d_mlp", "d_model", "d_vocab", "n_ctx"),
+}
+
+
+def write_page(
+    path: Path,
+    verdicts: Sequence[Verdict],
+    *,
+    layers: Mapping[str, str],
+    diagnoses: Mapping[str, Diagnosis],
+    faults: Mapping[str, str],
+) -> None:
+    """Write the page.
+
+    Args:
+        path: where; its folder is made.
+        verdicts: one for each rung and reference tried, in order.
+        layers: whose layer stood on a rung, by the rung's name: ``{"attention": "mine.py:Attention"}``.
+        diagnoses: by the rung's name, of those that failed.
+        faults: by the rung's name, what is wrong with a layer other than its numbers (it crashed, hung, …), as text.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, _page(verdicts, layers, diagnoses, faults).encode())
+
+
+def _page(
+    verdicts: Sequence[Verdict],
+    layers: Mapping[str, str],
+    diagnoses: Mapping[str, Diagnosis],
+    faults: Mapping[str, str],
+) -> str:
+    tried = list(dict.fromkeys([*(each.rung for each in verdicts), *diagnoses, *faults]))
+    failed = [
+        name
+        for name in tried
+        if name in faults
+        or (name in diagnoses and not diagnoses[name].right)
+        or any(each.rung == name and not each.passed for each in verdicts)
+    ]
+    title = f"{' and '.join(failed)}: not right yet" if failed else f"Right: {', '.join(tried)}"
+    whose = ", ".join(f"{name}: <code>{escape(layer)}</code>" for name, layer in layers.items())
+    parts = [
+        f'<h1 class="{"bad" if failed else "good"}">{escape(title)}</h1>',
+        f'<p class="quiet">{whose}</p>' if whose else "",
+        *(_failure(name, diagnoses.get(name), faults.get(name)) for name in failed),
+        f"<h2>How far each layer is off</h2>{_chart(verdicts)}{_table(verdicts)}" if verdicts else "",
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8" />\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1" />\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\" />\n"
+        f"<title>gptladder: {escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(part for part in parts if part)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _failure(name: str, diagnosis: Diagnosis | None, fault: str | None) -> str:
+    lines = [f"<h2>{escape(name)}</h2>"]
+    if fault is not None:
+        lines.append(f"<pre>{escape(fault)}</pre>")
+    if diagnosis is not None and not diagnosis.right:
+        if diagnosis.mistakes:
+            lines.append(f'<p class="mistake">{escape(" and ".join(diagnosis.mistakes))}</p>')
+        lines += [f"<p>{escape(text)}</p>" for text in (diagnosis.hint, diagnosis.departs) if text]
+        if diagnosis.smallest is not None:
+            lines.append(f"<p>Smallest case that fails: <code>{_sizes(name, diagnosis.smallest)}</code></p>")
+        lines.append(_patterns(diagnosis.patterns))
+    return f"<section>{''.join(lines)}</section>"
+
+
+def _sizes(rung: str, case: Case) -> str:
+    names = {"batch": case.batch, "seq": case.seq} | {name: getattr(case.config, name) for name in _SIZES[rung]}
+    return " ".join(f"{name}={size}" for name, size in names.items())
+
+
+def _patterns(patterns: Sequence[Pattern]) -> str:
+    """Each head's patterns beside one another, queries down, keys across."""
+    if not patterns:
+        return ""
+    heads = "".join(
+        f'<div class="heads"><h3>Head {head}</h3>'
+        + "".join(
+            f"<figure><figcaption>{escape(each.whose)}</figcaption>{_grid(each.weights[head])}</figure>"
+            for each in patterns
+        )
+        + "</div>"
+        for head in range(min(len(each.weights) for each in patterns))
+    )
+    said = "Queries down, keys across; a row sums to 1. Red: weight where there can be none."
+    return f'<h3>Attention patterns</h3><p class="quiet">{said}</p>{heads}'
+
+
+def _grid(weights: Tensor) -> str:
+    size = 30
+    cells = []
+    for query, row in enumerate(weights.tolist()):
+        for key, weight in enumerate(row):
+            known = math.isfinite(weight)
+            text = f"{weight:.2f}" if known else "NaN"
+            text = "0" if text in ("0.00", "-0.00") else text.removeprefix("0") if known and weight < 1 else text
+            strength = min(abs(weight), 1.0) if known else 0.5
+            allowed = known and weight >= 0 and (key <= query or weight == 0)
+            x, y = key * size, query * size
+            cells.append(
+                f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{size - 1}" height="{size - 1}" '
+                f'class="{"cell" if allowed else "cell wrong"}" style="fill-opacity:{strength:.3f}">'
+                f"<title>query {query}, key {key}: {weight:.6g}</title></rect>"
+                f'<text x="{x + size / 2}" y="{y + size / 2 + 3.5}" class="in">{text}</text>'
+            )
+    height, width = weights.shape[0] * size, weights.shape[1] * size
+    return (
+        f'<svg viewBox="0 0 {width} {height}" role="img" style="max-width:{width * 1.3:.0f}px">{"".join(cells)}</svg>'
+    )
+
+
+def _at(value: float) -> float:
+    """Where a value stands on the chart's scale."""
+    power = _LEAST if value == 0 else _MOST if not math.isfinite(value) else math.log10(value)
+    return _LEFT + _WIDTH * (min(max(power, _LEAST), _MOST) - _LEAST) / (_MOST - _LEAST)
+
+
+def _chart(verdicts: Sequence[Verdict]) -> str:
+    """Errors on a log scale, a row for each rung and reference, each beside the line that it may not cross."""
+    bottom = 22 + _ROW * len(verdicts)
+    drawn = []
+    for power in range(_LEAST + 1, _MOST + 1, 4):
+        x = _at(10.0**power)
+        drawn.append(f'<line x1="{x:.1f}" y1="18" x2="{x:.1f}" y2="{bottom}" class="grid" />')
+        drawn.append(f'<text x="{x:.1f}" y="12" class="tick">1e{power}</text>')
+    for index, verdict in enumerate(verdicts):
+        y = 22 + _ROW * index
+        passed = "good" if verdict.passed else "bad"
+        drawn.append(f'<text x="0" y="{y + 14}" class="{passed}">{escape(verdict.rung)}</text>')
+        drawn.append(f'<text x="0" y="{y + 24}" class="small">{escape(verdict.reference)}</text>')
+        for offset, (what, limit, words, mark) in zip((7, 15, 23), _MARKS, strict=True):
+            value, allowed = getattr(verdict, what), getattr(verdict, limit)
+            x, far = _at(value), _at(allowed)
+            over = "" if value <= allowed else " over"
+            drawn.append(
+                f'<g class="{mark}{over}"><title>{words}: {value:.1e}, at most {allowed:.0e}</title>'
+                f'<line x1="{_LEFT}" y1="{y + offset}" x2="{x:.1f}" y2="{y + offset}" class="stem" />'
+                f'<line x1="{far:.1f}" y1="{y + offset - 4}" x2="{far:.1f}" y2="{y + offset + 4}" class="limit" />'
+                f'<circle cx="{x:.1f}" cy="{y + offset}" r="3.2" /></g>'
+            )
+    key = "".join(f'<span class="{mark}">●</span> {words} &#160; ' for _, _, words, mark in _MARKS)
+    return (
+        f'<p class="quiet">{key}<span class="limit-key">|&#160;</span>allowed. Left end: equal to the bit. '
+        "Right end: infinite, or not a number.</p>"
+        f'<svg viewBox="0 0 {_LEFT + _WIDTH + 8} {bottom + 4}" role="img" class="chart">{"".join(drawn)}</svg>'
+    )
+
+
+def _table(verdicts: Iterable[Verdict]) -> str:
+    def cell(value: float, limit: float) -> str:
+        over = "" if value <= limit else ' class="bad"'
+        return f"<td{over}>{'0' if value == 0 else f'{value:.1e}'}</td><td>{limit:.0e}</td>"
+
+    rows = "".join(
+        f"<tr><th>{escape(each.rung)}</th><th>{escape(each.reference)}</th><td>{each.cases}</td>"
+        f"{cell(each.float64, each.tolerance64)}{cell(each.gradient, each.tolerance64)}"
+        f"{cell(each.float32, each.tolerance32)}"
+        f'<td class="{"good" if each.passed else "bad"}">{"equal" if each.passed else "differs"}</td></tr>'
+        for each in verdicts
+    )
+    heads = ("layer", "reference", "cases", "float64", "limit", "gradient", "limit", "float32", "limit", "verdict")
+    return (
+        f'<div class="wide"><table><thead><tr>{"".join(f"<th>{head}</th>" for head in heads)}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )

@@ -1,0 +1,188 @@
+"""The page: it says what was found, stands alone, and a browser shows it."""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from gptladder.ladder.diagnosis import Diagnosis, Pattern
+from gptladder.ladder.report.html import write_page
+from gptladder.ladder.rungs import cases
+from gptladder.ladder.verdicts import Verdict
+
+
+def verdict(rung="attention", float64=1e-15, gradient=2e-15, float32=1e-7, reference="TransformerLens"):
+    return Verdict(
+        rung=rung,
+        reference=reference,
+        cases=25,
+        float64=float64,
+        float32=float32,
+        gradient=gradient,
+        tolerance64=1e-12,
+        tolerance32=5e-6,
+        worst=7,
+    )
+
+
+PATTERN = torch.tensor([[[1.0, 0.0], [0.25, 0.75]], [[0.5, 0.5], [math.nan, 0.125]]], dtype=torch.float64)
+DIAGNOSIS = Diagnosis(
+    "attention",
+    False,
+    ("causal mask <off> by one",),
+    "Each position sees the one after it: key > query & more.",
+    "First at hook_pattern.",
+    next(iter(cases(0, 1))),
+    (Pattern("the right one", PATTERN), Pattern("yours, as <b>mine</b> gives it", PATTERN)),
+)
+
+
+def written(tmp_path, verdicts, **given):
+    path = tmp_path / "deep" / "report.html"
+    write_page(path, verdicts, **({"layers": {}, "diagnoses": {}, "faults": {}} | given))
+    assert [each.name for each in path.parent.iterdir()] == ["report.html"]
+    return path.read_text()
+
+
+@pytest.fixture
+def failed(tmp_path):
+    return written(
+        tmp_path,
+        [verdict("layernorm"), verdict(float64=0.4, gradient=math.inf, float32=math.nan)],
+        layers={"attention": "mine <script>.py:Attention"},
+        diagnoses={"attention": DIAGNOSIS},
+    )
+
+
+def tree(text):
+    """The page is XML too, so that a tag that is not closed shows."""
+    return ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
+
+
+def words(text):
+    return re.sub(r"\s+", " ", " ".join(tree(text).find("body").itertext()))
+
+
+def test_it_says_what_is_wrong_and_how_to_mend_it(failed):
+    said = words(failed)
+    for each in (
+        "attention: not right yet",
+        "mine <script>.py:Attention",
+        "causal mask <off> by one",
+        "key > query & more.",
+        "First at hook_pattern.",
+        "Smallest case that fails: batch=",
+        "yours, as <b>mine</b> gives it",
+        "Head 0",
+        "Head 1",
+    ):
+        assert each in said
+    assert "d_vocab" not in said  # a size that attention has nothing to do with
+
+
+def test_what_passed_is_said_to_be_right(tmp_path):
+    page = written(tmp_path, [verdict("embed", 0.0, 0.0, 0.0), verdict()], layers={"attention": "mine.py:A"})
+    assert "Right: embed, attention" in words(page)
+    assert "not right" not in page
+    assert tree(page).findall(".//section") == []
+    assert "equal" in words(page)
+
+
+def test_what_gave_no_numbers_is_shown_by_its_fault(tmp_path):
+    page = written(tmp_path, [], faults={"mlp": "It hung:\n  File <mine.py>, line 3"}, layers={"mlp": "mine.py:MLP"})
+    assert "mlp: not right yet" in words(page)
+    assert tree(page).find(".//pre").text == "It hung:\n  File <mine.py>, line 3"
+    assert "How far" not in page
+
+
+def test_errors_stand_on_a_log_scale_beside_what_is_allowed(failed):
+    marks = tree(failed).findall(".//svg[@class='chart']/g")
+    assert len(marks) == 6
+    at = [float(mark.find("circle").get("cx")) for mark in marks]
+    limits = [float(mark.findall("line")[1].get("x1")) for mark in marks]
+    assert ["over" in mark.get("class") for mark in marks] == [False, False, False, True, True, True]
+    assert [x > limit for x, limit in zip(at, limits, strict=True)] == [False, False, False, True, True, True]
+    # A factor of ten is the same distance everywhere; what is infinite or no number is at the right end.
+    assert at[1] - at[0] == pytest.approx((at[2] - at[0]) / 8 * math.log10(2), abs=0.1)
+    assert at[4] == at[5] > at[3]
+    assert "gradients, float64: inf, at most 1e-12" in "".join(marks[4].itertext())
+
+
+def test_every_weight_of_the_patterns_is_there_and_the_impossible_is_marked(failed):
+    figures = tree(failed).findall(".//figure")
+    assert len(figures) == 4
+    shown = [[text.text for text in figure.findall(".//text")] for figure in figures]
+    assert shown == [["1.00", "0", ".25", ".75"]] * 2 + [[".50", ".50", "NaN", ".12"]] * 2
+    wrong = [["wrong" in cell.get("class") for cell in figure.findall(".//rect")] for figure in figures]
+    assert wrong == [[False] * 4] * 2 + [[False, True, True, False]] * 2
+
+
+def test_it_loads_nothing_and_runs_nothing(failed):
+    class Look(HTMLParser):
+        found: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag, attrs):
+            assert tag not in ("script", "link", "iframe", "img", "object", "embed", "base"), tag
+            for name, value in attrs:
+                assert name not in ("src", "href", "srcset", "action"), (tag, name)
+                assert not name.startswith("on"), (tag, name)
+                assert "url(" not in (value or "")
+            self.found.append(tag)
+
+    look = Look()
+    look.feed(failed)
+    assert {"html", "svg", "table", "section"} <= set(look.found)
+    assert "http:" not in failed
+    assert "https:" not in failed
+    assert "@import" not in failed
+    assert "url(" not in failed
+    assert "default-src 'none'" in failed
+
+
+def browser():
+    """A headless browser: the one that GPTLADDER_BROWSER names, or the first that is installed."""
+    named = os.environ.get("GPTLADDER_BROWSER")
+    known = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
+    return named or next((found for name in known if (found := shutil.which(name))), None)
+
+
+@pytest.mark.skipif(browser() is None, reason="no Chromium here; GPTLADDER_BROWSER can name one")
+@pytest.mark.parametrize(("width", "dark"), [(1000, False), (380, False), (1000, True)])
+def test_a_browser_shows_it_in_any_width_light_and_dark(failed, tmp_path, width, dark):
+    page = tmp_path / "deep" / "report.html"
+    # The browser itself reports the layout, through a script that the report does not have.
+    probe = (
+        "<script>addEventListener('load',()=>{const wide=document.documentElement.scrollWidth,"
+        "seen=getComputedStyle(document.body).backgroundColor,"
+        "svg=[...document.querySelectorAll('svg')].every(s=>s.getBoundingClientRect().width>60);"
+        "document.body.setAttribute('data-seen',[wide<=innerWidth,seen,svg].join('|'))})</script></body>"
+    )
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    look = tmp_path / "look.html"
+    look.write_text(policy.sub("", page.read_text()).replace("</body>", probe))
+    run = subprocess.run(
+        [
+            str(browser()),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},1600",
+            *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+            "--dump-dom",
+            look.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    fits, background, drawn = re.search(r'data-seen="([^"]*)"', run.stdout)[1].split("|")
+    assert (fits, drawn) == ("true", "true")
+    assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
