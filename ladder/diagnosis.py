@@ -59,7 +59,7 @@ def own_trial(rung: Rung, case: Case, dtype: torch.dtype, missing: frozenset[str
     lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in missing}
     if not lacking:
         return trial
-    trial = altered(trial, **lacking)
+    trial = altered(trial, given=None, **lacking)
     kept = {name: gradient for name, gradient in trial.expected.gradients.items() if name not in lacking}
     return replace(trial, expected=replace(trial.expected, gradients=kept))
 

@@ -298,7 +298,7 @@ def test_make_tries_a_layer_of_ones_own_on_every_rung() -> None:
     for rung, option in (("pos-embed", "pos-embed"), ("layer-norm", "layer-norm"), ("layernorm", "layernorm")):
         command = ["make", "--dry-run", "--no-print-directory", "VENV=/venv", f"test-{rung}", "IMPL=mine.py:Mine"]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines()[-1].strip() == f'/venv/bin/gptladder climb --{option} "mine.py:Mine"'
+        assert done.stdout.splitlines()[-1].strip() == f"/venv/bin/gptladder climb --{option} 'mine.py:Mine'"
 
 
 def test_climbing_loads_neither_library(here: Path) -> None:
