@@ -159,7 +159,7 @@ class Located:
             seen.depends = bool(event.parameters) or any(i < 0 or self.seen[i].depends for i in event.inputs)
             moved = (
                 event.function in _MOVES
-                and bool(event.inputs)
+                and bool(event.inputs or event.parameters)
                 and all(i < 0 or self.seen[i].good for i in event.inputs)
             )
             if not event.value.is_floating_point() or not _varied(seen.numbers):

@@ -391,7 +391,7 @@ class LayerTrial:
             fault = replace(fault, at=at, code=code)
         if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
             fault, diagnosis = self._diagnosed(fault, trial, attempt)
-        elif kind in ("large", "context", "state"):
+        elif kind in ("large", "context", "state") and not fault.at:
             finding = self._finding(trial, before=attempt.before)
             diagnosis = Diagnosis(finding=finding) if finding else None
         smallest = dict(diagnosis.smallest) if diagnosis else {}

@@ -112,14 +112,7 @@ def gone(pids):
 
 
 def test_it_answers_as_the_layer_does_here_and_survives_what_can_be_survived(folder):
-    # The sandbox does not care what a layer is called: one process for several.
-    layers = {
-        "attention": "mine.py:Prints",
-        "block": "mine.py:Exits",
-        "mlp": "mine.py:Reads",
-        "model": "mine.py:Scores",
-    }
-    with Sandbox(layers, 60) as sandbox:
+    with Sandbox({"attention": "mine.py:Prints"}, 60) as sandbox:
         for look in (False, True):
             there = sandbox.respond(replace(question(), look=look))
             made, code = find(f"{ARENA}:Attention")
@@ -131,10 +124,6 @@ def test_it_answers_as_the_layer_does_here_and_survives_what_can_be_survived(fol
             functions = [event.function for event in near.trace.events]
             assert [event.function for event in there.trace.events] == functions
             assert bool(functions) == look
-        assert str(sandbox.respond(question("block")).fault).splitlines()[0] == "forward calls exit()."
-        assert sandbox.respond(question("mlp")).fault.message == "forward raises EOFError: EOF when reading a line"
-        found = distance(sandbox.respond(question("model")).answer, trial_of().expected)
-        assert max(found.output, found.gradient) < 1e-12
         process = sandbox._process.pid
     assert gone([process])
     assert sandbox.printed_bytes == 2 * (len("scores: \nto the other stream\n") + 3_000_000)
@@ -142,24 +131,36 @@ def test_it_answers_as_the_layer_does_here_and_survives_what_can_be_survived(fol
     assert len(sandbox.printed) == 1000
 
 
+def test_what_can_be_survived_is_survived():
+    with Sandbox({"attention": "mine.py:Exits"}, 60) as sandbox:
+        for _ in range(2):
+            assert str(sandbox.respond(question()).fault).splitlines()[0] == "forward calls exit()."
+    with Sandbox({"attention": "mine.py:Reads"}, 60) as sandbox:
+        assert sandbox.respond(question()).fault.message == "forward raises EOFError: EOF when reading a line"
+    with Sandbox({"attention": "mine.py:Scores"}, 60) as sandbox:
+        found = distance(sandbox.respond(question()).answer, trial_of().expected)
+        assert max(found.output, found.gradient) < 1e-12
+
+
 def test_a_layer_that_hangs_is_stopped_with_all_that_it_started_and_another_process_takes_over():
-    with Sandbox({"attention": "mine.py:Hangs", "block": "mine.py:Odd"}, 1.5) as sandbox:
+    with Sandbox({"attention": "mine.py:Hangs"}, 1.5) as sandbox:
         fault = sandbox.respond(question()).fault
         assert fault.kind == "hang"
         assert fault.message == "no end of forward or the backward pass within 1.5 s"
         assert (fault.at, fault.code) == (f"mine.py:{line_of('time.sleep')}", "time.sleep(0.01)  # HERE")
         pids = [int(pid) for pid in Path("pids").read_text().split()]
         assert gone(pids)
-        sandbox.time_limit = 60
-        assert sandbox.respond(question("block")).answer is not None
+        sandbox.time_limit, sandbox.sources = 60, {"attention": "mine.py:Odd"}
+        assert sandbox.respond(question()).answer is not None
 
 
 def test_a_layer_that_ends_or_crashes_its_process_is_told_from_one_that_hangs():
-    with Sandbox({"attention": "mine.py:Crashes", "block": "mine.py:LeavesAtOnce"}, 60) as sandbox:
+    with Sandbox({"attention": "mine.py:Crashes"}, 60) as sandbox:
         fault = sandbox.respond(question()).fault
         assert (fault.kind, fault.message) == ("died", "forward or the backward pass crashed Python (SIGSEGV)")
         assert fault.at == f"mine.py:{line_of('ctypes.string_at')}"
-        fault = sandbox.respond(question("block")).fault
+    with Sandbox({"attention": "mine.py:LeavesAtOnce"}, 60) as sandbox:
+        fault = sandbox.respond(question()).fault
         assert (fault.kind, fault.at) == ("died", None)
         assert fault.message.startswith("forward or the backward pass ended the whole process with status 3; ")
         assert fault.message.endswith('the last that it printed is "I leave"')
