@@ -2,16 +2,21 @@
 
 import dataclasses
 import os
+from pathlib import Path
 
 from ..assembly.config import GPT2Config
 from ..options import named_by_option, parse, take
+from .changes import recorded_config
 from .data.config import DataConfig
 from .data.prepare import prepare_data
 from .display import JSONDisplay
-from .loop import Sampler
+from .lock import RunFolderError
 from .own_text import Start, is_own_text, start_from_preset, start_from_recipe
 from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
+from .resume import find_snapshot
 from .run import train as run_training
+from .runlog import Sampler
+from .snapshot_checks import SnapshotError
 
 DEFAULT_PRESET = "tinystories"
 
@@ -33,11 +38,12 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     """
     preset, recipe, _ = _start(argv, "gptladder train")
     given = given_fields(argv)
-    base = preset.replace(dropout=None) if given & set(DROPOUTS) else preset
-    config = _with_model(parse(TrainConfig, argv, prog="gptladder train", default=base), base, given)
-    if recipe is not None:
+    config = _parsed(argv, preset, given)
+    if config.run.resume is not None:
+        config = _parsed(argv, _recorded(config, given), given)
+    elif recipe is not None:
         _announce(recipe.line(config), json_lines=config.run.json)
-    outcome = run_training(config, sample=sample, asked=given & field_names(config.model))
+    outcome = run_training(config, sample=sample, asked=given)
     return _INTERRUPTED if outcome.ending == "interrupted" else 0
 
 
@@ -69,6 +75,36 @@ def given_fields(argv: list[str]) -> set[str]:
         field for part in (TrainConfig, DataConfig, GPT2Config, OptimConfig, RunConfig) for field in field_names(part)
     }
     return {field for field in known if field in names or f"no_{field}" in names}
+
+
+def _parsed(argv: list[str], base: TrainConfig, given: set[str]) -> TrainConfig:
+    """Return the configuration of a command line whose options change ``base``."""
+    if given & set(DROPOUTS):
+        base = base.replace(dropout=None)
+    return _with_model(parse(TrainConfig, argv, prog="gptladder train", default=base), base, given)
+
+
+def _recorded(config: TrainConfig, given: set[str]) -> TrainConfig:
+    """Return what a run that resumes was started with: options that are not given again stay as they were.
+
+    Its name and folder are those of the snapshot's run, unless others are given.
+    """
+    folder = Path(config.run.runs_dir, config.name).expanduser()
+    try:
+        found = find_snapshot(config.run.resume, folder, lambda line: None)
+        if found is None:
+            return config
+        recorded = recorded_config(found.contents, found.path)
+    except (SnapshotError, RunFolderError):
+        return config  # training reports it
+    if "preset" in given and config.preset != recorded.preset:
+        return config
+    home = found.path.resolve().parent.parent
+    alone = found.path.parent.name != "snapshots"
+    named = alone or "name" in given or "runs_dir" in given or config.run.resume == "auto"
+    where = (config.run.runs_dir, config.run.name) if named else (str(home.parent), home.name)
+    run = dataclasses.replace(recorded.run, runs_dir=where[0], name=where[1])
+    return dataclasses.replace(recorded, run=run)
 
 
 def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> TrainConfig:
