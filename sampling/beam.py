@@ -20,8 +20,8 @@ from .transforms.base import number, whole
 __all__ = ["Beam", "EarlyStopping", "beam_search"]
 
 EarlyStopping = Literal[True, False, "never"]
-"""When to end, once as many texts are finished as there are beams: at once (True); when the best unfinished text, scored
-at its present length, is worse than all of them (False); when it would be worse at any length ("never")."""
+"""When to end, once as many texts are finished as there are beams: at once (True); when the best unfinished text,
+scored at its present length, is worse than all of them (False); when it would be worse at any length ("never")."""
 
 
 _MOST_PENALTY = 20.0  # the length of a text to this power is still a number

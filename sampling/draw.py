@@ -1,8 +1,8 @@
 """From logits to a token: the most probable one, or one drawn by its probability in either of two ways.
 
-`multinomial` draws as transformers does: from the same state of the generator, the same token. The rows of a batch share
-one generator, so the result of a row depends on the number of rows. `inverse_cdf` takes one uniform number for each row,
-from a generator of that row (`row_uniforms`): its result depends on that row alone.
+`multinomial` draws as transformers does: from the same state of the generator, the same token. The rows of a batch
+share one generator, so the result of a row depends on the number of rows. `inverse_cdf` takes one uniform number for
+each row, from a generator of that row (`row_uniforms`): its result depends on that row alone.
 
 All three take float32 or float64 logits, after the transforms, and never choose a banned token.
 """

@@ -1,11 +1,10 @@
 """Text from a model, token by token (`stream`) or all at once (`generate`, which is `stream` collected).
 
 All rows (every sample of every prompt) advance together, one token per step. Prompts of different lengths are padded on
-the left; neither the model nor a transform sees the padding. Each prompt is read once, for all of its samples. A row that
-has ended leaves the batch and costs no more time. Each row draws from its own generator: its text depends on its prompt,
-its seed and the settings, not on other rows (except for rounding in float32, which can decide between two tokens that are
-almost equally probable).
-"""
+the left; neither the model nor a transform sees the padding. Each prompt is read once, for all of its samples. A row
+that has ended leaves the batch and costs no more time. Each row draws from its own generator: its text depends on its
+prompt, its seed and the settings, not on other rows (except for rounding in float32, which can decide between two
+tokens that are almost equally probable)."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -33,8 +32,8 @@ __all__ = ["Chunk", "Completion", "Draw", "FinishReason", "Logprobs", "PastConte
 PastContext = Literal["stop", "slide"]
 """Past ``n_ctx`` tokens: end the row, or continue and read the last ``n_ctx`` tokens again for each new token.
 
-Sliding changes the position of every token and, with learned positions, all keys and values: nothing cached can be used,
-and a token costs as much time as reading ``n_ctx`` tokens.
+Sliding changes the position of every token and, with learned positions, all keys and values: nothing cached can be
+used, and a token costs as much time as reading ``n_ctx`` tokens.
 """
 
 _COLUMNS = 256  # of new tokens that are reserved from the start
