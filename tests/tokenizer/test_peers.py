@@ -21,7 +21,8 @@ pytest.importorskip("transformers")
 
 from transformers import AutoTokenizer
 
-from .folders import FOLDERS, model_config, texts
+from .drawn import texts
+from .folders import FOLDERS, model_config
 
 # transformers 5 overlooks an `additional_special_tokens` of `special_tokens_map.json` when it takes special tokens as
 # text, and would make it a token for anyone who writes it; transformers 4 and we do not.
