@@ -141,6 +141,26 @@ class Tokenizer(ABC):
             yield self._encode(text, position, False)
             position += len(text)
 
+    def encode_document(self, chunks: Iterable[str]) -> Iterator[list[int]]:
+        """Yield the ids of one document of training data: those of `encode_stream`, ended by one end-of-text token.
+
+        If the tokenizer's template puts that token before or after each text, it is there once all the same: documents
+        follow each other, so the end of one is the beginning of the next.
+
+        >>> from gptladder.tokenizer import CharTokenizer
+        >>> list(CharTokenizer("abc", end_of_text=True).encode_document(["ca", "b"]))
+        [[2, 0], [1], [3]]
+        """
+        last = None
+        for ids in self.encode_stream(chunks):
+            if last is None and ids[:1] == [self.eot_id]:
+                ids = ids[1:]
+            if ids:
+                last = ids[-1]
+                yield ids
+        if self.eot_id is not None and last != self.eot_id:
+            yield [self.eot_id]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of some ids. Bytes that are not UTF-8, as of half a character, become U+FFFD.
 
