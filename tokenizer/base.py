@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import pre_tokenizers
 
 from ..files import write_whole
 
@@ -90,6 +91,8 @@ class Tokenizer(ABC):
         length = config.get("model_max_length")
         self.model_max_length = int(length) if isinstance(length, int | float) and 0 < length < _NO_LIMIT else None
         self._config = {name: value for name, value in config.items() if name not in _NOT_WRITTEN_AGAIN}
+        if isinstance(self._config.get("extra_special_tokens"), list):  # the name in transformers 4, which 5 reads too
+            self._config.setdefault("additional_special_tokens", self._config.pop("extra_special_tokens"))
 
     @property
     def start_id(self) -> int | None:
@@ -217,9 +220,12 @@ class Tokenizer(ABC):
         ...     load_tokenizer(folder).model_max_length
         64
         """
-        content = self._backend().to_str(pretty=True)  # first: if this raises, neither file is written
+        backend = self._backend()
+        content = backend.to_str(pretty=True)  # first: if this raises, neither file is written
         max_length = self.model_max_length if max_length is None else max_length
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self._config}
+        if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # transformers 4 takes it from here
+            config["add_prefix_space"] = backend.pre_tokenizer.add_prefix_space
         if max_length is not None:
             config["model_max_length"] = max_length
         folder = Path(folder)

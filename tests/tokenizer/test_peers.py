@@ -136,6 +136,15 @@ def test_special_tokens_survive_the_round_trip(
     assert (theirs_again.pad_token_id, theirs_again.model_max_length) == (ours.pad_id, 77)
 
 
+def test_a_saved_copy_suits_transformers_4_too(saved_again: Path) -> None:
+    # Version 4 takes a list of tokens under another name, and `add_prefix_space` from this file.
+    config = json.loads((saved_again / "tokenizer_config.json").read_text(encoding="utf-8"))
+    words = json.loads((saved_again / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"] or {}
+    assert not isinstance(config.get("extra_special_tokens"), list)
+    if words.get("type") == "ByteLevel":
+        assert config["add_prefix_space"] == words["add_prefix_space"]
+
+
 def test_text_equals_that_of_transformers(ours: Tokenizer, theirs: Any) -> None:
     draw = random.Random(0)
     for text in texts(60, 2):
