@@ -17,7 +17,10 @@ if TYPE_CHECKING:  # at run time only who fetches waits the tenth of a second th
 
 __all__ = ["HubError", "fetch"]
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "generation_config.json"),
+)
 
 # Seconds in all for the hub's first answer: time-outs of a connection begin anew for each of a host's addresses, and
 # do not cover the look-up of its name.
