@@ -12,9 +12,9 @@ import pytest
 import torch
 
 # Packages whose public classes and functions each have an example. Others are listed here once theirs have.
-COMPLETE = ("components", "assembly")
+COMPLETE = ("components", "assembly", "weights")
 # More modules whose examples run.
-MODULES = ("device", "sampling.packed", "training.loss")
+MODULES = ("files", "weights.files.torch_files", "weights.files.hub", "device", "sampling.packed", "training.loss")
 
 
 def modules() -> Iterator[str]:
