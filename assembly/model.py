@@ -22,7 +22,7 @@ from ..components.shapes import shape_checked
 from ..components.taps import ActivationCache, Hook, HookFunction, Names, Tap
 from ..components.unembed import Unembed
 from .config import GPT2Config
-from .init import projection_range, scale_residual_projections
+from .init import scale_residual_projections
 
 
 class GPT2(nn.Module):
@@ -58,9 +58,7 @@ class GPT2(nn.Module):
         self.d_vocab = config.d_vocab
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         drawn = {"init_range": config.init_range, **made}
-        projected = {"init_range": projection_range(config.d_model, config.init_range), **made}
-        tied = config.tie_word_embeddings
-        self.embed = Embed(d_vocab=config.d_vocab, d_model=config.d_model, **(projected if tied else drawn))
+        self.embed = Embed(d_vocab=config.d_vocab, d_model=config.d_model, **drawn)
         self.hook_embed = Tap()  # [batch seq d_model]
         self.pos_embed = PosEmbed(n_ctx=config.n_ctx, d_model=config.d_model, **drawn)
         self.hook_pos_embed = Tap()  # [batch seq d_model]
@@ -92,16 +90,18 @@ class GPT2(nn.Module):
             d_model=config.d_model,
             d_vocab=config.d_vocab,
             bias=config.unembed_bias,
-            tied_to=self.embed if tied else None,
-            **projected,
+            tied_to=self.embed if config.tie_word_embeddings else None,
+            **drawn,
         )
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, as a new model's."""
-        for layer in (self.embed, self.pos_embed, *self.blocks, self.ln_final, self.unembed):
+        blocks: list[Any] = list(self.blocks)
+        layers: list[Any] = [self.embed, self.pos_embed, *blocks, self.ln_final, self.unembed]
+        for layer in layers:
             if not isinstance(layer, nn.Identity):
                 layer.reset_parameters()
-        scale_residual_projections(self.blocks)
+        scale_residual_projections(blocks)
 
     @property
     def fused(self) -> bool:
@@ -185,6 +185,8 @@ class GPT2(nn.Module):
             residual = F.dropout(embed + pos_embed, self.config.embed_dropout, drops(self))
             for layer, block in enumerate(self.blocks):
                 residual = block(residual, padding_mask=mask, cache=None if cache is None else cache.layers[layer])
+            if cache is not None:
+                cache.length = past + seq
             return self.ln_final(residual)
         except BaseException:
             if cache is not None:

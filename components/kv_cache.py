@@ -111,9 +111,12 @@ class LayerCache:
         self.length = length
         return self.kept[:, :, :, past:length]
 
-    def held(self) -> tuple[Float[Tensor, "batch n_heads key_pos d_head"], ...]:
+    def held(
+        self,
+    ) -> tuple[Float[Tensor, "batch n_heads key_pos d_head"], Float[Tensor, "batch n_heads key_pos d_head"]]:
         """Return the keys and the values of all positions held (views)."""
-        return self.kept[:, :, :, : self.length].unbind(0)
+        keys, values = self.kept[:, :, :, : self.length].unbind(0)
+        return keys, values
 
     def crop(self, length: int) -> None:
         """Forget all but the first ``length`` positions.
@@ -189,12 +192,9 @@ class KVCache:
             )
             for _ in range(n_layers)
         ]
+        self.length = 0
+        """Positions held, padding included. A layer in which another module took attention's place holds none."""
         self._is_token: Bool[Tensor, "batch length"] | None = None
-
-    @property
-    def length(self) -> int:
-        """Positions held, padding included."""
-        return self.layers[0].length
 
     @property
     def batch(self) -> int:
@@ -227,13 +227,13 @@ class KVCache:
         Raises:
             ValueError: a length above the present one, or below 0.
         """
-        for layer in self.layers:
-            layer.crop(length)
-        if self._is_token is not None:
-            self._is_token = self._is_token[:, :length]
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot crop {self.length} cached positions to {length}")
+        self.rewind(length)
 
     def rewind(self, length: int) -> None:
         """Go back to ``length`` positions, wherever a call that raised an error has left each block."""
+        self.length = length
         for layer in self.layers:
             layer.length = min(layer.length, length)
         if self._is_token is not None:
@@ -265,5 +265,6 @@ class KVCache:
         rows = torch.arange(self.batch, device=self.layers[0].kept.device).repeat_interleave(n)
         twin = object.__new__(KVCache)
         twin.layers = [layer.select(rows) for layer in self.layers]
+        twin.length = self.length
         twin._is_token = None if self._is_token is None else self._is_token.index_select(0, rows)
         return twin

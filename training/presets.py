@@ -36,6 +36,8 @@ class OptimConfig:
     """Times through the training data after which it ends."""
     target_loss: float | None = None
     """Loss of a batch at which it ends."""
+    patience: int | None = None
+    """Evaluations without a lower validation loss after which it ends."""
     optimizer: OptimizerName = "adamw"
     """adamw, or muon (Muon for the matrices of the blocks, AdamW for the rest), which needs fewer steps."""
     lr: float = 1e-3
@@ -84,6 +86,7 @@ class OptimConfig:
             "max_steps",
             "max_epochs",
             "target_loss",
+            "patience",
             "lr",
             "muon_lr",
             "decay_steps",
@@ -129,9 +132,10 @@ class RunConfig:
     final_samples: int = 3
     """Samples after training."""
     resume: str | None = None
-    """"auto" (the newest whole snapshot of the run; from the beginning where there is none), or a snapshot's path."""
+    """"auto" (the newest snapshot of the run, or from the beginning if there is no run), or the path of a snapshot: one
+    of this run goes back to it, one of another run begins a new run from it."""
     overwrite: bool = False
-    """Delete what a run of this name left, and begin anew."""
+    """Begin anew, and replace the run of this name as soon as the new one can be continued."""
     json: bool = False
     """Instead of a progress line, write one JSON object a line, and nothing else."""
     tensorboard: bool = False
@@ -191,6 +195,8 @@ class TrainConfig:
         A resumed run so records the same as one that was never stopped.
         """
         values = dataclasses.asdict(self)
+        dropouts = {values["model"][name] for name in DROPOUTS}
+        values["model"]["dropout"] = dropouts.pop() if len(dropouts) == 1 else None  # as version 0.1 records it
         for start in ("resume", "overwrite", "json"):
             del values["run"][start]
         return values
