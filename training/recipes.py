@@ -44,6 +44,7 @@ _SIZES = [
 ]
 _BATCH = 16
 _EVALUATIONS = 10
+_PATIENCE = 4
 
 # An alphabet has fewer letters than this, marks and signs included. A text with more (Chinese, Japanese, Korean) has
 # about one token for each character, and needs a vocabulary that has the frequent ones.
@@ -86,6 +87,7 @@ def recipe_for_text(survey: TextSurvey) -> TrainConfig:
             batch=_BATCH,
             order="random",
             max_steps=steps,
+            patience=_PATIENCE,
             optimizer="muon",
             muon_lr=0.03,
             lr=5e-3,
