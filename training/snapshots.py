@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from ..files import FileError, first_sentence, sync_folder
-from ..weights.checkpoint import load_torch_file
+from ..weights.files.torch_files import load_torch_file
 from .snapshot_checks import SnapshotError, check_contents
 
 _NAME = re.compile(r"snapshot_step_(\d+)\.pt")
