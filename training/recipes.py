@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..assembly.config import GPT2Config
 from .data.config import DataConfig
-from .data.survey import TextSurvey, prompt_from
+from .data.survey import MANY_CHARACTERS, TextSurvey, prompt_from
 from .presets import OptimConfig, RunConfig, TrainConfig
 
 __all__ = ["LEAST_CHARACTERS", "recipe_for_text"]
@@ -46,9 +46,10 @@ _BATCH = 16
 _EVALUATIONS = 10
 _PATIENCE = 4
 
-# An alphabet has fewer letters than this, marks and signs included. A text with more (Chinese, Japanese, Korean) has
-# about one token for each character, and needs a vocabulary that has the frequent ones.
-_ALPHABET = 300
+# Byte pairs are joined within words. A text with fewer blanks than this (Chinese, DNA, Base64) has words of any length,
+# which would become tokens whole; it is read by characters, unless it has too many different ones for that.
+_BLANKS_BETWEEN_WORDS = 1 / 20
+# An estimate for byte pairs, before there is a tokenizer.
 _CHARACTERS_PER_TOKEN = 2.5
 
 # Validation on more windows than this takes a notable part of the time.
@@ -65,13 +66,12 @@ def recipe_for_text(survey: TextSurvey) -> TrainConfig:
     if length < LEAST_CHARACTERS:
         raise ValueError(f"the text has {length} characters, too few to train on: give at least {LEAST_CHARACTERS}")
     sizes = next(sizes for sizes in _SIZES if length <= sizes.up_to)
-    # Tokens, from what is known of the text before there is a tokenizer.
-    alphabet = survey.characters <= _ALPHABET
-    byte_pairs = sizes.vocab_size is not None
-    tokens = length / _CHARACTERS_PER_TOKEN if byte_pairs and alphabet else length
+    has_words = survey.blanks >= _BLANKS_BETWEEN_WORDS * length
+    byte_pairs = survey.characters >= MANY_CHARACTERS or (sizes.vocab_size is not None and has_words)
+    tokens = length / _CHARACTERS_PER_TOKEN if byte_pairs and has_words else length
     vocab_size = sizes.vocab_size or DataConfig.vocab_size
-    if not alphabet:
-        vocab_size = max(vocab_size, min(4096, 256 + 2 * survey.characters))
+    if not has_words:  # with so many different characters, the frequent ones should be tokens
+        vocab_size = 4096
     # The tenth for validation must hold a window and the target of its last token, even if tokens are twice as long.
     longest = max(8, int(tokens) // 20 - 2)
     n_ctx = min(sizes.n_ctx, 1 << (longest.bit_length() - 1))

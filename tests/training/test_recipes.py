@@ -17,7 +17,12 @@ CHINESE = "".join(chr(0x4E00 + 37 * i % 900) for i in range(13)) + "。"
 
 
 def survey_of(text: str) -> TextSurvey:
-    return TextSurvey(len(text.encode()), 1, min(1000, len(set(text))), text[:200], len(text))
+    blanks = text.count(" ") + text.count("\n")
+    return TextSurvey(len(text.encode()), 1, min(1000, len(set(text))), text[:200], len(text), blanks)
+
+
+def english(length: int, opening: str = "A text") -> TextSurvey:
+    return TextSurvey(length, 1, 80, opening, length, length // 6)
 
 
 def parameters(config: TrainConfig) -> int:
@@ -25,9 +30,9 @@ def parameters(config: TrainConfig) -> int:
     return GPT2(config.replace(d_vocab=d_vocab).model, device="meta").num_parameters()
 
 
-@given(st.integers(LEAST_CHARACTERS, 10**10), st.integers(1, 1000), st.integers(1, 3), st.integers(1, 10**6))
-def test_every_text_has_a_recipe(length: int, characters: int, width: int, documents: int) -> None:
-    config = recipe_for_text(TextSurvey(width * length, documents, characters, "A text", length))
+@given(st.integers(LEAST_CHARACTERS, 10**10), st.integers(1, 1000), st.integers(1, 3), st.floats(0, 1))
+def test_every_text_has_a_recipe(length: int, characters: int, width: int, blank: float) -> None:
+    config = recipe_for_text(TextSurvey(width * length, 1, characters, "A text", length, int(blank * length)))
     optim = config.optim
     assert optim.max_steps is not None
     assert 100 <= optim.max_steps <= 2000
@@ -52,9 +57,7 @@ def test_the_validation_tenth_holds_a_window(line: str, length: int) -> None:
 
 
 def test_longer_texts_get_larger_models_and_fewer_passes() -> None:
-    recipes = [
-        recipe_for_text(TextSurvey(n, 1, 80, "A text", n)) for n in (1_000, 20_000, 100_000, 10**6, 10**7, 10**8)
-    ]
+    recipes = [recipe_for_text(english(n)) for n in (1_000, 20_000, 100_000, 10**6, 10**7, 10**8)]
     sizes = [parameters(config) for config in recipes]
     assert sizes == sorted(sizes)
     assert len(set(sizes)) == len(sizes)
@@ -63,26 +66,26 @@ def test_longer_texts_get_larger_models_and_fewer_passes() -> None:
 
 
 def test_characters_for_the_smallest_and_byte_pairs_for_others() -> None:
-    kinds = [recipe_for_text(TextSurvey(n, 1, 80, "A text", n)).data.tokenizer for n in (200, 5_000, 5_001, 10**6)]
+    kinds = [recipe_for_text(english(n)).data.tokenizer for n in (200, 5_000, 5_001, 10**6)]
     assert kinds == ["char", "char", "bpe", "bpe"]
 
 
-def test_a_text_of_many_characters_gets_a_larger_vocabulary() -> None:
-    few, many = (recipe_for_text(TextSurvey(60_000, 1, kinds, "A text", 20_000)) for kinds in (80, 900))
-    assert many.data.vocab_size > 2 * 900 > few.data.vocab_size > 80
+@pytest.mark.parametrize(("characters", "tokenizer"), [(5, "char"), (80, "char"), (999, "char"), (1000, "bpe")])
+def test_a_text_without_words_is_read_by_characters(characters: int, tokenizer: str) -> None:
+    config = recipe_for_text(TextSurvey(3 * 10**6, 1, characters, "A text", 10**6, 10**4))
+    assert config.data.tokenizer == tokenizer
+    assert config.data.vocab_size == 4096
 
 
 def test_long_validation_is_cut_and_short_is_whole() -> None:
-    assert recipe_for_text(TextSurvey(10**6, 1, 80, "A text", 10**6)).run.eval_batches is None
-    assert recipe_for_text(TextSurvey(10**8, 1, 80, "A text", 10**8)).run.eval_batches == 125
+    assert recipe_for_text(english(10**6)).run.eval_batches is None
+    assert recipe_for_text(english(10**8)).run.eval_batches == 125
 
 
 def test_samples_begin_as_the_text_does() -> None:
-    assert recipe_for_text(TextSurvey(10**6, 1, 80, "Call me Ishmael. Some years ago", 10**6)).run.prompt == (
-        "Call me Ishmael. Some"
-    )
+    assert recipe_for_text(english(10**6, "Call me Ishmael. Some years ago")).run.prompt == ("Call me Ishmael. Some")
 
 
 def test_too_short_a_text_is_refused() -> None:
     with pytest.raises(ValueError, match="the text has 199 characters, too few to train on: give at least 200"):
-        recipe_for_text(TextSurvey(199, 1, 20, "A text", 199))
+        recipe_for_text(english(199))
