@@ -13,7 +13,7 @@ The studies, and what was chosen from them:
 
     characters   optimizer and schedule of `shakespeare-char-fast`
     tokenizer    characters or byte pairs, and how many, for 1 MB of one's own text
-    width        width, context and dropout for 1 MB, longer trainings
+    width        width and byte pairs for 1 MB, longer trainings
     small        tokenizer, width and dropout for 20 kB
     stories      schedule, context, batch, depth and optimizer of `tinystories`, with generated stories; the probability
                  of the right name (see names.py) stands beside the losses
@@ -78,12 +78,16 @@ STUDIES = {
     "tokenizer": Study(
         SHAKESPEARE,
         _CHARACTERS.replace(decay="cosine", min_lr=2.5e-4),
-        [{}, *({"tokenizer": "bpe", "vocab_size": size} for size in (512, 1024, 2048))],
+        [{}, *({"tokenizer": "bpe", "vocab_size": size} for size in (512, 1024, 2048, 4096))],
     ),
     "width": Study(
         SHAKESPEARE,
         _OWN.replace(max_steps=1200, warmup_steps=60, decay="cosine", min_lr=2.5e-4),
-        [{}, {"d_model": 192, "n_heads": 6, "max_steps": 800, "warmup_steps": 40}, {"dropout": 0.2}],
+        [
+            {},
+            {"d_model": 192, "n_heads": 6, "max_steps": 800, "warmup_steps": 40},
+            {"vocab_size": 2048, "decay": "linear", "min_lr": 0.0},
+        ],
     ),
     "small": Study(
         VERDICT,
