@@ -100,8 +100,8 @@ def test_the_recipe_is_printed_before_anything_begins(here: Path, capsys: pytest
     assert re.fullmatch(
         rf"recipe for my-text \({len(ENGLISH) * 30:,} characters, {len(set(ENGLISH))} different ones\): "
         r"tokenizer char; model: 1 layers, d_model 8, "
-        r"2 heads, n_ctx \d+; 2 steps of 2 x \d+ tokens, learning rate \S+ \(Muon: 0.03\), about \S+ passes over the text; samples "
-        r"begin with 'The cat sat on the mat,'",
+        r"2 heads, n_ctx \d+; 2 steps of 2 x \d+ tokens, learning rate \S+ \(Muon: 0.03\), about \S+ passes over the "
+        r"text; samples begin with 'The cat sat on the mat,'",
         first,
     )
     assert second.startswith("preparing my text.txt in data/my-text-char-")
