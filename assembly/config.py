@@ -75,7 +75,7 @@ class GPT2Config:
         for size in ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx"):
             value = getattr(self, size)
             if type(value) is not int or value < 1:
-                raise ValueError(f"{size} is {value!r}; it must be a whole number of at least 1")
+                raise ValueError(f"{size} is {value!r}; it must be a whole number from 1 on")
         for choice, kind in (("act_fn", ActFn), ("norm", Norm)):
             if getattr(self, choice) not in get_args(kind):
                 raise ValueError(f"{choice} is {getattr(self, choice)!r}; it can be {', '.join(get_args(kind))}")

@@ -96,10 +96,12 @@ class GPT2(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, as a new model's."""
-        for layer in (self.embed, self.pos_embed, *self.blocks, self.ln_final, self.unembed):
+        blocks: list[Any] = list(self.blocks)
+        layers: list[Any] = [self.embed, self.pos_embed, *blocks, self.ln_final, self.unembed]
+        for layer in layers:
             if not isinstance(layer, nn.Identity):
                 layer.reset_parameters()
-        scale_residual_projections(self.blocks)
+        scale_residual_projections(blocks)
 
     @property
     def fused(self) -> bool:

@@ -15,7 +15,7 @@ Three facts decide:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,6 +36,8 @@ _SHORT = 512
 
 _has_onednn = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _onednn_products = False
+
+_innermost_transform: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def linear(
@@ -133,7 +135,7 @@ def is_transformed() -> bool:
         >>> torch.func.vmap(lambda x: x * is_transformed())(torch.ones(2))
         tensor([1., 1.])
     """
-    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return forward_ad._current_level >= 0 or _innermost_transform() is not None
 
 
 def set_onednn_products(enabled: bool) -> bool:

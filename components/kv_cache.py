@@ -111,9 +111,12 @@ class LayerCache:
         self.length = length
         return self.kept[:, :, :, past:length]
 
-    def held(self) -> tuple[Float[Tensor, "batch n_heads key_pos d_head"], ...]:
+    def held(
+        self,
+    ) -> tuple[Float[Tensor, "batch n_heads key_pos d_head"], Float[Tensor, "batch n_heads key_pos d_head"]]:
         """Return the keys and the values of all positions held (views)."""
-        return self.kept[:, :, :, : self.length].unbind(0)
+        keys, values = self.kept[:, :, :, : self.length].unbind(0)
+        return keys, values
 
     def crop(self, length: int) -> None:
         """Forget all but the first ``length`` positions.

@@ -305,13 +305,14 @@ class ActivationCache(dict[str, Tensor]):
     def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
         if not isinstance(key, tuple) and key in self.keys():
             return super().__getitem__(key)
-        short, layer, layer_type = (*key, None, None)[:3] if isinstance(key, tuple) else (key, None, None)
+        parts: tuple[Any, ...] = key if isinstance(key, tuple) else (key,)
+        short, layer, layer_type = (*parts, None, None)[:3]
         if isinstance(layer, int) and layer < 0:
             n_layers = 1 + max((HookPoint(name).layer() for name in self if name.startswith("blocks.")), default=-1)
             if layer < -n_layers:
                 raise KeyError(f"layer {layer} is not cached: there are {n_layers} layers")
             layer += n_layers
-        name = act_name(short, layer, layer_type)
+        name = act_name(str(short), layer, layer_type)
         if name not in self.keys():
             raise KeyError(f"{name} is not cached{_suggestion(name, list(self))}")
         return super().__getitem__(name)

@@ -239,7 +239,7 @@ class PackedBlock(_Packed, Block):
     ) -> Float[Tensor, "batch seq d_model"]:
         """Return the residual stream after this block, as `Block` does."""
         batch, seq, _ = resid_pre.shape
-        layers = self._modules
+        layers: Any = self._modules  # modules look their parts up slowly
         ln1, attn, ln2, mlp = layers["ln1"], layers["attn"], layers["ln2"], layers["mlp"]
         if (
             seq > 1
@@ -258,12 +258,14 @@ class PackedBlock(_Packed, Block):
             or _is_customised(self)
         ):
             return super().forward(resid_pre, padding_mask=padding_mask, cache=cache)
-        x = torch.layer_norm(resid_pre, (self.d_model,), *ln1._parameters.values(), ln1.layer_norm_eps, False)
+        gain = ln1._parameters
+        x = torch.layer_norm(resid_pre, (self.d_model,), gain["w"], gain["b"], ln1.layer_norm_eps, False)
         qkv = attn.product_qkv(x).view(batch, 3, attn.n_heads, 1, attn.d_head).transpose(0, 1)
         cache.extend(batch, 1).copy_(qkv[1:])
         z = F.scaled_dot_product_attention(qkv[0], *cache.held(), scale=attn.scale)
         resid_mid = resid_pre + attn.product_o(z.reshape(batch, 1, attn.n_heads * attn.d_head))
-        x = torch.layer_norm(resid_mid, (self.d_model,), *ln2._parameters.values(), ln2.layer_norm_eps, False)
+        gain = ln2._parameters
+        x = torch.layer_norm(resid_mid, (self.d_model,), gain["w"], gain["b"], ln2.layer_norm_eps, False)
         return resid_mid + mlp.product_out(mlp.activation(mlp.product_in(x)))
 
 
@@ -332,7 +334,8 @@ def _is_customised(block: nn.Module) -> bool:
     """Return whether a layer or tap of a block must be called: it has one of PyTorch's hooks, or was replaced."""
     if nn.modules.module._has_any_global_hook():
         return True
-    for layer in block._modules.values():
+    layers: Any = block._modules.values()
+    for layer in layers:
         if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
             return True
         for tap in layer._modules.values():

@@ -105,3 +105,17 @@ def test_no_layer_is_torchs(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.nn"):
             taken = {alias.name for alias in node.names}
             assert not {name for name in taken if name in FORBIDDEN or name.startswith("Transformer")}, path.name
+
+
+LAYER_FILES = ("embed", "pos_embed", "layer_norm", "attention", "mlp", "block", "unembed")
+
+
+@pytest.mark.parametrize("layer", LAYER_FILES)
+def test_a_layer_is_only_a_layer(layer: str) -> None:
+    source = (ROOT / "components" / f"{layer}.py").read_text()
+    names = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    forbidden = {"is_grad_enabled", "is_compiling", "mkldnn", "ops", "type", "__class__", "is_meta", "backends"}
+    assert not names & forbidden, f"components/{layer}.py decides by {names & forbidden}: that belongs in kernels.py"
+    assert not any(isinstance(node, ast.Global) for node in ast.walk(ast.parse(source)))
+    assert "packed" not in source.lower()
+    assert source.count("\n") <= 200

@@ -1,14 +1,17 @@
 """``gptladder train`` and ``gptladder prepare``."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from ..assembly.config import GPT2Config
-from ..options import parse, take
+from ..options import named_by_option, parse, take
 from .changes import recorded_config
 from .data.config import DataConfig
 from .data.prepare import prepare_data
+from .display import JSONDisplay
 from .lock import RunFolderError
+from .own_text import Start, is_own_text, start_from_preset, start_from_recipe
 from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
 from .resume import find_snapshot
 from .run import train as run_training
@@ -33,11 +36,13 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     Raises:
         ValueError, OSError: what `gptladder.training.run.train` raises.
     """
-    preset, _ = _preset(argv, "gptladder train")
+    preset, recipe, _ = _start(argv, "gptladder train")
     given = given_fields(argv)
     config = _parsed(argv, preset, given)
     if config.run.resume is not None:
         config = _parsed(argv, _recorded(config, given), given)
+    elif recipe is not None:
+        _announce(recipe.line(config), json_lines=config.run.json)
     outcome = run_training(config, sample=sample, asked=given)
     return _INTERRUPTED if outcome.ending == "interrupted" else 0
 
@@ -51,8 +56,11 @@ def prepare(argv: list[str]) -> int:
     Raises:
         ValueError, OSError: text that cannot be used, or not be had.
     """
-    preset, rest = _preset(argv, "gptladder prepare")
-    prepare_data(parse(DataConfig, rest, prog="gptladder prepare", default=preset.data), say=print)
+    preset, recipe, rest = _start(argv, "gptladder prepare")
+    config = parse(DataConfig, rest, prog="gptladder prepare", default=preset.data)
+    if recipe is not None and "tokenizer" not in given_fields(argv):
+        print(f"tokenizer for this text: {config.tokenizer} (--tokenizer gives another)")
+    prepare_data(config, say=print)
     return 0
 
 
@@ -108,10 +116,59 @@ def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> Trai
     if "d_vocab" in given:
         raise ValueError("--d-vocab: the tokenizer decides it; --vocab-size N is the size of one that is learnt (bpe)")
     sizes = {field: getattr(parsed.model, field) for field in given & field_names(GPT2Config)}
-    return dataclasses.replace(parsed, model=resized(base.model, **sizes))
+    with named_by_option(TrainConfig):
+        return dataclasses.replace(parsed, model=resized(base.model, **sizes))
 
 
-def _preset(argv: list[str], prog: str) -> tuple[TrainConfig, list[str]]:
-    """Return the preset that a command line names, which has the defaults for reading the rest, and that rest."""
+def _start(argv: list[str], prog: str) -> tuple[TrainConfig, Start | None, list[str]]:
+    """Return what has the defaults for reading a command line, the recipe that it is from, and the rest of the line.
+
+    The defaults are a preset's; for a text of the user's own without a preset they are a recipe's.
+    """
     name, rest = take(argv, "--preset", prog=prog, values=list(PRESETS))
-    return PRESETS[name or DEFAULT_PRESET], rest
+    preset = PRESETS[name or DEFAULT_PRESET]
+    corpus = tuple(_values(argv, "--corpus"))
+    if not corpus or not is_own_text(corpus) or corpus == (preset.data.corpus,) or {"-h", "--help"} & set(argv):
+        return preset, None, rest
+    encoding, fraction, tokenizer, init_from = (
+        next(iter(_values(argv, option)), None) for option in ("--encoding", "--fraction", "--tokenizer", "--init-from")
+    )
+    data = DataConfig(
+        corpus=corpus[0] if len(corpus) == 1 else corpus,
+        encoding=encoding,
+        fraction=_number(fraction),
+        data_dir=preset.data.data_dir,
+    )
+    if name is not None:
+        return start_from_preset(preset, data, tokenizer=tokenizer), None, rest
+    recipe = start_from_recipe(data, tokenizer=tokenizer, init_from=init_from)
+    return recipe.config, recipe, rest
+
+
+def _values(argv: list[str], option: str) -> list[str]:
+    """Return the values of one option on a command line; of the last one, if it stands there twice."""
+    values: list[str] = []
+    taking = False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == option:
+            values, taking = [value] if equals else [], not equals
+        elif word.startswith("--"):
+            taking = False
+        elif taking:
+            values.append(word)
+    return values
+
+
+def _number(text: str | None) -> float:
+    """Return the fraction that an option gives; a wrong one is reported when all options are read."""
+    try:
+        return min(max(float(text or 1), 1e-9), 1.0)
+    except ValueError:
+        return 1.0
+
+
+def _announce(line: str, *, json_lines: bool) -> None:
+    """Print a line before a run begins, from one process of several."""
+    if os.environ.get("RANK", "0") == "0":
+        JSONDisplay().say(line) if json_lines else print(line, flush=True)

@@ -157,7 +157,7 @@ class TrainConfig:
 
     preset: str = ""
     """Where all values come from that are not given: tinystories, tinystories-2l64d, tinystories-char,
-    shakespeare-char, verdict-124m or target-loss-124m."""
+    shakespeare-char, shakespeare-char-fast, verdict-124m or target-loss-124m."""
     data: DataConfig = field(default_factory=DataConfig)
     model: GPT2Config = field(default_factory=GPT2Config)
     init_from: str | None = None
@@ -339,5 +339,27 @@ PRESETS: dict[str, TrainConfig] = {
             grad_clip=1.0,
         ),
         run=RunConfig(prompt="\n", sample_tokens=300),
+    ),
+    # The same model by Muon, on twice the batch; every value from benchmarks/recipes.py.
+    "shakespeare-char-fast": TrainConfig(
+        preset="shakespeare-char-fast",
+        data=DataConfig(corpus="tinyshakespeare.txt", tokenizer="char"),
+        model=GPT2Config(d_model=128, n_layers=4, n_heads=4, n_ctx=64),
+        optim=OptimConfig(
+            batch=24,
+            order="random",
+            max_steps=1000,
+            optimizer="muon",
+            muon_lr=0.03,
+            lr=5e-3,
+            min_lr=0.0,
+            decay="linear",
+            warmup_steps=15,
+            beta2=0.99,
+            weight_decay=0.1,
+            grad_clip=1.0,
+            precision="auto",
+        ),
+        run=RunConfig(eval_every=100, prompt="\n", sample_tokens=300),
     ),
 }

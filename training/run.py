@@ -25,6 +25,7 @@ from .kernels import computing_by, keep_freed_memory, settle
 from .lock import RunFolderError
 from .loop import TrainingRun
 from .models import check_vocabulary, fresh_model, with_dropout, with_source
+from .own_text import check_prompt
 from .parallel import Processes, joined
 from .presets import TrainConfig
 from .resume import Resumption, check_health, check_text, find_snapshot, settle_folder
@@ -97,7 +98,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         prepared = processes.share(prepare_data(text, say=display.say) if processes.first else None)
         data = load_data(prepared)
         config, model = make_model(config, source, data.tokenizer, device)
-        _check_prompt(config, data.tokenizer, sample)
+        if sample is not None:
+            check_prompt(config.run.prompt, data.tokenizer)
         trainer = make_trainer(config, model, data, device, processes)
 
         # The snapshot must fit all that.
@@ -276,14 +278,6 @@ def _explained(changes: list[str], found: Resumption, trainer: Trainer) -> list[
             f"the learning rate of step {found.step + 1} is {after:.3g}; that of step {found.step} was {before:.3g}"
         )
     return lines
-
-
-def _check_prompt(config: TrainConfig, tokenizer: Tokenizer, sample: Sampler | None) -> None:
-    try:
-        if sample is not None:
-            tokenizer.encode(config.run.prompt)
-    except ValueError as error:
-        raise ValueError(f"--prompt: {error}") from None
 
 
 def _display(config: TrainConfig, processes: Processes) -> Display:

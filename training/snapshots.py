@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..files import FileError, file_size, first_sentence, sync_folder
-from ..weights.checkpoint import load_torch_file
+from ..weights.files.torch_files import load_torch_file
 from .snapshot_checks import SnapshotError, check_contents
 
 _NAME = re.compile(r"snapshot_step_(\d+)\.pt")

@@ -1,4 +1,8 @@
+import ast
 import dataclasses
+import inspect
+import itertools
+import textwrap
 from typing import Any
 
 import pytest
@@ -18,6 +22,9 @@ KNOWN = {
         "target_loss": 0.099999, "final_samples": 5, "sample_tokens": 30, "max_steps": None, "max_epochs": None,
     },
     "shakespeare-char": {"n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "batch": 12, "max_steps": 2000},
+    "shakespeare-char-fast": {
+        "n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "batch": 24, "optimizer": "muon", "tokenizer": "char",
+    },
     "tinystories": {"corpus": "tinystories", "tokenizer": "bpe"},
 }  # fmt: skip
 
@@ -47,10 +54,23 @@ def test_124m_is_gpt2_small(name: str) -> None:
     assert (model.d_model, model.n_layers, model.n_heads) == (small.d_model, small.n_layers, small.n_heads)
 
 
+def explained(config: type) -> set[str]:
+    """Return the fields that a docstring follows, which the command line shows as their help."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id
+        for field, after in itertools.pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and len(str(after.value.value)) > 10
+    }
+
+
 def test_every_field_is_explained_and_none_has_two_homes() -> None:
     seen: set[str] = set()
     for part in (DataConfig, OptimConfig, RunConfig):
         names = {field.name for field in dataclasses.fields(part)}
+        assert names == explained(part)
         assert not seen & names
         seen |= names
 
