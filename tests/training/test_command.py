@@ -170,7 +170,6 @@ WRONG = {
     "heads that do not divide": (None, ["--n-heads", "3"], "--n-heads 3 does not divide --d-model 8"),
     "no such snapshot": (None, ["--resume", "snapshot_step_3.pt"], "there is no snapshot snapshot_step_3.pt"),
     "no such device": (None, ["--device", "cuda:77"], "there is no cuda"),
-    "no such preset": (None, ["--preset", "gpt5"], "there is no preset 'gpt5'; there are tinystories,"),
 }  # fmt: skip
 
 
@@ -193,14 +192,124 @@ def test_negative_and_zero_sizes_are_refused(
     with pytest.raises(SystemExit) as caught:
         start(option, value)
     assert caught.value.code == 2
-    name = option.removeprefix("--").replace("-", "_")
-    assert f"{name} is {value}; it must be" in capsys.readouterr().err
+    assert f"{option} is {value}; it must be" in capsys.readouterr().err
 
 
 def test_sequences_beyond_the_model_are_refused(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         start("--seq", "9")
-    assert "seq=9 is more than the model has positions for" in capsys.readouterr().err
+    assert "--seq 9 is more than the model has positions for" in capsys.readouterr().err
+
+
+def test_an_unknown_preset_is_refused(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start("--preset", "gpt5")
+    assert "gpt5" in capsys.readouterr().err
+
+
+def test_a_failed_start_leaves_the_old_run_and_no_folder(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    folder = tmp_path / "runs" / "shakespeare-char"
+    before = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    final = "runs/shakespeare-char/final"
+    for options, message in (
+        (["--corpus", "missing.txt"], "missing.txt"),
+        (["--init-from", final], "--overwrite would replace runs/shakespeare-char, and --init-from"),
+        (["--init-from", "runs/shakespeare-char"], "--overwrite would replace"),
+        (["--prompt", "Ω"], "--prompt: character 'Ω'"),
+        (["--n-heads", "3"], "--n-heads 3 does not divide --d-model 8"),
+        (["--min-lr", "1e-5", "--target-loss", "1", "--max-steps", "None"], "this run has no end"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            start("--overwrite", *options)
+        if "replace" not in message:
+            with pytest.raises(ValueError, match=re.escape(message)):
+                start("--name", "other", *options)
+        assert {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["shakespeare-char"]
+
+
+def test_an_overwrite_that_diverges_gives_the_old_run_back(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    before = (tmp_path / "runs" / "shakespeare-char" / "metrics.csv").read_bytes()
+    with pytest.raises(ValueError, match="there is no snapshot from before it"):
+        start("--overwrite", "--lr", "1e38", "--grad-clip", "None", "--warmup-steps", "0", "--snapshot-every", "9")
+    assert (tmp_path / "runs" / "shakespeare-char" / "metrics.csv").read_bytes() == before
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["shakespeare-char"]
+
+
+def test_overwrite_keeps_what_no_run_has_written(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    for name in ("notes.md", "snapshots/best.pt", "final/thoughts.txt"):
+        mine = tmp_path / "runs" / "shakespeare-char" / name
+        mine.write_text("months of work")
+        with pytest.raises(ValueError, match=f"holds more than a run, and is not replaced: '{name}'"):
+            start("--overwrite")
+        mine.unlink()
+    start("--overwrite")
+
+
+def test_a_snapshot_of_another_run_begins_a_new_run(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    first, second = (tmp_path / "runs" / name for name in ("shakespeare-char", "second"))
+    before = {str(path): path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    snapshot = str(first / "snapshots" / "snapshot_step_4.pt")
+    start("--name", "second", "--resume", snapshot, "--max-steps", "8")
+    assert {str(path): path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+    assert [row.step for row in read_metrics(second)] == list(range(9))
+    assert read_metrics(second)[:4] == read_metrics(first)[:4]
+    with pytest.raises(ValueError, match="runs/second holds a run already"):
+        start("--name", "second", "--resume", snapshot)
+
+
+def test_resuming_keeps_the_options_that_are_not_given_again(start: Callable[..., int], tmp_path: Path) -> None:
+    start("--dropout", "0.2", "--lr", "0.004")
+    assert train(["--name", "shakespeare-char", "--resume", "auto", "--max-steps", "7"]) == 0
+    config = json.loads((tmp_path / "runs" / "shakespeare-char" / "config.json").read_text())
+    assert (config["optim"]["lr"], config["model"]["attn_dropout"], config["optim"]["max_steps"]) == (0.004, 0.2, 7)
+    for options, message in (
+        (["--d-model", "12"], "is of another model"),
+        (["--seed", "3"], "seed"),
+        (["--order", "shuffled"], "order"),
+        (["--init-range", "0.1"], "--init-range 0.1 cannot be changed when a run resumes, it was 0.02"),
+        (["--optimizer", "muon"], "optimizer"),
+        (["--init-from", "runs/shakespeare-char"], "--init-from"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            start("--resume", "auto", *options)
+
+
+def test_a_run_whose_snapshots_are_all_damaged_is_not_begun_again(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    folder = tmp_path / "runs" / "shakespeare-char"
+    for path in list_snapshots(folder / "snapshots"):
+        path.write_bytes(b"nothing")
+    before = (folder / "metrics.csv").read_bytes()
+    with pytest.raises(ValueError, match=r"none of the 3 snapshots in .* can be read"):
+        start("--resume", "auto")
+    for path in list_snapshots(folder / "snapshots"):
+        path.unlink()
+    with pytest.raises(ValueError, match="has a trained model and no snapshot to continue from"):
+        start("--resume", "auto")
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_a_changed_text_is_noticed_at_equal_length(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    (tmp_path / "text.txt").write_text(TEXT.replace("cat sat", "sat cat"))
+    with pytest.raises(ValueError, match="the text has changed since"):
+        start("--resume", "auto")
+
+
+def test_sizes_beside_a_model_to_start_from(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    options = ["--name", "b", "--init-from", "runs/shakespeare-char", "--max-steps", "1"]
+    with pytest.raises(ValueError, match="--d-model 12 does not fit --init-from runs/shakespeare-char, which has 8"):
+        start(*options, "--d-model", "12")
+    start(*options, "--dropout", "0.5")
+    record = json.loads((tmp_path / "runs" / "b" / "config.json").read_text())
+    assert record["model"]["resid_dropout"] == 0.5
+    assert json.loads((tmp_path / "runs" / "b" / "final" / "config.json").read_text())["resid_pdrop"] == 0.5
 
 
 def test_an_unknown_character_or_another_vocabulary(start: Callable[..., int], tmp_path: Path) -> None:
@@ -259,7 +368,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
             command(["--preset", "tinystories-char", "--help"])
         assert caught.value.code == 0
     said = capsys.readouterr().out
-    assert "Learning rate after warm-up" in said
+    assert "Learning rate of AdamW after warm-up" in said
     assert "Megabytes of text that the generator of stories writes" in said
 
 
