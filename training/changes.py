@@ -147,6 +147,7 @@ def flat_record(contents: Mapping[str, Any]) -> dict[str, Any]:
         values |= {str(name): value for name, value in fields.items()}
     values["seq"] = contents["data"]["seq"]
     if "model_config" in contents:
+        values.pop("dropout", None)  # the model's three fields say more
         return values | dataclasses.asdict(config_from_ours(contents["model_config"]))
     if values.get("d_mlp") is None:  # 0.1.0: four times d_model
         values.pop("d_mlp", None)
