@@ -26,6 +26,9 @@ _NEW_USER, _NEW_PID, _NEW_NET, _NEW_IPC = 0x10000000, 0x20000000, 0x40000000, 0x
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38  # linux/prctl.h
 _POLL_SECONDS = 0.05
 
+OVER_LIMIT = 125
+"""Status of a command that was killed because it used more memory or processes than it may."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -53,22 +56,24 @@ class Isolation:
 
 
 def isolated(
-    command: Sequence[str], *, writable: Path, limits: Limits, env: Mapping[str, str], **options: Any
+    command: Sequence[str], *, writable: Path | None, limits: Limits | None, env: Mapping[str, str], **options: Any
 ) -> "subprocess.Popen[bytes]":
     """Start a command in isolation; `end` ends it with everything that it has started.
 
     Args:
         command: the program, by its full path, and its arguments.
-        writable: the one folder that it may write to.
-        limits: what it may use. Exceeding one kills the whole command; its status is then 137. A command that a signal
-            has ended has the status 128 + signal, as in a shell.
+        writable: the one folder that it may write to, where it starts too (default: it may write where its user may).
+        limits: what it may use; with limits it has no network. A command that uses more is killed, and its status is
+            `OVER_LIMIT`. A command that a signal has ended has the status 128 + signal, as in a shell.
         env: its environment.
         options: of `subprocess.Popen`.
     """
-    settings = json.dumps(
-        {**asdict(limits), "writable": str(writable.resolve()), "pass_fds": [*options.get("pass_fds", ())]}
-    )
-    launcher = [sys.executable, "-I", "-S", __file__, settings, *command]
+    settings = {
+        "limits": None if limits is None else asdict(limits),
+        "writable": None if writable is None else str(writable.resolve()),
+        "pass_fds": list(options.get("pass_fds", ())),
+    }
+    launcher = [sys.executable, "-I", "-S", __file__, json.dumps(settings), *command]
     if os.name == "posix":
         options["start_new_session"] = True
     return subprocess.Popen(launcher, env=dict(env), **options)
@@ -113,7 +118,7 @@ def main(arguments: list[str]) -> int:
     if sys.platform == "linux":
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # without a namespace, orphans come here and are ended below
-        _namespaces()
+        _namespaces(network=settings["limits"] is None)
     child = os.fork()
     if child == 0:
         _first_process(command, settings)
@@ -154,19 +159,23 @@ def _become(command: Sequence[str], settings: Mapping[str, Any]) -> None:
     try:
         if sys.platform == "linux":
             _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-            _write_only_below(settings["writable"])
+            if settings["writable"]:
+                _write_only_below(settings["writable"])
+        limits = settings["limits"] or {}
         for name, value in (
-            ("RLIMIT_CPU", settings["cpu_seconds"]),
-            ("RLIMIT_FSIZE", settings["file_bytes"]),
-            ("RLIMIT_DATA", settings["memory"]),
+            ("RLIMIT_CPU", limits.get("cpu_seconds")),
+            ("RLIMIT_FSIZE", limits.get("file_bytes")),
+            ("RLIMIT_DATA", limits.get("memory")),
             ("RLIMIT_CORE", 0),
         ):
             with contextlib.suppress(ValueError, OSError, AttributeError):
-                limit = getattr(resource, name)
-                resource.setrlimit(limit, (value, value))
+                if value is not None:
+                    limit = getattr(resource, name)
+                    resource.setrlimit(limit, (value, value))
         for descriptor in settings["pass_fds"]:
             os.set_inheritable(descriptor, True)
-        os.chdir(settings["writable"])
+        if settings["writable"]:
+            os.chdir(settings["writable"])
         os.execv(command[0], command)
     except BaseException as error:
         os.write(2, f"the sandbox could not be set up: {error}\n".encode())
@@ -180,11 +189,12 @@ def _watch(child: int, settings: Mapping[str, Any]) -> int:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-        family = _descendants(os.getpid())
-        if len(family) > settings["processes"] + 1 or _resident(family) > settings["memory"]:
-            _kill(child)
-            os.waitpid(child, 0)
-            return 137
+        if settings["limits"]:
+            family = _descendants(os.getpid())
+            if len(family) > settings["limits"]["processes"] + 1 or _resident(family) > settings["limits"]["memory"]:
+                _kill(child)
+                os.waitpid(child, 0)
+                return OVER_LIMIT
         with contextlib.suppress(ChildProcessError):  # orphans that have ended
             while os.waitpid(-1, os.WNOHANG)[0] not in (0, child):
                 pass
@@ -237,11 +247,16 @@ def _prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _namespaces() -> dict[str, bool]:
-    """Move this process's children into namespaces of their own; returns which the kernel granted."""
+def _namespaces(*, network: bool = False) -> dict[str, bool]:
+    """Move this process's children into namespaces of their own; returns which the kernel granted.
+
+    Args:
+        network: leave them the network.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.geteuid(), os.getegid()
-    for flags in (_NEW_USER | _NEW_PID | _NEW_NET | _NEW_IPC, _NEW_PID | _NEW_NET | _NEW_IPC, _NEW_PID):
+    apart = _NEW_PID if network else _NEW_PID | _NEW_NET | _NEW_IPC
+    for flags in (_NEW_USER | apart, apart, _NEW_PID):
         if sys.platform != "linux" or libc.unshare(flags):
             continue
         if flags & _NEW_USER:  # the same user and group within as without
@@ -295,10 +310,11 @@ def _in_job(command: Sequence[str], settings: Mapping[str, Any]) -> int:
     job = ctypes.c_void_p(kernel.CreateJobObjectW(None, None))
     # JOBOBJECT_EXTENDED_LIMIT_INFORMATION on 64 bits: LimitFlags at byte 16, ActiveProcessLimit at 40, JobMemoryLimit
     # at 120. The flags: active processes, memory of the job, and the end of all when the job's handle is closed.
-    information = bytearray(144)
-    information[16:20] = (0x8 | 0x200 | 0x2000).to_bytes(4, "little")
-    information[40:44] = (settings["processes"] + 1).to_bytes(4, "little")
-    information[120:128] = int(settings["memory"]).to_bytes(8, "little")
+    information, limits = bytearray(144), settings["limits"]
+    information[16:20] = ((0x8 | 0x200 if limits else 0) | 0x2000).to_bytes(4, "little")
+    if limits:
+        information[40:44] = (limits["processes"] + 1).to_bytes(4, "little")
+        information[120:128] = int(limits["memory"]).to_bytes(8, "little")
     kernel.SetInformationJobObject(job, 9, (ctypes.c_char * 144).from_buffer(information), 144)
     kernel.AssignProcessToJobObject(job, ctypes.c_void_p(kernel.GetCurrentProcess()))
     return subprocess.run(command, cwd=settings["writable"], close_fds=False, check=False).returncode

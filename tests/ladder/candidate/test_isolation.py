@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gptladder.ladder.candidate.isolation import Limits, end, isolated, probe
+from gptladder.ladder.candidate.isolation import OVER_LIMIT, Limits, end, isolated, probe
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="namespaces and Landlock are Linux's")
 
@@ -145,9 +145,9 @@ def test_memory_processes_and_files_have_limits(tmp_path: Path) -> None:
     assert "had it" not in printed
     bomb = "import os, time\nwhile True:\n    os.fork() or time.sleep(600)"
     status, _ = output("import os, time\n[os.fork() or time.sleep(600) for _ in range(500)]\ntime.sleep(600)", tmp_path)
-    assert status == 137
+    assert status == OVER_LIMIT
     status, _ = output(bomb, tmp_path)
-    assert status == 137
+    assert status == OVER_LIMIT
     status, printed = output("open('big', 'wb').write(bytes(4 << 20)); print('had it')", tmp_path)
     assert status != 0
     assert "had it" not in printed
@@ -162,7 +162,7 @@ for _ in range(5):
         time.sleep(600)
 time.sleep(600)
 """
-    assert output(code, tmp_path)[0] == 137
+    assert output(code, tmp_path)[0] == OVER_LIMIT
 
 
 def test_signals_that_end_the_command_are_reported(tmp_path: Path) -> None:
