@@ -4,8 +4,27 @@
 >>> from gptladder import GPT2, GPT2Config
 """
 
-from .assembly import GPT2, PRESETS, GPT2Config
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .assembly import GPT2, PRESETS, GPT2Config
 
 __version__ = "0.1.0"
 
 __all__ = ["GPT2", "PRESETS", "GPT2Config", "__version__"]
+
+_PARTS = ("assembly", "components", "ladder", "sampling", "tokenizer", "training", "weights")
+
+
+def __getattr__(name: str) -> Any:
+    """Import the model when it is first asked for: `gptladder --help` need not wait for torch."""
+    if name in __all__:
+        return getattr(importlib.import_module(".assembly", __name__), name)
+    if name in _PARTS:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PARTS})

@@ -1,7 +1,7 @@
-"""GPT-2 as a whole: its configuration, and the wiring of the layers."""
+"""The whole GPT-2: its configuration, and the layers wired together."""
 
+from ..device import pick_device
 from .config import PRESETS, GPT2Config
-from .device import pick_device
 from .model import GPT2
 
 __all__ = ["GPT2", "PRESETS", "GPT2Config", "pick_device"]

@@ -1,4 +1,4 @@
-"""What a GPT-2 is made of: sizes, and the few choices that change the arithmetic."""
+"""The configuration of a GPT-2: sizes, and the few choices that change the arithmetic."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,30 +10,38 @@ from ..components.mlp import ActFn
 
 @dataclass(frozen=True, kw_only=True)
 class GPT2Config:
-    """The sizes and choices of one model, in TransformerLens's names. It cannot be changed: `replace` makes another.
+    """The sizes and choices of one model, under TransformerLens's names.
+
+    It cannot be changed; ``dataclasses.replace`` returns a changed copy.
 
     Args:
         d_model: width of the residual stream.
-        n_layers: blocks.
+        n_layers: number of blocks.
         n_heads: attention heads of each block.
-        d_head: width of one head; ``d_model / n_heads`` where it is not given.
-        d_mlp: hidden width of the MLP; ``4 * d_model`` where it is not given.
+        d_head: width of one head (default: ``d_model / n_heads``).
+        d_mlp: hidden width of the MLP (default: ``4 * d_model``).
         d_vocab: tokens in the vocabulary.
-        n_ctx: positions that there are embeddings for.
+        n_ctx: number of positions.
         act_fn: ``gelu_new``, ``gelu`` or ``relu``.
-        norm: ``pre`` (GPT-2) or ``post``; with ``post`` there is no final layer norm, the last block having ended in
+        norm: ``pre`` (GPT-2) or ``post``; with ``post`` there is no final layer norm, because the last block ends in
             one.
         layer_norm_eps: added to the variance in each layer norm.
         init_range: standard deviation of the initial weights.
         tie_word_embeddings: the output projection is the token embedding, transposed.
         unembed_bias: the output projection has a bias ``b_U`` (GPT-2: no; processed TransformerLens weights: yes).
-        scale_attn_weights: attention scores are divided by ``sqrt(d_head)``.
-        scale_attn_by_inverse_layer_idx: and by the block's number, counted from 1.
-        embed_dropout, attn_dropout, resid_dropout: probabilities, in training: after the embeddings, in the attention
-            pattern, on what each layer adds to the residual stream.
+        scale_attn_weights: divide attention scores by ``sqrt(d_head)``.
+        scale_attn_by_inverse_layer_idx: also divide them by the block's number, counted from 1.
+        embed_dropout: probability of dropping an entry after the embeddings, in training.
+        attn_dropout: the same in the attention pattern.
+        resid_dropout: the same in what each layer adds to the residual stream.
 
     Raises:
-        ValueError: a size below 1, sizes that do not divide, another choice, a probability outside [0, 1).
+        ValueError: a size below 1, sizes that do not divide, an unknown choice, a probability outside [0, 1).
+
+    Example:
+        >>> config = GPT2Config(d_model=64, n_layers=2, n_heads=4, d_vocab=100, n_ctx=32)
+        >>> config.d_head, config.d_mlp
+        (16, 256)
     """
 
     d_model: int = 768
@@ -80,17 +88,21 @@ class GPT2Config:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "GPT2Config":
-        """The configuration of a published model, with some fields changed.
+        """Return the configuration of a published model, with some fields changed.
 
         Raises:
             ValueError: a name that is not in ``PRESETS``.
+
+        Example:
+            >>> GPT2Config.preset("gpt2-medium", n_ctx=256).d_model
+            1024
         """
         if name not in PRESETS:
             raise ValueError(f"there is no preset {name!r}; there are {', '.join(PRESETS)}")
         return dataclasses.replace(PRESETS[name], **changes)
 
     def attn_scale(self, layer: int) -> float:
-        """What the attention scores of a block are multiplied by; blocks are counted from 0."""
+        """Return the factor of a block's attention scores; blocks are counted from 0."""
         scale = self.d_head**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 

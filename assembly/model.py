@@ -1,9 +1,9 @@
-"""The layers wired into GPT-2. Nothing is computed here that a layer could compute."""
+"""GPT-2, wired from the layers. Nothing is computed here that a layer could compute."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..components import taps
+from ..components.attention import Attention
 from ..components.block import Block
+from ..components.dropout import drops
 from ..components.embed import Embed
 from ..components.kv_cache import KVCache
 from ..components.layer_norm import LayerNorm
 from ..components.pos_embed import PosEmbed
 from ..components.shapes import shape_checked
-from ..components.taps import ActivationCache, Hook, Tap
+from ..components.taps import ActivationCache, Hook, HookFunction, Names, Tap
 from ..components.unembed import Unembed
 from .config import GPT2Config
 from .init import scale_residual_projections
@@ -26,12 +28,21 @@ from .init import scale_residual_projections
 class GPT2(nn.Module):
     """GPT-2 (Radford et al. 2019): from tokens to the logits of the token that follows each.
 
-    ``GPT2(config)`` has fresh weights; `from_pretrained` reads a model folder or fetches a published model. Parameters
-    and activations bear TransformerLens's names (``blocks.0.attn.hook_pattern``).
+    ``GPT2(config)`` has new random weights; `from_pretrained` reads a model folder or fetches a published model.
+    Parameters and activations have TransformerLens's names (``blocks.0.attn.hook_pattern``).
 
     Args:
         config: sizes and choices.
-        fused: use PyTorch's kernels in attention and layer norms; False computes everything as written.
+        fused: use PyTorch's fused kernels in attention and layer norms; see the attribute `fused`.
+
+    Example:
+        >>> model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=4, d_vocab=50, n_ctx=8))
+        >>> tokens = torch.tensor([[3, 1, 4, 1, 5]])
+        >>> model(tokens).shape  # batch seq d_vocab
+        torch.Size([1, 5, 50])
+        >>> logits, cache = model.run_with_cache(tokens)
+        >>> cache["pattern", 0].shape  # batch n_heads query_pos key_pos
+        torch.Size([1, 4, 5, 5])
     """
 
     def __init__(
@@ -83,6 +94,40 @@ class GPT2(nn.Module):
             **drawn,
         )
 
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as a new model's."""
+        blocks: list[Any] = list(self.blocks)
+        layers: list[Any] = [self.embed, self.pos_embed, *blocks, self.ln_final, self.unembed]
+        for layer in layers:
+            if not isinstance(layer, nn.Identity):
+                layer.reset_parameters()
+        scale_residual_projections(blocks)
+
+    @property
+    def fused(self) -> bool:
+        """Whether attention and layer norms use PyTorch's fused kernels unless a hook needs what these never form.
+
+        Set it to False to compute every call step by step: with hooks, in `run_with_cache` and without either, the
+        logits are then the same to the bit, and second derivatives are available. Fused kernels are faster and differ
+        from that by rounding (in bfloat16, logits were seen to differ by 0.05).
+        """
+        return all(layer.fused for layer in self._layers_with_kernels())
+
+    @fused.setter
+    def fused(self, value: bool) -> None:
+        for layer in self._layers_with_kernels():
+            layer.fused = value
+
+    def _layers_with_kernels(self) -> list[Attention | LayerNorm]:
+        return [layer for layer in self.modules() if isinstance(layer, Attention | LayerNorm)]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A tied output projection follows the embedding when that is replaced.
+        unembed = self.__dict__.get("_modules", {}).get("unembed")
+        if name == "embed" and isinstance(unembed, Unembed) and unembed.tied:
+            unembed.tie_to(value)
+        super().__setattr__(name, value)
+
     @shape_checked
     def forward(
         self,
@@ -92,14 +137,14 @@ class GPT2(nn.Module):
         positions: Int[Tensor, "batch seq"] | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch seq d_vocab={self.d_vocab}"]:
-        """The logits of the token that follows each position.
+        """Return the logits of the token that follows each position.
 
         Args:
             tokens: at least one for each sequence.
-            padding_mask: True at tokens, False at padding. Nobody attends to padding, and positions are counted
-                without it; the logits at padding itself mean nothing.
-            positions: the position of each token, instead of counting them.
-            cache: the tokens before these (`new_cache` makes an empty one); these are added to it. ``tokens`` and
+            padding_mask: True at tokens, False at padding. No position attends to padding, and positions are counted
+                without it; the logits at padding itself are undefined.
+            positions: position of each token (default: counted from the start of the sequence).
+            cache: the tokens before these (`new_cache` returns an empty one); these are added to it. ``tokens`` and
                 ``padding_mask`` are then of the new tokens alone.
 
         Raises:
@@ -116,13 +161,19 @@ class GPT2(nn.Module):
         positions: Int[Tensor, "batch seq"] | None = None,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "batch seq d_model={self.config.d_model}"]:
-        """The normalised residual stream that `unembed` projects; arguments and errors as for calling the model.
+        """Return the normalised residual stream that `unembed` projects; arguments and errors as for `forward`.
 
-        Projecting only the positions that are needed saves the greater part of the time where the vocabulary is large.
+        If the vocabulary is large, most of the time goes into projecting, so project only the positions you need.
+
+        Example:
+            >>> model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=4, d_vocab=50, n_ctx=8))
+            >>> residual = model.final_residual(torch.tensor([[3, 1, 4, 1, 5]]))
+            >>> model.unembed(residual[:, -1:]).shape  # logits after the last token alone
+            torch.Size([1, 1, 50])
         """
         seq = tokens.shape[1]
         if tokens.numel() == 0:
-            raise ValueError(f"tokens have the shape {list(tokens.shape)}: a model needs at least one token to read")
+            raise ValueError(f"tokens have the shape {list(tokens.shape)}: a model needs at least one token")
         past = 0 if cache is None else cache.length
         try:
             # From here on the mask covers the cached positions too.
@@ -131,9 +182,11 @@ class GPT2(nn.Module):
                 positions = (mask.cumsum(dim=1)[:, -seq:] - 1).clamp(min=0)
             embed = self.hook_embed(self.embed(tokens))
             pos_embed = self.hook_pos_embed(self.pos_embed(tokens, offset=past, positions=positions))
-            residual = F.dropout(embed + pos_embed, self.config.embed_dropout, self.training)
+            residual = F.dropout(embed + pos_embed, self.config.embed_dropout, drops(self))
             for layer, block in enumerate(self.blocks):
                 residual = block(residual, padding_mask=mask, cache=None if cache is None else cache.layers[layer])
+            if cache is not None:
+                cache.length = past + seq
             return self.ln_final(residual)
         except BaseException:
             if cache is not None:
@@ -141,13 +194,15 @@ class GPT2(nn.Module):
             raise
 
     def new_cache(self, batch: int, *, capacity: int | None = None, growing: bool = False) -> KVCache:
-        """An empty cache for ``batch`` sequences.
+        """Return an empty cache for ``batch`` sequences.
 
         Args:
-            capacity: positions that fit, padding included; ``n_ctx`` where it is not given.
+            capacity: positions that fit, padding included (default: ``n_ctx``).
             growing: start with ``capacity`` and take more memory as needed.
+
+        Example: see `KVCache`.
         """
-        weight = self.embed.W_E
+        weight = self.pos_embed.W_pos
         return KVCache(
             n_layers=self.config.n_layers,
             batch=batch,
@@ -160,26 +215,39 @@ class GPT2(nn.Module):
         )
 
     def num_parameters(self) -> int:
-        """Numbers that training changes; a tied output projection counts once."""
+        """Return how many numbers training changes; a tied output projection counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def run_with_cache(self, tokens: Tensor, **kwargs: Any) -> tuple[Tensor, ActivationCache]:
-        """Logits, and the activations by name. See `gptladder.components.taps.run_with_cache`."""
+        """Return the logits, and the activations by name. See `gptladder.components.taps.run_with_cache`.
+
+        The logits can differ from the plain call's by rounding; with `fused` set to False they never do.
+        """
         return taps.run_with_cache(self, tokens, **kwargs)
 
-    def run_with_hooks(self, tokens: Tensor, *, fwd_hooks: Sequence[Hook] = (), **kwargs: Any) -> Tensor:
-        """Logits, with hooks on activations. See `gptladder.components.taps.run_with_hooks`."""
-        return taps.run_with_hooks(self, tokens, fwd_hooks=fwd_hooks, **kwargs)
+    def run_with_hooks(
+        self, tokens: Tensor, *, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), **kwargs: Any
+    ) -> Tensor:
+        """Return the logits, with hooks on activations. See `gptladder.components.taps.run_with_hooks`."""
+        return taps.run_with_hooks(self, tokens, fwd_hooks=fwd_hooks, bwd_hooks=bwd_hooks, **kwargs)
 
     def hooks(self, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = ()) -> AbstractContextManager[None]:
-        """Hooks on activations and gradients, for a block of code. See `gptladder.components.taps.hooks`."""
+        """Put hooks on activations and gradients, for a block of code. See `gptladder.components.taps.hooks`."""
         return taps.hooks(self, fwd_hooks, bwd_hooks)
 
-    # The one door upwards: a model can be asked for its files. Imported when used, so that assembly needs no weights.
+    def add_hook(self, name: Names, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd") -> None:
+        """Put a hook on activations until `reset_hooks`. See `gptladder.components.taps.add_hook`."""
+        taps.add_hook(self, name, hook, dir)
+
+    def reset_hooks(self) -> None:
+        """Remove what `add_hook` added."""
+        taps.reset_hooks(self)
+
+    # The only imports from above assembly. They happen in the call, so that importing assembly does not import weights.
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | PathLike[str], **kwargs: Any) -> "GPT2":
-        """A model from a folder, or from the Hugging Face hub by name. See `gptladder.weights.from_pretrained`."""
+        """Return a model from a folder, or by its name on the hub. See `gptladder.weights.from_pretrained`."""
         from ..weights import from_pretrained
 
         return from_pretrained(name_or_folder, **kwargs)
@@ -193,21 +261,21 @@ class GPT2(nn.Module):
 
     @classmethod
     def from_nanogpt(cls, path: str | PathLike[str], **kwargs: Any) -> "GPT2":
-        """A model from a nanoGPT checkpoint. See `gptladder.weights.from_nanogpt`."""
+        """Return a model from a nanoGPT checkpoint. See `gptladder.weights.from_nanogpt`."""
         from ..weights import from_nanogpt
 
         return from_nanogpt(path, **kwargs)
 
     @classmethod
     def from_hf(cls, model: Any, **kwargs: Any) -> "GPT2":
-        """A model with the weights of a ``transformers.GPT2LMHeadModel``. See `gptladder.weights.from_hf`."""
+        """Return a model with a ``transformers.GPT2LMHeadModel``'s weights. See `gptladder.weights.from_hf`."""
         from ..weights import from_hf
 
         return from_hf(model, **kwargs)
 
     @classmethod
     def from_hooked_transformer(cls, model: Any, **kwargs: Any) -> "GPT2":
-        """A model with the weights of a ``HookedTransformer``. See `gptladder.weights.from_hooked_transformer`."""
+        """Return a model with a ``HookedTransformer``'s weights. See `gptladder.weights.from_hooked_transformer`."""
         from ..weights import from_hooked_transformer
 
         return from_hooked_transformer(model, **kwargs)

@@ -27,7 +27,7 @@ from measure import bandwidth, foreign_load, machine, print_table, spread, wait_
 from gptladder import GPT2, GPT2Config
 from gptladder.sampling import SamplingParams, generate, pack
 from gptladder.tokenizer import load_tokenizer
-from gptladder.training.stories import stories
+from gptladder.training.data.stories import stories
 from gptladder.weights import to_hf
 
 # Bytes of a weight, as it lies in memory.

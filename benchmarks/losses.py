@@ -20,10 +20,10 @@ import torch
 from measure import machine, print_table, write_result
 
 from gptladder.assembly import GPT2
-from gptladder.components.linear import onednn_products
+from gptladder.components.kernels import set_onednn_products
+from gptladder.training.data.stories import stories
 from gptladder.training.kernels import keep_freed_memory, try_onednn
-from gptladder.training.schedule import warmup_cosine
-from gptladder.training.stories import stories
+from gptladder.training.schedule import warmup_decay
 from training import SHAPES, ours, transformers_gpt2
 
 SHAPE = SHAPES["char"]
@@ -50,7 +50,7 @@ def text() -> tuple[torch.Tensor, torch.Tensor]:
 def train(contestant: str, precision: str, seed: int, steps: int) -> dict[str, float]:
     """The losses at the end of a run."""
     train_ids, val_ids = text()
-    onednn_products(contestant == "ours" and precision == "float32" and try_onednn().accurate)
+    set_onednn_products(contestant == "ours" and precision == "float32" and try_onednn().accurate)
     torch.manual_seed(seed)
     fresh = GPT2(SHAPE.config).to(torch.float64 if precision == "float64" else torch.float32)
     model, step = (ours if contestant == "ours" else transformers_gpt2)(SHAPE, fresh)
@@ -65,7 +65,7 @@ def train(contestant: str, precision: str, seed: int, steps: int) -> dict[str, f
 
     last = []
     for number in range(steps):
-        optimizer.param_groups[0]["lr"] = warmup_cosine(
+        optimizer.param_groups[0]["lr"] = warmup_decay(
             number, lr=1e-3, min_lr=1e-4, warmup_steps=100, decay_steps=steps
         )
         found = loss(torch.randint(len(train_ids) - SHAPE.seq, (SHAPE.batch,), generator=source), train_ids)

@@ -42,7 +42,7 @@ from measure import (
 from torch import Tensor, nn
 
 from gptladder.assembly import GPT2, GPT2Config
-from gptladder.components.linear import onednn_products
+from gptladder.components.kernels import set_onednn_products
 from gptladder.training.kernels import keep_freed_memory, try_onednn
 from gptladder.training.loss import NextTokenLoss
 from gptladder.training.optim import adamw
@@ -184,7 +184,7 @@ def work(contestant: str, shape: Shape, pipe: Connection) -> None:
     build, bf16, _ = CONTESTANTS[contestant]
     if contestant.startswith("ours"):
         keep_freed_memory()
-        onednn_products(try_onednn().accurate)
+        set_onednn_products(try_onednn().accurate)
     torch.manual_seed(1337)
     model, step = build(shape, GPT2(shape.config))
     optimizer = (

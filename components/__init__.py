@@ -1,14 +1,27 @@
-"""The layers of GPT-2, one module each; none needs the others (but `Block`, which composes them) or a config object."""
+"""The layers of GPT-2, one module each. A layer needs no other layer (except `Block`, which composes them) and no
+configuration object."""
 
+from .act_names import act_name
 from .attention import Attention
 from .block import Block
+from .dropout import no_dropout
 from .embed import Embed
 from .kv_cache import KVCache, LayerCache
 from .layer_norm import LayerNorm
 from .mlp import MLP
 from .pos_embed import PosEmbed
 from .shapes import TypeCheckError, typecheck
-from .taps import ActivationCache, Tap, act_name, hooks, named_taps, run_with_cache, run_with_hooks
+from .taps import (
+    ActivationCache,
+    HookPoint,
+    Tap,
+    add_hook,
+    hooks,
+    named_taps,
+    reset_hooks,
+    run_with_cache,
+    run_with_hooks,
+)
 from .unembed import Unembed
 
 __all__ = [
@@ -17,6 +30,7 @@ __all__ = [
     "Attention",
     "Block",
     "Embed",
+    "HookPoint",
     "KVCache",
     "LayerCache",
     "LayerNorm",
@@ -25,8 +39,11 @@ __all__ = [
     "TypeCheckError",
     "Unembed",
     "act_name",
+    "add_hook",
     "hooks",
     "named_taps",
+    "no_dropout",
+    "reset_hooks",
     "run_with_cache",
     "run_with_hooks",
     "typecheck",

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .attention import Attention
+from .dropout import drops
 from .kv_cache import LayerCache
 from .layer_norm import LayerNorm
 from .mlp import MLP, ActFn
@@ -18,12 +19,11 @@ Norm = Literal["pre", "post"]
 
 
 class Block(nn.Module):
-    """Transformer block.
+    """One transformer block.
 
     With ``norm="pre"`` (GPT-2), each layer reads a normalised copy of the residual stream and adds to the stream
     itself: ``x = x + attn(ln1(x)); x = x + mlp(ln2(x))``. With ``norm="post"`` (Vaswani et al. 2017; GPT-1), the stream
-        is
-    normalised after each addition: ``x = ln1(x + attn(x)); x = ln2(x + mlp(x))``.
+    is normalised after each addition: ``x = ln1(x + attn(x)); x = ln2(x + mlp(x))``.
 
     Reference: Radford et al. 2019, section 2.3; ``transformer_lens.components.TransformerBlock``.
 
@@ -32,13 +32,18 @@ class Block(nn.Module):
         d_mlp, act_fn: as for `MLP`.
         layer_norm_eps: as for `LayerNorm`.
         norm: ``pre`` or ``post``.
-        attn_dropout: probability of dropping an entry of the attention pattern, in training.
-        resid_dropout: the same for what attention and MLP add to the residual stream.
-        fused: use PyTorch's kernels in attention and layer norms.
+        attn_dropout: probability of dropping an entry of the attention pattern in training.
+        resid_dropout: probability of dropping an entry of what attention and MLP add to the residual stream.
+        fused: use PyTorch's fused kernels in attention and layer norms, see `Attention`.
         init_range: standard deviation of the initial weights.
 
     Raises:
         ValueError: another ``norm``; a dropout outside [0, 1); what the layers refuse.
+
+    Example:
+        >>> block = Block(d_model=12, n_heads=3)
+        >>> block(torch.randn(2, 5, 12)).shape  # batch seq d_model
+        torch.Size([2, 5, 12])
     """
 
     def __init__(
@@ -87,6 +92,11 @@ class Block(nn.Module):
         self.hook_mlp_out = Tap()
         self.hook_resid_post = Tap()
 
+    def reset_parameters(self) -> None:
+        """Draw the weights of all layers anew, and set biases to 0 and gains to 1."""
+        for layer in (self.ln1, self.attn, self.ln2, self.mlp):
+            layer.reset_parameters()
+
     @shape_checked
     def forward(
         self,
@@ -95,14 +105,14 @@ class Block(nn.Module):
         padding_mask: Bool[Tensor, "batch key_pos"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
-        """The residual stream after this block; ``padding_mask`` and ``cache`` as for `Attention`."""
-        pre_norm = self.norm == "pre"
+        """Return the residual stream after this block; ``padding_mask`` and ``cache`` as for `Attention`."""
+        pre_norm, drop = self.norm == "pre", drops(self)
         resid_pre = self.hook_resid_pre(resid_pre)
         attn_in = self.ln1(resid_pre) if pre_norm else resid_pre
         attn_out = self.hook_attn_out(self.attn(attn_in, padding_mask=padding_mask, cache=cache))
-        resid_mid = resid_pre + F.dropout(attn_out, self.resid_dropout, self.training)
+        resid_mid = resid_pre + F.dropout(attn_out, self.resid_dropout, drop)
         resid_mid = self.hook_resid_mid(resid_mid if pre_norm else self.ln1(resid_mid))
         mlp_in = self.ln2(resid_mid) if pre_norm else resid_mid
         mlp_out = self.hook_mlp_out(self.mlp(mlp_in))
-        resid_post = resid_mid + F.dropout(mlp_out, self.resid_dropout, self.training)
+        resid_post = resid_mid + F.dropout(mlp_out, self.resid_dropout, drop)
         return self.hook_resid_post(resid_post if pre_norm else self.ln2(resid_post))

@@ -1,10 +1,11 @@
-"""Token embedding: a row of a table for each token."""
+"""Token embedding: one row of a table for each token."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from . import initial
 from .shapes import shape_checked
 
 
@@ -17,6 +18,12 @@ class Embed(nn.Module):
         d_vocab: tokens in the vocabulary.
         d_model: width of the residual stream.
         init_range: standard deviation of the initial weights.
+
+    Example:
+        >>> embed = Embed(d_vocab=10, d_model=4)
+        >>> tokens = torch.tensor([[3, 1, 3]])
+        >>> torch.equal(embed(tokens)[0, 0], embed.W_E[3])
+        True
     """
 
     W_E: Float[Tensor, "d_vocab d_model"]
@@ -34,15 +41,20 @@ class Embed(nn.Module):
         self.d_vocab = d_vocab
         self.d_model = d_model
         self.W_E = nn.Parameter(torch.empty(d_vocab, d_model, device=device, dtype=dtype))
-        nn.init.normal_(self.W_E, std=init_range)
+        self.init_range = init_range
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the table anew."""
+        initial.normal_((self.W_E,), std=self.init_range)
 
     @shape_checked
     def forward(self, tokens: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
-        """Look up the embedding of each token.
+        """Return the embedding of each token.
 
         Raises:
-            ValueError: a token outside the vocabulary. (On a GPU it is the device that notices, with an error of its
-                own: looking first would stall every step.)
+            ValueError: a token outside the vocabulary. (On a GPU the device raises its own error: to check the tokens
+                first would stall every step.)
         """
         try:
             return F.embedding(tokens, self.W_E)
@@ -54,5 +66,5 @@ class Embed(nn.Module):
             ) from None
 
     def extra_repr(self) -> str:
-        """The sizes, for ``repr``."""
+        """Return the sizes, for ``repr``."""
         return f"d_vocab={self.d_vocab}, d_model={self.d_model}"

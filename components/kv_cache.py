@@ -1,12 +1,15 @@
 """Keys and values kept between calls, so that each token is projected once.
 
-`LayerCache` serves one attention layer, wherever it is used; `KVCache` is one per block, and remembers which positions
-are padding. Both hold inference state: what is kept carries no gradient.
+`LayerCache` serves one attention layer, wherever it is used; `KVCache` holds one for each block, and which positions
+are padding. Both are for inference: gradients reach the keys and values of the call under way, and stop at those of
+earlier calls.
 """
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from .kernels import is_transformed
 
 
 class LayerCache:
@@ -14,8 +17,18 @@ class LayerCache:
 
     Args:
         batch, n_heads, d_head: the layer's sizes.
-        capacity: positions that fit. Memory for them is taken once, here.
-        growing: when they are full, take twice the memory instead of raising.
+        capacity: positions that fit. Their memory is allocated here, once.
+        growing: when the cache is full, double its memory instead of raising an error.
+
+    Raises:
+        ValueError: a capacity below 1.
+
+    Example:
+        >>> cache = LayerCache(batch=1, n_heads=2, d_head=3, capacity=8)
+        >>> k = v = torch.ones(1, 5, 2, 3)  # batch seq n_heads d_head
+        >>> keys, values = cache.append(k, v)
+        >>> keys.shape, cache.length
+        (torch.Size([1, 2, 5, 3]), 5)
     """
 
     kept: Float[Tensor, "2 batch n_heads capacity d_head"]
@@ -40,47 +53,83 @@ class LayerCache:
 
     @property
     def keys(self) -> Float[Tensor, "batch n_heads capacity d_head"]:
-        """The keys (a view); those from ``length`` on mean nothing."""
+        """The keys (a view); those from ``length`` on are undefined."""
         return self.kept[0]
 
     @property
     def values(self) -> Float[Tensor, "batch n_heads capacity d_head"]:
-        """The values (a view); those from ``length`` on mean nothing."""
+        """The values (a view); those from ``length`` on are undefined."""
         return self.kept[1]
 
     def append(
         self, k: Float[Tensor, "batch seq n_heads d_head"], v: Float[Tensor, "batch seq n_heads d_head"]
     ) -> tuple[Float[Tensor, "batch n_heads key_pos d_head"], Float[Tensor, "batch n_heads key_pos d_head"]]:
-        """Keep the keys and values of new positions, and return those of all positions (views, not copies).
+        """Keep the keys and values of new positions, and return those of all positions.
+
+        Returns:
+            Keys and values: views of the cache; or, if the new ones need a gradient, tensors of their own through which
+            it reaches the new ones.
+
+        Raises:
+            ValueError: another batch size, or more positions than fit.
+            RuntimeError: forward-mode differentiation or a transform of ``torch.func`` is under way. Its derivatives
+                would get lost in the cache.
+        """
+        if not torch.compiler.is_compiling() and is_transformed():
+            raise RuntimeError(
+                "a cache keeps no derivatives of forward mode or torch.func: call without a cache, on all positions"
+            )
+        past = self.length
+        new_k, new_v = self.extend(k.shape[0], k.shape[1]).unbind(0)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        with torch.no_grad():
+            new_k.copy_(k)
+            new_v.copy_(v)
+        keys, values = self.held()
+        if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+            return torch.cat([keys[:, :, :past], k], dim=2), torch.cat([values[:, :, :past], v], dim=2)
+        return keys, values
+
+    def extend(self, batch: int, seq: int) -> Float[Tensor, "2 batch n_heads seq d_head"]:
+        """Lengthen the cache by ``seq`` positions, and return their memory (a view), for keys and values to be put in.
 
         Raises:
             ValueError: another batch size, or more positions than fit.
         """
-        end = self._room_for(k.shape[0], k.shape[1])
-        self.kept[0, :, :, self.length : end] = k.detach().transpose(1, 2)
-        self.kept[1, :, :, self.length : end] = v.detach().transpose(1, 2)
-        return self._up_to(end)
+        _, rows, n_heads, capacity, d_head = self.kept.shape
+        if batch != rows:
+            raise ValueError(f"the cache was made for a batch of {rows}, not {batch}")
+        past, length = self.length, self.length + seq
+        if length > capacity:
+            if not self.growing:
+                raise ValueError(
+                    f"the cache holds {capacity} positions and {length} are needed: crop it, or make it growing"
+                )
+            larger = self.kept.new_zeros(2, rows, n_heads, max(length, 2 * capacity), d_head)
+            larger[:, :, :, :past] = self.kept[:, :, :, :past]
+            self.kept = larger
+        self.length = length
+        return self.kept[:, :, :, past:length]
 
-    def append_both(
-        self, kv: Float[Tensor, "2 batch n_heads seq d_head"]
+    def held(
+        self,
     ) -> tuple[Float[Tensor, "batch n_heads key_pos d_head"], Float[Tensor, "batch n_heads key_pos d_head"]]:
-        """As `append`, of keys and values in one tensor, laid out as they are kept: one copy instead of two."""
-        end = self._room_for(kv.shape[1], kv.shape[3])
-        self.kept[:, :, :, self.length : end] = kv.detach()
-        return self._up_to(end)
+        """Return the keys and the values of all positions held (views)."""
+        keys, values = self.kept[:, :, :, : self.length].unbind(0)
+        return keys, values
 
     def crop(self, length: int) -> None:
         """Forget all but the first ``length`` positions.
 
         Raises:
-            ValueError: more than there are, or fewer than none.
+            ValueError: a length above the present one, or below 0.
         """
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot crop {self.length} cached positions to {length}")
         self.length = length
 
     def select(self, rows: Int[Tensor, "new_batch"]) -> "LayerCache":
-        """A cache in memory of its own whose row ``i`` is this one's row ``rows[i]``."""
+        """Return a cache with memory of its own whose row ``i`` is this one's row ``rows[i]``."""
         twin = object.__new__(LayerCache)
         twin.growing, twin.length = self.growing, self.length
         _, _, *sizes = self.kept.shape
@@ -89,45 +138,34 @@ class LayerCache:
         return twin
 
     def reorder(self, rows: Int[Tensor, "new_batch"]) -> None:
-        """Make row ``i`` what row ``rows[i]`` was. Rows may be repeated or dropped: the batch size follows."""
+        """Replace each row ``i`` by row ``rows[i]``. Rows may be repeated or dropped: the batch size follows."""
         if len(rows) != self.kept.shape[1]:
             self.kept = self.select(rows).kept
             return
         used = self.kept[:, :, :, : self.length]
         used.copy_(used.index_select(1, rows))
 
-    def _room_for(self, batch: int, seq: int) -> int:
-        """Where new positions will end, once there is room for them."""
-        _, rows, n_heads, capacity, d_head = self.kept.shape
-        if batch != rows:
-            raise ValueError(f"the cache was made for a batch of {rows}, not {batch}")
-        needed = self.length + seq
-        if needed > capacity:
-            if not self.growing:
-                raise ValueError(
-                    f"the cache holds {capacity} positions and {needed} are needed: crop it, or make it growing"
-                )
-            larger = self.kept.new_zeros(2, rows, n_heads, max(needed, 2 * capacity), d_head)
-            larger[:, :, :, : self.length] = self.kept[:, :, :, : self.length]
-            self.kept = larger
-        return needed
-
-    def _up_to(self, end: int) -> tuple[Tensor, Tensor]:
-        self.length = end
-        keys, values = self.kept[:, :, :, :end].unbind(0)
-        return keys, values
-
 
 class KVCache:
     """The keys and values of every block, and which positions are padding.
 
-    ``model.new_cache(batch)`` makes one of the right sizes. Calling the model with it appends; a call that raises
-    leaves it as it was.
+    ``model.new_cache(batch)`` returns one of the right sizes. Calling the model with it appends; a call that raises
+    an error leaves it as it was.
 
     Args:
         n_layers, batch, n_heads, d_head: the model's sizes.
-        capacity: positions that fit: ``n_ctx``, or fewer where it is known how many will be needed.
+        capacity: positions that fit: ``n_ctx``, or fewer if fewer will be needed.
         growing: take more memory as needed, instead of all of it at once.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=5, n_ctx=4)).eval()
+        >>> cache = model.new_cache(batch=1)
+        >>> _ = model(torch.tensor([[3, 1]]), cache=cache)
+        >>> cache.length
+        2
+        >>> model(torch.tensor([[4]]), cache=cache).shape  # the logits after the third token
+        torch.Size([1, 1, 5])
     """
 
     def __init__(
@@ -154,12 +192,9 @@ class KVCache:
             )
             for _ in range(n_layers)
         ]
+        self.length = 0
+        """Positions held, padding included. A layer in which another module took attention's place holds none."""
         self._is_token: Bool[Tensor, "batch length"] | None = None
-
-    @property
-    def length(self) -> int:
-        """Positions held, padding included."""
-        return self.layers[0].length
 
     @property
     def batch(self) -> int:
@@ -169,7 +204,7 @@ class KVCache:
     def extend_mask(
         self, padding_mask: Bool[Tensor, "batch seq"] | None, *, seq: int
     ) -> Bool[Tensor, "batch key_pos"] | None:
-        """Remember which of ``seq`` new positions are tokens, and return that for all positions (None: all are).
+        """Record which of ``seq`` new positions are tokens, and return that for all positions (None: all are).
 
         Raises:
             ValueError: a mask of another batch size.
@@ -190,25 +225,25 @@ class KVCache:
         """Forget all but the first ``length`` positions.
 
         Raises:
-            ValueError: more than there are, or fewer than none.
+            ValueError: a length above the present one, or below 0.
         """
-        for layer in self.layers:
-            layer.crop(length)
-        if self._is_token is not None:
-            self._is_token = self._is_token[:, :length]
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot crop {self.length} cached positions to {length}")
+        self.rewind(length)
 
     def rewind(self, length: int) -> None:
-        """Go back to ``length`` positions, wherever a call that raised has left each block."""
+        """Go back to ``length`` positions, wherever a call that raised an error has left each block."""
+        self.length = length
         for layer in self.layers:
             layer.length = min(layer.length, length)
         if self._is_token is not None:
             self._is_token = self._is_token[:, :length]
 
     def reorder(self, rows: Int[Tensor, "new_batch"]) -> None:
-        """Make row ``i`` what row ``rows[i]`` was, as beam search needs. Rows may be repeated or dropped.
+        """Replace each row ``i`` by row ``rows[i]``, as beam search needs. Rows may be repeated or dropped.
 
         Raises:
-            IndexError: a row that does not exist; nothing is changed then.
+            IndexError: a row that does not exist; the cache stays as it is.
         """
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.batch:
             raise IndexError(f"rows run from {int(rows.min())} to {int(rows.max())}, but the cache has {self.batch}")
@@ -218,9 +253,9 @@ class KVCache:
             self._is_token = self._is_token.index_select(0, rows)
 
     def fork(self, n: int = 1) -> "KVCache":
-        """A cache in memory of its own that continues each sequence ``n`` times: row ``i * n + j`` from row ``i``.
+        """Return a cache with memory of its own that continues each sequence ``n`` times: row ``i * n + j`` from ``i``.
 
-        The prompt is then encoded once for all its continuations, and this cache can be forked again.
+        So a prompt is encoded once for all its continuations; this cache stays as it is, and can be forked again.
 
         Raises:
             ValueError: ``n`` below 1.
@@ -230,5 +265,6 @@ class KVCache:
         rows = torch.arange(self.batch, device=self.layers[0].kept.device).repeat_interleave(n)
         twin = object.__new__(KVCache)
         twin.layers = [layer.select(rows) for layer in self.layers]
+        twin.length = self.length
         twin._is_token = None if self._is_token is None else self._is_token.index_select(0, rows)
         return twin

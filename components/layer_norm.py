@@ -1,10 +1,12 @@
-"""Layer normalisation: each position's vector centred, scaled to variance one, then a gain and a bias."""
+"""Layer normalisation: center each position's vector, scale it to variance 1, apply a gain and a bias."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from . import initial
+from .kernels import widened
 from .shapes import shape_checked
 from .taps import Tap
 
@@ -17,8 +19,13 @@ class LayerNorm(nn.Module):
     Args:
         d_model: width of the residual stream.
         layer_norm_eps: added to the variance, under the root.
-        fused: use PyTorch's kernel where nobody listens to ``hook_scale`` or ``hook_normalized``; False computes the
-            formula as written, always.
+        fused: use PyTorch's fused kernel unless a hook needs ``hook_scale`` or ``hook_normalized``. With False, the
+            formula is always computed as written below, so that hooks never change the result.
+
+    Example:
+        >>> layer_norm = LayerNorm(d_model=4)
+        >>> layer_norm(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]))
+        tensor([[[-1.3416, -0.4472,  0.4472,  1.3416]]], grad_fn=<NativeLayerNormBackward0>)
     """
 
     w: Float[Tensor, "d_model"]
@@ -37,29 +44,34 @@ class LayerNorm(nn.Module):
         self.d_model = d_model
         self.layer_norm_eps = layer_norm_eps
         self.fused = fused
-        self.w = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))
-        self.b = nn.Parameter(torch.zeros(d_model, device=device, dtype=dtype))
+        self.w = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype))
+        self.b = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype))
         self.hook_scale = Tap()  # [batch seq 1]
         self.hook_normalized = Tap()  # [batch seq d_model]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the gain to 1 and the bias to 0."""
+        initial.fill_((self.w,), 1.0)
+        initial.fill_((self.b,), 0.0)
 
     @shape_checked
     def forward(
         self, residual: Float[Tensor, "batch seq d_model={self.d_model}"]
     ) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
-        """Normalise each position; gain and bias after it."""
+        """Return each position's normalised vector, times the gain, plus the bias."""
         if self.fused and not (self.hook_scale.active or self.hook_normalized.active):
             return F.layer_norm(residual, (self.d_model,), self.w, self.b, self.layer_norm_eps)
-        # The kernel computes 16-bit floats' statistics in 32 bits; so must this.
-        wide = residual.float() if residual.dtype in (torch.float16, torch.bfloat16) else residual
+        wide = widened(residual)
         centred = wide - wide.mean(dim=-1, keepdim=True)
         scale = self.hook_scale(self.scale(centred))
         normalized = self.hook_normalized(centred / scale).to(residual.dtype)
         return normalized * self.w + self.b
 
     def scale(self, centred: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq 1"]:
-        """The standard deviation that a centred vector is divided by."""
+        """Return the standard deviation that a centred vector is divided by."""
         return (centred.pow(2).mean(dim=-1, keepdim=True) + self.layer_norm_eps).sqrt()
 
     def extra_repr(self) -> str:
-        """The sizes, for ``repr``."""
+        """Return the sizes, for ``repr``."""
         return f"d_model={self.d_model}, layer_norm_eps={self.layer_norm_eps}"

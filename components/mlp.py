@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .linear import PackedMatrix, linear
+from . import initial
+from .kernels import linear
 from .shapes import shape_checked
 from .taps import Tap
 
@@ -29,12 +30,17 @@ class MLP(nn.Module):
 
     Args:
         d_model: width of the residual stream.
-        d_mlp: hidden width; 4 times ``d_model`` where it is not given.
+        d_mlp: hidden width (default: ``4 * d_model``).
         act_fn: ``gelu_new`` (GPT-2's), ``gelu`` (exact) or ``relu``.
         init_range: standard deviation of the initial weights; the biases start at 0.
 
     Raises:
-        ValueError: an activation of another name.
+        ValueError: an unknown activation.
+
+    Example:
+        >>> mlp = MLP(d_model=12, d_mlp=20, act_fn="relu")
+        >>> mlp(torch.randn(2, 5, 12)).shape  # batch seq d_model
+        torch.Size([2, 5, 12])
     """
 
     W_in: Float[Tensor, "d_model d_mlp"]
@@ -58,25 +64,29 @@ class MLP(nn.Module):
         self.d_model = d_model
         self.d_mlp = 4 * d_model if d_mlp is None else d_mlp
         self.act_fn = act_fn
+        self.init_range = init_range
         self.W_in = nn.Parameter(torch.empty(d_model, self.d_mlp, device=device, dtype=dtype))
-        self.b_in = nn.Parameter(torch.zeros(self.d_mlp, device=device, dtype=dtype))
+        self.b_in = nn.Parameter(torch.empty(self.d_mlp, device=device, dtype=dtype))
         self.W_out = nn.Parameter(torch.empty(self.d_mlp, d_model, device=device, dtype=dtype))
-        self.b_out = nn.Parameter(torch.zeros(d_model, device=device, dtype=dtype))
-        for weight in (self.W_in, self.W_out):
-            nn.init.normal_(weight, std=init_range)
-        self.packed: dict[str, PackedMatrix] = {}
+        self.b_out = nn.Parameter(torch.empty(d_model, device=device, dtype=dtype))
         self.hook_pre = Tap()  # [batch seq d_mlp]
         self.hook_post = Tap()  # [batch seq d_mlp]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, and set the biases to 0."""
+        initial.normal_((self.W_in, self.W_out), std=self.init_range)
+        initial.fill_((self.b_in, self.b_out), 0.0)
 
     @shape_checked
     def forward(
         self, normalized_resid_mid: Float[Tensor, "batch seq d_model={self.d_model}"]
     ) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
-        """Apply the layer to each position alone."""
-        pre = self.hook_pre(linear(normalized_resid_mid, self.W_in, self.b_in, self.packed.get("W_in")))
+        """Return the layer's output at each position, computed from that position alone."""
+        pre = self.hook_pre(linear(normalized_resid_mid, self.W_in, self.b_in))
         post = self.hook_post(ACTIVATIONS[self.act_fn](pre))
-        return linear(post, self.W_out, self.b_out, self.packed.get("W_out"))
+        return linear(post, self.W_out, self.b_out)
 
     def extra_repr(self) -> str:
-        """The sizes, for ``repr``."""
+        """Return the sizes, for ``repr``."""
         return f"d_model={self.d_model}, d_mlp={self.d_mlp}, act_fn={self.act_fn!r}"

@@ -1,10 +1,11 @@
-"""Learned absolute positions: a row of a table for each position."""
+"""Learned absolute positions: one row of a table for each position."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from . import initial
 from .shapes import shape_checked
 
 
@@ -14,9 +15,15 @@ class PosEmbed(nn.Module):
     Reference: Radford et al. 2019 (GPT-2), ``wpe``; ``transformer_lens.components.PosEmbed``.
 
     Args:
-        n_ctx: positions that there are embeddings for.
+        n_ctx: number of positions.
         d_model: width of the residual stream.
         init_range: standard deviation of the initial weights.
+
+    Example:
+        >>> pos_embed = PosEmbed(n_ctx=8, d_model=4)
+        >>> tokens = torch.tensor([[3, 1, 3]])
+        >>> torch.equal(pos_embed(tokens, offset=2)[0], pos_embed.W_pos[2:5])
+        True
     """
 
     W_pos: Float[Tensor, "n_ctx d_model"]
@@ -34,7 +41,12 @@ class PosEmbed(nn.Module):
         self.n_ctx = n_ctx
         self.d_model = d_model
         self.W_pos = nn.Parameter(torch.empty(n_ctx, d_model, device=device, dtype=dtype))
-        nn.init.normal_(self.W_pos, std=init_range)
+        self.init_range = init_range
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the table anew."""
+        initial.normal_((self.W_pos,), std=self.init_range)
 
     @shape_checked
     def forward(
@@ -44,18 +56,18 @@ class PosEmbed(nn.Module):
         offset: int = 0,
         positions: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
-        """The embedding of each token's position; of ``tokens``, only the shape counts.
+        """Return the embedding of each token's position; only the shape of ``tokens`` counts.
 
         Args:
-            offset: the position of the first token, where earlier ones are in a cache.
-            positions: a position for each token, instead of ``offset, offset + 1, …``; left padding needs this.
+            offset: position of the first token, if earlier ones are in a cache.
+            positions: position of each token (default: ``offset, offset + 1, …``). Left padding needs this.
 
         Returns:
-            The embeddings. Without ``positions`` the rows of the batch share memory: copy before changing them in
+            The embeddings. Without ``positions`` the rows of the batch share memory: copy them before changing them in
             place.
 
         Raises:
-            ValueError: a position below 0 or from ``n_ctx`` on.
+            ValueError: a position below 0, or ``n_ctx`` or above.
         """
         if positions is not None:
             try:
@@ -73,5 +85,5 @@ class PosEmbed(nn.Module):
         return self.W_pos[offset : offset + seq].expand(batch, seq, self.d_model)
 
     def extra_repr(self) -> str:
-        """The sizes, for ``repr``."""
+        """Return the sizes, for ``repr``."""
         return f"n_ctx={self.n_ctx}, d_model={self.d_model}"

@@ -13,11 +13,11 @@ Every public tensor signature is written in these axes (after Noam Shazeer's sha
     d_vocab    tokens in the vocabulary
     n_ctx      positions the model has embeddings for
 
-The check is jaxtyping's with beartype, plus four things that they leave to their user:
+The check is jaxtyping's with beartype, with four additions:
 
 * it costs nothing inside ``torch.compile`` and ``torch.export``, and breaks no graph there;
 * it runs once for each shape that a layer meets, not once for each call;
-* its error says the layer's own sizes, which jaxtyping leaves as ``{self.d_model}``;
+* its error names the layer's own sizes, which jaxtyping leaves as ``{self.d_model}``;
 * ``GPTLADDER_TYPECHECK=0`` in the environment, or ``with typecheck(False):``, switches it off.
 """
 
@@ -44,13 +44,20 @@ _enabled: ContextVar[bool] = ContextVar(
     "gptladder_typecheck", default=os.environ.get("GPTLADDER_TYPECHECK", "1") != "0"
 )
 
-# Growing shapes (decoding without a static cache) must not grow this memory for ever.
+# Growing shapes (decoding without a static cache) must not make this set grow without end.
 _MOST_SHAPES_REMEMBERED = 512
 
 
 @contextmanager
 def typecheck(enabled: bool) -> Iterator[None]:
-    """Switch the shape check on or off for the block, in this thread or task alone."""
+    """Switch the shape check on or off for the block, in this thread or asyncio task alone.
+
+    Example:
+        >>> from gptladder.components import MLP
+        >>> with typecheck(False):
+        ...     MLP(d_model=4)(torch.zeros(2, 4)).shape  # no batch axis
+        torch.Size([2, 4])
+    """
     token = _enabled.set(enabled)
     try:
         yield
@@ -59,13 +66,26 @@ def typecheck(enabled: bool) -> Iterator[None]:
 
 
 def shape_checked(method: F) -> F:
-    """Check a method's arguments and result against its jaxtyping annotations.
+    """Return a method that checks its arguments and result against its jaxtyping annotations.
 
     Axes may name the object's own sizes: ``Float[Tensor, "batch seq d_model={self.d_model}"]``. The sizes of an object
-    are taken not to change after its first call.
+    must not change after its first call.
 
     Raises (when the method is called):
-        TypeCheckError: a wrong shape, dtype or type; the text names the argument, the axis and the sizes expected.
+        TypeCheckError: a wrong shape, dtype or type; the message names the argument, the axis and the expected sizes.
+
+    Example:
+        >>> from jaxtyping import Float
+        >>> class Double:
+        ...     width = 4
+        ...
+        ...     @shape_checked
+        ...     def double(self, x: Float[Tensor, "batch width={self.width}"]) -> Float[Tensor, "batch width"]:
+        ...         return 2 * x
+        >>> Double().double(torch.zeros(2, 5))
+        Traceback (most recent call last):
+        ...
+        jaxtyping.TypeCheckError: Type-check error whilst checking the parameters of ...
     """
     checked = jaxtyped(typechecker=beartype)(method)
     sizes = sorted(set(re.findall(r"\{self\.(\w+)\}", str(inspect.signature(method)))))
@@ -81,10 +101,10 @@ def shape_checked(method: F) -> F:
         try:
             result = checked(self, *args, **kwargs)
         except TypeCheckError as error:
-            if sizes and not hasattr(error, "sizes"):  # not one that a layer inside this one has told already
+            if sizes and not hasattr(error, "sizes"):  # a layer inside this one may have named its sizes already
                 error.sizes = {name: getattr(self, name) for name in sizes}  # pyright: ignore[reportAttributeAccessIssue]
-                told = " ".join(f"{name}={size}" for name, size in error.sizes.items())  # pyright: ignore[reportAttributeAccessIssue]
-                error.args = (f"{error}\nThis {type(self).__name__} has {told}.",)
+                own = " ".join(f"{name}={size}" for name, size in error.sizes.items())  # pyright: ignore[reportAttributeAccessIssue]
+                error.args = (f"{error}\nThis {type(self).__name__} has {own}.",)
             raise
         if len(seen) >= _MOST_SHAPES_REMEMBERED:
             seen.clear()
@@ -93,8 +113,8 @@ def shape_checked(method: F) -> F:
 
     # A code object of its own: torch.compile counts recompilations by code object, and with one shared among all the
     # layers only 8 of a model's blocks could be compiled one by one.
-    own = cast(FunctionType, wrapper)
-    own.__code__ = own.__code__.replace(co_name=method.__name__)
+    function = cast(FunctionType, wrapper)
+    function.__code__ = function.__code__.replace(co_name=method.__name__)
     return cast(F, wrapper)
 
 

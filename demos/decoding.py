@@ -2,7 +2,7 @@
 
     python demos/decoding.py [--model FOLDER] ["Once upon a time"]
 
-Without a model, one is trained here first, for half a minute, on stories that `gptladder.training.stories` makes up: it
+Without a model, one is trained here first, for half a minute, on stories of `gptladder.training.data.stories`: it
 learns to spell, and some grammar.
 """
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from gptladder import GPT2, GPT2Config
 from gptladder.sampling import PromptLookup, SamplingParams, beam_search, generate, speculate
 from gptladder.tokenizer import BPETokenizer, Tokenizer, load_tokenizer
-from gptladder.training.stories import story
+from gptladder.training.data.stories import story
 
 
 def train(seconds: float) -> tuple[GPT2, GPT2, Tokenizer]:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
+from ..extras import import_extra
+from ..options import parse
 from .results import Hint, Tried
 
 Layer = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
@@ -90,7 +92,7 @@ class ParityArguments:
 
 def climb(argv: list[str]) -> int:
     """Run ``gptladder climb``; the exit status is 0 if every layer is right."""
-    arguments = tyro.cli(ClimbArguments, args=argv, prog="gptladder climb")
+    arguments = parse(ClimbArguments, argv, prog="gptladder climb")
     _at_least_one(arguments.cases)
     layers = {name: getattr(arguments, name) for name in _RUNGS}
     console = Console(quiet=arguments.json, highlight=False)
@@ -154,7 +156,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def ladder(argv: list[str]) -> int:
     """Run ``gptladder ladder``; the exit status is 0 where every rung holds."""
-    arguments = tyro.cli(LadderArguments, args=argv, prog="gptladder ladder")
+    arguments = parse(LadderArguments, argv, prog="gptladder ladder")
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
@@ -183,7 +185,7 @@ def ladder(argv: list[str]) -> int:
 
 def parity(argv: list[str]) -> int:
     """Run ``gptladder parity``; the exit status is 0 where everything is equal."""
-    arguments = tyro.cli(ParityArguments, args=argv, prog="gptladder parity")
+    arguments = parse(ParityArguments, argv, prog="gptladder parity")
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
@@ -228,12 +230,9 @@ def _progress(console: Console, first: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _references() -> Iterator[None]:
-    """Say which extra is missing, and keep the references' deprecation notes out of the report."""
+    """Check that the references are installed, and keep their deprecation warnings out of the report."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        except ModuleNotFoundError as error:
-            if error.name in ("transformer_lens", "transformers"):
-                raise ImportError(f"{error.name} is not installed: pip install 'gptladder[reference]'") from error
-            raise
+        import_extra("transformer_lens")
+        import_extra("transformers")
+        yield

@@ -1,10 +1,12 @@
-"""Every way to get text out of a model: greedy, sampled, by beam search, and with something that guesses ahead."""
+"""Text from a model (greedy, sampled, by beam search, speculative), and how well a model predicts a text."""
 
 from .beam import Beam, beam_search
+from .evaluation import Evaluation, evaluate
 from .packed import PackedWeights, pack
 from .params import SamplingParams
+from .rows import Chunk, Completion, Logprobs
 from .speculative import PromptLookup, Speculation, speculate
-from .stream import Chunk, Completion, Logprobs, generate, stream
+from .stream import generate, stream
 from .transforms import Chain, LogitsTransform
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "Chain",
     "Chunk",
     "Completion",
+    "Evaluation",
     "LogitsTransform",
     "Logprobs",
     "PackedWeights",
@@ -19,6 +22,7 @@ __all__ = [
     "SamplingParams",
     "Speculation",
     "beam_search",
+    "evaluate",
     "generate",
     "pack",
     "speculate",

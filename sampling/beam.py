@@ -9,17 +9,22 @@ from torch import Tensor
 
 from ..assembly import GPT2
 from ..components.kv_cache import KVCache
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, TokenizerSource
 from .params import SamplingParams
-from .stream import FinishReason, check_fits, check_lengths, logits_after
-from .text import Prompt, TextStream, end_tokens, prompt_tokens, vocabulary
+from .rows import FinishReason, check_fits, check_lengths
+from .stream import check_memory, logits_after
+from .text import Prompt, TextStream, as_tokenizer, end_tokens, only_text, prompt_tokens, vocabulary
 from .transforms import LogitsTransform
+from .transforms.base import number, whole
 
 __all__ = ["Beam", "EarlyStopping", "beam_search"]
 
 EarlyStopping = Literal[True, False, "never"]
 """When to end, with as many finished texts as there are beams: at once (True); where the best unfinished one, scored at
 its present length, falls behind the worst of them (False); where it could not catch up at any length ("never")."""
+
+
+_MOST_PENALTY = 20.0  # the length of a text to this power is still a number
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ def beam_search(
     prompt: Prompt,
     params: SamplingParams | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerSource | None = None,
     num_beams: int = 4,
     num_return: int = 1,
     length_penalty: float = 1.0,
@@ -75,10 +80,13 @@ def beam_search(
         ValueError: what `stream` refuses in a prompt; a number out of range; no token left.
     """
     params = SamplingParams(temperature=0) if params is None else params
+    tokenizer = as_tokenizer(tokenizer)
     if not params.greedy:
         raise ValueError(f"beam search draws nothing: give temperature=0, not {params.temperature}, or use stream()")
-    if not 1 <= num_return <= num_beams:
-        raise ValueError(f"num_return={num_return} and num_beams={num_beams}: it takes 1 <= num_return <= num_beams")
+    whole("num_beams", num_beams, least=1)
+    if whole("num_return", num_return, least=1) > num_beams:
+        raise ValueError(f"num_return is {num_return}, and num_beams={num_beams} texts are all that can be returned")
+    number("length_penalty", length_penalty, -_MOST_PENALTY, _MOST_PENALTY)
     if not (early_stopping is True or early_stopping is False or early_stopping == "never"):
         raise ValueError(f"early_stopping is {early_stopping!r}; it can be True, False or 'never'")
     check_lengths(params, max_new_tokens)
@@ -86,9 +94,11 @@ def beam_search(
     n_ctx = model.config.n_ctx
     check_fits(tokens, n_ctx)
     eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
-    chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=transforms)
+    custom = only_text(transforms, model, tokenizer)
+    chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=custom)
     n_vocab = vocabulary(model, tokenizer)
     longest = min(max_new_tokens, n_ctx + 1 - len(tokens))
+    check_memory(model, rows=num_beams, positions=len(tokens) + longest - 1, name="num_beams")
 
     device = model.embed.W_E.device
     eos = torch.tensor(eos_token_ids, dtype=torch.int64, device=device)
@@ -150,4 +160,4 @@ def _text(tokens: list[int], tokenizer: Tokenizer | None, eos_token_ids: Sequenc
     if tokenizer is None:
         return ""
     text = TextStream(tokenizer)
-    return "".join(text.push(token)[0] for token in tokens if token not in eos_token_ids)
+    return "".join(text.push(token)[0] for token in tokens if token not in eos_token_ids) + text.finish()

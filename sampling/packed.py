@@ -1,14 +1,17 @@
 """Models whose matrices are laid out for decoding: in float32, bfloat16 or int8.
 
 Decoding a token reads every weight once and does little with it, so its time is that of reading them from memory. The
-layouts here are PyTorch's own: oneDNN's blocked matrices (those of compiled code), and FBGEMM's quantised ones (those
-of ``torch.ao.quantization``'s dynamic quantisation). ``benchmarks/decode.py`` measures what each is worth.
+layouts here are PyTorch's own: oneDNN's blocked matrices (which compiled code uses), and FBGEMM's quantised ones (which
+``torch.ao.quantization``'s dynamic quantisation uses). ``benchmarks/decode.py`` measures what each gains.
+
+A packed model is built from layers of its own, which take the place of `Attention`, `MLP`, `Block`, `Unembed` and
+`GPT2`. Their matrices exist in the packed form only.
 """
 
 import copy
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +19,81 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..assembly.model import GPT2
-from ..components import MLP, Attention, Block, Unembed
+from ..components import MLP, Attention, Block, LayerNorm, Unembed
+from ..components.kernels import is_transformed
 from ..components.kv_cache import LayerCache
-from ..components.linear import PackedMatrix
 from ..components.mlp import ACTIVATIONS
-from ..components.taps import Tap, named_taps
+from ..components.taps import Tap, any_hooks
 
 PackedWeights = Literal["float32", "bfloat16", "int8"]
 """Formats that the weights of a packed model can have."""
 
-# Which parameters are matrices of products, and how many of their leading axes are the input's.
-_MATRICES: dict[type[nn.Module], dict[str, int]] = {
-    Attention: {"W_QKV": 1, "W_O": 2},
-    MLP: {"W_in": 1, "W_out": 1},
-    Unembed: {"W_U": 1},
-}
+_Product = Callable[[Tensor], Tensor]
+_Pack = Callable[[Tensor, Tensor | None], _Product]
 
 
-class _Blocked:
-    """oneDNN's layout of a matrix, for about so many rows of input."""
+def pack(model: GPT2, weights: PackedWeights, *, rows: int = 1) -> GPT2:
+    """Return a model that computes the same, or nearly the same, and decodes faster. For inference on a CPU only.
+
+    It can be used wherever the model can (`generate`, `stream`, caches, hooks). Its matrices exist in their packed form
+    only: they cannot be read, trained, saved, loaded, moved or converted. Do that with the model, and pack it again.
+
+    Args:
+        model: stays as it is. Blocks, attentions and MLPs of other classes are copied without being packed.
+        weights: ``float32``, the same to rounding; ``bfloat16``, which rounds all weights and activations to 8 bits of
+            precision; ``int8``, which rounds weights and the inputs of products to 8 bits, the latter with one scale
+            for all rows that are read together, so that a row's result depends on its neighbours.
+        rows: sequences that will be decoded at a time; any number works, this one best.
+
+    Raises:
+        ValueError: other weights; a model on another device than the CPU; a model that is packed already, or of a
+            subclass.
+        RuntimeError: a build of PyTorch without oneDNN, or without a quantised engine.
+
+    Example:
+        >>> from gptladder import GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=4, d_vocab=50, n_ctx=8)).eval()
+        >>> packed = pack(model, "float32")
+        >>> tokens = torch.tensor([[3, 1, 4]])
+        >>> bool((packed(tokens) - model(tokens)).abs().max() < 1e-5)
+        True
+    """
+    if weights not in get_args(PackedWeights):
+        raise ValueError(f"weights are {weights!r}; they can be {', '.join(get_args(PackedWeights))}")
+    if isinstance(model, PackedGPT2):
+        raise ValueError("the model is packed already: pack the model that it was packed from")
+    if type(model) is not GPT2 or type(model.unembed) is not Unembed:
+        raise ValueError(
+            f"pack takes a GPT2 with an Unembed, not a {type(model).__name__} with a {type(model.unembed).__name__}: "
+            "what their classes change would be left out"
+        )
+    if model.embed.W_E.device.type != "cpu":
+        raise ValueError(f"packed weights are for a CPU, and the model is on {model.embed.W_E.device}")
+    if weights != "int8" and not torch.backends.mkldnn.is_available():
+        raise RuntimeError("this build of PyTorch has no oneDNN, whose layout packed weights are in")
+    dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
+
+    def packed(W: Tensor, b: Tensor | None) -> _Product:
+        W, b = W.detach(), None if b is None else b.detach()
+        return _Int8(W, b) if weights == "int8" else _Blocked(W.to(dtype), None if b is None else b.to(dtype), rows)
+
+    return PackedGPT2(model, packed, dtype)
+
+
+class _Matrix:
+    """A packed matrix with its bias. It never changes, so copies of a model share it."""
+
+    def __deepcopy__(self, memo: Any) -> "_Matrix":
+        return self
+
+    def __reduce__(self) -> Any:
+        raise ValueError(
+            "a packed model cannot be pickled: pickle the model that it was packed from, and pack that again"
+        )
+
+
+class _Blocked(_Matrix):
+    """``x @ W + b`` with W in oneDNN's layout, for about so many rows of input."""
 
     def __init__(self, W: Tensor, b: Tensor | None, rows: int) -> None:
         self._W, self._b = torch.ops.mkldnn._reorder_linear_weight(W.T.contiguous(), rows), b
@@ -43,8 +102,8 @@ class _Blocked:
         return torch.ops.mkldnn._linear_pointwise.default(x, self._W, self._b, "none", [], "")
 
 
-class _Int8:
-    """A matrix in 8 bits, with a scale for each output; inputs are rounded to 8 bits as they come, with one scale."""
+class _Int8(_Matrix):
+    """``x @ W + b`` with W in 8 bits and a scale for each output; inputs are rounded to 8 bits with one scale."""
 
     def __init__(self, W: Tensor, b: Tensor | None) -> None:
         W = W.T.float().contiguous()
@@ -59,45 +118,117 @@ class _Int8:
         return torch.ops.quantized.linear_dynamic.default(x, self._packed, False)
 
 
-class _Parts(NamedTuple):
-    """What a block reads for each token, looked up once: modules look their parts up slowly."""
+class _Packed(nn.Module):
+    """What all packed layers refuse, because their matrices cannot follow."""
 
-    ln1: tuple[Any, ...]
-    W_QKV: PackedMatrix
-    W_O: PackedMatrix
-    ln2: tuple[Any, ...]
-    W_in: PackedMatrix
-    act_fn: Callable[[Tensor], Tensor]
-    W_out: PackedMatrix
-    heads: tuple[int, int]
-    scale: float
-    taps: tuple[Tap, ...]
-
-    @classmethod
-    def of(cls, block: Block) -> "_Parts":
-        attn, mlp = block.attn, block.mlp
-        ln1, ln2 = (((ln.d_model,), ln.w, ln.b, ln.layer_norm_eps, False) for ln in (block.ln1, block.ln2))
-        return cls(
-            ln1,
-            attn.packed["W_QKV"],
-            attn.packed["W_O"],
-            ln2,
-            mlp.packed["W_in"],
-            ACTIVATIONS[mlp.act_fn],
-            mlp.packed["W_out"],
-            (attn.n_heads, attn.d_head),
-            attn.scale,
-            tuple(named_taps(block).values()),
+    def _refuse_reading(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError(
+            "a packed model's matrices cannot be saved or loaded: use the model that it was packed from, and pack that "
+            "again"
         )
 
+    # Each is called before anything is changed, so that no model is half loaded.
+    state_dict = load_state_dict = _save_to_state_dict = _load_from_state_dict = _refuse_reading
 
-class _DecodingBlock(Block):
-    """A block that takes one token's way through packed matrices without stopping: the same operations, in line.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Packed":
+        """Refuse to be moved or converted; let pass what changes nothing."""
+        for parameter in self.parameters():
+            probe = parameter.new_empty(0)
+            converted = fn(probe)
+            if (converted.dtype, converted.device) != (probe.dtype, probe.device):
+                raise ValueError(
+                    f"a packed model cannot become {converted.dtype} on {converted.device}: convert the model that it "
+                    "was packed from, and pack that again"
+                )
+        return self
 
-    With matrices in 8 bits, the calls from module to module would take a sixth of the time.
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith(("W_", "b_")):
+            raise AttributeError(f"{name} is packed, and cannot be read: read it from the model that was packed")
+        return super().__getattr__(name)
+
+
+class PackedAttention(_Packed, Attention):
+    """`Attention` with packed matrices."""
+
+    def __init__(self, attn: Attention, packed: _Pack) -> None:
+        nn.Module.__init__(self)
+        _take(self, attn)
+        self.product_qkv = packed(attn.W_QKV.flatten(1), attn.b_QKV.flatten())
+        self.product_o = packed(attn.W_O.flatten(0, 1), attn.b_O)
+
+    def project(
+        self, normalized_resid_pre: Float[Tensor, "batch seq d_model"]
+    ) -> tuple[Float[Tensor, "batch seq n_heads d_head"], ...]:
+        """Return queries, keys and values, by one packed product."""
+        return self.split(_product(self.product_qkv, normalized_resid_pre))
+
+    def output(self, z: Float[Tensor, "batch seq n_heads d_head"]) -> Float[Tensor, "batch seq d_model"]:
+        """Return the sum of the heads' contributions to the residual stream."""
+        return _product(self.product_o, z.flatten(2))
+
+
+class PackedMLP(_Packed, MLP):
+    """`MLP` with packed matrices."""
+
+    def __init__(self, mlp: MLP, packed: _Pack) -> None:
+        nn.Module.__init__(self)
+        _take(self, mlp)
+        self.product_in = packed(mlp.W_in, mlp.b_in)
+        self.product_out = packed(mlp.W_out, mlp.b_out)
+        self.activation = ACTIVATIONS[mlp.act_fn]
+
+    def forward(self, normalized_resid_mid: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+        """Return the layer's output at each position."""
+        pre = self.hook_pre(_product(self.product_in, normalized_resid_mid))
+        return _product(self.product_out, self.hook_post(self.activation(pre)))
+
+
+class PackedUnembed(_Packed, Unembed):
+    """`Unembed` with a packed matrix."""
+
+    def __init__(self, unembed: Unembed, packed: _Pack) -> None:
+        nn.Module.__init__(self)
+        _take(self, unembed)
+        self._tied_to = ()
+        self._was_tied = unembed.tied
+        self.product_u = packed(unembed.W_U, unembed.b_U)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the packed matrix was an embedding's table."""
+        return self._was_tied
+
+    def tie_to(self, embed: nn.Module) -> None:
+        """Refuse: the packed matrix cannot follow another embedding."""
+        raise ValueError(
+            "a packed model's embedding cannot be replaced, since its output projection is tied to it and packed: "
+            "replace it in the model that was packed, and pack that again"
+        )
+
+    def forward(
+        self, normalized_resid_final: Float[Tensor, "batch seq d_model"]
+    ) -> Float[Tensor, "batch seq d_vocab={self.d_vocab}"]:
+        """Return the logits of the token that follows each position."""
+        return _product(self.product_u, normalized_resid_final)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for ``repr``."""
+        return f"d_model={self.d_model}, d_vocab={self.d_vocab}, tied={self.tied}"
+
+
+class PackedBlock(_Packed, Block):
+    """`Block` of packed layers, which computes one new token without calling them: the same operations, in line.
+
+    With matrices in 8 bits, calls from module to module would take a sixth of the time.
     """
 
-    parts: _Parts
+    def __init__(self, block: Block, packed: _Pack, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        _take(self, block)
+        self.ln1, self.ln2 = (_frozen(layer, dtype) for layer in (block.ln1, block.ln2))
+        self.attn = PackedAttention(block.attn, packed) if type(block.attn) is Attention else _frozen(block.attn, dtype)
+        self.mlp = PackedMLP(block.mlp, packed) if type(block.mlp) is MLP else _frozen(block.mlp, dtype)
 
     def forward(
         self,
@@ -106,68 +237,108 @@ class _DecodingBlock(Block):
         padding_mask: Bool[Tensor, "batch key_pos"] | None = None,
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq d_model"]:
-        """As `Block`'s; whatever is not one token of each row, unpadded, with nobody listening, goes there."""
-        parts = self.parts
+        """Return the residual stream after this block, as `Block` does."""
         batch, seq, _ = resid_pre.shape
+        layers: Any = self._modules  # modules look their parts up slowly
+        ln1, attn, ln2, mlp = layers["ln1"], layers["attn"], layers["ln2"], layers["mlp"]
         if (
-            cache is None
-            or seq > 1
+            seq > 1
+            or cache is None
             or padding_mask is not None
             or self.norm != "pre"
-            or any(tap._forward_hooks for tap in parts.taps)
+            or self.training
+            or torch.is_grad_enabled()
+            or type(ln1) is not LayerNorm
+            or type(ln2) is not LayerNorm
+            or type(attn) is not PackedAttention
+            or type(mlp) is not PackedMLP
+            or any_hooks()
+            or is_transformed()
+            or not (attn.fused and ln1.fused and ln2.fused)
+            or _is_customised(self)
         ):
             return super().forward(resid_pre, padding_mask=padding_mask, cache=cache)
-        n_heads, d_head = parts.heads
-        x = torch.layer_norm(resid_pre, *parts.ln1)
-        qkv = parts.W_QKV(x).view(batch, 3, n_heads, 1, d_head).transpose(0, 1)
-        z = F.scaled_dot_product_attention(qkv[0], *cache.append_both(qkv[1:]), scale=parts.scale)
-        resid_mid = resid_pre + parts.W_O(z.reshape(batch, 1, n_heads * d_head))
-        x = torch.layer_norm(resid_mid, *parts.ln2)
-        return resid_mid + parts.W_out(parts.act_fn(parts.W_in(x)))
+        gain = ln1._parameters
+        x = torch.layer_norm(resid_pre, (self.d_model,), gain["w"], gain["b"], ln1.layer_norm_eps, False)
+        qkv = attn.product_qkv(x).view(batch, 3, attn.n_heads, 1, attn.d_head).transpose(0, 1)
+        cache.extend(batch, 1).copy_(qkv[1:])
+        z = F.scaled_dot_product_attention(qkv[0], *cache.held(), scale=attn.scale)
+        resid_mid = resid_pre + attn.product_o(z.reshape(batch, 1, attn.n_heads * attn.d_head))
+        gain = ln2._parameters
+        x = torch.layer_norm(resid_mid, (self.d_model,), gain["w"], gain["b"], ln2.layer_norm_eps, False)
+        return resid_mid + mlp.product_out(mlp.activation(mlp.product_in(x)))
 
 
-def pack(model: GPT2, weights: PackedWeights, *, rows: int = 1) -> GPT2:
-    """A model that computes the same, or nearly, and decodes faster. For inference on a CPU alone.
+class PackedGPT2(_Packed, GPT2):
+    """`GPT2` of packed layers; `pack` makes it."""
 
-    It goes wherever the model does (`generate`, `stream`, caches, hooks), but its matrices exist in their packed form
-    only: they can be neither read, trained nor saved.
+    def __init__(self, model: GPT2, packed: _Pack, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        _take(self, model)
+        self._num_parameters = model.num_parameters()
+        self.embed, self.pos_embed = _frozen(model.embed, dtype), _frozen(model.pos_embed, dtype)
+        self.blocks = nn.ModuleList(
+            PackedBlock(block, packed, dtype) if type(block) is Block else _frozen(block, dtype)
+            for block in model.blocks
+        )
+        self.ln_final = _frozen(model.ln_final, dtype)
+        self.unembed = PackedUnembed(model.unembed, packed)
+        self.requires_grad_(False).eval()
 
-    Args:
-        model: it stays as it is.
-        weights: ``float32``, the same to rounding; ``bfloat16``, which rounds all weights and activations to 8 bits of
-            precision; ``int8``, which rounds weights and the inputs of products to 8 bits, the latter with one scale
-            for all rows that are read together, so that what a row gets depends on its neighbours.
-        rows: sequences that will be decoded at a time; any number works, this one best.
+    def num_parameters(self) -> int:
+        """Return how many parameters the model that was packed has."""
+        return self._num_parameters
 
-    Raises:
-        ValueError: other weights; a model on another device than the CPU.
-        RuntimeError: a build of PyTorch without oneDNN, or without a quantised engine.
-    """
-    if weights not in get_args(PackedWeights):
-        raise ValueError(f"weights are {weights!r}; they can be {', '.join(get_args(PackedWeights))}")
-    if model.embed.W_E.device.type != "cpu":
-        raise ValueError(f"packed weights are for a CPU, and the model is on {model.embed.W_E.device}")
-    if weights != "int8" and not torch.backends.mkldnn.is_available():
-        raise RuntimeError("this build of PyTorch has no oneDNN, whose layout packed weights are in")
-    dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
-    matrices = [
-        module.get_parameter(name)
-        for module in model.modules()
-        for name in _MATRICES.get(type(module), {})
-        if name in dict(module.named_parameters(recurse=False))
-    ]
-    # What is packed is not copied too: on "meta" it has a shape, and no memory.
-    twin = copy.deepcopy(model, {id(matrix): nn.Parameter(matrix.to("meta"), False) for matrix in matrices})
-    twin = twin.to(dtype).requires_grad_(False).eval()
-    for original, module in zip(model.modules(), twin.modules(), strict=True):
-        for name, axes in _MATRICES.get(type(module), {}).items():
-            W = getattr(original, name).detach().flatten(axes).flatten(0, axes - 1)
-            b = getattr(module, name.replace("W_", "b_"))
-            b = None if b is None else b.detach().flatten()
-            assert isinstance(module, Attention | MLP | Unembed)
-            module.packed[name] = _Int8(W, b) if weights == "int8" else _Blocked(W.to(dtype), b, rows)
-    for block in twin.blocks:
-        assert isinstance(block, Block)
-        block.__class__ = _DecodingBlock  # the same layers and names, another way through them
-        vars(block)["parts"] = _Parts.of(block)
-    return twin
+    def reset_parameters(self) -> None:
+        """Refuse: packed matrices cannot be drawn anew."""
+        self._refuse_reading()
+
+
+def _take(packed: nn.Module, original: nn.Module) -> None:
+    """Give a packed layer all that the original has except its layers and parameters: sizes, choices, taps, hooks."""
+    for name, value in vars(original).items():
+        if not name.startswith("_") and name != "training":
+            setattr(packed, name, value)
+        elif name.startswith(("_forward_hooks", "_forward_pre_hooks")):
+            setattr(packed, name, copy.copy(value))
+    for name, module in original.named_children():
+        if isinstance(module, Tap):
+            setattr(packed, name, copy.deepcopy(module))
+
+
+def _frozen(layer: nn.Module, dtype: torch.dtype) -> Any:
+    """Return a copy of a layer that is not packed, and that loads no weights either: they would not fit the others."""
+    layer = copy.deepcopy(layer).to(dtype)
+    for module in layer.modules():
+        module.register_load_state_dict_pre_hook(_refuse_loading)
+    return layer
+
+
+def _refuse_loading(*_: Any) -> None:
+    raise ValueError(
+        "weights cannot be loaded into a part of a packed model: load them into the model that was packed, and pack "
+        "that again"
+    )
+
+
+def _product(product: _Product, x: Tensor) -> Tensor:
+    """Compute a packed product, which has no derivative of any kind."""
+    if is_transformed() or (torch.is_grad_enabled() and x.requires_grad):
+        raise RuntimeError(
+            "a packed model has no derivatives, and takes no torch.func transform: use the model that was packed"
+        )
+    return product(x)
+
+
+def _is_customised(block: nn.Module) -> bool:
+    """Return whether a layer or tap of a block must be called: it has one of PyTorch's hooks, or was replaced."""
+    if nn.modules.module._has_any_global_hook():
+        return True
+    layers: Any = block._modules.values()
+    for layer in layers:
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            return True
+        for tap in layer._modules.values():
+            if tap._forward_hooks or tap._forward_pre_hooks or type(tap) is not Tap:
+                return True
+    return False

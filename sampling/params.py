@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 from .transforms import (
     AllowedTokens,
@@ -22,6 +23,7 @@ from .transforms import (
     TopP,
     Typical,
 )
+from .transforms.base import token_ids, whole
 
 __all__ = ["SamplingParams"]
 
@@ -59,7 +61,7 @@ class SamplingParams:
     temperature: float = 1.0
     """Divides the logits; 0 is greedy decoding."""
     top_k: int | None = None
-    """Keeps the likeliest k tokens."""
+    """Keeps the k most probable tokens; None or 0 keeps all."""
     top_p: float = 1.0
     """Keeps the fewest of the likeliest tokens with this much probability together."""
     min_p: float = 0.0
@@ -72,10 +74,19 @@ class SamplingParams:
     """The same with a cutoff that falls where the entropy is high."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.logit_bias, Mapping):
+            raise ValueError(f"logit_bias must be a dict of token ids and numbers, not {self.logit_bias!r}")
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
-        object.__setattr__(self, "bad_words_ids", tuple(tuple(word) for word in self.bad_words_ids))
+        object.__setattr__(
+            self, "bad_words_ids", tuple(token_ids("bad_words_ids", word) for word in self.bad_words_ids)
+        )
         if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+            object.__setattr__(self, "allowed_token_ids", token_ids("allowed_token_ids", self.allowed_token_ids))
+        if not self.greedy:
+            Temperature(self.temperature)
+        whole("min_new_tokens", self.min_new_tokens, least=0)
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", whole("top_k", self.top_k, least=0))
         # Building the transforms checks the numbers, each where it is used.
         list(self._on_tokens(prompt_width=0, eos_token_ids=(0,)))
         list(self._on_distribution())
@@ -83,7 +94,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, and none is drawn."""
-        return self.temperature == 0
+        return isinstance(self.temperature, Real) and not isinstance(self.temperature, bool) and self.temperature == 0
 
     def chain(
         self, *, prompt_width: int, eos_token_ids: Sequence[int] = (), custom: Sequence[LogitsTransform] = ()
@@ -118,9 +129,9 @@ class SamplingParams:
             yield AllowedTokens(self.allowed_token_ids)
 
     def _on_distribution(self) -> Iterator[LogitsTransform]:
-        if self.temperature not in (0, 1):
+        if not self.greedy and self.temperature != 1:
             yield Temperature(self.temperature)
-        if self.top_k is not None:
+        if self.top_k:
             yield TopK(self.top_k)
         if self.top_p != 1:
             yield TopP(self.top_p)

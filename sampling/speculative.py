@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..assembly import GPT2
-from ..tokenizer import Tokenizer
+from ..tokenizer import TokenizerSource
 from .draw import check_drawable, greedy, inverse_cdf, row_uniforms
 from .params import SamplingParams
-from .stream import Chunk, Completion, Row, check_fits, check_lengths, collect, logits_after
-from .text import Prompt, end_tokens, prompt_tokens, text_stream, vocabulary
+from .rows import Chunk, Completion, Row, check_fits, check_lengths, collect
+from .stream import logits_after
+from .text import Prompt, as_tokenizer, end_tokens, only_text, prompt_tokens, text_stream, vocabulary
 from .transforms import Chain, LogitsTransform
+from .transforms.base import whole
 
 __all__ = ["PromptLookup", "Speculation", "speculate"]
 
@@ -40,8 +42,7 @@ class PromptLookup:
     max_ngram: int = 3
 
     def __post_init__(self) -> None:
-        if self.max_ngram < 1:
-            raise ValueError(f"max_ngram must be at least 1, not {self.max_ngram}")
+        whole("max_ngram", self.max_ngram, least=1)
 
     def propose(self, tokens: list[int], most: int) -> list[int]:
         """What followed the latest earlier occurrence; nothing where there is none."""
@@ -77,7 +78,7 @@ def speculate(
     *,
     draft: GPT2 | PromptLookup,
     lookahead: int = 4,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerSource | None = None,
     seed: int = 42,
     max_new_tokens: int = 128,
     eos_token_ids: Sequence[int] | None = None,
@@ -96,8 +97,8 @@ def speculate(
         ValueError: what `stream` refuses; a draft of another vocabulary; ``lookahead`` below 1.
     """
     params = SamplingParams() if params is None else params
-    if lookahead < 1:
-        raise ValueError(f"lookahead must be at least 1 token, not {lookahead}")
+    whole("lookahead", lookahead, least=1)
+    tokenizer = as_tokenizer(tokenizer)
     if isinstance(draft, GPT2) and draft.d_vocab != model.d_vocab:
         raise ValueError(
             f"the draft's vocabulary has {draft.d_vocab} tokens and the model's {model.d_vocab}: they must be the same"
@@ -116,7 +117,8 @@ def speculate(
         max_new_tokens=max_new_tokens,
         n_ctx=n_ctx,
     )
-    chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=transforms)
+    custom = only_text(transforms, model, tokenizer)
+    chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=custom)
     chooser = _Chooser(chain, params.greedy, row.generator)
     n_vocab, most = vocabulary(model, tokenizer), len(tokens) + max_new_tokens
     reader = _Reader(model, n_vocab, most)

@@ -7,27 +7,28 @@ generator of its own: its text depends on its prompt, its seed and the settings,
 rounding, which in float32 can tip the balance between two tokens that are almost equally likely).
 """
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..assembly import GPT2
+from ..components.dropout import no_dropout
 from ..components.kv_cache import KVCache
 from ..components.shapes import typecheck
-from ..tokenizer import Tokenizer
+from ..tokenizer import TokenizerSource
 from .draw import greedy, inverse_cdf, multinomial, row_uniforms
 from .params import SamplingParams
-from .text import Prompt, TextStream, end_tokens, prompt_tokens, text_stream, vocabulary
+from .rows import Chunk, Completion, FinishReason, Logprobs, Row, check_fits, check_lengths, collect
+from .text import Prompt, as_tokenizer, end_tokens, only_text, prompt_tokens, text_stream, vocabulary
 from .transforms import PADDING, LogitsTransform
+from .transforms.base import whole
 
 __all__ = ["Chunk", "Completion", "Draw", "FinishReason", "Logprobs", "PastContext", "generate", "stream"]
-
-FinishReason = Literal["eos", "stop", "length", "context"]
-"""An end token; a stop string; ``max_new_tokens``; no position left to read the newest token at."""
 
 PastContext = Literal["stop", "slide"]
 """Past ``n_ctx`` tokens: end the row; or go on, reading the last ``n_ctx`` tokens anew for each token.
@@ -36,45 +37,10 @@ Sliding changes the position of every token, and with learned positions all keys
 be used, and a token costs as much as reading ``n_ctx`` tokens.
 """
 
+_COLUMNS = 256  # of new tokens that are reserved from the start
+
 Draw = Literal["inverse_cdf", "multinomial"]
 """How tokens are drawn, see `gptladder.sampling.draw`; ``multinomial`` draws transformers' tokens, for one row."""
-
-
-@dataclass(frozen=True)
-class Logprobs:
-    """Natural logarithms of the model's own probabilities, before any transform."""
-
-    chosen: float
-    """Of the token taken."""
-    top: dict[int, float]
-    """Of the likeliest tokens, the likeliest first."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one step adds to one row."""
-
-    row: int
-    """``prompt * n + sample``."""
-    token: int
-    text: str
-    """What can be shown by now; it may lag behind the token."""
-    finish_reason: FinishReason | None
-    """None while the row goes on."""
-    logprobs: Logprobs | None = None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """The continuation of a prompt, without the prompt."""
-
-    text: str
-    """Without the end token, and cut before the stop string; empty where there is no tokenizer."""
-    tokens: list[int]
-    """All that were generated, the end token and those of the stop string among them."""
-    finish_reason: FinishReason
-    logprobs: list[Logprobs] | None = None
-    """One for each token, where they were asked for."""
 
 
 def stream(
@@ -82,7 +48,7 @@ def stream(
     prompts: Prompt | Sequence[Prompt],
     params: SamplingParams | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerSource | None = None,
     n: int = 1,
     seed: int | Sequence[int] = 42,
     max_new_tokens: int = 128,
@@ -118,14 +84,14 @@ def stream(
             an empty stop string; text without a tokenizer; a number out of range. During iteration: no token left.
     """
     params = SamplingParams() if params is None else params
+    tokenizer = as_tokenizer(tokenizer)
     prompts = _several(prompts)
     names = ["the prompt"] if len(prompts) == 1 else [f"prompt {i}" for i in range(len(prompts))]
     tokens = [prompt_tokens(prompt, model, tokenizer, name=name) for prompt, name in zip(prompts, names, strict=True)]
     eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
     if not prompts:
         raise ValueError("there is no prompt to continue: give at least one")
-    if n < 1:
-        raise ValueError(f"n must be at least 1 sample of each prompt, not {n}")
+    whole("n", n, least=1)
     check_lengths(params, max_new_tokens)
     if past_context not in ("stop", "slide"):
         raise ValueError(f"past_context is {past_context!r}; it can be 'stop' or 'slide'")
@@ -138,6 +104,8 @@ def stream(
         )
     if logprobs is not None and not 0 <= logprobs <= model.d_vocab:
         raise ValueError(f"logprobs must be from 0 to the vocabulary's {model.d_vocab}, not {logprobs}")
+    longest = min(min(map(len, tokens)) + max_new_tokens, model.config.n_ctx)
+    check_memory(model, rows=len(prompts) * n, positions=longest)
     seeds = [seed + sample for _ in prompts for sample in range(n)] if isinstance(seed, int) else list(seed)
     if len(seeds) != len(prompts) * n:
         raise ValueError(f"there are {len(seeds)} seeds for {len(prompts)} prompts with {n} samples each")
@@ -158,7 +126,8 @@ def stream(
         )
         for row in range(len(seeds))
     ]
-    chain = params.chain(prompt_width=max(map(len, tokens)), eos_token_ids=eos_token_ids, custom=transforms)
+    custom = only_text(transforms, model, tokenizer)
+    chain = params.chain(prompt_width=max(map(len, tokens)), eos_token_ids=eos_token_ids, custom=custom)
     batch = _Batch(model, tokens, rows, n=n, max_new_tokens=max_new_tokens, n_vocab=vocabulary(model, tokenizer))
 
     @torch.inference_mode()
@@ -189,7 +158,7 @@ def generate(
     prompts: Prompt | Sequence[Prompt],
     params: SamplingParams | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: TokenizerSource | None = None,
     n: int = 1,
     seed: int | Sequence[int] = 42,
     max_new_tokens: int = 128,
@@ -225,82 +194,6 @@ def generate(
     return [collect(chunks[row]) for row in sorted(chunks)]
 
 
-def collect(chunks: Sequence[Chunk]) -> Completion:
-    """One row's chunks, the last of which ends it, as a whole."""
-    finish_reason = chunks[-1].finish_reason
-    assert finish_reason is not None
-    logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
-    return Completion(
-        text="".join(chunk.text for chunk in chunks),
-        tokens=[chunk.token for chunk in chunks],
-        finish_reason=finish_reason,
-        logprobs=logprobs or None,
-    )
-
-
-def check_lengths(params: SamplingParams, max_new_tokens: int) -> None:
-    """Raise ValueError for a number of new tokens that cannot be."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    if params.min_new_tokens > max_new_tokens:
-        raise ValueError(f"min_new_tokens={params.min_new_tokens} is more than max_new_tokens={max_new_tokens}")
-
-
-def check_fits(prompt: Sequence[int], n_ctx: int, name: str = "the prompt", mend: str = "shorten it") -> None:
-    """Raise ValueError for a prompt that the model has no positions for."""
-    if len(prompt) > n_ctx:
-        raise ValueError(f"{name} has {len(prompt)} tokens, and the model reads at most n_ctx={n_ctx}: {mend}")
-
-
-class Row:
-    """One text under way: counts its tokens, and notices its end.
-
-    Args:
-        index: its number, for its chunks.
-        prompt_length: tokens of the prompt.
-        text: turns tokens into text, where there is a tokenizer.
-        n_ctx: most tokens that the model can read; None where that does not end the row.
-        device: where the row's generator draws.
-    """
-
-    def __init__(
-        self,
-        index: int,
-        prompt_length: int,
-        *,
-        seed: int,
-        text: TextStream | None,
-        eos_token_ids: Sequence[int],
-        max_new_tokens: int,
-        n_ctx: int | None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.index, self.length = index, prompt_length
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.finished = False
-        self._text, self._eos_token_ids, self._n_ctx = text, frozenset(eos_token_ids), n_ctx
-        self._most = prompt_length + max_new_tokens
-
-    def append(self, token: int, logprobs: Logprobs | None = None) -> Chunk:
-        """Take in the next token."""
-        self.length += 1
-        text, stopped, reason = "", False, None
-        if token in self._eos_token_ids:
-            reason = "eos"
-        elif self._text is not None:
-            text, stopped = self._text.push(token)
-        if stopped:
-            reason = "stop"
-        elif reason is None and self.length == self._most:
-            reason = "length"
-        elif reason is None and self._n_ctx is not None and self.length > self._n_ctx:
-            reason = "context"
-        self.finished = reason is not None
-        if self.finished and self._text is not None:
-            text += self._text.finish()
-        return Chunk(self.index, token, text, reason, logprobs)
-
-
 class _Batch:
     """The rows still at work, their tokens so far, and the model's memory of them.
 
@@ -317,7 +210,8 @@ class _Batch:
         self._model, self._n, self._max_new_tokens, self._n_vocab = model, n, max_new_tokens, n_vocab
         self._n_ctx = model.config.n_ctx
         self._end = max(map(len, prompts))
-        tokens = torch.full((len(rows), self._end + max_new_tokens), PADDING)
+        # Room for more columns is made as the texts grow: `max_new_tokens` may be huge and mean "until it ends".
+        tokens = torch.full((len(rows), self._end + min(max_new_tokens, _COLUMNS)), PADDING)
         for row in rows:
             prompt = prompts[row.index // n]
             tokens[row.index, self._end - len(prompt) : self._end] = torch.tensor(prompt)
@@ -346,6 +240,8 @@ class _Batch:
 
     def append(self, chosen: Tensor) -> None:
         """Add a token to each row, and let those go that it has ended."""
+        if self._end == self._tokens.shape[1]:
+            self._tokens = F.pad(self._tokens, (0, self._end), value=PADDING)
         self._tokens[:, self._end] = chosen
         self._end += 1
         self._regroup()
@@ -383,25 +279,34 @@ class _Batch:
             return logits_after(self._model, tokens, **kwargs)[:, -1, : self._n_vocab]
 
 
+def check_memory(model: GPT2, *, rows: int, positions: int, name: str = "n") -> None:
+    """Raise ValueError if the keys and values of so many texts at once are more than the machine's memory."""
+    config = model.config
+    weight = model.embed.W_E
+    if weight.device.type != "cpu":  # whose own allocator refuses at once
+        return
+    for_each = positions * config.n_layers * 2 * config.n_heads * config.d_head + config.d_vocab
+    needed, memory = rows * for_each * weight.element_size(), machine_memory()
+    if needed > memory:
+        raise ValueError(
+            f"{name} is too large: {rows:,} texts of up to {positions:,} tokens need {needed / 1e9:,.0f} GB for keys "
+            f"and values, and this machine has {memory / 1e9:,.0f} GB"
+        )
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that the machine has, or a very large number if the system does not report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return 2**63
+
+
 def logits_after(model: GPT2, tokens: Tensor, *, last: int = 1, **kwargs: Any) -> Tensor:
     """The logits after each of the last tokens, Float[batch last d_vocab], in float32 at least, without dropout."""
-    with _no_dropout(model):
+    with no_dropout(model):
         logits = model.unembed(model.final_residual(tokens, **kwargs)[:, -last:])
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-@contextmanager
-def _no_dropout(model: GPT2) -> Iterator[None]:
-    if not model.training:
-        yield
-        return
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _logprobs(logits: Tensor, chosen: Tensor, number: int) -> list[Logprobs]:

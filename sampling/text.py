@@ -1,38 +1,64 @@
 """Prompts in, text out: what stands between a user's strings and the model's tokens."""
 
-import codecs
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..assembly import GPT2
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
+from .transforms import BadWords, LogitsTransform
 
-__all__ = ["Prompt", "TextStream", "end_tokens", "prompt_tokens", "text_stream", "vocabulary"]
+__all__ = [
+    "Prompt",
+    "TextStream",
+    "as_tokenizer",
+    "end_tokens",
+    "only_text",
+    "prompt_tokens",
+    "text_stream",
+    "vocabulary",
+]
 
 Prompt = str | Sequence[int] | Tensor
 """Text, or the ids of its tokens."""
 
 
+def as_tokenizer(tokenizer: TokenizerSource | None) -> Tokenizer | None:
+    """Return our tokenizer for whatever the user passed: one of ours, of another library, a folder, or None.
+
+    >>> as_tokenizer(None) is None
+    True
+    """
+    return None if tokenizer is None else load_tokenizer(tokenizer)
+
+
 def prompt_tokens(prompt: Prompt, model: GPT2, tokenizer: Tokenizer | None, *, name: str = "the prompt") -> list[int]:
-    """The ids of a prompt's tokens.
+    """Return the ids of a prompt's tokens. Text without any token, as ``""``, begins at the token before every text.
 
     Args:
-        name: what the prompt is called where something is wrong with it.
+        name: what the prompt is called in an error message.
 
     Raises:
         ValueError: text without a tokenizer; no token; a token outside the model's vocabulary.
+
+    >>> from gptladder import GPT2, GPT2Config
+    >>> from gptladder.tokenizer import CharTokenizer
+    >>> model = GPT2(GPT2Config(d_vocab=3, d_model=8, n_layers=1, n_heads=1, n_ctx=4))
+    >>> tokenizer = CharTokenizer("ab", end_of_text=True)
+    >>> prompt_tokens("ba", model, tokenizer), prompt_tokens("", model, tokenizer)
+    ([1, 0], [2])
     """
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ValueError(f"{name} is text: pass tokenizer=..., or give the ids of its tokens")
         tokens = tokenizer.encode(prompt)
+        if not tokens and tokenizer.start_id is not None:
+            tokens = [tokenizer.start_id]
     else:
         tokens = list(map(int, prompt))
     if not tokens:
         raise ValueError(
-            f"{name} is empty, and a model needs at least one token to read: give a space or a newline, or "
-            "[tokenizer.eot_id], the end-of-text token that texts begin after"
+            f"{name} is empty, and a model needs at least one token to read: give some text, such as a space"
         )
     for token in tokens:
         if not 0 <= token < model.d_vocab:
@@ -44,13 +70,20 @@ def prompt_tokens(prompt: Prompt, model: GPT2, tokenizer: Tokenizer | None, *, n
 
 
 def end_tokens(eos_token_ids: Sequence[int] | None, model: GPT2, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """The tokens that end a text: those given, or else the tokenizer's end of text.
+    """Return the tokens that end a text (default: the tokenizer's end of text).
 
     Raises:
         ValueError: a token outside the model's vocabulary.
+
+    >>> from gptladder import GPT2, GPT2Config
+    >>> from gptladder.tokenizer import CharTokenizer
+    >>> model = GPT2(GPT2Config(d_vocab=3, d_model=8, n_layers=1, n_heads=1, n_ctx=4))
+    >>> end_tokens(None, model, CharTokenizer("ab", end_of_text=True)), end_tokens([0], model, None)
+    ((2,), (0,))
     """
     if eos_token_ids is None:
-        return () if tokenizer is None or tokenizer.eot_id is None else (tokenizer.eot_id,)
+        eot_id = None if tokenizer is None else tokenizer.eot_id
+        return () if eot_id is None or eot_id >= model.d_vocab else (eot_id,)
     for token in eos_token_ids:
         if not 0 <= token < model.d_vocab:
             raise ValueError(f"eos_token_ids holds {token}, but the model's vocabulary ends at {model.d_vocab - 1}")
@@ -58,15 +91,47 @@ def end_tokens(eos_token_ids: Sequence[int] | None, model: GPT2, tokenizer: Toke
 
 
 def vocabulary(model: GPT2, tokenizer: Tokenizer | None) -> int:
-    """How many ids can be generated: models may have more than their tokenizer, for the sake of a round number."""
-    return model.d_vocab if tokenizer is None else min(tokenizer.n_vocab, model.d_vocab)
+    """Return how many ids can be generated: models may have more rows than their tokenizer has tokens.
+
+    Raises:
+        ValueError: the tokenizer turns text into ids that the model does not have, so they do not belong together.
+
+    >>> from gptladder import GPT2, GPT2Config
+    >>> from gptladder.tokenizer import CharTokenizer
+    >>> model = GPT2(GPT2Config(d_vocab=64, d_model=8, n_layers=1, n_heads=1, n_ctx=4))
+    >>> vocabulary(model, CharTokenizer("abc"))
+    3
+    """
+    if tokenizer is None:
+        return model.d_vocab
+    if (needed := tokenizer.n_text_vocab) > model.d_vocab:
+        raise ValueError(
+            f"the tokenizer has ids up to {needed - 1:,} and the model's vocabulary {model.d_vocab:,} rows, so they do "
+            "not belong together: pass the tokenizer that the model was trained with"
+        )
+    return min(tokenizer.n_vocab, model.d_vocab)
+
+
+def only_text(
+    transforms: Sequence[LogitsTransform], model: GPT2, tokenizer: Tokenizer | None
+) -> Sequence[LogitsTransform]:
+    """Return the user's transforms, after one that bans the ids within the vocabulary that stand for no text.
+
+    >>> only_text([], None, None)
+    []
+    """
+    unused = [] if tokenizer is None else tokenizer.unused_ids(model.d_vocab)
+    return [BadWords([[i] for i in unused]), *transforms] if unused else transforms
 
 
 def text_stream(tokenizer: Tokenizer | None, stop: str | Sequence[str]) -> "TextStream | None":
-    """What turns a row's tokens into text; without a tokenizer there is none.
+    """Return what turns a row's tokens into text; without a tokenizer, None.
 
     Raises:
         ValueError: an empty stop string, or one without a tokenizer.
+
+    >>> text_stream(None, ()) is None
+    True
     """
     if tokenizer is not None:
         return TextStream(tokenizer, (stop,) if isinstance(stop, str) else stop)
@@ -80,35 +145,48 @@ class TextStream:
 
     A character whose bytes are spread over tokens is given out once it is whole; bytes that are no UTF-8 become U+FFFD,
     and the half of a character at the very end is left out. The text is cut before the stop string that is complete
-    first, wherever the borders of tokens lie; what may yet turn out to be the beginning of one is held back.
+    first, wherever the borders of tokens lie; what may turn out to be the beginning of one is held back.
 
     Raises:
         ValueError: an empty stop string.
+
+    >>> from gptladder.tokenizer import CharTokenizer
+    >>> text = TextStream(CharTokenizer("abc"), stop=["bc"])
+    >>> [text.push(token) for token in (0, 1, 2)]
+    [('a', False), ('', False), ('', True)]
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         if "" in stop:
             raise ValueError("a stop string is empty, and would end every text at once: leave it out")
-        self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = tokenizer.text_decoder()
         self._held = ""
+        self._stopped = False
 
     def push(self, token: int) -> tuple[str, bool]:
-        """The text that one more token settles, and whether a stop string has ended it."""
-        self._held += self._utf8.decode(self._tokenizer.decode_bytes([token]))
+        """Return the text that one more token settles, and whether a stop string has ended it."""
+        return self._take(self._decoder.push(token))
+
+    def finish(self) -> str:
+        """Return what was held back, when no further token will come."""
+        if self._stopped:
+            return ""
+        # The decoder settles what it held, in which a stop string may be complete only now.
+        text, stopped = self._take(self._decoder.finish().rstrip("\N{REPLACEMENT CHARACTER}"))
+        held, self._held = self._held, ""
+        return text if stopped else text + held
+
+    def _take(self, text: str) -> tuple[str, bool]:
+        self._held += text
         found = [(start + len(stop), start) for stop in self._stop if (start := self._held.find(stop)) >= 0]
         settled = min(found)[1] if found else len(self._held) - self._begun()
         text, self._held = self._held[:settled], "" if found else self._held[settled:]
+        self._stopped = bool(found)
         return text, bool(found)
 
-    def finish(self) -> str:
-        """What was held back, where no further token will come."""
-        text, self._held = self._held, ""
-        return text
-
     def _begun(self) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
+        """Return how many characters at the end may be the beginning of a stop string."""
         return max(
             (size for stop in self._stop for size in range(1, len(stop)) if self._held.endswith(stop[:size])), default=0
         )

@@ -1,33 +1,98 @@
 """The command line: help, mistakes, and what it answers with."""
 
+import dataclasses
+import importlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gptladder import __version__, cli
 
 
-def test_help_lists_every_command(capsys):
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in cli.COMMANDS)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in cli.COMMANDS)
 
 
-def test_without_a_command_it_shows_the_help_and_fails(capsys):
+def test_without_a_command_it_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "usage: gptladder" in capsys.readouterr().out
 
 
-def test_an_unknown_command_is_named(capsys):
-    assert cli.main(["climb-faster"]) == 2
-    assert "there is no command 'climb-faster'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("trian", "there is no command 'trian'; did you mean train?"),
+        ("--verison", "there is no option '--verison'; did you mean --version?"),
+        ("frobnicate", "there is no command 'frobnicate'"),
+    ],
+)
+def test_an_unknown_command_is_named_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], typed: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([typed])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"gptladder: {message} (gptladder --help lists the commands)\n"
 
 
-def test_the_version(capsys):
-    assert cli.main(["--version"]) == 0
+@pytest.mark.parametrize("option", ["--version", "-V"])
+def test_the_version(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert cli.main([option]) == 0
     assert capsys.readouterr().out.strip() == f"gptladder {__version__}"
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_each_command_names_its_options(name: str) -> None:
+    command = cli.COMMANDS[name]
+    module = importlib.import_module(f"gptladder.{command.module}")
+    assert dataclasses.is_dataclass(getattr(module, command.options))
+    assert callable(getattr(module, name))
+
+
+@pytest.mark.parametrize("shell", cli.SHELLS)
+def test_completion_knows_commands_and_their_options(capsys: pytest.CaptureFixture[str], shell: str) -> None:
+    assert cli.main(["--completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in cli.COMMANDS)
+    assert "max-new-tokens" in script
+
+
+def test_completion_in_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    cli.main(["--completion", "bash"])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    for words, expected in (
+        (["gptladder", "gene"], "generate"),
+        (["gptladder", "generate", "--max-n"], "--max-new-tokens"),
+    ):
+        probe = f"""
+            source "{tmp_path}/script"
+            COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}
+            COMP_LINE="{" ".join(words)}"; COMP_POINT=${{#COMP_LINE}}
+            function=$(complete -p gptladder | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+            $function gptladder "{words[-1]}" "{words[-2]}"
+            echo "${{COMPREPLY[@]}}"
+        """
+        done = subprocess.run([bash, "-c", probe], capture_output=True, text=True)
+        assert expected in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("argv", [["--completion"], ["--completion", "cmd"], ["--completion", "bash", "zsh"]])
+def test_completion_for_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(argv)
+    assert "--completion needs the name of your shell: bash, zsh, fish" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
@@ -76,11 +141,102 @@ def test_a_reader_that_goes_away_is_no_error():
     assert writer.returncode == 141
 
 
-def test_no_case_is_no_proof(capsys):
+def test_no_case_is_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ladder", "--cases", "0"]) == 1
     assert "--cases is 0; at least 1 is needed" in capsys.readouterr().err
 
 
-def test_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "gptladder", "--version"], capture_output=True, text=True, cwd=os.sep)
-    assert done.stdout.strip() == f"gptladder {__version__}"
+def run(*argv: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gptladder", *argv], capture_output=True, text=True, cwd=os.sep, **kwargs
+    )
+
+
+def test_as_a_module() -> None:
+    assert run("--version").stdout.strip() == f"gptladder {__version__}"
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_do_not_wait_for_torch(option: str) -> None:
+    code = f"import sys; from gptladder.cli import main; main([{option!r}]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.sep)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell closes streams so on POSIX systems")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(closed: str) -> None:
+    line = f"{sys.executable} -m gptladder generate A --random-init --max-new-tokens 2 {closed}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=os.sep)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_reported_in_one_line() -> None:
+    line = f"{sys.executable} -m gptladder generate A --random-init --max-new-tokens 2 >/dev/full"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, cwd=os.sep)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "gptladder generate: No space left on device"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 1.0, 1.5])
+def test_ctrl_c_during_import_ends_without_a_traceback(seconds: float) -> None:
+    command = [sys.executable, "-m", "gptladder", "generate", "A", "--random-init", "--max-new-tokens", "100000"]
+    command += ["--past-context", "slide"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=os.sep) as process:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "gptladder generate: stopped"
+    assert "Traceback" not in errors
+
+
+def test_an_interrupt_that_a_package_swallows_still_ends_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    def swallow(name: str, package: str | None = None) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialisation failed") from None
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(cli.importlib, "import_module", swallow)
+    with pytest.raises(KeyboardInterrupt):
+        cli._imported("sampling.generate_command")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_character_that_the_terminal_lacks_is_escaped() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = run("generate", "Grüße, 狐", "--random-init", "--max-new-tokens", "1", env=environment)
+    assert done.returncode == 0
+    assert done.stdout.startswith(r"Gr\xfc\xdfe, \u72d0")
+    table = run("predict", "狐", "--random-init", "-k", "3", env=environment)
+    assert table.returncode in (0, 1)
+    assert table.stdout.isascii()
+    assert "Traceback" not in table.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "x.txt"), "x.txt: No such file or directory"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes\nat x.cpp"),
+         "not enough memory (DefaultCPUAllocator: can't allocate memory: 9 bytes)"),
+    ],
+)  # fmt: skip
+def test_errors_of_the_system_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    def fail(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("gptladder.ladder.command.ladder", fail)
+    assert cli.main(["ladder"]) == 1
+    assert capsys.readouterr().err == f"gptladder ladder: {line}\n"

@@ -47,9 +47,10 @@ def test_a_wheel_installs_one_single_name_with_every_module(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gptladder"}
-    packages = ["components", "assembly", "weights", "training", "sampling", "ladder"]
-    expected = {str(path.relative_to(ROOT)) for package in packages for path in (ROOT / package).rglob("*.py")}
-    expected |= {"__init__.py", "__main__.py", "cli.py", "files.py", "tokenizer.py", "py.typed"}
+    packages = ["tokenizer", "components", "assembly", "weights", "training", "sampling", "ladder", "lens"]
+    files = [path for package in packages for path in (ROOT / package).rglob("*") if path.is_file()]
+    files += [*ROOT.glob("*.py"), ROOT / "py.typed"]
+    expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     assert {name.removeprefix("gptladder/") for name in names if name.startswith("gptladder/")} == expected
 
 
@@ -74,8 +75,9 @@ print(list(Attention(d_model=8, n_heads=2)(torch.zeros(1, 3, 8)).shape))
 
 
 def test_importing_it_brings_in_no_reference():
-    code = "import sys, gptladder; print(*sorted({name.split('.')[0] for name in sys.modules}))"
-    loaded = set(run(code, check=True).stdout.split())
+    code = "import sys, gptladder; {}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    assert "torch" not in run(code.format("gptladder.__version__"), check=True).stdout.split()
+    loaded = set(run(code.format("gptladder.GPT2, gptladder.sampling"), check=True).stdout.split())
     assert not loaded & {
         "transformer_lens",
         "transformers",

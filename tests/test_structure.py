@@ -10,13 +10,13 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; what stands in one set may not import each other.
 FLOORS: list[set[str]] = [
-    {"files"},
+    {"files", "options", "extras", "device"},
     {"tokenizer"},
     {"components"},
     {"assembly"},
     {"weights"},
     {"training", "sampling"},
-    {"ladder"},
+    {"ladder", "lens"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
@@ -31,7 +31,8 @@ MAY_IMPORT_EXTRAS = {"ladder/references.py"}
 FILES = sorted(
     path
     for path in ROOT.rglob("*.py")
-    if path.relative_to(ROOT).parts[0] in {*LEVEL, "cli.py", "tokenizer.py", "files.py", "__init__.py", "__main__.py"}
+    if path.relative_to(ROOT).parts[0]
+    in {*LEVEL, "cli.py", "files.py", "options.py", "extras.py", "device.py", "__init__.py", "__main__.py"}
 )
 
 
@@ -104,3 +105,17 @@ def test_no_layer_is_torchs(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch.nn"):
             taken = {alias.name for alias in node.names}
             assert not {name for name in taken if name in FORBIDDEN or name.startswith("Transformer")}, path.name
+
+
+LAYER_FILES = ("embed", "pos_embed", "layer_norm", "attention", "mlp", "block", "unembed")
+
+
+@pytest.mark.parametrize("layer", LAYER_FILES)
+def test_a_layer_is_only_a_layer(layer: str) -> None:
+    source = (ROOT / "components" / f"{layer}.py").read_text()
+    names = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    forbidden = {"is_grad_enabled", "is_compiling", "mkldnn", "ops", "type", "__class__", "is_meta", "backends"}
+    assert not names & forbidden, f"components/{layer}.py decides by {names & forbidden}: that belongs in kernels.py"
+    assert not any(isinstance(node, ast.Global) for node in ast.walk(ast.parse(source)))
+    assert "packed" not in source.lower()
+    assert source.count("\n") <= 200

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..components.linear import onednn_products, quick_products
+from ..components.kernels import chosen_products, set_onednn_products
 from .presets import TrainConfig
 
 # Rounding differs between kernels by the order of their sums: by a factor of 2 where this was measured. Products whose
@@ -46,12 +46,12 @@ def try_onednn() -> Trial:
     exact = x.double() @ W.double()
 
     def product(by_onednn: bool) -> Tensor:
-        before = onednn_products(by_onednn)
+        before = set_onednn_products(by_onednn)
         try:
-            with quick_products():
+            with chosen_products():
                 return x @ W
         finally:
-            onednn_products(before)
+            set_onednn_products(before)
 
     errors = [float((product(by_onednn) - exact).abs().max()) for by_onednn in (False, True)]
     return Trial(
@@ -105,11 +105,11 @@ def settle(config: TrainConfig, device: torch.device, recorded: Mapping[str, Any
 @contextmanager
 def computing_by(config: TrainConfig) -> Iterator[None]:
     """For the block, compute as a settled configuration says."""
-    before = onednn_products(config.optim.products == "onednn")
+    before = set_onednn_products(config.optim.products == "onednn")
     try:
         yield
     finally:
-        onednn_products(before)
+        set_onednn_products(before)
 
 
 def keep_freed_memory() -> bool:

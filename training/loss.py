@@ -11,11 +11,12 @@ import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..assembly.model import GPT2
-from ..components.linear import quick_products
+from ..components.kernels import chosen_products, is_transformed
 
 IGNORE_INDEX = -100  # PyTorch's own default for targets that do not count
 
@@ -29,12 +30,12 @@ _LOG2_E = 1 / math.log(2)
 
 
 class TokenLoss(NamedTuple):
-    """What a batch's predictions are worth."""
+    """The loss of a batch, and how many of its predictions are right."""
 
     loss: Float[Tensor, ""]
     """Cross-entropy in nats, summed or averaged over the tokens that count."""
     correct: Int[Tensor, ""]
-    """Tokens that count and whose own logit was the highest."""
+    """Tokens that count and are the argmax of their logits (of equal maxima, the first)."""
     tokens: Int[Tensor, ""]
     """Tokens that count."""
 
@@ -48,22 +49,28 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     reduction: Reduction = "mean",
 ) -> TokenLoss:
-    """``cross_entropy(hidden @ weight.T + bias, targets)`` without its logits, and how many predictions were right.
+    """Return ``cross_entropy(hidden @ weight.T + bias, targets)``, and how many predictions are right.
 
-    Gradients reach ``hidden``, ``weight`` and ``bias``, once: second derivatives are refused. Under autocast the matrix
-    products run in its dtype, and the softmax in float32, as they would in the plain formulation. Compiled code calls
-    it as one operator, without a graph break.
+    The logits of all positions never exist at once. Gradients reach ``hidden``, ``weight`` and ``bias``; second
+    derivatives raise an error. Forward-mode differentiation and ``torch.func`` transforms are right, but hold all
+    logits. Under autocast the matrix products run in its dtype, and the softmax in float32, as they would with logits.
+    Compiled code calls it as one operator, without a graph break.
 
     Args:
-        hidden: what is projected, any leading shape.
+        hidden: what is projected, of any leading shape.
         weight: the projection, a row for each token of the vocabulary.
-        targets: the right token for each position; ``ignore_index`` where there is none.
+        targets: the right token for each position; ``ignore_index`` if there is none.
         bias: added to the logits.
         ignore_index: the target that does not count.
-        reduction: ``mean`` over the tokens that count (nan where none does), or their ``sum``.
+        reduction: ``mean`` over the tokens that count (nan if none does), or their ``sum``.
 
     Raises:
         ValueError: another reduction; targets of another shape.
+
+    Example:
+        >>> result = linear_cross_entropy(torch.zeros(2, 4), torch.ones(10, 4), torch.tensor([3, -100]))
+        >>> result.loss  # one of ten equal guesses, and one position that does not count
+        tensor(2.3026)
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction is {reduction!r}; it can be {', '.join(get_args(Reduction))}")
@@ -71,6 +78,12 @@ def linear_cross_entropy(
         raise ValueError(
             f"targets have the shape {list(targets.shape)}, but there are {list(hidden.shape[:-1])} positions"
         )
+    tokens = (targets != ignore_index).sum()
+    if not torch.compiler.is_compiling() and is_transformed():  # the operator has no rules for these
+        logits = F.linear(hidden, weight, bias).flatten(0, -2)
+        total = F.cross_entropy(logits, targets.flatten(), ignore_index=ignore_index, reduction="sum")
+        correct = (logits.argmax(dim=-1) == targets.flatten()).sum()
+        return TokenLoss(total if reduction == "sum" else total / tokens, correct, tokens)
     device = hidden.device.type
     product_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     differentiate = torch.is_grad_enabled() and any(
@@ -79,14 +92,20 @@ def linear_cross_entropy(
     total, correct, *_ = _operator(
         hidden.flatten(0, -2), weight, bias, targets.flatten(), ignore_index, product_dtype, differentiate
     )
-    tokens = (targets != ignore_index).sum()
     return TokenLoss(total if reduction == "sum" else total / tokens, correct, tokens)
 
 
 class NextTokenLoss(nn.Module):
-    """A model with its loss: what training calls, compiles, and wraps for many processes.
+    """A model with its loss: the module that training calls, compiles, and wraps for many processes.
 
     Its parameters are the model's, under names that begin with ``model.``.
+
+    Example:
+        >>> from gptladder import GPT2Config
+        >>> loss = NextTokenLoss(GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=5, n_ctx=4)))
+        >>> tokens = torch.tensor([[1, 2, 3, 4]])
+        >>> loss(tokens[:, :-1], tokens[:, 1:]).tokens
+        tensor(3)
     """
 
     def __init__(self, model: GPT2) -> None:
@@ -94,7 +113,7 @@ class NextTokenLoss(nn.Module):
         self.model = model
 
     def forward(self, tokens: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"]) -> TokenLoss:
-        """The summed loss of predicting ``targets`` from ``tokens``; `IGNORE_INDEX` marks targets that do not count."""
+        """Return the summed loss of predicting ``targets`` from ``tokens``; `IGNORE_INDEX` marks those not to count."""
         hidden = self.model.final_residual(tokens)
         unembed = self.model.unembed
         return linear_cross_entropy(hidden, unembed.W_U.T, targets, bias=unembed.b_U, reduction="sum")
@@ -109,7 +128,7 @@ def _chunked(
     product_dtype: torch.dtype,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Summed loss, right predictions, and the loss's gradients for hidden, weight and bias (empty if not asked for)."""
+    """Return the summed loss, right predictions, and gradients for hidden, weight and bias (empty if not asked for)."""
     softmax_dtype = torch.float32 if product_dtype in (torch.float16, torch.bfloat16) else product_dtype
     total_dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     total = torch.zeros((), dtype=total_dtype, device=hidden.device)
@@ -125,38 +144,41 @@ def _chunked(
     # Each chunk adds to the whole gradient of the projection: the wider that is, the more rows must be worth it.
     most = max(1, most, weight.shape[1] // 3)
     rows = math.ceil(hidden.shape[0] / math.ceil(hidden.shape[0] / most)) if len(hidden) else 1  # chunks of equal size
-    # One room for all chunks: memory of this size, taken anew each time, is mapped anew: as slow as its use.
-    room = torch.empty(rows, weight.shape[0], dtype=softmax_dtype, device=hidden.device)
+    # Reuse one buffer for all chunks: allocating it per chunk costs as much time as filling it.
+    buffer = torch.empty(rows, weight.shape[0], dtype=softmax_dtype, device=hidden.device)
     same_dtype = product_dtype == softmax_dtype
-    narrow_room = room if same_dtype else room.new_empty(room.shape, dtype=product_dtype)
+    narrow_buffer = buffer if same_dtype else buffer.new_empty(buffer.shape, dtype=product_dtype)
     d_weight_part = None if same_dtype or not differentiate else torch.empty_like(weight)
     for first in range(0, hidden.shape[0], rows):
         chunk = slice(first, first + rows)
         h, target, count = hidden[chunk], targets[chunk], counts[chunk].unsqueeze(-1)
-        logits, narrow = room[: h.shape[0]], narrow_room[: h.shape[0]]
-        # Logits to the base 2, since powers of 2 are quicker than powers of e: 2.8 times on a CPU.
-        with quick_products():
+        logits, narrow = buffer[: h.shape[0]], narrow_buffer[: h.shape[0]]
+        # Logits to the base 2, since powers of 2 are faster than powers of e: 2.8 times on a CPU.
+        with chosen_products():
             torch.mm((h * _LOG2_E).to(product_dtype), weight.T, out=narrow)
         if not same_dtype:
             logits.copy_(narrow)
         if bias is not None:
             logits.add_(bias, alpha=_LOG2_E)
-        highest = logits.amax(dim=-1, keepdim=True)
+        # The target's own logit, and the highest of the others: together they give the maximum and the accuracy.
         own = logits.gather(-1, target)
-        correct += ((own == highest) & count).sum()
+        others = logits.scatter_(-1, target, -math.inf).amax(dim=-1, keepdim=True)
+        logits.scatter_(-1, target, own)
+        correct += (_is_first_maximum(logits, target, own, others) & count).sum()
+        highest = torch.maximum(own, others)
         shifted = own - highest
         exps = logits.sub_(highest).exp2_()
         norm = exps.sum(dim=-1, keepdim=True)
         total += ((norm.log2() - shifted) * count).sum()
         if not differentiate:
             continue
-        # softmax - one_hot, the normalisation left to the smaller factors of the products.
+        # softmax - one_hot; the division by the norm is left to the smaller factors of the products.
         d_logits = exps.scatter_add_(-1, target, -norm)
         if not same_dtype:
             d_logits = narrow.copy_(d_logits)
         scale = count / norm
         scaled = (h * scale).to(product_dtype)
-        with quick_products():
+        with chosen_products():
             d_hidden[chunk] = (d_logits @ weight) * scale
             if d_weight_part is None:
                 d_weight.addmm_(d_logits.T, scaled)
@@ -165,6 +187,18 @@ def _chunked(
         if bias is not None:
             d_bias += (d_logits.T @ scale.to(product_dtype)).squeeze(-1)
     return total / _LOG2_E, correct, d_hidden, d_weight, d_bias
+
+
+def _is_first_maximum(logits: Tensor, target: Tensor, own: Tensor, others: Tensor) -> Tensor:
+    """Return where ``target`` is the argmax of ``logits``: of equal maxima, the first counts."""
+    if logits.device.type != "cpu":
+        return logits.argmax(dim=-1, keepdim=True) == target
+    right = own > others
+    # On a CPU an argmax takes ten times as long as a maximum, and ties are rare: only their rows need it.
+    tied = (own == others).squeeze(-1).nonzero().squeeze(-1)
+    if len(tied):
+        right[tied] = logits[tied].argmax(dim=-1, keepdim=True) == target[tied]
+    return right
 
 
 # As an operator of PyTorch's, it is one opaque node for torch.compile, which would otherwise unroll the loop over

@@ -5,72 +5,17 @@ A field's docstring is its help text on the command line.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from ..components.mlp import ActFn
-from .batches import Order
+from ..assembly.config import GPT2Config
+from .data.batches import Order
+from .data.config import DataConfig
 from .parallel import Parallel
 
 Precision = Literal["float32", "bf16", "auto"]
 Products = Literal["auto", "default", "onednn"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The text, and how it becomes tokens."""
-
-    corpus: str = "stories"
-    """"stories" (made here by a seeded generator), "tinystories" (fetched from the hub), or a text file or folder."""
-    fraction: float = 1.0
-    """Share of the hub's TinyStories that is used."""
-    stories_mb: float = 20.0
-    """Megabytes of text that the generator of stories writes."""
-    tokenizer: str = "gpt2"
-    """"gpt2", "bpe" (learnt from the text), "char" (its characters), or a folder with a tokenizer."""
-    vocab_size: int = 4096
-    """Tokens of a "bpe" tokenizer."""
-    val_fraction: float = 0.1
-    """Share of the tokens, at the end of the text, that is kept for validation."""
-    data_dir: str = "data"
-    """Where prepared data is kept and looked for."""
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "stories_mb", "vocab_size")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction}; it must be above 0 and at most 1")
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction is {self.val_fraction}; it must be between 0 and 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The model's sizes and choices."""
-
-    init_from: str | None = None
-    """A model folder, or a published model's name, to start from; its sizes and tokenizer then stand."""
-    d_model: int = 768
-    """Width of the residual stream."""
-    n_layers: int = 12
-    """Blocks."""
-    n_heads: int = 12
-    """Attention heads of each block."""
-    d_mlp: int | None = None
-    """Hidden width of the MLP; 4 times d_model where it is not given."""
-    n_ctx: int = 1024
-    """Positions that the model has embeddings for."""
-    act_fn: ActFn = "gelu_new"
-    """Activation of the MLP."""
-    dropout: float = 0.0
-    """Probability of dropping, in training, after the embeddings, in the attention pattern, and what layers add."""
-    tie_word_embeddings: bool = True
-    """The output projection is the token embedding, transposed."""
-    init_range: float = 0.02
-    """Standard deviation of the initial weights."""
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "d_model", "n_layers", "n_heads", "d_mlp", "n_ctx", "init_range")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
+OptimizerName = Literal["adamw", "muon"]
+Decay = Literal["cosine", "linear"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +36,24 @@ class OptimConfig:
     """Times through the training data after which it ends."""
     target_loss: float | None = None
     """Loss of a batch at which it ends."""
+    patience: int | None = None
+    """Evaluations without a lower validation loss after which it ends."""
+    optimizer: OptimizerName = "adamw"
+    """adamw, or muon (Muon for the matrices of the blocks, AdamW for the rest), which needs fewer steps."""
     lr: float = 1e-3
-    """Learning rate after warm-up."""
+    """Learning rate of AdamW after warm-up."""
     min_lr: float | None = None
-    """Learning rate at the end of the cosine; without it the rate is constant after warm-up."""
+    """Learning rate at the end of the decay (default: the rate stays constant after warm-up). Muon's follows."""
+    muon_lr: float = 0.02
+    """Learning rate of Muon after warm-up; it follows the same schedule."""
+    muon_momentum: float = 0.95
+    """Muon's decay rate for the mean of the gradient."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises."""
+    decay: Decay = "cosine"
+    """Shape of the decay to min_lr: half a cosine, or a straight line (linear)."""
     decay_steps: int | None = None
-    """Updates after which the cosine ends; all of them where it is not given."""
+    """Updates after which the decay ends (default: all of them)."""
     beta1: float = 0.9
     """AdamW's decay rate for the mean of the gradient."""
     beta2: float = 0.999
@@ -131,16 +86,21 @@ class OptimConfig:
             "max_steps",
             "max_epochs",
             "target_loss",
+            "patience",
             "lr",
+            "muon_lr",
             "decay_steps",
             "grad_clip",
         )
+        for name, choices in (("optimizer", get_args(OptimizerName)), ("decay", get_args(Decay))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
         for name in ("min_lr", "warmup_steps", "weight_decay"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.max_steps is self.max_epochs is self.target_loss is None:
             raise ValueError("nothing ends this run: give max_steps, max_epochs or target_loss")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
 
@@ -172,9 +132,10 @@ class RunConfig:
     final_samples: int = 3
     """Samples after training."""
     resume: str | None = None
-    """"auto" (the newest whole snapshot of the run; from the beginning where there is none), or a snapshot's path."""
+    """"auto" (the newest snapshot of the run, or from the beginning if there is no run), or the path of a snapshot: one
+    of this run goes back to it, one of another run begins a new run from it."""
     overwrite: bool = False
-    """Delete what a run of this name left, and begin anew."""
+    """Begin anew, and replace the run of this name as soon as the new one can be continued."""
     json: bool = False
     """Instead of a progress line, write one JSON object a line, and nothing else."""
     tensorboard: bool = False
@@ -196,14 +157,23 @@ class TrainConfig:
 
     preset: str = ""
     """Where all values come from that are not given: tinystories, tinystories-2l64d, tinystories-char,
-    shakespeare-char, verdict-124m or target-loss-124m."""
+    shakespeare-char, shakespeare-char-fast, verdict-124m or target-loss-124m."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: GPT2Config = field(default_factory=GPT2Config)
+    init_from: str | None = None
+    """Model folder, run, snapshot, or name of a published model to start from. Its sizes and its tokenizer are used."""
+    dropout: float | None = None
+    """Dropout in training: of the embeddings, the attention pattern, and what each layer adds (default: as in the
+    model's configuration, and that of the model to start from)."""
     optim: OptimConfig
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        if self.seq > self.model.n_ctx:
+        if self.dropout is not None:
+            everywhere: Any = dict.fromkeys(DROPOUTS, self.dropout)
+            object.__setattr__(self, "model", dataclasses.replace(self.model, **everywhere))
+        # The sequence of a model to start from is checked when that model's sizes are known.
+        if self.init_from is None and self.seq > self.model.n_ctx:
             raise ValueError(
                 f"seq={self.seq} is more than the model has positions for, n_ctx={self.model.n_ctx}: "
                 "take shorter sequences, or a model with more positions"
@@ -220,29 +190,57 @@ class TrainConfig:
         return self.run.name or self.preset or "run"
 
     def recorded(self) -> dict[str, Any]:
-        """What a run writes down: all but how this start of it was asked for, so that a resumed run writes the same."""
+        """Return what a run records: everything except how this start of it was asked for.
+
+        A resumed run so records the same as one that was never stopped.
+        """
         values = dataclasses.asdict(self)
+        dropouts = {values["model"][name] for name in DROPOUTS}
+        values["model"]["dropout"] = dropouts.pop() if len(dropouts) == 1 else None  # as version 0.1 records it
         for start in ("resume", "overwrite", "json"):
             del values["run"][start]
         return values
 
     def replace(self, **fields: Any) -> "TrainConfig":
-        """This configuration with fields of any of its parts changed.
+        """Return this configuration with fields of any of its parts changed.
+
+        Sizes that follow from others (``d_head``, ``d_mlp``) follow the changed ones.
 
         Raises:
-            ValueError: a field that no part has.
+            ValueError: no part has such a field.
         """
-        parts = {part: getattr(self, part) for part in ("data", "model", "optim", "run")}
+        parts = {"": self} | {part: getattr(self, part) for part in PARTS}
         changed: dict[str, dict[str, Any]] = {part: {} for part in parts}
         for name, value in fields.items():
-            owners = [part for part, config in parts.items() if hasattr(config, name)]
-            if not owners:
+            owner = next((part for part, config in parts.items() if name in field_names(config)), None)
+            if owner is None:
                 raise ValueError(f"there is no field {name!r}")
-            changed[owners[0]][name] = value
-        return dataclasses.replace(
-            self,
-            **{part: dataclasses.replace(config, **changed[part]) for part, config in parts.items() if changed[part]},
-        )
+            changed[owner][name] = value
+        new: dict[str, Any] = {
+            part: dataclasses.replace(parts[part], **changed[part]) for part in PARTS if part != "model"
+        }
+        own = {"dropout": None, **changed[""]} if changed["model"].keys() & set(DROPOUTS) else changed[""]
+        return dataclasses.replace(self, **{**new, "model": resized(self.model, **changed["model"]), **own})
+
+
+PARTS = ("data", "model", "optim", "run")
+DROPOUTS = ("embed_dropout", "attn_dropout", "resid_dropout")
+
+
+def field_names(config: Any) -> set[str]:
+    """Return the names of a configuration's fields; of `TrainConfig`, those that are not parts."""
+    return {field.name for field in dataclasses.fields(config)} - set(PARTS)
+
+
+def resized(model: GPT2Config, **changes: Any) -> GPT2Config:
+    """Return a model's configuration with fields changed; what followed from its other sizes follows from the new.
+
+    >>> resized(GPT2Config(d_model=64, n_heads=4), d_model=32).d_mlp
+    128
+    """
+    follows = {"d_head": model.d_model // model.n_heads, "d_mlp": 4 * model.d_model}
+    again = {name: 0 for name, size in follows.items() if getattr(model, name) == size}
+    return dataclasses.replace(model, **{**again, **changes}) if changes else model
 
 
 def _require_positive(config: Any, *names: str) -> None:
@@ -259,7 +257,7 @@ PRESETS: dict[str, TrainConfig] = {
         data=DataConfig(corpus="tinystories", fraction=0.01, stories_mb=16, tokenizer="bpe", vocab_size=2048),
         # Untied, and begun with larger weights: names are all equally likely where none was told before, which draws
         # their rows of a shared table together, and a model this narrow is then slow to tell them apart.
-        model=ModelConfig(d_model=128, n_layers=2, n_heads=4, n_ctx=256, tie_word_embeddings=False, init_range=0.05),
+        model=GPT2Config(d_model=128, n_layers=2, n_heads=4, n_ctx=256, tie_word_embeddings=False, init_range=0.05),
         optim=OptimConfig(
             batch=4,
             max_steps=8000,
@@ -276,7 +274,7 @@ PRESETS: dict[str, TrainConfig] = {
     "tinystories-2l64d": TrainConfig(
         preset="tinystories-2l64d",
         data=DataConfig(corpus="tinystories", tokenizer="gpt2"),
-        model=ModelConfig(d_model=64, n_layers=2, n_heads=4, n_ctx=256),
+        model=GPT2Config(d_model=64, n_layers=2, n_heads=4, n_ctx=256),
         optim=OptimConfig(batch=16, max_epochs=5, lr=1e-3, weight_decay=0.01),
         run=RunConfig(eval_every=1000, eval_batches=100, snapshot_every=1000, sample_every="epoch"),
     ),
@@ -284,7 +282,7 @@ PRESETS: dict[str, TrainConfig] = {
     "tinystories-char": TrainConfig(
         preset="tinystories-char",
         data=DataConfig(corpus="tinystories", tokenizer="char"),
-        model=ModelConfig(d_model=64, n_layers=4, n_heads=4, n_ctx=32, act_fn="relu", dropout=0.0),
+        model=GPT2Config(d_model=64, n_layers=4, n_heads=4, n_ctx=32, act_fn="relu"),
         optim=OptimConfig(batch=16, order="random", max_steps=10_000, lr=1e-3, grad_clip=None),
         run=RunConfig(
             eval_every=500, eval_batches=200, snapshot_every=2000, log_every=20, prompt=" ", sample_tokens=400
@@ -294,7 +292,8 @@ PRESETS: dict[str, TrainConfig] = {
     "verdict-124m": TrainConfig(
         preset="verdict-124m",
         data=DataConfig(corpus="the-verdict.txt", tokenizer="gpt2"),
-        model=ModelConfig(n_ctx=256, dropout=0.1),
+        model=GPT2Config(n_ctx=256),
+        dropout=0.1,
         optim=OptimConfig(
             batch=2, max_epochs=15, lr=1e-3, min_lr=1e-5, warmup_steps=27, weight_decay=0.1, grad_clip=1.0
         ),
@@ -311,7 +310,7 @@ PRESETS: dict[str, TrainConfig] = {
     "target-loss-124m": TrainConfig(
         preset="target-loss-124m",
         data=DataConfig(corpus="the-verdict.txt", tokenizer="gpt2"),
-        model=ModelConfig(),
+        model=GPT2Config(),
         optim=OptimConfig(batch=4, seq=32, target_loss=0.099999, lr=3e-4),
         run=RunConfig(
             eval_every="epoch",
@@ -327,7 +326,7 @@ PRESETS: dict[str, TrainConfig] = {
     "shakespeare-char": TrainConfig(
         preset="shakespeare-char",
         data=DataConfig(corpus="tinyshakespeare.txt", tokenizer="char"),
-        model=ModelConfig(d_model=128, n_layers=4, n_heads=4, n_ctx=64),
+        model=GPT2Config(d_model=128, n_layers=4, n_heads=4, n_ctx=64),
         optim=OptimConfig(
             batch=12,
             order="random",
@@ -340,5 +339,27 @@ PRESETS: dict[str, TrainConfig] = {
             grad_clip=1.0,
         ),
         run=RunConfig(prompt="\n", sample_tokens=300),
+    ),
+    # The same model by Muon, on twice the batch; every value from benchmarks/recipes.py.
+    "shakespeare-char-fast": TrainConfig(
+        preset="shakespeare-char-fast",
+        data=DataConfig(corpus="tinyshakespeare.txt", tokenizer="char"),
+        model=GPT2Config(d_model=128, n_layers=4, n_heads=4, n_ctx=64),
+        optim=OptimConfig(
+            batch=24,
+            order="random",
+            max_steps=1000,
+            optimizer="muon",
+            muon_lr=0.03,
+            lr=5e-3,
+            min_lr=0.0,
+            decay="linear",
+            warmup_steps=15,
+            beta2=0.99,
+            weight_decay=0.1,
+            grad_clip=1.0,
+            precision="auto",
+        ),
+        run=RunConfig(eval_every=100, prompt="\n", sample_tokens=300),
     ),
 }

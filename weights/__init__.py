@@ -1,7 +1,8 @@
 """Weights between ours and everybody's: Hugging Face, HookedTransformer, TransformerBridge, files and names."""
 
-from .checkpoint import CheckpointError
-from .hub import HubError, resolve
+from ..files import FileError as CheckpointError
+from .files.hub import HubError
+from .files.torch_files import load_torch_file
 from .layout import WeightsError
 from .models import (
     from_bridge,
@@ -17,11 +18,14 @@ from .models import (
     to_hooked_transformer,
 )
 from .processing import fold
+from .sources import Source, config_to_ours, open_source, resolve, tokenizer_folder
 
 __all__ = [
     "CheckpointError",
     "HubError",
+    "Source",
     "WeightsError",
+    "config_to_ours",
     "fold",
     "from_bridge",
     "from_hf",
@@ -29,10 +33,13 @@ __all__ = [
     "from_nanogpt",
     "from_pretrained",
     "from_tensorflow",
+    "load_torch_file",
+    "open_source",
     "resolve",
     "save_pretrained",
     "to_bridge_state_dict",
     "to_hf",
     "to_hooked_state_dict",
     "to_hooked_transformer",
+    "tokenizer_folder",
 ]

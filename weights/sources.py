@@ -1,6 +1,8 @@
-"""Where a model comes from: which format a folder or file is in, told by what it holds, and its weights as ours."""
+"""Find a model by a name or path, recognise its format by what the files hold, and read its weights under our names."""
 
 import dataclasses
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,24 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
-from . import checkpoint, hooked_transformer, huggingface, nanogpt, tensorflow
-from .checkpoint import CONFIG_FILE, WEIGHT_FILES, CheckpointError
+from ..files import FileError, file_in, read_json
+from .files import hub
+from .files.folders import CONFIG_FILE, WEIGHT_FILES, open_tensors, open_training_checkpoint, read_config
+from .files.hub import HubError
+from .files.tensors import check_finite
+from .formats import hooked_transformer, huggingface, nanogpt, tensorflow
 from .layout import Format, WeightsError, check_type, to_ours
+from .lazy import chosen
+from .names import unwrapped
 
 OUR_MODEL_TYPE = "gptladder"
+RUN_FORMAT = "gptladder-run"
+"""``format`` in the ``config.json`` of a training run's folder."""
+
+SNAPSHOTS = "snapshots"
+_SNAPSHOT = re.compile(r"snapshot_step_(\d+)\.pt")
+_NANOGPT_FILE = "ckpt.pt"
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 Kind = Literal["hf", "ours", "hooked", "nanogpt", "tensorflow", "snapshot"]
 
@@ -43,22 +58,24 @@ class Source:
         return "ours" if self.kind == "snapshot" else self.kind
 
 
-def open_source(path: Path, *, act_fn: ActFn | None = None, mapped: bool = False) -> Source:
+def open_source(path: Path, *, act_fn: ActFn | None = None) -> Source:
     """The model in a folder or file of any format that is read here.
 
     Args:
         path: a folder in Hugging Face's format, in ours, HookedTransformer's or OpenAI's; a checkpoint of nanoGPT; a
             snapshot of a training run.
         act_fn: of nanoGPT's, whose checkpoints do not say it: see `nanogpt.config_from_nanogpt`.
-        mapped: leave tensors as maps of one whole file, for who keeps them all.
 
     Raises:
         WeightsError: weights or configuration that do not make a GPT-2.
-        CheckpointError: a file that is missing, damaged, hostile, or of no format known here.
+        FileError: a file that is missing, damaged, hostile, or of no format known here.
         ImportError: a TensorFlow checkpoint, and tensorflow is not installed.
     """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = _in_folder(path, path)
     try:
-        source = _open_folder(path, mapped) if path.is_dir() else _open_file(path, act_fn)
+        source = _open_folder(path) if path.is_dir() else _open_file(path, act_fn)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     if act_fn is not None and source.kind != "nanogpt":
@@ -66,11 +83,133 @@ def open_source(path: Path, *, act_fn: ActFn | None = None, mapped: bool = False
     return source
 
 
+def resolve(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+    endpoint: str | None = None,
+    cache_dir: Path | None = None,
+) -> Path:
+    """Return the folder or file that holds a model, which `open_source` reads.
+
+    Args:
+        name_or_path: a model's folder; a training run's folder, which stands for its ``final`` model, or for its newest
+            readable snapshot as long as there is none; a folder with nanoGPT's ``ckpt.pt``; a snapshot or a nanoGPT
+            checkpoint; or, if no such path exists, a name on the hub. ``~`` is the home folder.
+        revision, token, local_files_only, endpoint, cache_dir: for a name: see `hub.fetch`.
+
+    Raises:
+        FileError: the path exists and holds no model.
+        HubError: a name that cannot be fetched, or a path that does not exist.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return _in_folder(path, name_or_path)
+    if path.exists():
+        if path.suffix == ".safetensors" or path.name in WEIGHT_FILES or path.name == CONFIG_FILE:
+            raise FileError(f"{path}: is one file of a model folder; give the folder: {path.parent}")
+        return path
+    text = os.fspath(name_or_path)
+    looks_like_path = (
+        not isinstance(name_or_path, str)
+        or text.startswith((".", "/", "~"))
+        or text.count("/") > 1
+        or text.endswith("/")
+        or "\\" in text
+        or path.suffix in {".safetensors", ".bin", ".pt", ".pth", ".json", ".ckpt", ".h5"}
+    )
+    if looks_like_path:
+        raise HubError(
+            f"there is no file or folder {text!r}; give a folder that holds {CONFIG_FILE} and {WEIGHT_FILES[0]}, the "
+            "folder of a training run, or a checkpoint"
+        )
+    return hub.fetch(
+        text,
+        revision=revision,
+        token=token,
+        local_files_only=local_files_only,
+        endpoint=endpoint,
+        cache_dir=cache_dir,
+    )
+
+
+def tokenizer_folder(path: Path) -> Path | None:
+    """Return the folder that holds the tokenizer of a model, or None if it has none.
+
+    Args:
+        path: a folder or file that `resolve` takes or returns. A snapshot's tokenizer is the run's.
+    """
+    path = Path(path).expanduser()
+    if is_run(path):
+        candidates = [path / "tokenizer", path / "final"]
+    elif path.is_dir():
+        candidates = [path]
+    elif path.parent.name == SNAPSHOTS:
+        candidates = [path.parent.parent / "tokenizer", path.parent.parent / "final"]
+    else:
+        candidates = [path.parent]
+    return next((folder for folder in candidates if _has_tokenizer(folder)), None)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a training run, by its ``config.json``."""
+    try:
+        fields = read_json(file_in(folder, CONFIG_FILE))
+    except FileError:
+        return False
+    # Runs of 0.1.0 did not write a format.
+    return fields.get("format") == RUN_FORMAT or (
+        "model_type" not in fields and {"data", "model", "optim"} <= fields.keys()
+    )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(all((folder / name).exists() for name in names) for names in _TOKENIZERS)
+
+
+def _in_folder(folder: Path, given: str | os.PathLike[str]) -> Path:
+    """Return the model in a folder that exists."""
+    if is_run(folder):
+        return _in_run(folder)
+    if any((folder / name).exists() for name in (CONFIG_FILE, *tensorflow.FILES)):
+        return folder
+    if (folder / _NANOGPT_FILE).exists():
+        return folder / _NANOGPT_FILE
+    on_the_hub = ""
+    if isinstance(given, str) and folder == Path(given) and given.count("/") <= 1:
+        names = given if "/" in given else f"openai-community/{given}"
+        on_the_hub = f", or for the hub's model of this name change the directory or write {names!r}"
+    raise FileError(
+        f"{folder}: this folder holds no model, as there is no {CONFIG_FILE} in it; give one that does{on_the_hub}"
+    )
+
+
+def _in_run(folder: Path) -> Path:
+    """Return a run's best model, else its newest snapshot whose weights can be read and are finite."""
+    if (folder / "final" / CONFIG_FILE).exists():
+        return folder / "final"
+    steps = {
+        int(match[1]): path for path in (folder / SNAPSHOTS).glob("*.pt") if (match := _SNAPSHOT.fullmatch(path.name))
+    }
+    faults: list[str] = []
+    for step in sorted(steps, reverse=True):
+        try:
+            check_finite(open_source(steps[step]).state, steps[step])
+            return steps[step]
+        except (FileError, WeightsError) as error:
+            faults.append(str(error))
+    if faults:
+        raise FileError(f"{folder}: no snapshot of this run can be used: {faults[0]}")
+    raise FileError(f"{folder}: this run has no model yet; it has one after its first evaluation or snapshot")
+
+
 def open_tensorflow(folder: Path) -> Source:
     """The model in a folder as OpenAI published it, whatever else the folder holds.
 
     Raises:
-        WeightsError, CheckpointError, ImportError: as for `open_source`.
+        WeightsError, FileError, ImportError: as for `open_source`.
     """
     config, tensors = tensorflow.read_tensorflow(folder)
     return Source(
@@ -98,34 +237,43 @@ def config_from_ours(fields: Mapping[str, Any]) -> GPT2Config:
         raise WeightsError(f"config: {error}") from error
 
 
-def _open_folder(folder: Path, mapped: bool) -> Source:
+def _open_folder(folder: Path) -> Source:
     if not (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in tensorflow.FILES):
         return open_tensorflow(folder)
-    fields = checkpoint.read_config(folder)
-    if "model_type" not in fields and {"data", "model", "optim"} <= fields.keys():
-        raise CheckpointError(f"{folder}: is a training run; give its {folder / 'final'}, or one of its snapshots")
-    read = checkpoint.read_tensors if mapped else checkpoint.open_tensors
+    fields = read_config(folder)
     if fields.get("model_type") == OUR_MODEL_TYPE:
-        config, tensors = config_from_ours(fields), read(folder)
-        return Source("ours", folder, config, to_ours("ours", config, tensors), {name: name for name in tensors})
+        config, tensors = config_from_ours(fields), open_tensors(folder)
+        return _ours("ours", folder, config, tensors)
     if "model_type" not in fields and "normalization_type" in fields:
-        config, tensors = hooked_transformer.config_from_hooked_fields(fields), read(folder)
+        config, tensors = hooked_transformer.config_from_hooked_fields(fields), open_tensors(folder)
         config, state = hooked_transformer.state_from_hooked(config, tensors)
-        return Source("hooked", folder, config, state, {name: name for name in tensors})
-    config, tensors = huggingface.config_from_hf(fields), read(folder)
+        return Source("hooked", folder, config, state, unwrapped(tensors))
+    config, tensors = huggingface.config_from_hf(fields), open_tensors(folder)
     names = huggingface.parameter_names(tensors)
     return Source("hf", folder, config, huggingface.state_from_hf(config, tensors), names)
 
 
+def _ours(kind: Kind, path: Path, config: GPT2Config, tensors: Mapping[str, Tensor]) -> Source:
+    names = unwrapped(tensors)
+    return Source(kind, path, config, to_ours("ours", config, chosen(tensors, names)), names)
+
+
 def _open_file(path: Path, act_fn: ActFn | None) -> Source:
     if path.suffix == ".safetensors" or path.name in WEIGHT_FILES:
-        raise CheckpointError(f"{path}: holds weights alone; give the folder that has {CONFIG_FILE} beside them")
-    key, saved, tensors = checkpoint.open_training_checkpoint(path, ("model", "model_state_dict"))
+        raise FileError(f"{path}: holds weights alone; give the folder that has {CONFIG_FILE} beside them")
+    key, saved, tensors = open_training_checkpoint(path, ("model", "model_state_dict"))
     if key == "model_state_dict":
-        config = _config_of_snapshot(saved.get("config"), tensors)
-        return Source("snapshot", path, config, to_ours("ours", config, tensors), {name: name for name in tensors})
+        recorded = saved.get("model_config")  # since 0.2
+        if recorded is not None and not isinstance(recorded, dict):
+            raise WeightsError(f"is not a snapshot of a training run: its model_config is {recorded!r:.80}")
+        config = (
+            config_from_ours(recorded)
+            if recorded
+            else _config_of_snapshot(saved.get("config"), chosen(tensors, unwrapped(tensors)))
+        )
+        return _ours("snapshot", path, config, tensors)
     config = nanogpt.config_from_nanogpt(saved, act_fn)
-    state = nanogpt.state_from_nanogpt(config, tensors, bias=saved["model_args"].get("bias", True))
+    state = nanogpt.state_from_nanogpt(config, tensors, bias=nanogpt.has_bias(saved))
     return Source("nanogpt", path, config, state, huggingface.parameter_names(tensors))
 
 

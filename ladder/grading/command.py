@@ -14,7 +14,7 @@ from ... import __version__
 from ...files import write_whole
 from ...options import parse
 from ..candidate.isolation import Isolation, probe
-from .grade import Settings, grade
+from .grade import Settings
 from .outcomes import Outcome, as_classroom, as_csv, as_gradescope, as_json
 from .page import class_page
 from .submissions import find_submissions
@@ -56,7 +56,7 @@ class GradeArguments:
     """Seed of the configurations and of every number in them."""
 
 
-def grade_command(argv: list[str]) -> int:
+def grade(argv: list[str]) -> int:
     """Run ``gptladder grade`` and return 0, or 1 if something could not be graded.
 
     Raises:

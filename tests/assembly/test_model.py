@@ -3,6 +3,7 @@
 import copy
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptladder import GPT2, GPT2Config
-from gptladder.components import TypeCheckError
+from gptladder.components import Embed, HookPoint, TypeCheckError, named_taps
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import check, draw_case, rung
 
@@ -145,7 +146,7 @@ def test_functional_call_swaps_a_tied_matrix_in_both_places():
 
 def test_hooked_transformers_state_dict_loads_as_it_is():
     transformer_lens = pytest.importorskip("transformer_lens")
-    from gptladder.weights.hooked_transformer import hooked_config_fields
+    from gptladder.weights.formats.hooked_transformer import hooked_config_fields
 
     cfg = transformer_lens.HookedTransformerConfig(**hooked_config_fields(CONFIG), dtype=torch.float64, device="cpu")
     theirs = transformer_lens.HookedTransformer(cfg)
@@ -205,3 +206,113 @@ def test_in_sixteen_bits_it_stays_near_float32(dtype):
     allowed = {torch.bfloat16: 0.05, torch.float16: 0.01}[dtype] * scale
     assert (cast - expected).abs().max() < allowed
     assert (half - expected).abs().max() < allowed
+
+
+# The projection is tied to the embedding: one storage, whatever happens to either.
+
+AFTER_REPLACING = {
+    "nothing": lambda model, folder: model,
+    "deepcopy": lambda model, folder: copy.deepcopy(model),
+    "pickle": lambda model, folder: pickle.loads(pickle.dumps(model)),
+    "to": lambda model, folder: model.float().double(),
+    "load_state_dict": lambda model, folder: _through_state_dict(model),
+    "save_pretrained": lambda model, folder: _through_a_folder(model, folder),
+}
+
+
+def _through_a_folder(model: GPT2, folder: Path) -> GPT2:
+    model.save_pretrained(folder / "model")
+    return GPT2.from_pretrained(folder / "model")
+
+
+@pytest.mark.parametrize("how", AFTER_REPLACING)
+def test_a_replaced_embedding_is_the_projection_too(how: str, tmp_path: Path) -> None:
+    model = made(d_model=12)
+    new = Embed(d_vocab=17, d_model=12, dtype=torch.float64)
+    expected_table = new.W_E.detach().float().double()
+    model.embed = new
+    taken = AFTER_REPLACING[how](model, tmp_path)
+    assert torch.allclose(taken.unembed.W_U, expected_table.T, atol=1e-6)
+    assert taken.unembed.W_U.data_ptr() == taken.embed.W_E.data_ptr()
+    assert "unembed.W_U" not in taken.state_dict()
+    assert taken.num_parameters() == made(d_model=12).num_parameters()
+    with torch.no_grad():
+        taken.embed.W_E.zero_()
+    assert not taken(tokens()).any()
+
+
+def test_a_replaced_table_and_a_wrapper_keep_the_tie() -> None:
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.inner(ids)
+
+    model = made()
+    expected = model(tokens())
+    table = model.embed.W_E
+    model.embed = Wrapper(model.embed)
+    assert torch.equal(model(tokens()), expected)
+    assert model.unembed.W_U.data_ptr() == table.data_ptr()
+    model.embed.inner.W_E = torch.nn.Parameter(2 * table.detach())
+    assert torch.equal(model.unembed.W_U, 2 * table.T)
+
+
+def test_an_embedding_that_cannot_be_the_projection_is_refused_and_changes_nothing() -> None:
+    model = made()
+    expected, embed = model(tokens()), model.embed
+    with pytest.raises(ValueError, match="d_vocab=18"):
+        model.embed = Embed(d_vocab=18, d_model=10)
+    with pytest.raises(ValueError, match="Linear has none"):
+        model.embed = torch.nn.Linear(3, 3)
+    assert model.embed is embed
+    assert torch.equal(model(tokens()), expected)
+    untied = made(tie_word_embeddings=False)
+    before = untied.unembed.W_U.clone()
+    untied.embed = Embed(d_vocab=17, d_model=10, dtype=torch.float64)
+    assert torch.equal(untied.unembed.W_U, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grad", [True, False])
+def test_without_fused_kernels_hooks_change_no_bit(dtype: torch.dtype, grad: bool) -> None:
+    model = made(dtype=torch.float32, d_model=48, n_heads=3, d_head=16).to(dtype)
+    ids = tokens(2, 11)
+    with torch.set_grad_enabled(grad):
+        fused = model(ids)
+        assert model.fused
+        model.fused = False
+        assert not any(layer.fused for layer in (model.ln_final, model.blocks[0].attn, model.blocks[1].ln2))
+        plain = model(ids)
+        assert torch.equal(model.run_with_cache(ids)[0], plain)
+        for name in named_taps(model):
+            assert torch.equal(model.run_with_hooks(ids, fwd_hooks=[(name, lambda x, hook: None)]), plain), name
+        model.fused = True
+        assert torch.equal(model(ids), fused)
+        assert (plain - fused).abs().max() <= {torch.float32: 1e-4, torch.bfloat16: 0.2}[dtype] * fused.abs().max()
+
+
+def test_a_model_with_one_layer_unfused_is_not_fused() -> None:
+    model = made()
+    model.blocks[1].ln1.fused = False
+    assert not model.fused
+
+
+@PATHS
+@pytest.mark.parametrize("fill", [1e30, float("inf"), float("nan")])
+def test_what_stands_at_padding_reaches_no_token(fused: bool, fill: float) -> None:
+    model = made(fused=fused)
+    mask = torch.tensor([[False, False, True, True, True, True, True]] * 2)
+
+    def spoil(x: torch.Tensor, hook: HookPoint) -> None:
+        x[:, :2] = fill
+
+    expected = model(tokens(), padding_mask=mask)
+    for name in ("hook_embed", "blocks.1.hook_resid_pre", "blocks.1.attn.hook_k", "blocks.1.attn.hook_v"):
+        found = model.run_with_hooks(tokens(), padding_mask=mask, fwd_hooks=[(name, spoil)])
+        assert (found - expected)[mask].abs().max() < 1e-12, name
+        cache = model.new_cache(2)
+        model.run_with_hooks(tokens()[:, :4], padding_mask=mask[:, :4], cache=cache, fwd_hooks=[(name, spoil)])
+        assert (model(tokens()[:, 4:], cache=cache) - expected[:, 4:]).abs().max() < 1e-12, name

@@ -182,3 +182,17 @@ def test_what_is_kept_carries_no_gradient(model):
     cache = model.new_cache(1)
     model(tokens(1, 3), cache=cache)
     assert not cache.layers[0].keys.requires_grad
+
+
+def test_a_block_whose_attention_was_replaced_keeps_nothing_and_counts_no_positions() -> None:
+    class Constant(torch.nn.Module):
+        def forward(self, x: torch.Tensor, **given: object) -> torch.Tensor:
+            return torch.full_like(x, 0.5)
+
+    model = GPT2(CONFIG, dtype=torch.float64).eval()
+    model.blocks[0].attn = Constant()
+    cache, ids = model.new_cache(2), tokens(2, 6)
+    split = [model(part, cache=cache) for part in ids.split([3, 1, 2], 1)]
+    assert (torch.cat(split, 1) - model(ids)).abs().max() < 1e-12
+    cache.crop(3)
+    assert (model(ids[:, 3:], cache=cache.fork(1)) - model(ids)[:, 3:]).abs().max() < 1e-12

@@ -131,5 +131,5 @@ def test_it_breaks_no_graph_and_costs_no_compilation_for_each_layer():
 
 
 def test_the_signature_and_the_docstring_stay():
-    assert Block.forward.__doc__.startswith("The residual stream")
+    assert Block.forward.__doc__.startswith("Return the residual stream")
     assert Block.forward.__name__ == "forward"

@@ -1,10 +1,21 @@
 """Named activations: as HookedTransformer's, and what it does not promise."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config
-from gptladder.components import ActivationCache, Attention, act_name, hooks, named_taps, run_with_cache, run_with_hooks
+from gptladder.components import (
+    ActivationCache,
+    Attention,
+    HookPoint,
+    act_name,
+    hooks,
+    named_taps,
+    run_with_cache,
+    run_with_hooks,
+)
 from gptladder.ladder.numbers import randomize
 from gptladder.weights import to_hooked_transformer
 
@@ -229,3 +240,61 @@ def test_compiled_models_too(how):
     hook = [("blocks.1.attn.hook_z", ablate)]
     assert equal(compiled.run_with_hooks(TOKENS, fwd_hooks=hook), plain.run_with_hooks(TOKENS, fwd_hooks=hook))
     assert equal(compiled(TOKENS), plain(TOKENS))
+
+
+def test_a_gradient_may_be_returned_in_a_tuple_as_transformer_lenss_hooks_do(ours: GPT2, theirs: Any) -> None:
+    gradients = []
+    for each in (ours, theirs):
+        each.zero_grad()
+        with each.hooks(bwd_hooks=[("blocks.1.hook_resid_mid", lambda gradient, hook: (gradient * 0,))]):
+            each(TOKENS).square().sum().backward()
+        gradients.append(each.pos_embed.W_pos.grad)
+        each.zero_grad()
+    assert not gradients[0].any()
+    assert not gradients[1].any()
+
+
+def test_run_with_hooks_takes_hooks_on_gradients(ours: GPT2) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = ours
+
+        def forward(self, ids: torch.Tensor) -> None:
+            self.model(ids).sum().backward()
+
+    run_with_hooks(Loss(), TOKENS, bwd_hooks=[("model.hook_embed", lambda gradient, hook: seen.append(gradient))])
+    assert len(seen) == 1
+    ours.zero_grad()
+
+
+def test_hooks_share_notes_at_each_activation(ours: GPT2) -> None:
+    found = []
+    name = "blocks.0.hook_resid_mid"
+    ours.run_with_hooks(
+        TOKENS,
+        fwd_hooks=[
+            (name, lambda x, hook: hook.ctx.update(mean=x.mean())),
+            ("hook_embed", lambda x, hook: found.append("mean" in hook.ctx)),
+            (name, lambda x, hook: found.append("mean" in hook.ctx)),
+        ],
+    )
+    assert found == [False, True]
+
+
+def test_what_a_hook_changes_in_place_an_earlier_hook_does_not_see(ours: GPT2) -> None:
+    kept = []
+
+    def spoil(activation: torch.Tensor, *, hook: HookPoint) -> None:
+        activation.zero_()
+
+    name = "blocks.0.hook_resid_pre"
+    ours.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda x, hook: kept.append(x)), (name, spoil)])
+    assert kept[0].any()
+
+
+def test_a_tap_outside_a_block_has_no_layer() -> None:
+    with pytest.raises(ValueError, match="'hook_embed' belongs to no block"):
+        HookPoint("hook_embed").layer()

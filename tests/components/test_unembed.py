@@ -68,3 +68,31 @@ def test_an_embedding_of_other_sizes_is_refused():
         ValueError, match=r"d_vocab=8, d_model=3 cannot be tied to an embedding of d_vocab=7, d_model=3"
     ):
         Unembed(d_model=3, d_vocab=8, tied_to=Embed(d_vocab=7, d_model=3))
+
+
+def test_the_table_of_a_tied_projection_cannot_be_set_apart() -> None:
+    unembed = tied()["unembed"]
+    with pytest.raises(ValueError, match="W_U is the embedding's W_E"):
+        unembed.W_U = torch.nn.Parameter(torch.zeros(3, 7))
+    untied = Unembed(d_model=3, d_vocab=7)
+    untied.W_U = torch.nn.Parameter(torch.zeros(3, 7))
+    assert not untied.W_U.any()
+
+
+def test_a_projection_of_its_own_cannot_be_tied_later() -> None:
+    with pytest.raises(ValueError, match="this unembedding has its own W_U"):
+        Unembed(d_model=3, d_vocab=7).tie_to(Embed(d_vocab=7, d_model=3))
+
+
+def test_reset_parameters_leaves_a_tied_table_alone() -> None:
+    layers = tied()
+    before = layers["embed"].W_E.clone()
+    layers["unembed"].reset_parameters()
+    assert torch.equal(layers["embed"].W_E, before)
+    own = Unembed(d_model=3, d_vocab=7)
+    with torch.no_grad():
+        own.b_U.fill_(1)
+    before = own.W_U.clone()
+    own.reset_parameters()
+    assert not torch.equal(own.W_U, before)
+    assert not own.b_U.any()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import pickle
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessorList
 
+from gptladder.sampling.draw import check_drawable
 from gptladder.sampling.params import SamplingParams
 from gptladder.sampling.transforms import Chain, FrequencyPenalty, MinNewTokens, PresencePenalty, TopK
 
@@ -185,22 +187,22 @@ def test_lists_changed_later_do_not_reach_the_settings() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"temperature": -0.1}, "temperature must be above 0 .*, not -0.1"),
-        ({"temperature": math.inf}, "temperature must be above 0 .*, not inf"),
-        ({"top_k": 0}, "top_k must be a whole number of at least 1, not 0"),
+        ({"temperature": -0.1}, "temperature must be from 1e-06 to 1e[+]06 .*, not -0.1"),
+        ({"temperature": math.inf}, "temperature must be from 1e-06 to 1e[+]06 .*, not inf"),
+        ({"top_k": -1}, "top_k must be a whole number of at least 0, not -1"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1 .*, not 0.0"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1 .*, not 1.5"),
         ({"top_p": 1.5, "temperature": 0}, "top_p must be above 0 and at most 1 .*, not 1.5"),
-        ({"min_p": -0.1}, "min_p must be from 0 .* to 1, not -0.1"),
+        ({"min_p": -0.1}, "min_p must be from 0 to 1 .*, not -0.1"),
         ({"typical_p": 1.1}, "typical_p must be between 0 and 1 .*, not 1.1"),
         ({"epsilon_cutoff": 1.0}, "epsilon_cutoff must be between 0 and 1 .*, not 1.0"),
         ({"eta_cutoff": -1e-3}, "eta_cutoff must be between 0 and 1 .*, not -0.001"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0 .*, not 0.0"),
-        ({"frequency_penalty": math.nan}, "frequency_penalty must be finite, not nan"),
-        ({"presence_penalty": math.inf}, "presence_penalty must be finite, not inf"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be from 1e-06 to 1e[+]06 .*, not 0.0"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty must be from -1e[+]06 to 1e[+]06, not nan"),
+        ({"presence_penalty": math.inf}, "presence_penalty must be from -1e[+]06 to 1e[+]06, not inf"),
         ({"no_repeat_ngram_size": 0}, "no_repeat_ngram_size must be a whole number of at least 1, not 0"),
         ({"min_new_tokens": -1}, "min_new_tokens must be a whole number of at least 0, not -1"),
-        ({"logit_bias": {-1: 1.0}}, "logit_bias must hold token ids, .*, not -1"),
+        ({"logit_bias": {-1: 1.0}}, "each token of logit_bias must be a whole number of at least 0, not -1"),
         ({"bad_words_ids": [[]]}, "bad_words_ids must name at least one token"),
         ({"allowed_token_ids": []}, "allowed_token_ids must name at least one token"),
     ],
@@ -209,3 +211,57 @@ def test_lists_changed_later_do_not_reach_the_settings() -> None:
 def test_a_wrong_setting_is_refused_where_it_is_given(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         SamplingParams(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": "0.8"}, r"temperature must be from 1e-06 to 1e\+06 .*, not '0.8'"),
+        ({"temperature": 1e-300}, r"temperature must be from 1e-06 .*, not 1e-300"),
+        ({"temperature": True}, r"temperature must be .*, not True"),
+        ({"temperature": 10**400}, r"temperature must be .*, not 1000"),
+        ({"frequency_penalty": 1e39}, r"frequency_penalty must be from -1e\+06 to 1e\+06, not 1e\+39"),
+        ({"presence_penalty": -1e39}, r"presence_penalty must be from -1e\+06 to 1e\+06, not -1e\+39"),
+        ({"repetition_penalty": 1e39}, r"repetition_penalty must be .*, not 1e\+39"),
+        ({"logit_bias": {3: 1e39}}, r"logit_bias of token 3 must be .*, not 1e\+39"),
+        ({"logit_bias": [3]}, r"logit_bias must be a dict of token ids and numbers, not \[3\]"),
+        ({"bad_words_ids": [1, 2]}, "bad_words_ids must be a list of token ids, not 1"),
+        ({"top_k": True}, "top_k must be a whole number of at least 0, not True"),
+        ({"top_k": 2.0}, "top_k must be a whole number of at least 0, not 2.0"),
+        ({"min_new_tokens": 1.5}, "min_new_tokens must be a whole number of at least 0, not 1.5"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_or_size_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**settings)
+
+
+def test_top_k_of_0_keeps_all_tokens() -> None:
+    assert SamplingParams(top_k=0).chain(prompt_width=1) == SamplingParams().chain(prompt_width=1)
+
+
+EXTREME = {
+    "temperature": (1e-6, 1e6),
+    "repetition_penalty": (1e-6, 1e6),
+    "frequency_penalty": (-1e6, 1e6),
+    "presence_penalty": (-1e6, 1e6),
+    "logit_bias": ({1: -1e9}, {1: 1e9}),
+    "top_p": (1e-300, 1.0),
+    "min_p": (1e-300, 1.0),
+    "typical_p": (1e-300, 1 - 1e-12),
+    "epsilon_cutoff": (1e-300, 1 - 1e-12),
+    "eta_cutoff": (1e-300, 1 - 1e-12),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ends", list(itertools.product((0, 1), repeat=5)))
+def test_values_at_their_limits_leave_a_token_to_draw(ends: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The largest and smallest settings, together, never make logits that cannot be drawn from."""
+    names = list(EXTREME)
+    settings = {name: EXTREME[name][ends[place % 5]] for place, name in enumerate(names)}
+    chain = SamplingParams(**settings).chain(prompt_width=2, eos_token_ids=[EOS])
+    history = torch.randint(D_VOCAB, (3, 40), generator=torch.Generator().manual_seed(0))
+    for scale in (0.0, 1.0, 1e3):
+        logits = torch.randn(3, D_VOCAB, generator=torch.Generator().manual_seed(1), dtype=dtype) * scale
+        check_drawable(chain(history, logits))

@@ -179,8 +179,8 @@ def test_a_draft_with_a_shorter_context(model, tiny):
     [
         ({"prompt": []}, "the prompt is empty"),
         ({"prompt": [1] * 25}, "25 tokens.*n_ctx=24"),
-        ({"lookahead": 0}, "lookahead must be at least 1"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"lookahead": 0}, "lookahead must be a whole number of at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
         ({"stop": "x"}, "stop strings are looked for in text"),
         ({"params": SamplingParams(logit_bias=dict.fromkeys(range(31), -math.inf))}, "no token is left.*loosen"),
     ],
@@ -193,5 +193,5 @@ def test_what_cannot_be_is_refused(model, settings, message):
 def test_a_draft_of_another_vocabulary(model, tiny):
     with pytest.raises(ValueError, match="the draft's vocabulary has 30 tokens and the model's 31"):
         speculate(model, [1], draft=tiny(d_vocab=30))
-    with pytest.raises(ValueError, match="max_ngram must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="max_ngram must be a whole number of at least 1, not 0"):
         PromptLookup(0)

@@ -14,6 +14,7 @@ from gptladder.sampling import SamplingParams, generate, stream
 from gptladder.sampling.draw import greedy, inverse_cdf, row_uniforms
 from gptladder.sampling.text import TextStream
 from gptladder.sampling.transforms import PADDING
+from gptladder.tokenizer import Tokenizer
 from gptladder.weights import to_hf
 
 GREEDY = SamplingParams(temperature=0)
@@ -113,7 +114,7 @@ def test_rows_of_a_batch_are_the_definition_s(model, params, past_context):
     expected = [plainly(model, prompt, params, seed=7 + sample, new=new) for prompt in MIXED for sample in range(2)]
     assert [row.tokens for row in found] == expected
     if not params.greedy:
-        assert len({row.finish_reason for row in found}) == 2, "rows must end at different times for this to say much"
+        assert len({len(row.tokens) for row in found}) > 2, "rows must end at different times for this to prove much"
 
 
 @given(data=st.data())
@@ -299,6 +300,8 @@ class Pieces:
     def decode_bytes(self, ids: list[int]) -> bytes:
         return b"".join(self.pieces[i] for i in ids)
 
+    text_decoder = Tokenizer.text_decoder
+
 
 @given(
     text=st.text("ab", max_size=14),
@@ -430,14 +433,13 @@ def test_text_and_tokens_in_one_batch(byte_model, byte_tokenizer):
     [
         ([], {}, "there is no prompt"),
         ([[1], []], {}, "prompt 1 is empty"),
-        ("", {}, "the prompt is empty.*eot_id"),
         ([256, 257], {}, "the prompt holds token 257.*0 to 256"),
         ([[1], [-1]], {}, "prompt 1 holds token -1"),
         ([1] * 129, {}, "129 tokens.*n_ctx=128.*slide"),
         ([1], {"stop": ""}, "a stop string is empty"),
         ([1], {"stop": ["a", ""]}, "a stop string is empty"),
-        ([1], {"n": 0}, "n must be at least 1"),
-        ([1], {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ([1], {"n": 0}, "n must be a whole number of at least 1"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1"),
         ([1], {"params": SamplingParams(min_new_tokens=9), "max_new_tokens": 8}, "min_new_tokens=9 is more than"),
         ([1], {"past_context": "wrap"}, "past_context is 'wrap'"),
         ([1], {"draw": "gumbel"}, "draw is 'gumbel'"),
@@ -456,10 +458,10 @@ def test_what_cannot_be_is_refused_at_once(byte_model, byte_tokenizer, prompts, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -0.1}, "temperature must be above 0.*-0.1"),
+        ({"temperature": -0.1}, "temperature must be from 1e-06 to 1e[+]06.*-0.1"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1.*0.0"),
         ({"top_p": 1.01}, "top_p must be above 0 and at most 1.*1.01"),
-        ({"top_k": 0}, "top_k must be a whole number of at least 1, not 0"),
+        ({"top_k": -1}, "top_k must be a whole number of at least 0, not -1"),
     ],
 )
 def test_settings_out_of_range(settings, message):

@@ -140,7 +140,7 @@ def test_from_a_trained_model(start: Callable[..., int], tmp_path: Path) -> None
     start("--name", "second", "--init-from", "runs/shakespeare-char/final", "--lr", "1e-9", "--max-steps", "1")
     first, second = (read_metrics(tmp_path / "runs" / name) for name in ("shakespeare-char", "second"))
     assert second[0].val_loss == pytest.approx(first[-1].val_loss, abs=1e-6)
-    with pytest.raises(ValueError, match=r"seq=9 is more than runs/shakespeare-char/final has positions for, n_ctx=8"):
+    with pytest.raises(ValueError, match=r"--seq 9 is more than runs/shakespeare-char/final has positions for, 8"):
         start("--name", "third", "--init-from", "runs/shakespeare-char/final", "--n-ctx", "9")
 
 
@@ -149,19 +149,19 @@ def test_dropout_and_other_choices_reach_the_model(start: Callable[..., int], tm
     model = torch.load(tmp_path / "runs" / "shakespeare-char" / "snapshots" / "snapshot_step_6.pt")
     assert model["model_state_dict"]["blocks.0.mlp.W_in"].shape == (8, 24)
     assert "unembed.W_U" in model["model_state_dict"]
-    assert model["config"]["model"]["dropout"] == 0.25
+    assert model["model_config"]["attn_dropout"] == 0.25
     assert read_metrics(tmp_path / "runs" / "shakespeare-char")[-1].tokens == 6 * 4 * 5
 
 
 WRONG = {
     "an empty file": (lambda: Path("text.txt").write_text(""), [], "text.txt is empty"),
-    "a binary file": (lambda: Path("text.txt").write_bytes(b"\x7fELF\0\0"), [], "text.txt is no .*text.* byte 4"),
-    "no UTF-8": (lambda: Path("text.txt").write_bytes(b"caf\xe9 au lait " * 9), [], "text.txt is no.* UTF-8 text"),
+    "a binary file": (lambda: Path("text.txt").write_bytes(b"\x7fELF\0\0"), [], "text.txt, line 1 .+ has a zero byte"),
+    "no UTF-8": (lambda: Path("text.txt").write_bytes(b"caf\xe9 au lait " * 9), [], "text.txt, line 1 .+ is not UTF-8"),
     "no file": (lambda: Path("text.txt").unlink(), [], "there is no file or folder text.txt"),
     "too short a file": (lambda: Path("text.txt").write_text("The cat"), [], "tokens, fewer than the 9 of one window"),
     "too short to split": (lambda: Path("text.txt").write_text("a"), [], "the text has 1 tokens, too few"),
-    "no such tokenizer": (None, ["--tokenizer", "words"], "there is no tokenizer 'words'"),
-    "heads that do not divide": (None, ["--n-heads", "3"], "n_heads=3 does not divide d_model=8"),
+    "no such tokenizer": (None, ["--tokenizer", "words"], "--tokenizer words: there is no such folder"),
+    "heads that do not divide": (None, ["--n-heads", "3"], "--n-heads 3 does not divide --d-model 8"),
     "no such snapshot": (None, ["--resume", "snapshot_step_3.pt"], "there is no snapshot snapshot_step_3.pt"),
     "no such device": (None, ["--device", "cuda:77"], "there is no cuda"),
     "no such preset": (None, ["--preset", "gpt5"], "there is no preset 'gpt5'; there are tinystories,"),
@@ -188,7 +188,7 @@ def test_negative_and_zero_sizes_are_refused(
         start(option, value)
     assert caught.value.code == 2
     name = option.removeprefix("--").replace("-", "_")
-    assert f"{name} is {value}; it must be above 0" in capsys.readouterr().err
+    assert f"{name} is {value}; it must be" in capsys.readouterr().err
 
 
 def test_sequences_beyond_the_model_are_refused(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config
-from gptladder.components.linear import linear, onednn_products
+from gptladder.components.kernels import linear, set_onednn_products
 from gptladder.training import kernels
 from gptladder.training.kernels import Trial, computing_by, settle, try_onednn
 from gptladder.training.loss import NextTokenLoss
@@ -18,9 +18,9 @@ PLAIN = PRESETS["shakespeare-char"]
 def by_onednn():
     if not torch.backends.mkldnn.is_available():
         pytest.skip("needs a build of PyTorch with oneDNN")
-    before = onednn_products(True)
+    before = set_onednn_products(True)
     yield
-    onednn_products(before)
+    set_onednn_products(before)
 
 
 def gradients(model, tokens, targets):
@@ -38,11 +38,11 @@ def test_a_models_loss_and_gradients_are_the_same_to_rounding():
     model = GPT2(GPT2Config(d_model=48, n_layers=2, n_heads=3, d_vocab=97, n_ctx=20))
     tokens, targets = torch.randint(97, (2, 3, 20))
     loss, expected = gradients(model, tokens, targets)
-    before = onednn_products(True)
+    before = set_onednn_products(True)
     try:
         quick_loss, found = gradients(model, tokens, targets)
     finally:
-        onednn_products(before)
+        set_onednn_products(before)
     assert abs(quick_loss - loss) / loss < 1e-6
     for name, gradient in expected.items():
         assert (found[name] - gradient).abs().max() <= 2e-5 * gradient.abs().max() + 1e-6, name
@@ -104,7 +104,7 @@ def test_what_a_user_decided_stays(monkeypatch):
 
 
 def test_the_choice_ends_with_the_run():
-    assert onednn_products(False) is False
+    assert set_onednn_products(False) is False
     with computing_by(PLAIN.replace(products="onednn")):
-        assert onednn_products(True) is True
-    assert onednn_products(False) is False
+        assert set_onednn_products(True) is True
+    assert set_onednn_products(False) is False

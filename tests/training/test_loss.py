@@ -1,4 +1,8 @@
+"""The chunked loss: its value, derivatives and accuracy are those of the plain formulation."""
+
 import copy
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.training import loss as loss_module
@@ -99,6 +104,74 @@ def test_second_derivatives_are_refused_and_not_wrong() -> None:
     hidden, weight, targets, _ = inputs(2, 3, 4, 50, bias=False, ignored=0)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         torch.autograd.grad(linear_cross_entropy(hidden, weight, targets).loss, hidden, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_transforms_of_torch_func_are_right(grad: bool, reduction: str) -> None:
+    hidden, weight, targets, bias = inputs(2, 3, 4, 50, bias=True, ignored=1)
+    given = (hidden.detach(), weight.detach(), bias.detach())
+    tangents = tuple(torch.randn_like(tensor) for tensor in given)
+
+    def ours(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets, bias=bias, reduction=reduction).loss
+
+    def theirs(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return plain(hidden, weight, targets, bias, reduction)
+
+    def derivatives(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
+        gradient = torch.func.grad(function)
+        return [
+            torch.func.jvp(function, given, tangents)[1],
+            gradient(*given),
+            torch.func.jvp(lambda hidden: gradient(hidden, *given[1:]), given[:1], tangents[:1])[1],
+            torch.vmap(function, in_dims=(None, None, 0))(*given[:2], torch.stack([given[2], tangents[2]])),
+        ]
+
+    with torch.set_grad_enabled(grad):
+        for found, expected in zip(derivatives(ours), derivatives(theirs), strict=True):
+            assert expected.any()
+            torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(given[0], tangents[0])
+            found = forward_ad.unpack_dual(ours(dual, *given[1:])).tangent
+    torch.testing.assert_close(found, torch.func.jvp(lambda h: theirs(h, *given[1:]), given[:1], tangents[:1])[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_of_equal_maxima_the_first_counts_as_argmax_counts_it(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    # Few distinct rows of few distinct values: most maxima are shared.
+    hidden = torch.randint(-1, 2, (60, 2), generator=random).to(dtype)
+    weight = torch.randint(-1, 2, (23, 2), generator=random).to(dtype)
+    targets = torch.randint(23, (60,), generator=random)
+    logits = hidden @ weight.T
+    targets[:40] = torch.stack([row.eq(row.max()).nonzero().flatten()[-1] for row in logits[:40]])
+    targets[:20] = logits[:20].argmax(-1)
+    targets[5] = IGNORE_INDEX
+    shared = (logits == logits.amax(-1, keepdim=True)).sum(-1) > 1
+    assert shared.sum() > 20
+    correct = linear_cross_entropy(hidden, weight, targets).correct
+    assert int(correct) == int((logits.argmax(-1) == targets).sum())
+
+
+def test_a_constant_model_is_right_for_one_token_of_the_vocabulary() -> None:
+    targets = torch.arange(50)
+    result = linear_cross_entropy(torch.ones(50, 4), torch.ones(50, 4), targets)
+    assert int(result.correct) == 1
+
+
+def test_in_bfloat16_accuracy_is_that_of_argmax() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(200, 8), torch.randn(300, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        # The chunks hold logits to the base 2, which round elsewhere: these are the logits whose ties count.
+        logits = (hidden / math.log(2)) @ weight.T
+        targets = logits.max(-1, keepdim=True).values.eq(logits).int().flip(-1).argmax(-1)
+        targets = 299 - targets  # the last of equal maxima
+        correct = int(linear_cross_entropy(hidden, weight, targets).correct)
+    assert int((logits.argmax(-1) == targets).sum()) == correct < 200
 
 
 def test_wrong_arguments() -> None:

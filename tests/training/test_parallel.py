@@ -12,21 +12,28 @@ from torch import Tensor
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.tokenizer import CharTokenizer
-from gptladder.training.batches import Batches, evaluation_batches
-from gptladder.training.loop import Trainer
+from gptladder.training.data.batches import Batches, evaluation_batches
+from gptladder.training.loop import TrainingRun
 from gptladder.training.metrics import Metrics, read_metrics
 from gptladder.training.parallel import joined
-from gptladder.training.presets import OptimConfig, RunConfig, TrainConfig
+from gptladder.training.presets import OptimConfig, OptimizerName, RunConfig, TrainConfig
 from gptladder.training.snapshots import load_snapshot, newest_snapshot
+from gptladder.training.trainer import Trainer
 
 VOCAB = 17
 
 
-def work(parallel: str, folder: Path, steps: int, micro_batch: int) -> None:
+def work(parallel: str, folder: Path, steps: int, micro_batch: int, optimizer: OptimizerName) -> None:
     device = torch.device("cpu")
     config = TrainConfig(
         optim=OptimConfig(
-            max_steps=steps, batch=7, micro_batch=micro_batch, lr=1e-2, parallel=parallel, weight_decay=0.1
+            max_steps=steps,
+            batch=7,
+            micro_batch=micro_batch,
+            optimizer=optimizer,
+            lr=1e-2,
+            parallel=parallel,
+            weight_decay=0.1,
         ),
         run=RunConfig(log_every=1, eval_every=3, snapshot_every=4),
     )
@@ -34,42 +41,53 @@ def work(parallel: str, folder: Path, steps: int, micro_batch: int) -> None:
     torch.manual_seed(0)
     model = GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=VOCAB, n_ctx=6))
     with joined(parallel, device) as processes:
-        run = Trainer(
+        core = Trainer(
             config,
             model,
-            CharTokenizer("abcdefghijklmnopq"),
             # Batches whose sequences two processes cannot share evenly.
             Batches(tokens, seq=6, batch_size=7),
             lambda: evaluation_batches(tokens[:50], seq=6, batch_size=3),
-            folder=folder,
             device=device,
             processes=processes,
+        )
+        tokenizer = CharTokenizer("abcdefghijklmnopq")
+        run = TrainingRun(
+            core,
+            tokenizer,
+            folder=folder,
             sample=lambda model, tokenizer, prompt, *, max_new_tokens, seed: (
                 f"{float(model(torch.tensor([[1]])).sum()):.4f}"
             ),
         )
         found = newest_snapshot(folder / "snapshots", print)
         if found is not None:
-            run.resume(*found)
+            core.check(*found, tokenizer.fingerprint)
+            run.resume(found[1], found[1]["files"])
         assert run.run() == "max_steps"
 
 
 def train(
-    folder: Path, *, processes: int, parallel: str = "ddp", steps: int = 8, micro_batch: int = 2
+    folder: Path,
+    *,
+    processes: int,
+    parallel: str = "ddp",
+    steps: int = 8,
+    micro_batch: int = 2,
+    optimizer: OptimizerName = "adamw",
 ) -> list[Metrics]:
     folder.mkdir(exist_ok=True)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, __file__, parallel, str(folder), str(steps), str(micro_batch)]
+    command = [sys.executable, *launcher, __file__, parallel, str(folder), str(steps), str(micro_batch), optimizer]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return read_metrics(folder)
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["adamw", "muon"])
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OptimizerName]:
     folder = tmp_path_factory.mktemp("alone")
-    train(folder, processes=1, steps=12)
-    return folder
+    train(folder, processes=1, steps=12, optimizer=request.param)
+    return folder, request.param
 
 
 def assert_same_losses(ours: list[Metrics], theirs: list[Metrics]) -> None:
@@ -82,21 +100,23 @@ def assert_same_losses(ours: list[Metrics], theirs: list[Metrics]) -> None:
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_give_the_losses_of_one_and_either_resumes_the_other(
-    alone: Path, tmp_path: Path, parallel: str
+    alone: tuple[Path, OptimizerName], tmp_path: Path, parallel: str
 ) -> None:
-    expected = read_metrics(alone)
-    train(tmp_path, processes=2, parallel=parallel, steps=8)
+    lone, optimizer = alone
+    expected = read_metrics(lone)
+    train(tmp_path, processes=2, parallel=parallel, steps=8, optimizer=optimizer)
     # What two processes left is one file like any other, which one process goes on from.
-    one, two = (load_snapshot(folder / "snapshots" / "snapshot_step_8.pt") for folder in (alone, tmp_path))
+    one, two = (load_snapshot(folder / "snapshots" / "snapshot_step_8.pt") for folder in (lone, tmp_path))
     assert len(one["rng"]) == 1
     assert len(two["rng"]) == 2
     for part in ("model_state_dict", "optimizer_state_dict"):
         assert json.dumps(shapes(one[part])) == json.dumps(shapes(two[part]))
-    assert_same_losses(train(tmp_path, processes=1, steps=12), expected)
-    assert (tmp_path / "samples.md").read_text() == (alone / "samples.md").read_text()
+    assert_same_losses(train(tmp_path, processes=1, steps=12, optimizer=optimizer), expected)
+    assert (tmp_path / "samples.md").read_text() == (lone / "samples.md").read_text()
     # And the other way round.
     (tmp_path / "snapshots" / "snapshot_step_12.pt").unlink()
-    assert_same_losses(train(tmp_path, processes=2, parallel=parallel, steps=12, micro_batch=4), expected)
+    again = train(tmp_path, processes=2, parallel=parallel, steps=12, micro_batch=4, optimizer=optimizer)
+    assert_same_losses(again, expected)
 
 
 def shapes(state: object) -> object:
@@ -108,4 +128,4 @@ def shapes(state: object) -> object:
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -1,3 +1,6 @@
+"""The learning rate rises, then falls between its limits, by the curve that was chosen."""
+
+import dataclasses
 import math
 from functools import partial
 
@@ -6,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptladder.training.schedule import warmup_cosine
+from gptladder.training.presets import Decay, OptimConfig
+from gptladder.training.schedule import learning_rate, warmup_decay
 
-RATE = partial(warmup_cosine, lr=1e-3, min_lr=1e-4, warmup_steps=10, decay_steps=110)
+RATE = partial(warmup_decay, lr=1e-3, min_lr=1e-4, warmup_steps=10, decay_steps=110)
 
 
 def test_landmarks() -> None:
@@ -35,4 +39,24 @@ def test_decay_is_pytorchs_cosine() -> None:
 
 
 def test_constant_where_both_rates_are_equal() -> None:
-    assert {warmup_cosine(s, lr=0.1, min_lr=0.1, warmup_steps=0, decay_steps=0) for s in range(9)} == {0.1}
+    assert {warmup_decay(s, lr=0.1, min_lr=0.1, warmup_steps=0, decay_steps=0) for s in range(9)} == {0.1}
+
+
+def test_linear_is_a_straight_line_to_the_end() -> None:
+    rates = [
+        warmup_decay(step, lr=1.0, min_lr=0.2, warmup_steps=2, decay_steps=10, decay="linear") for step in range(13)
+    ]
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_a_configuration_decays_to_the_end_of_its_run(decay: Decay) -> None:
+    optim = OptimConfig(max_steps=10, lr=0.5, min_lr=0.1, warmup_steps=4, decay=decay)
+    given = {"lr": 0.5, "min_lr": 0.1, "warmup_steps": 4, "decay": decay}
+    for step in range(20):
+        assert learning_rate(optim, step, 10) == warmup_decay(step, decay_steps=10, **given)
+        shorter = dataclasses.replace(optim, decay_steps=7)
+        assert learning_rate(shorter, step, 10) == warmup_decay(step, decay_steps=7, **given)
+    assert learning_rate(optim, 10, 10) == 0.1
+    constant = dataclasses.replace(optim, min_lr=None)
+    assert {learning_rate(constant, step, None) for step in range(4, 20)} == {0.5}

@@ -23,10 +23,10 @@ from gptladder.cli import main
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.tokenizer import BPETokenizer
-from gptladder.weights import CheckpointError, WeightsError, from_pretrained
+from gptladder.weights import WeightsError, from_pretrained
 from gptladder.weights import convert as conversions
-from gptladder.weights.checkpoint import write_folder
 from gptladder.weights.convert import convert, mapping, streamed_logits
+from gptladder.weights.files.write import write_folder
 from gptladder.weights.sources import config_to_ours
 
 FRESH = settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -205,8 +205,8 @@ def test_a_snapshot_of_a_run_is_a_source(tmp_path: Path, monkeypatch: pytest.Mon
     convert(snapshot, tmp_path / "out", to="hf")
     assert same_weights(from_pretrained(tmp_path / "out"), from_pretrained("runs/x/final"))
     assert from_pretrained(snapshot).config == from_pretrained("runs/x/final").config
-    with pytest.raises(CheckpointError, match="is a training run; give its runs/x/final"):
-        convert(Path("runs/x"), tmp_path / "no", to="hf")
+    convert(Path("runs/x"), tmp_path / "of-the-run", to="hf")
+    assert same_weights(from_pretrained(tmp_path / "of-the-run"), from_pretrained("runs/x/final"))
 
 
 # What is refused
@@ -220,11 +220,11 @@ def test_a_source_that_cannot_be_told_is_refused_in_one_line(
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pt").write_text("text")
     for path, told in [
-        (source / "model.safetensors", "is a file; give the folder"),
+        (source / "model.safetensors", "is one file of a model folder; give the folder"),
         (tmp_path / "weights.pt", "is no checkpoint of a training run"),
-        (tmp_path / "empty", "config.json: no such file"),
+        (tmp_path / "empty", "no config.json in it"),
         (tmp_path / "text.pt", "cannot be read as tensors"),
-        (tmp_path / "gone", "there is no folder"),
+        (tmp_path / "gone", "there is no file or folder"),
     ]:
         assert main(["convert", str(path), str(tmp_path / "out"), "--to", "hf"]) == 1
         said = capsys.readouterr().err

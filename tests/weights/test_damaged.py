@@ -28,10 +28,10 @@ from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.numbers import randomize
 from gptladder.weights import CheckpointError, HubError, WeightsError
-from gptladder.weights.checkpoint import write_folder
-from gptladder.weights.hooked_transformer import hooked_config_fields, state_to_hooked
-from gptladder.weights.huggingface import config_to_hf, state_to_hf
-from gptladder.weights.nanogpt import state_to_nanogpt
+from gptladder.weights.files.write import write_folder
+from gptladder.weights.formats.hooked_transformer import hooked_config_fields, state_to_hooked
+from gptladder.weights.formats.huggingface import config_to_hf, state_to_hf
+from gptladder.weights.formats.nanogpt import state_to_nanogpt
 from gptladder.weights.sources import config_to_ours
 
 # Tables of tokens and of positions are of one size, so that each would fit in the other's place.
@@ -768,4 +768,4 @@ def test_messages_name_the_fault(tmp_path: Path, whole: dict[str, Path]) -> None
     assert "NaN is not a JSON number" in told("config.json: NaN")
     assert "1e999 is too large a number" in told("config.json: a number beyond all")
     assert "repeats a smaller tensor" in told(".bin: expanded")
-    assert "there is no folder" in told("no folder")
+    assert "there is no file or folder" in told("no folder")

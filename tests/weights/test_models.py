@@ -458,7 +458,7 @@ def test_a_name_that_is_not_there_says_so_without_a_network(name: str, tmp_path:
 
 
 def test_a_path_that_is_not_there_says_so(tmp_path: Path) -> None:
-    with pytest.raises(HubError, match="there is no folder"):
+    with pytest.raises(HubError, match="there is no file or folder"):
         from_pretrained(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         from_pretrained(tmp_path)

@@ -1,0 +1,383 @@
+"""Wall time to a loss: ours beside transformers' GPT-2 and nanoGPT, which train by nanoGPT's published recipe.
+
+    python benchmarks/time_to_loss.py
+    python benchmarks/time_to_loss.py --nanogpt ~/nanoGPT --json result.json --picture result.png
+
+All contestants learn the same characters (tinyshakespeare if ``--text`` names it, else generated stories) with a model
+of the same size: 4 layers of 128, 4 heads, 64 positions. ``transformers`` and ``nanoGPT`` use what nanoGPT's README
+gives for a CPU: AdamW, 2,000 steps of 12 sequences, learning rate 1e-3 with warm-up and cosine, float32. Ours use the
+presets of `gptladder train`: ``shakespeare-char`` (AdamW), ``shakespeare-char-fast`` (Muon), and the latter with a
+shorter schedule, which reaches the target sooner and ends higher.
+
+The target is the loss that nanoGPT itself ends with (transformers, which trains by the same recipe, if no clone of
+nanoGPT is given), on the whole validation tenth. The time to it is the time spent in training steps until the first
+evaluation at or below it; the evaluations themselves do not count. For each seed the contestants train at the same
+time, each in its own process, and take turns between evaluations in an order drawn anew, so that other work on the
+machine falls on all of them.
+"""
+
+import argparse
+import importlib.util
+import math
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measure import foreign_load, machine, print_table, spread, wait_for_quiet, write_result
+from steps import Loss, train_steps, whole_loss
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gptladder.assembly import GPT2, GPT2Config
+from gptladder.components.kernels import set_onednn_products
+from gptladder.tokenizer import CharTokenizer
+from gptladder.training.data.batches import Batches
+from gptladder.training.data.stories import stories
+from gptladder.training.kernels import keep_freed_memory, settle
+from gptladder.training.loss import NextTokenLoss
+from gptladder.training.optim import make_optimizer
+from gptladder.training.presets import PRESETS, OptimConfig, TrainConfig
+
+D_MODEL, N_LAYERS, N_HEADS, SEQ = 128, 4, 4, 64
+
+# python train.py config/train_shakespeare_char.py --device=cpu --compile=False --block_size=64 --batch_size=12
+#     --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0
+NANOGPT_RECIPE = OptimConfig(
+    max_steps=2000, batch=12, lr=1e-3, min_lr=1e-4, warmup_steps=100, beta2=0.99, weight_decay=0.1, grad_clip=1.0
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The characters as ids."""
+
+    train: np.ndarray
+    val: np.ndarray
+    n_vocab: int
+
+
+def read_data(path: Path | None) -> Data:
+    """Return a text by characters, its last tenth for validation (default: a megabyte of generated stories)."""
+    text = path.read_text(encoding="utf-8") if path else "\n\n".join(islice(stories(seed=1), 1250))
+    tokenizer = CharTokenizer.from_text([text])
+    ids = np.array(tokenizer.encode(text))
+    cut = int(len(ids) * 0.9)
+    return Data(ids[:cut], ids[cut:], tokenizer.n_vocab)
+
+
+def ours(optim: OptimConfig, n_vocab: int) -> tuple[nn.Module, Loss, Optimizer]:
+    """Our model, its loss in chunks, and the optimizer of a preset."""
+    model = NextTokenLoss(
+        GPT2(GPT2Config(d_model=D_MODEL, n_layers=N_LAYERS, n_heads=N_HEADS, d_vocab=n_vocab, n_ctx=SEQ))
+    )
+    return model, lambda tokens, targets: model(tokens, targets).loss / targets.numel(), make_optimizer(model, optim)
+
+
+def transformers_gpt2(optim: OptimConfig, n_vocab: int) -> tuple[nn.Module, Loss, Optimizer]:
+    """transformers' GPT-2 with its default attention and initial weights."""
+    from transformers import GPT2Config as TheirConfig
+    from transformers import GPT2LMHeadModel
+
+    config = TheirConfig(
+        vocab_size=n_vocab,
+        n_positions=SEQ,
+        n_embd=D_MODEL,
+        n_layer=N_LAYERS,
+        n_head=N_HEADS,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    model = GPT2LMHeadModel(config)
+    # As nanoGPT divides them: parameters with at least two axes decay.
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() >= 2) == wanted] for wanted in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        fused=True,
+    )
+    return model, lambda tokens, targets: _cross_entropy(model(tokens).logits, targets), optimizer
+
+
+def nanogpt(folder: Path, optim: OptimConfig, n_vocab: int) -> tuple[nn.Module, Loss, Optimizer]:
+    """nanoGPT's own model and optimizer, from a clone's ``model.py``."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+    if spec is None or spec.loader is None or not (folder / "model.py").exists():
+        raise SystemExit(f"there is no model.py in {folder}: give --nanogpt the folder of a clone of nanoGPT")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.GPTConfig(
+        vocab_size=n_vocab,
+        block_size=SEQ,
+        n_embd=D_MODEL,
+        n_layer=N_LAYERS,
+        n_head=N_HEADS,
+        dropout=0.0,
+        bias=False,  # the default of its train.py
+    )
+    model = module.GPT(config)
+    optimizer = model.configure_optimizers(optim.weight_decay, optim.lr, (optim.beta1, optim.beta2), "cpu")
+    return model, lambda tokens, targets: model(tokens, targets)[1], optimizer
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Who trains, and by which recipe."""
+
+    name: str
+    config: TrainConfig
+    build: Callable[[OptimConfig, int], tuple[nn.Module, Loss, Optimizer]]
+
+
+class FromClone:
+    """`nanogpt` with its folder; a class, because processes are handed it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, optim: OptimConfig, n_vocab: int) -> tuple[nn.Module, Loss, Optimizer]:
+        """Build it."""
+        return nanogpt(self.folder, optim, n_vocab)
+
+
+TRANSFORMERS, NANOGPT = "transformers, nanoGPT's recipe", "nanoGPT"
+SHORT = 300
+
+
+def contestants(clone: Path | None, steps: int | None) -> list[Contestant]:
+    """Return who trains; ``steps`` shortens every recipe to so many steps at most, for a trial."""
+    peer = TrainConfig(optim=NANOGPT_RECIPE)
+    fast = PRESETS["shakespeare-char-fast"]
+    found = [
+        Contestant(TRANSFORMERS, peer, transformers_gpt2),
+        *([Contestant(NANOGPT, peer, FromClone(clone))] if clone else []),
+        Contestant("ours, AdamW", PRESETS["shakespeare-char"].replace(precision="auto"), ours),
+        Contestant("ours, Muon, short", fast.replace(max_steps=SHORT), ours),
+        Contestant("ours, Muon", fast, ours),
+    ]
+    if steps is None:
+        return found
+    return [
+        replace(c, config=c.config.replace(max_steps=min(steps, c.config.optim.max_steps or steps), warmup_steps=1))
+        for c in found
+    ]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a contestant stands at one evaluation."""
+
+    steps: int
+    seconds: float
+    """Spent in training steps so far."""
+    loss: float
+    """On the whole validation text."""
+    foreign: float
+    """Processors that others kept busy during the steps since the last evaluation."""
+    done: bool
+
+
+def work(contestant: Contestant, data: Data, seed: int, evaluations: int, pipe: Connection) -> None:
+    """Train until the next evaluation at each message, and answer with its point."""
+    import warnings
+
+    warnings.simplefilter("ignore")
+    config = contestant.config
+    if contestant.build is ours:
+        keep_freed_memory()
+        config = settle(config, torch.device("cpu"), None)
+        set_onednn_products(config.optim.products == "onednn")
+    optim = config.optim
+    torch.manual_seed(seed)
+    model, loss_of, optimizer = contestant.build(optim, data.n_vocab)
+    parameters = list(model.parameters())
+    batches = Batches(data.train, seq=SEQ, batch_size=optim.batch, order="random", seed=seed)
+    steps = optim.max_steps or 0
+    marks = sorted({max(1, round(steps * i / evaluations)) for i in range(1, evaluations + 1)})
+    seconds, step = 0.0, 0
+    for mark in marks:
+        if not pipe.recv():
+            return
+        model.train()
+        with foreign_load() as load:
+            began = time.perf_counter()
+            train_steps(loss_of, optimizer, parameters, batches, optim, range(step, mark))
+            seconds += time.perf_counter() - began
+        step = mark
+        model.eval()
+        loss = whole_loss(loss_of, data.val, SEQ, bf16=optim.precision == "bf16")
+        pipe.send(Point(step, seconds, loss, load.processors, step == steps))
+
+
+def race(entered: list[Contestant], data: Data, seed: int, evaluations: int) -> dict[str, list[Point]]:
+    """Return each contestant's points for one seed."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    workers = []
+    for contestant in entered:
+        pipes[contestant.name], theirs = context.Pipe()
+        workers.append(context.Process(target=work, args=(contestant, data, seed, evaluations, theirs), daemon=True))
+        workers[-1].start()
+    points: dict[str, list[Point]] = {contestant.name: [] for contestant in entered}
+    wait_for_quiet()
+    while running := [name for name, own in points.items() if not own or not own[-1].done]:
+        for name in random.sample(running, len(running)):
+            pipes[name].send(True)
+            points[name].append(pipes[name].recv())
+    for worker in workers:
+        worker.join()
+    return points
+
+
+def time_to(points: list[Point], target: float) -> float | None:
+    """Return the training seconds at the first evaluation at or below a loss; None if there is none."""
+    return next((point.seconds for point in points if point.loss <= target), None)
+
+
+def loss_at(points: list[Point], seconds: float) -> float:
+    """Return the loss of the last evaluation within a time; infinity if there is none."""
+    return min((point.loss for point in points if point.seconds <= seconds), default=math.inf)
+
+
+def summary(races: list[dict[str, list[Point]]], reference: str) -> dict[str, Any]:
+    """Return for each contestant its times to the target and its losses at the peer's time, with their spread."""
+    targets = [points[reference][-1].loss for points in races]
+    found: dict[str, Any] = {"targets": targets, "target_of": reference, "contestants": {}}
+    for name in races[0]:
+        runs = [points[name] for points in races]
+        peers = [points[TRANSFORMERS] for points in races]
+        times = [time_to(run, target) for run, target in zip(runs, targets, strict=True)]
+        peer_times = [time_to(peer, target) or peer[-1].seconds for peer, target in zip(peers, targets, strict=True)]
+        reached = [(peer, own) for peer, own in zip(peer_times, times, strict=True) if own is not None]
+        entry: dict[str, Any] = {
+            "final_loss": spread([run[-1].loss for run in runs]),
+            "seconds": spread([run[-1].seconds for run in runs]),
+            "reached": f"{len(reached)} of {len(runs)}",
+            "loss_less_than_peers_at_equal_time": spread(
+                [
+                    loss_at(peer, until) - loss_at(run, until)
+                    for run, peer in zip(runs, peers, strict=True)
+                    for until in [min(run[-1].seconds, peer[-1].seconds)]
+                ]
+            ),
+            "runs": [[asdict(point) for point in run] for run in runs],
+        }
+        if reached:
+            entry["seconds_to_target"] = spread([own for _, own in reached])
+            entry["times_as_fast"] = spread([peer / own for peer, own in reached])
+        found["contestants"][name] = entry
+    return found
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw loss against seconds of training: a line for each run, one colour for each contestant, and the target."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    lowest, highest = math.inf, -math.inf
+    for place, (name, found) in enumerate(result["contestants"].items()):
+        for number, run in enumerate(found["runs"]):
+            axes.plot(
+                [point["seconds"] for point in run],
+                [point["loss"] for point in run],
+                color=f"C{place}",
+                marker=".",
+                markersize=4,
+                linewidth=1.5 if not number else 0.7,
+                alpha=1.0 if not number else 0.5,
+                label=f"{name}: {run[-1]['loss']:.2f}" if not number else None,
+            )
+            lowest, highest = min(lowest, run[-1]["loss"]), max(highest, run[-1]["loss"])
+    target = sorted(result["targets"])[len(result["targets"]) // 2]
+    axes.axhline(target, color="0.4", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"target: where {result['target_of'].split(',')[0]} ends",
+        (0.99, target),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color="0.3",
+    )
+    axes.set_xscale("log")
+    axes.set_ylim(lowest - 0.08, highest + 0.9)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="seconds of training (evaluations not counted)", ylabel="validation loss, nats per character")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(title="final loss, first seed")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path, help="the text, by characters (default: a megabyte of generated stories)")
+    parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of nanoGPT, which then takes part")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--evaluations", type=int, default=20, help="of each contestant and seed (default: 20)")
+    parser.add_argument("--steps", type=int, help="shorten every recipe to this many steps, for a trial")
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--picture", type=Path, help="draw loss against seconds here (PNG)")
+    arguments = parser.parse_args()
+
+    entered = contestants(arguments.nanogpt, arguments.steps)
+    data = read_data(arguments.text)
+    races = [race(entered, data, seed, arguments.evaluations) for seed in range(1, arguments.seeds + 1)]
+    found = summary(races, NANOGPT if arguments.nanogpt else TRANSFORMERS)
+    result = {
+        "machine": machine(),
+        "text": arguments.text.name if arguments.text else "generated stories",
+        "model": {"d_model": D_MODEL, "n_layers": N_LAYERS, "n_heads": N_HEADS, "n_ctx": SEQ, "d_vocab": data.n_vocab},
+        "recipes": {contestant.name: asdict(contestant.config.optim) for contestant in entered},
+        **found,
+    }
+
+    def span(figures: dict[str, float] | None, form: str) -> str:
+        return "" if figures is None else " / ".join(format(figures[key], form) for key in ("least", "median", "most"))
+
+    print_table(
+        f"to a validation loss of {', '.join(f'{target:.3f}' for target in found['targets'])}, where "
+        f"{found['target_of']} ends; least / median / most of {arguments.seeds} seeds",
+        ["", "final loss", "after s", "reached", "s to the target", "times as fast", "loss less at equal time"],
+        [
+            [
+                name,
+                span(f["final_loss"], ".3f"),
+                span(f["seconds"], ".0f"),
+                f["reached"],
+                span(f.get("seconds_to_target"), ".1f"),
+                span(f.get("times_as_fast"), ".2f"),
+                span(f["loss_less_than_peers_at_equal_time"], "+.3f"),
+            ]
+            for name, f in found["contestants"].items()
+        ],
+        foreign=max(point.foreign for points in races for run in points.values() for point in run),
+    )
+    if arguments.json:
+        write_result(arguments.json, result)
+    if arguments.picture:
+        draw(result, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()

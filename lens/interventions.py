@@ -1,0 +1,147 @@
+"""What changes when a part of the model is replaced: activation patching and ablation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..assembly.model import GPT2
+from ..components.taps import act_name
+from .labelled import Labelled
+from .prompt import Text, read_prompt
+
+Metric = Callable[[Tensor], Tensor]
+"""Logits [batch seq d_vocab] to one number for each row, [batch]."""
+
+Site = Literal["resid_pre", "resid_mid", "attn_out", "mlp_out", "q", "k", "v", "z"]
+"""What is patched: the stream or a layer's output at one position, or one head's vectors."""
+
+_OF_HEADS = ("q", "k", "v", "z")
+
+
+@torch.no_grad()
+def activation_patching(
+    model: GPT2,
+    clean: Text,
+    corrupted: Text,
+    metric: Metric,
+    *,
+    site: Site = "z",
+    by_position: bool = True,
+    tokenizer: Any = None,
+    batch: int = 16,
+) -> Labelled:
+    """Return the metric of the corrupted prompt when one activation at a time is taken from the clean prompt.
+
+    A large change shows where the information is that the corruption has taken away (Meng et al. 2022).
+    TransformerLens: ``patching.get_act_patch_resid_pre``, ``…_attn_out``, ``…_mlp_out``,
+    ``…_attn_head_out_by_pos`` (site ``z``), ``…_attn_head_q_by_pos``, …, and ``…_all_pos`` without ``by_position``.
+
+    Args:
+        model: in evaluation mode.
+        clean: a prompt that the model answers well.
+        corrupted: one of as many tokens, in which something that matters is changed.
+        metric: logits [batch seq d_vocab] to one number for each row, [batch].
+        site: which activation is patched.
+        by_position: patch one position at a time; False patches all positions of a head at once.
+        tokenizer: reads the prompts and gives the labels; see `read_prompt`.
+        batch: patched prompts that are computed at a time.
+
+    Returns:
+        The metric, with the axes ``layer``, for heads ``head``, and by position ``position``.
+
+    Raises:
+        ValueError: the prompts have different numbers of tokens, or all positions of a whole layer are to be patched.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=10, n_ctx=8)).eval()
+        >>> answer = lambda logits: logits[:, -1, 5]
+        >>> activation_patching(model, [3, 1, 4], [3, 2, 4], answer).values.shape  # layer, head, position
+        torch.Size([2, 2, 3])
+    """
+    good, bad = read_prompt(model, clean, tokenizer), read_prompt(model, corrupted, tokenizer)
+    seq = good.tokens.shape[1]
+    if bad.tokens.shape[1] != seq:
+        raise ValueError(
+            f"the clean prompt has {seq} tokens and the corrupted one {bad.tokens.shape[1]}; patching needs as many: "
+            f"clean {good.labels}, corrupted {bad.labels}"
+        )
+    of_heads = site in _OF_HEADS
+    if not (of_heads or by_position):
+        raise ValueError(f"by_position=False is for one head's vectors ({', '.join(_OF_HEADS)}), not for {site}")
+    names = [act_name(site, layer) for layer in range(model.config.n_layers)]
+    _, cache = model.run_with_cache(good.tokens, names_filter=names)
+
+    heads = range(model.config.n_heads) if of_heads else range(1)
+    positions: Sequence[Any] = range(seq) if by_position else [slice(None)]
+    values = torch.empty(len(names), len(heads), len(positions), dtype=model.embed.W_E.dtype)
+    for layer, name in enumerate(names):
+        source = cache[name][0]
+        for head in heads:
+            for first in range(0, len(positions), batch):
+                some = positions[first : first + batch]
+
+                def patch(activation: Tensor, *, hook: object, head: int = head, some: Sequence[Any] = some) -> Tensor:
+                    # Row i is patched at the i-th of these positions, so that one call tries them all.
+                    for row, at in enumerate(some):
+                        where = (at, head) if of_heads else (at,)
+                        activation[(row, *where)] = source[where]  # noqa: B023 - called within the loop
+                    return activation
+
+                logits = model.run_with_hooks(bad.tokens.expand(len(some), -1), fwd_hooks=[(name, patch)])
+                values[layer, head, first : first + len(some)] = metric(logits)
+    axes: dict[str, Sequence[str]] = {"layer": [str(layer) for layer in range(len(names))]}
+    if of_heads:
+        axes["head"] = [str(head) for head in heads]
+    if by_position:
+        axes["position"] = good.positions
+    shape = [len(labels) for labels in axes.values()]
+    return Labelled(values.reshape(shape), axes, title=f"metric with {site} from the clean prompt")
+
+
+@torch.no_grad()
+def ablation(model: GPT2, tokens: Tensor, loss: Metric, *, kind: Literal["zero", "mean"] = "mean") -> Labelled:
+    """Return by how much a loss rises without each head.
+
+    Zero ablation replaces a head's ``z`` by 0. Mean ablation replaces it by its mean over the prompts at each position:
+    what the head says on average stays, and what it says of this prompt goes.
+
+    Args:
+        model: in evaluation mode.
+        tokens: [batch seq]; mean ablation needs several prompts.
+        loss: logits [batch seq d_vocab] to one number.
+        kind: what takes the place of the head's output.
+
+    Returns:
+        The rise, with the axes ``layer`` and ``head``.
+
+    Raises:
+        ValueError: mean ablation of a single prompt, which would change nothing; an unknown kind.
+
+    Example:
+        >>> import torch
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=10, n_ctx=8)).eval()
+        >>> tokens = torch.tensor([[3, 1, 4], [2, 7, 1]])
+        >>> ablation(model, tokens, lambda logits: -logits[:, -1, 5].mean(), kind="zero").values.shape
+        torch.Size([2, 2])
+    """
+    if kind not in ("zero", "mean"):
+        raise ValueError(f"kind is {kind!r}; it can be 'zero' or 'mean'")
+    if kind == "mean" and len(tokens) == 1:
+        raise ValueError("mean ablation takes the mean over prompts, and there is one: give several, or kind='zero'")
+    config = model.config
+    plain = loss(model(tokens))
+    rise = torch.empty(config.n_layers, config.n_heads, dtype=plain.dtype)
+    for layer in range(config.n_layers):
+        for head in range(config.n_heads):
+
+            def ablate(z: Tensor, *, hook: object, head: int = head) -> Tensor:
+                z[:, :, head] = 0 if kind == "zero" else z[:, :, head].mean(0)
+                return z
+
+            rise[layer, head] = loss(model.run_with_hooks(tokens, fwd_hooks=[(act_name("z", layer), ablate)])) - plain
+    labels = {"layer": [str(i) for i in range(config.n_layers)], "head": [str(i) for i in range(config.n_heads)]}
+    return Labelled(rise, labels, title=f"rise of the loss by {kind} ablation")

@@ -1,0 +1,98 @@
+"""The input of every function here: text or token ids, turned into tokens with a label for each position."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..assembly.model import GPT2
+from ..tokenizer import Tokenizer, load_tokenizer
+
+Text = str | Sequence[int] | Tensor
+"""One prompt: its text, or its token ids, [seq] or [1 seq]."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as a model reads it.
+
+    Args:
+        tokens: [1 seq], on the model's device.
+        labels: the text of each token, or its id where no tokenizer is given.
+    """
+
+    tokens: Tensor
+    labels: list[str]
+
+    @property
+    def positions(self) -> list[str]:
+        """A label for each position: its number and its token."""
+        return [f"{position} {label}" for position, label in enumerate(self.labels)]
+
+
+def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
+    """Return a prompt's tokens and their labels.
+
+    Args:
+        model: what will read the prompt.
+        text: the prompt.
+        tokenizer: one of ours, of transformers, of tokenizers, or a folder with one. Text needs it; for token ids it
+            gives the labels (default: the ids themselves).
+
+    Raises:
+        ValueError: there is text and no tokenizer, or no token, or a token outside the vocabulary, or more tokens than
+            ``n_ctx``.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=10, n_ctx=8))
+        >>> read_prompt(model, [3, 1, 4]).positions
+        ['0 3', '1 1', '2 4']
+    """
+    tokenizer = as_tokenizer(tokenizer)
+    if isinstance(text, str):
+        if tokenizer is None:
+            raise ValueError("the prompt is text, and there is no tokenizer to read it: pass tokenizer=…, or token ids")
+        ids = tokenizer.encode(text)
+    else:
+        ids = torch.as_tensor(text).flatten().tolist()
+    if not ids:
+        raise ValueError("the prompt has no token: give at least one")
+    if len(ids) > model.config.n_ctx:
+        raise ValueError(f"the prompt has {len(ids)} tokens and the model {model.config.n_ctx} positions: shorten it")
+    labels = [str(i) for i in ids] if tokenizer is None else [token_label(tokenizer, i) for i in ids]
+    return Prompt(torch.tensor([ids], device=model.embed.W_E.device), labels)
+
+
+def as_tokenizer(tokenizer: Any) -> Tokenizer | None:
+    """Return one of our tokenizers for whatever `load_tokenizer` takes, or None for None."""
+    return tokenizer if tokenizer is None or isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
+
+
+def token_label(tokenizer: Tokenizer, token: int) -> str:
+    """Return the text of one token. Bytes that are not UTF-8 become ``\\xe2``, an id without text becomes ``[7]``."""
+    try:
+        return tokenizer.decode_bytes([token]).decode("utf-8", errors="backslashreplace")
+    except ValueError:
+        return f"[{token}]"
+
+
+def one_token(model: GPT2, text: int | str, tokenizer: Tokenizer | None) -> int:
+    """Return the id of an answer that is given as a token's id or as the text of exactly one token.
+
+    Raises:
+        ValueError: the text is not one token, or the id is outside the vocabulary.
+    """
+    if isinstance(text, str):
+        if tokenizer is None:
+            raise ValueError(f"the answer {text!r} is text, and there is no tokenizer to read it: pass tokenizer=…")
+        ids = tokenizer.encode(text)
+        if len(ids) != 1:
+            parts = ", ".join(repr(token_label(tokenizer, i)) for i in ids)
+            raise ValueError(f"the answer {text!r} has {len(ids)} tokens ({parts}), where one is expected")
+        return ids[0]
+    if not 0 <= text < model.d_vocab:
+        raise ValueError(f"the answer {text} is outside the vocabulary: ids are 0 to {model.d_vocab - 1}")
+    return text

@@ -1,0 +1,224 @@
+"""How well a model predicts a text: loss, perplexity, bits per byte, accuracy; each token of the text counted once."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..assembly import GPT2
+from ..components.dropout import no_dropout
+from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
+from .transforms.base import whole
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+_ROWS = 512  # of logits that are computed at a time
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over the predicted tokens of a text, and the measures that follow from them.
+
+    >>> found = Evaluation(documents=1, tokens=101, predicted=100, correct=25, bytes=400, nats=200.0)
+    >>> found.loss, round(found.perplexity, 3), round(found.bits_per_byte, 3), found.accuracy
+    (2.0, 7.389, 0.721, 0.25)
+    """
+
+    documents: int
+    tokens: int
+    """Tokens of the text."""
+    predicted: int
+    """Tokens that are counted below: all, or all but each document's first if no token stands before it."""
+    correct: int
+    """Predicted tokens to which the model gives the highest logit (of tied logits, the first)."""
+    bytes: int
+    """Bytes of the predicted tokens, in UTF-8."""
+    nats: float
+    """The sum of -log(probability) over the predicted tokens."""
+
+    @property
+    def loss(self) -> float:
+        """The mean of -log(probability), in nats per token."""
+        return self.nats / self.predicted
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite if that is larger than a float can hold."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The loss per byte of text instead of per token, which can be compared between tokenizers."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def accuracy(self) -> float:
+        """The share of predicted tokens that have the highest logit."""
+        return self.correct / self.predicted
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Tokens that the model reads at once, of which the last ``count`` are predicted."""
+
+    tokens: list[int]
+    count: int
+
+
+@torch.inference_mode()
+def evaluate(
+    model: GPT2,
+    documents: str | Iterable[str | Iterable[str]],
+    *,
+    tokenizer: TokenizerSource,
+    stride: int | None = None,
+    batch: int = 8,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Return how well a model predicts a text.
+
+    Each document is read in windows of up to ``n_ctx`` tokens, of which each predicts the ``stride`` tokens that follow
+    those predicted before it. So every token is predicted once, from all tokens before it in its document or from at
+    least ``n_ctx - stride`` of them. If the tokenizer has a token that texts begin after, each document begins with
+    it, and so its first token is predicted too.
+
+    >>> from gptladder import GPT2, GPT2Config
+    >>> from gptladder.tokenizer import CharTokenizer
+    >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=3, n_ctx=16)).eval()
+    >>> found = evaluate(model, "abcabcabc" * 9, tokenizer=CharTokenizer("abc"))
+    >>> found.tokens, found.predicted, found.bytes
+    (81, 80, 80)
+
+    Args:
+        model: In any mode; dropout is off.
+        documents: A text, or several; a text too large for memory comes as an iterable of its pieces.
+        tokenizer: The model's own.
+        stride: Tokens that each window predicts (default: ``n_ctx / 2``). A small stride gives each token more context
+            and takes more time; ``n_ctx`` is the fastest.
+        batch: Windows that the model reads at a time. It changes the speed, and nothing but rounding in the result.
+        progress: Called with the number of tokens predicted so far.
+
+    Raises:
+        ValueError: A number out of range; no token to predict; a token outside the model's vocabulary; text that the
+            tokenizer cannot encode.
+    """
+    n_ctx = model.config.n_ctx
+    stride = max(1, n_ctx // 2) if stride is None else whole("stride", stride, least=1)
+    if stride > n_ctx:
+        raise ValueError(f"stride is {stride}, and the model reads at most n_ctx={n_ctx} tokens: give {n_ctx} or fewer")
+    whole("batch", batch, least=1)
+    tokenizer = load_tokenizer(tokenizer)
+    totals = _Totals(model, tokenizer, progress)
+    waiting: list[_Window] = []
+    for document in [documents] if isinstance(documents, str) else documents:
+        pieces = totals.text([document] if isinstance(document, str) else document)
+        tokens = totals.tokens(tokenizer.encode_stream(pieces))
+        for window in _windows(tokens, tokenizer.start_id, n_ctx, stride):
+            waiting.append(window)
+            if len(waiting) == batch:
+                totals.add(waiting)
+                waiting.clear()
+    totals.add(waiting)
+    return totals.result()
+
+
+def _windows(tokens: Iterable[list[int]], start: int | None, n_ctx: int, stride: int) -> Iterator[_Window]:
+    """Cut the tokens of a document, which come in pieces, into windows."""
+    held: list[int] = [] if start is None else [start]
+    known = 1 if held else 0  # tokens of `held` that are not to be predicted any more
+    for piece in tokens:
+        if not held and piece:
+            held, piece, known = piece[:1], piece[1:], 1
+        held += piece
+        # A window reads n_ctx tokens and predicts the one after each: n_ctx + 1 tokens in all.
+        begin = 0
+        while len(held) - begin - known >= stride:
+            end = begin + known + stride
+            first = max(begin, end - (n_ctx + 1))
+            yield _Window(held[first:end], stride)
+            # The next window predicts from `end` on, and reads at most n_ctx + 1 - stride tokens before it.
+            begin = max(begin, end - (n_ctx + 1))
+            known = end - begin
+        del held[:begin]
+    if len(held) > known:
+        yield _Window(held[max(0, len(held) - (n_ctx + 1)) :], len(held) - known)
+
+
+class _Totals:
+    """Sums up the predictions of windows."""
+
+    def __init__(self, model: GPT2, tokenizer: Tokenizer, progress: Callable[[int], None] | None) -> None:
+        self._model, self._tokenizer, self._progress = model, tokenizer, progress
+        self._documents = self._tokens = self._predicted = self._correct = self._bytes = 0
+        self._nats = 0.0
+
+    def text(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Pass a document's text on, and count its bytes."""
+        self._documents += 1
+        for piece in pieces:
+            self._bytes += len(piece) if piece.isascii() else len(piece.encode("utf-8", "surrogatepass"))
+            yield piece
+
+    def tokens(self, pieces: Iterable[list[int]]) -> Iterator[list[int]]:
+        """Pass a document's tokens on, and count them."""
+        d_vocab, first = self._model.d_vocab, True
+        for piece in pieces:
+            self._tokens += len(piece)
+            if piece and max(piece) >= d_vocab:
+                raise ValueError(
+                    f"the tokenizer makes token {max(piece)} of the text, and the model's vocabulary ends at "
+                    f"{d_vocab - 1}: give the tokenizer that the model was trained with"
+                )
+            if piece and first:
+                first = False
+                if self._tokenizer.start_id is None:  # the first token stands after nothing, and is not predicted
+                    self._bytes -= len(self._tokenizer.decode_bytes(piece[:1]))
+            yield piece
+
+    def add(self, windows: list[_Window]) -> None:
+        """Let the model read some windows, padded on the right, where no earlier position attends to."""
+        if not windows:
+            return
+        device = self._model.embed.W_E.device
+        width = max(len(window.tokens) for window in windows)
+        tokens = torch.zeros(len(windows), width, dtype=torch.int64)
+        counted = torch.zeros(len(windows), width - 1, dtype=torch.bool)
+        for row, window in enumerate(windows):
+            length = len(window.tokens)
+            tokens[row, :length] = torch.tensor(window.tokens)
+            counted[row, length - 1 - window.count : length - 1] = True
+        tokens, counted = tokens.to(device), counted.to(device)
+        targets: Tensor = tokens[:, 1:][counted]
+        with no_dropout(self._model):
+            residual = self._model.final_residual(tokens[:, :-1])[counted]
+            # A row of logits is as long as the vocabulary: all rows at once would take gigabytes.
+            for rows, expected in zip(residual.split(_ROWS), targets.split(_ROWS), strict=True):
+                logits = self._model.unembed(rows[None])[0]
+                logits = logits if logits.dtype == torch.float64 else logits.float()
+                self._nats -= float(logits.log_softmax(-1).gather(1, expected[:, None]).double().sum())
+                self._correct += int((logits.argmax(-1) == expected).sum())
+        self._predicted += len(targets)
+        if self._progress is not None:
+            self._progress(self._predicted)
+
+    def result(self) -> Evaluation:
+        """Return the sums.
+
+        Raises:
+            ValueError: There is no token to predict; the loss is not a number.
+        """
+        if not self._predicted:
+            raise ValueError("the text has no token to predict: give a text of at least two tokens")
+        if math.isnan(self._nats):
+            raise ValueError("the model's logits are not finite: its weights are damaged or its training diverged")
+        return Evaluation(
+            documents=self._documents,
+            tokens=self._tokens,
+            predicted=self._predicted,
+            correct=self._correct,
+            bytes=self._bytes,
+            nats=self._nats,
+        )

@@ -1,0 +1,60 @@
+"""What a run is told about its text."""
+
+import codecs
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The text, and how it becomes tokens."""
+
+    corpus: str | tuple[str, ...] = "stories"
+    """Text to train on: a file or folder, or several; "stories" (generated here), "tinystories" (from the hub); or a
+    folder that `gptladder prepare` has made."""
+    encoding: str | None = None
+    """Encoding of files that are not UTF-8, such as cp1252, utf-16 or gb18030 (default: such a file is refused)."""
+    fraction: float = 1.0
+    """Share of the text that is used, from its beginning."""
+    stories_mb: float = 20.0
+    """Megabytes of text that the generator of stories writes."""
+    tokenizer: str = "gpt2"
+    """"gpt2", "bpe" (trained on the text), "char" (its characters), or a folder with a tokenizer."""
+    vocab_size: int = 4096
+    """Tokens of a "bpe" tokenizer."""
+    val_fraction: float = 0.1
+    """Share of the tokens, at the end of the text, that is held back for validation."""
+    data_dir: str = "data"
+    """Folder of prepared data, which is found there again."""
+
+    def __post_init__(self) -> None:
+        if not self.corpus:
+            raise ValueError("--corpus has no value: give a text file or a folder")
+        if not 0 < self.stories_mb < 1e6:
+            raise ValueError(f"--stories-mb is {self.stories_mb}; it must be above 0")
+        if self.vocab_size < 257:
+            raise ValueError(f"--vocab-size is {self.vocab_size}; 256 bytes and the end of text take 257 already")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"--fraction is {self.fraction}; it must be above 0 and at most 1")
+        if not 0 < self.val_fraction < 1:
+            raise ValueError(f"--val-fraction is {self.val_fraction}; it must be between 0 and 1")
+        if self.encoding is not None and not _is_encoding(self.encoding):
+            raise ValueError(f"--encoding is {self.encoding!r}, which Python does not know: try cp1252 or utf-16")
+
+    @property
+    def name(self) -> str:
+        """A short name of the text, for folders: that of the file or folder, without its ending."""
+        first = self.corpus if isinstance(self.corpus, str) else self.corpus[0]
+        stem = Path(os.path.abspath(os.path.expanduser(first))).name.split(".")[0]
+        return re.sub(r"[^\w-]+", "-", stem).strip("-")[:60] or "text"
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        return bool(codecs.lookup(name).incrementaldecoder) and isinstance(b"a".decode(name), str)
+    except UnicodeDecodeError:  # one byte is no character of it, as in UTF-16
+        return True
+    except (LookupError, ValueError):
+        return False
