@@ -17,9 +17,12 @@ _TORCH_MODULES: Mapping[str, tuple[type[nn.Module], ...]] = {
     "block": (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.MultiheadAttention),
     "model": (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.MultiheadAttention),
 }
+_FUSED_ATTENTION = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 _FUNCTIONS = {
-    "layer-norm": {"layer_norm", "native_layer_norm"},
-    **dict.fromkeys(("attention", "block", "model"), {"scaled_dot_product_attention", "multi_head_attention_forward"}),
+    "layer-norm": frozenset({"layer_norm", "native_layer_norm"}),
+    "attention": _FUSED_ATTENTION,
+    "block": _FUSED_ATTENTION,
+    "model": _FUSED_ATTENTION,
 }
 
 
@@ -44,7 +47,7 @@ class FusedCalls(TorchFunctionMode):
 
     def __init__(self, rung: str) -> None:
         super().__init__()
-        self._noted = _FUNCTIONS.get(rung, set())
+        self._noted = _FUNCTIONS.get(rung, frozenset())
         self.names: set[str] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:

@@ -15,6 +15,7 @@ from ...files import write_whole
 from ...options import parse
 from ..candidate.isolation import Isolation, probe
 from .grade import Settings
+from .grade import grade as grade_all
 from .outcomes import Outcome, as_classroom, as_csv, as_gradescope, as_json
 from .page import class_page
 from .submissions import find_submissions
@@ -87,7 +88,9 @@ def grade(argv: list[str]) -> int:
     from .judge import judge  # imports torch
 
     total, outcomes = len(submissions) * len(points), []
-    judging = grade(submissions, judge, settings, folder=out / "outcomes", jobs=arguments.jobs or os.cpu_count() or 1)
+    judging = grade_all(
+        submissions, judge, settings, folder=out / "outcomes", jobs=arguments.jobs or os.cpu_count() or 1
+    )
     try:
         for outcome in judging:
             outcomes.append(outcome)
