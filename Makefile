@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -q
+# A value as it was typed, for a shell: quotes, dollars and blanks in PROMPT="…" arrive as they are.
+typed = '$(subst ','\'',$(subst $$$$,$$,$(value $(1))))'
 
 # The GPT-2 vocabulary, where a copy lies beside the checkout: tests that need it are skipped elsewhere.
 ifneq ($(wildcard ../shared/tiktoken),)
@@ -36,11 +38,26 @@ INSTALL = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(NEW_ENVIRONMENT)
 	@$(INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@$(@D)/bin/python -c "$$LINK"
 	@touch $@
 	@echo "$(VENV) is ready."
 
+# Editors and type checkers do not run the import hook of an editable install; they follow a link.
+define LINK
+import os, sysconfig
+link = os.path.join(sysconfig.get_paths()["purelib"], "gptladder")
+if not os.path.lexists(link):
+    try:
+        os.symlink(os.getcwd(), link, target_is_directory=True)
+    except OSError as error:
+        print(f"no link for editors and type checkers ({error}); everything else works")
+endef
+export LINK
+
+# As many processes as processors, of one thread each (tests/conftest.py): threads of several processes spin against
+# each other. Tests of one file stay together, because they share fixtures.
 test: lint types ## lint, types and every test that needs no network
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -n auto --dist loadscope -m "not slow"
 
 test-slow: $(VENV)/.ready ## the tests that take minutes
 	$(PYTEST) -m slow --timeout 3000
@@ -56,7 +73,7 @@ test-layernorm: FILE = tests/components/test_layer_norm.py
 test-model: FILE = tests/assembly/test_model.py
 FILE = tests/components/test_$(subst -,_,$*).py
 $(addprefix test-,$(LAYERS)): test-%: $(VENV)/.ready
-	$(if $(IMPL),$(BIN)/gptladder climb --$* "$(IMPL)" $(ARGS),$(PYTEST) $(FILE))
+	$(if $(IMPL),$(BIN)/gptladder climb --$* $(call typed,IMPL) $(ARGS),$(PYTEST) $(FILE))
 
 ladder: $(VENV)/.ready ## climb the layers in order; stop at the first that differs from the references
 	$(BIN)/gptladder ladder
@@ -65,18 +82,22 @@ climb: $(VENV)/.ready ## your own layers: ARGS="--attention my.py:Attention --ml
 	$(BIN)/gptladder climb $(ARGS)
 
 parity: $(VENV)/.ready ## layers, whole model, round trips against the references (MODEL=name-or-folder: real weights)
-	$(BIN)/gptladder parity $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/gptladder parity $(if $(MODEL),--model $(call typed,MODEL))
 
-# Data where it can be had: TinyStories from the hub, else stories made here. ARGS adds options: see gptladder train --help.
-train-tinystories: $(VENV)/.ready ## train a small GPT to tell stories; goes on where it was stopped (ARGS="--overwrite": anew)
-	$(BIN)/gptladder train --preset tinystories $(if $(findstring --overwrite,$(ARGS)),,--resume auto) $(ARGS)
+# The text is TinyStories from the hub, or without a network stories made here. ARGS adds options: gptladder train --help.
+# A run that was stopped is continued, unless ARGS say to begin again.
+CONTINUE = $(if $(filter --overwrite --resume --resume=% --name --name=%,$(ARGS)),,--resume auto)
+train-tinystories: $(VENV)/.ready ## train a small GPT to tell stories; continues a stopped run (ARGS="--overwrite": begins again)
+	$(BIN)/gptladder train --preset tinystories $(CONTINUE) $(ARGS)
 
-train-shakespeare: $(VENV)/.ready ## train on the characters of TEXT=input.txt
-	$(BIN)/gptladder train --preset shakespeare-char --corpus "$(TEXT)" --overwrite $(ARGS)
+train-shakespeare: $(VENV)/.ready ## train on the characters of TEXT=input.txt; continues a stopped run
+	$(if $(TEXT),,$(error which text? make train-shakespeare TEXT=input.txt))
+	$(BIN)/gptladder train --preset shakespeare-char --corpus $(call typed,TEXT) $(CONTINUE) $(ARGS)
 
 PROMPT ?= Once upon a time
+generate: MODEL ?= runs/tinystories
 generate: $(VENV)/.ready ## continue PROMPT="Once upon a time" with the model of train-tinystories (MODEL=folder: another)
-	$(BIN)/gptladder generate "$(PROMPT)" --model "$(or $(MODEL),runs/tinystories/final)" $(ARGS)
+	$(BIN)/gptladder generate $(call typed,PROMPT) --model $(call typed,MODEL) $(ARGS)
 
 # Figures for docs/performance.md. Anything else that runs makes them worse, and the benchmarks say so.
 RESULTS ?= benchmarks/results/cpu

@@ -138,7 +138,7 @@ def _sample(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int, see
 
 def _documents(text: str) -> Iterator[Iterator[str]]:
     """Return the documents of a text for ``evaluate``: of a file or folder, read as ``train`` does, or of "-"."""
-    corpus = importlib.import_module(".training.corpus", __package__)
+    corpus = importlib.import_module(".training.data.corpus", __package__)
     if text != "-":
         return corpus.TextFiles(os.path.expanduser(text)).documents()
     return _standard_input(corpus)

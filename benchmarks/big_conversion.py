@@ -20,8 +20,8 @@ import torch
 from measure import busy_elsewhere
 
 from gptladder import GPT2, GPT2Config
-from gptladder.weights.checkpoint import write_folder
-from gptladder.weights.huggingface import config_to_hf, state_to_hf
+from gptladder.weights.files.write import write_folder
+from gptladder.weights.formats.huggingface import config_to_hf, state_to_hf
 from gptladder.weights.lazy import Lazy
 from gptladder.weights.models import unfilled
 

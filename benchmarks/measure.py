@@ -129,6 +129,8 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], *, foreig
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)
+    # Rich cuts columns to fit the width, which is 80 in a pipe; figures must stay whole.
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
     console.print(table)
     if foreign > QUIET:
         console.print(

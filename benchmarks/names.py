@@ -25,7 +25,7 @@ from measure import machine, print_table, write_result
 
 from gptladder.assembly import GPT2
 from gptladder.tokenizer import Tokenizer, load_tokenizer
-from gptladder.training import stories as grammar
+from gptladder.training.data import stories as grammar
 
 SEED = 1  # of the stories; training uses 1337
 

@@ -33,19 +33,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from measure import foreign_load, machine, print_table, spread, wait_for_quiet, write_result
+from steps import Loss, train_steps, whole_loss
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.components.kernels import set_onednn_products
 from gptladder.tokenizer import CharTokenizer
-from gptladder.training.batches import Batches, evaluation_batches
+from gptladder.training.data.batches import Batches
+from gptladder.training.data.stories import stories
 from gptladder.training.kernels import keep_freed_memory, settle
 from gptladder.training.loss import NextTokenLoss
-from gptladder.training.optim import clip_gradient_norm, make_optimizer
+from gptladder.training.optim import make_optimizer
 from gptladder.training.presets import PRESETS, OptimConfig, TrainConfig
-from gptladder.training.schedule import learning_rate_factor
-from gptladder.training.stories import stories
 
 D_MODEL, N_LAYERS, N_HEADS, SEQ = 128, 4, 4, 64
 
@@ -54,8 +54,6 @@ D_MODEL, N_LAYERS, N_HEADS, SEQ = 128, 4, 4, 64
 NANOGPT_RECIPE = OptimConfig(
     max_steps=2000, batch=12, lr=1e-3, min_lr=1e-4, warmup_steps=100, beta2=0.99, weight_decay=0.1, grad_clip=1.0
 )
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -207,44 +205,25 @@ def work(contestant: Contestant, data: Data, seed: int, evaluations: int, pipe: 
         config = settle(config, torch.device("cpu"), None)
         set_onednn_products(config.optim.products == "onednn")
     optim = config.optim
-    bf16 = contestant.build is ours and optim.precision == "bf16"
     torch.manual_seed(seed)
     model, loss_of, optimizer = contestant.build(optim, data.n_vocab)
-    rates = [group["lr"] for group in optimizer.param_groups]
     parameters = list(model.parameters())
     batches = Batches(data.train, seq=SEQ, batch_size=optim.batch, order="random", seed=seed)
     steps = optim.max_steps or 0
-    # More evaluations early, where a loss falls fast and a fast recipe meets the target.
-    marks = sorted({max(1, round(steps * (i / evaluations))) for i in range(1, evaluations + 1)})
+    marks = sorted({max(1, round(steps * i / evaluations)) for i in range(1, evaluations + 1)})
     seconds, step = 0.0, 0
-
-    def loss(tokens: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return loss_of(tokens, targets)
-
     for mark in marks:
         if not pipe.recv():
             return
         model.train()
         with foreign_load() as load:
             began = time.perf_counter()
-            while step < mark:
-                factor = learning_rate_factor(optim, step, steps)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-                loss(*next(batches)).backward()
-                clip_gradient_norm(parameters, optim.grad_clip)
-                optimizer.step()
-                optimizer.zero_grad()
-                step += 1
+            train_steps(loss_of, optimizer, parameters, batches, optim, range(step, mark))
             seconds += time.perf_counter() - began
+        step = mark
         model.eval()
-        total = count = 0
-        with torch.no_grad():
-            for tokens, targets in evaluation_batches(data.val, seq=SEQ, batch_size=64):
-                total += loss(tokens, targets).item() * targets.numel()
-                count += targets.numel()
-        pipe.send(Point(step, seconds, total / count, load.processors, step == steps))
+        loss = whole_loss(loss_of, data.val, SEQ, bf16=optim.precision == "bf16")
+        pipe.send(Point(step, seconds, loss, load.processors, step == steps))
 
 
 def race(entered: list[Contestant], data: Data, seed: int, evaluations: int) -> dict[str, list[Point]]:
@@ -257,8 +236,8 @@ def race(entered: list[Contestant], data: Data, seed: int, evaluations: int) -> 
         workers.append(context.Process(target=work, args=(contestant, data, seed, evaluations, theirs), daemon=True))
         workers[-1].start()
     points: dict[str, list[Point]] = {contestant.name: [] for contestant in entered}
+    wait_for_quiet()
     while running := [name for name, own in points.items() if not own or not own[-1].done]:
-        wait_for_quiet()
         for name in random.sample(running, len(running)):
             pipes[name].send(True)
             points[name].append(pipes[name].recv())

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from ..extras import import_extra
 from ..options import parse
 
 Layer = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
@@ -186,12 +187,9 @@ def _progress(console: Console, first: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _references() -> Iterator[None]:
-    """Say which extra is missing, and keep the references' deprecation notes out of the report."""
+    """Check that the references are installed, and keep their deprecation warnings out of the report."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        except ModuleNotFoundError as error:
-            if error.name in ("transformer_lens", "transformers"):
-                raise ImportError(f"{error.name} is not installed: pip install 'gptladder[reference]'") from error
-            raise
+        import_extra("transformer_lens")
+        import_extra("transformers")
+        yield

@@ -23,8 +23,8 @@ from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
 from transformers.models.gpt2 import modeling_gpt2
 
 from ..assembly.config import GPT2Config
-from ..weights.hooked_transformer import hooked_config_fields
-from ..weights.huggingface import config_from_hf, config_to_hf, state_from_hf
+from ..weights.formats.hooked_transformer import hooked_config_fields
+from ..weights.formats.huggingface import config_from_hf, config_to_hf, state_from_hf
 from ..weights.layout import to_ours
 from .numbers import randomize
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..assembly import GPT2
 from ..components.dropout import no_dropout
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from .transforms.base import whole
 
 __all__ = ["Evaluation", "evaluate"]
@@ -73,7 +73,7 @@ def evaluate(
     model: GPT2,
     documents: str | Iterable[str | Iterable[str]],
     *,
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerSource,
     stride: int | None = None,
     batch: int = 8,
     progress: Callable[[int], None] | None = None,
@@ -82,8 +82,8 @@ def evaluate(
 
     Each document is read in windows of up to ``n_ctx`` tokens, of which each predicts the ``stride`` tokens that follow
     those predicted before it. So every token is predicted once, from all tokens before it in its document or from at
-    least ``n_ctx - stride`` of them. If the tokenizer has a token that ends texts, each document begins after it,
-    and so its first token is predicted too.
+    least ``n_ctx - stride`` of them. If the tokenizer has a token that texts begin after, each document begins with
+    it, and so its first token is predicted too.
 
     >>> from gptladder import GPT2, GPT2Config
     >>> from gptladder.tokenizer import CharTokenizer
@@ -110,12 +110,13 @@ def evaluate(
     if stride > n_ctx:
         raise ValueError(f"stride is {stride}, and the model reads at most n_ctx={n_ctx} tokens: give {n_ctx} or fewer")
     whole("batch", batch, least=1)
+    tokenizer = load_tokenizer(tokenizer)
     totals = _Totals(model, tokenizer, progress)
     waiting: list[_Window] = []
     for document in [documents] if isinstance(documents, str) else documents:
         pieces = totals.text([document] if isinstance(document, str) else document)
         tokens = totals.tokens(tokenizer.encode_stream(pieces))
-        for window in _windows(tokens, tokenizer.eot_id, n_ctx, stride):
+        for window in _windows(tokens, tokenizer.start_id, n_ctx, stride):
             waiting.append(window)
             if len(waiting) == batch:
                 totals.add(waiting)
@@ -173,7 +174,7 @@ class _Totals:
                 )
             if piece and first:
                 first = False
-                if self._tokenizer.eot_id is None:  # the first token stands after nothing, and is not predicted
+                if self._tokenizer.start_id is None:  # the first token stands after nothing, and is not predicted
                     self._bytes -= len(self._tokenizer.decode_bytes(piece[:1]))
             yield piece
 

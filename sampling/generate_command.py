@@ -14,7 +14,7 @@ from .beam import beam_search
 from .model_options import ModelOptions, load
 from .packed import PackedWeights, pack
 from .params import SamplingParams
-from .prompt_options import PromptOptions, first_tokens, unescaped
+from .prompt_options import PromptOptions, unescaped
 from .rows import Chunk
 from .stream import PastContext, stream
 
@@ -87,14 +87,13 @@ def generate(argv: list[str]) -> int:
         params = _params(options)
     prompt = options.prompt.text()
     model, tokenizer, _ = load(options.weights)
-    read = first_tokens(prompt, tokenizer)
     if options.pack is not None:
         model = pack(model, options.pack, rows=options.beams or options.n)
     if options.beams is None:
         with named_by_option(GenerateArguments):
             chunks = stream(
                 model,
-                read,
+                prompt,
                 params,
                 tokenizer=tokenizer,
                 n=options.n,
@@ -108,7 +107,7 @@ def generate(argv: list[str]) -> int:
     with named_by_option(GenerateArguments):
         found = beam_search(
             model,
-            read,
+            prompt,
             params,
             tokenizer=tokenizer,
             num_beams=options.beams,

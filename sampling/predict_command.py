@@ -18,7 +18,7 @@ from ..options import parse
 from ..tokenizer import Tokenizer
 from ..weights import to_hf
 from .model_options import ModelOptions, load
-from .prompt_options import PromptOptions, first_tokens
+from .prompt_options import PromptOptions
 from .rows import check_fits
 from .stream import logits_after
 from .text import prompt_tokens, vocabulary
@@ -51,7 +51,7 @@ def predict(argv: list[str]) -> int:
         raise ValueError(f"-k is {options.k}; give at least 1 token to print")
     prompt = options.prompt.text()
     model, tokenizer, path = load(options.weights)
-    ids = prompt_tokens(first_tokens(prompt, tokenizer), model, tokenizer)
+    ids = prompt_tokens(prompt, model, tokenizer)
     check_fits(ids, model.config.n_ctx)
     tokens = torch.tensor([ids], device=model.embed.W_E.device)
     with torch.inference_mode():

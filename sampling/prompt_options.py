@@ -9,7 +9,6 @@ from typing import Annotated
 import tyro
 
 from ..files import read_bytes
-from ..tokenizer import Tokenizer
 
 __all__ = ["PromptOptions", "unescaped"]
 
@@ -44,21 +43,6 @@ class PromptOptions:
         if self.prompt == "-":
             return _decoded(sys.stdin.buffer.read(), "standard input")
         return self.prompt
-
-
-def first_tokens(prompt: str, tokenizer: Tokenizer) -> str | list[int]:
-    """Return what a model reads for a prompt: the text, or for an empty one the token that texts begin after.
-
-    Raises:
-        ValueError: The prompt is empty and the tokenizer has no such token.
-    """
-    if prompt:
-        return prompt
-    start = getattr(tokenizer, "bos_id", None)
-    start = tokenizer.eot_id if start is None else start
-    if start is None:
-        raise ValueError("the prompt is empty, and this model has no token that a text begins after: give some text")
-    return [start]
 
 
 def unescaped(text: str) -> str:

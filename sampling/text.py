@@ -58,8 +58,7 @@ def prompt_tokens(prompt: Prompt, model: GPT2, tokenizer: Tokenizer | None, *, n
         tokens = list(map(int, prompt))
     if not tokens:
         raise ValueError(
-            f"{name} is empty, and a model needs at least one token to read: give a space or a newline, or "
-            "[tokenizer.eot_id], the end-of-text token that texts begin after"
+            f"{name} is empty, and a model needs at least one token to read: give some text, such as a space"
         )
     for token in tokens:
         if not 0 <= token < model.d_vocab:

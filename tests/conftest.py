@@ -1,5 +1,11 @@
 """Settings for every test."""
 
+import os
+
+# One thread for each process: the threads of several processes spin against each other. Tests that start processes of
+# their own pass it on.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import torch
 
@@ -7,4 +13,4 @@ import torch
 hypothesis.settings.register_profile("ladder", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ladder")
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)

@@ -74,6 +74,7 @@ class Tokenizer(ABC):
     def token_id(self, token: str) -> int | None:
         """Return the id of a token, or None if the vocabulary does not have it.
 
+        >>> from gptladder.tokenizer import CharTokenizer
         >>> CharTokenizer("abc").token_id("c")
         2
         """
@@ -112,6 +113,7 @@ class Tokenizer(ABC):
         Raises:
             ValueError: a lone surrogate, or a character that the vocabulary lacks, with its position.
 
+        >>> from gptladder.tokenizer import CharTokenizer
         >>> tokenizer = CharTokenizer("abc", end_of_text=True)
         >>> tokenizer.encode("cab")
         [2, 0, 1]
@@ -129,6 +131,7 @@ class Tokenizer(ABC):
         Raises:
             ValueError: as for `encode`; the position is that in the whole text.
 
+        >>> from gptladder.tokenizer import CharTokenizer
         >>> list(CharTokenizer("abc").encode_stream(["ca", "b"]))
         [[2, 0], [1]]
         """
@@ -141,6 +144,7 @@ class Tokenizer(ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of some ids. Bytes that are not UTF-8, as of half a character, become U+FFFD.
 
+        >>> from gptladder.tokenizer import CharTokenizer
         >>> CharTokenizer("abc").decode([2, 0, 1])
         'cab'
         """
@@ -157,6 +161,7 @@ class Tokenizer(ABC):
     def text_decoder(self) -> TextDecoder:
         """Return a decoder for ids that come one by one.
 
+        >>> from gptladder.tokenizer import CharTokenizer
         >>> decoder = CharTokenizer("abé").text_decoder()
         >>> [decoder.push(i) for i in (0, 2)], decoder.finish()
         (['a', 'é'], '')
@@ -166,6 +171,7 @@ class Tokenizer(ABC):
     def unused_ids(self, below: int) -> list[int]:
         """Return the ids under ``below`` and ``n_vocab`` that stand for no text: a model must not generate them.
 
+        >>> from gptladder.tokenizer import CharTokenizer
         >>> CharTokenizer("abc").unused_ids(10)
         []
         """
@@ -184,6 +190,7 @@ class Tokenizer(ABC):
         Args:
             max_length: number of tokens that the model reads at most (default: `model_max_length`).
 
+        >>> from gptladder.tokenizer import CharTokenizer, load_tokenizer
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     CharTokenizer("abc").save(folder, max_length=64)

@@ -8,7 +8,7 @@ stand in for a tokenizer of which it is not true.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -32,10 +32,18 @@ _LONG_BLANK = re.compile(rf"(?<![{_BLANK}])[{_BLANK}]{{{_LONG},}}(?=[{_BLANK}][^
 
 # GPT-2 writes each byte as a character that shows: itself, or one from U+0100 on.
 _SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-_BYTE_OF = {chr(byte): byte for byte in _SHOWN} | {
-    chr(256 + n): byte for n, byte in enumerate(byte for byte in range(256) if byte not in set(_SHOWN))
-}
-_CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
+_HIDDEN = [byte for byte in range(256) if byte not in set(_SHOWN)]
+_CHARACTERS = {**{byte: chr(byte) for byte in _SHOWN}, **{byte: chr(256 + n) for n, byte in enumerate(_HIDDEN)}}
+
+
+class _Bytes(dict[int, str]):
+    """From a character's code point to its byte as a Latin-1 character; any other to one that Latin-1 lacks."""
+
+    def __missing__(self, code_point: int) -> str:
+        return "\uffff"
+
+
+_BYTES = _Bytes({ord(character): chr(byte) for byte, character in _CHARACTERS.items()})
 
 
 class BPETokenizer(Tokenizer):
@@ -55,12 +63,12 @@ class BPETokenizer(Tokenizer):
     """
 
     def __init__(self, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]):
-        added = [AddedToken(token, normalized=False, special=True) for token in special_tokens]
+        added = {AddedToken(token, normalized=False, special=True): i for token, i in special_tokens.items()}
         self._set_up(ranks, special_tokens, added)
         self.eot_id = self.bos_id = special_tokens.get(END_OF_TEXT)
         self._config = default_config(self.eot_id is not None)
 
-    def _set_up(self, ranks: Mapping[bytes, int], others: Mapping[str, int], added: Sequence[AddedToken]) -> None:
+    def _set_up(self, ranks: Mapping[bytes, int], others: Mapping[str, int], added: Mapping[AddedToken, int]) -> None:
         """Set the vocabulary: ``others`` are the tokens that no merge makes, ``added`` those matched before merging."""
         missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
         if missing:
@@ -79,6 +87,7 @@ class BPETokenizer(Tokenizer):
             for normalized in (False, True)
             if (contents := sorted((t.content for t in added if t.normalized == normalized), key=len, reverse=True))
         ]
+        self._matched = {token.content: i for token, i in added.items()}
         self._special = {token.content for token in added if token.special}
         self._plain = len(self._special) == len(added)
         self._place = cutting_place(
@@ -121,7 +130,7 @@ class BPETokenizer(Tokenizer):
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - 1,
             min_frequency=2,
-            initial_alphabet=sorted(_BYTE_OF),
+            initial_alphabet=sorted(_CHARACTERS.values()),
             show_progress=False,
         )
         characters = 0
@@ -136,30 +145,36 @@ class BPETokenizer(Tokenizer):
         backend.train_from_iterator(counted(), trainer)
         if not characters:
             raise ValueError("there is no text to learn a vocabulary from")
-        ranks = _ranks(json.loads(backend.to_str())["model"])
+        ranks = _ranks(json.loads(backend.to_str())["model"], backend.model)
         if ranks is None:
             raise RuntimeError("the vocabulary just learnt has ids that are not in the order of its merges")
         return cls(ranks, {END_OF_TEXT: len(ranks)})
 
     @classmethod
-    def from_pipeline(cls, pipeline: Mapping[str, Any]) -> "BPETokenizer | None":
-        """Return the same function as the pipeline in a ``tokenizer.json``, or None if it cannot be had from tiktoken.
+    def from_pipeline(cls, pipeline: Mapping[str, Any], model: models.Model) -> "BPETokenizer | None":
+        """Return the same function as the pipeline in a ``tokenizer.json``, or None if tiktoken has no such function.
 
         Args:
             pipeline: the JSON as ``tokenizers`` itself writes it.
+            model: the model in it.
         """
-        added = [AddedToken(**{k: v for k, v in token.items() if k != "id"}) for token in pipeline["added_tokens"]]
+        added = {
+            AddedToken(**{name: value for name, value in token.items() if name != "id"}): token["id"]
+            for token in pipeline["added_tokens"]
+        }
         if not _is_gpt2s(pipeline) or any(token.lstrip or token.rstrip or token.single_word for token in added):
             return None
         vocab = pipeline["model"]["vocab"]
-        ranks = _ranks(pipeline["model"])
-        if ranks is None or len(set(vocab.values())) < len(vocab):
+        ranks = _ranks(pipeline["model"], model)
+        if ranks is None:
             return None
-        merged = {_characters(token) for token in ranks}
-        others = {token: i for token, i in vocab.items() if token not in merged}
-        others |= {token["content"]: token["id"] for token in pipeline["added_tokens"]}
-        # An added token may stand in for one that merges make; and `tokenizers` may decode one to other bytes.
-        if merged & others.keys() or any(bytes_of(token) != token.encode() for token in others):
+        matched = {token.content: i for token, i in added.items()}
+        # `tokenizers` may decode an added token to other bytes than those of its text.
+        if any(bytes_of(token) != token.encode() or ranks.get(token.encode(), i) != i for token, i in matched.items()):
+            return None
+        merged = set(ranks.values())
+        others = {token: i for token, i in (vocab | matched).items() if i not in merged}
+        if any(bytes_of(token) != token.encode() for token in others):
             return None
         tokenizer = cls.__new__(cls)
         tokenizer._set_up(ranks, others, added)
@@ -204,7 +219,7 @@ class BPETokenizer(Tokenizer):
             if token in self._special and not allow_special:
                 continue
             ids += self._match(text[start : match.start()], round_ + 1, allow_special)
-            ids.append(self._others[token])
+            ids.append(self._matched[token])
             start = match.end()
         return ids + self._match(text[start:], round_ + 1, allow_special)
 
@@ -242,9 +257,10 @@ def bytes_of(token: str) -> bytes:
     >>> bytes_of("Ġthe"), bytes_of("狐")
     (b' the', b'\\xe7\\x8b\\x90')
     """
-    if all(character in _BYTE_OF for character in token):
-        return bytes(_BYTE_OF[character] for character in token)
-    return token.encode()
+    try:
+        return token.translate(_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()
 
 
 def _is_gpt2s(pipeline: Mapping[str, Any]) -> bool:
@@ -267,27 +283,34 @@ def _is_gpt2s(pipeline: Mapping[str, Any]) -> bool:
 
 
 def _characters(token: bytes) -> str:
-    return "".join(_CHARACTER_OF[byte] for byte in token)
+    return token.decode("latin-1").translate(_CHARACTERS)
 
 
-def _ranks(model: Mapping[str, Any]) -> dict[bytes, int] | None:
-    """Return bytes -> id for the 256 bytes and what the merges make, or None if ids are not tiktoken's ranks."""
-    vocab: Mapping[str, int] = model["vocab"]
-    if not all(character in vocab for character in _BYTE_OF):
+def _ranks(pipeline_model: Mapping[str, Any], model: models.Model) -> dict[bytes, int] | None:
+    """Return bytes -> id for the 256 bytes and what the merges make, or None if the ids are not tiktoken's ranks.
+
+    They are if ids grow in the order of the merges, no two merges make the same token, and each token's bytes are
+    merged into this token.
+    """
+    vocab: Mapping[str, int] = pipeline_model["vocab"]
+    if not all(character in vocab for character in _CHARACTERS.values()):
         return None
-    ranks = {bytes([byte]): vocab[character] for character, byte in _BYTE_OF.items()}
-    pairs = [(left, right) for left, right in model["merges"]]
+    ranks = {bytes([byte]): vocab[character] for byte, character in _CHARACTERS.items()}
     last = -1
-    for left, right in pairs:
+    for left, right in pipeline_model["merges"]:
         token = left + right
-        if not all(character in _BYTE_OF for character in token) or vocab[token] <= last:
+        rank = vocab[token]
+        if rank <= last:
             return None
-        ranks[bytes(_BYTE_OF[character] for character in token)] = last = vocab[token]
-    try:
-        made = [(_characters(left), _characters(right)) for left, right in _merges(ranks)]
-    except ValueError:
-        return None
-    return ranks if made == pairs else None
+        last = rank
+        try:
+            ranks[token.translate(_BYTES).encode("latin-1")] = rank
+        except UnicodeEncodeError:
+            return None
+        parts = model.tokenize(token)
+        if len(parts) != 1 or parts[0].id != rank:
+            return None
+    return ranks
 
 
 def _merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:

@@ -32,7 +32,8 @@ class CharTokenizer(Tokenizer):
             raise ValueError("a character vocabulary is one or more different single characters")
         check_utf8("".join(characters))
         self._ids = {character: i for i, character in enumerate(characters)}
-        self.eot_id = self.bos_id = len(characters) if end_of_text else None
+        self._end_id = len(characters) if end_of_text else None
+        self.eot_id = self.bos_id = self._end_id
         self.n_vocab = len(characters) + end_of_text
         self._bytes = [c.encode() for c in characters] + [END_OF_TEXT.encode()] * end_of_text
         self._config = default_config(end_of_text)
@@ -74,7 +75,7 @@ class CharTokenizer(Tokenizer):
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a character or of the end-of-text token, or None if the vocabulary does not have it."""
-        return self._ids.get(token, self.eot_id if token == END_OF_TEXT else None)
+        return self._ids.get(token, self._end_id if token == END_OF_TEXT else None)
 
     @property
     def n_text_vocab(self) -> int:
@@ -90,13 +91,13 @@ class CharTokenizer(Tokenizer):
         return b"".join([self._bytes[i] for i in ids])
 
     def _encode(self, text: str, position: int, allow_special: bool) -> list[int]:
-        if allow_special and self.eot_id is not None:
+        if allow_special and self._end_id is not None:
             first, *rest = text.split(END_OF_TEXT)
             ids = self._encode(first, position, False)
             position += len(first)
             for part in rest:
                 position += len(END_OF_TEXT)
-                ids += [self.eot_id, *self._encode(part, position, False)]
+                ids += [self._end_id, *self._encode(part, position, False)]
                 position += len(part)
             return ids
         try:
@@ -117,10 +118,10 @@ class CharTokenizer(Tokenizer):
         return (list(enumerate(self._bytes)),)
 
     def _backend(self) -> Backend:
-        vocab = dict(self._ids) if self.eot_id is None else self._ids | {END_OF_TEXT: self.eot_id}
+        vocab = dict(self._ids) if self._end_id is None else self._ids | {END_OF_TEXT: self._end_id}
         backend = Backend(models.WordLevel(vocab=vocab, unk_token=""))  # no unknown token: it raises, as we do
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
         backend.decoder = decoders.Fuse()
-        if self.eot_id is not None:
+        if self._end_id is not None:
             backend.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
         return backend

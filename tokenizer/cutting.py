@@ -62,8 +62,8 @@ def cutting_place(pipeline: dict[str, Any]) -> re.Pattern[str] | None:
         kind = words.get("type")
     if kind in _WITHOUT_BLANKS:
         return BEFORE_BLANK if kinds <= _LOCAL | _REMOVING else None
-    if kind == "ByteLevel" and words.get("use_regex", True):
-        return BEFORE_BLANK if kinds <= _LOCAL else None
+    if kind == "ByteLevel" and words.get("use_regex", True) and kinds <= _LOCAL:
+        return BEFORE_SPACE if words.get("add_prefix_space") else BEFORE_BLANK  # it adds a space before other blanks
     if kind == "Metaspace" and words.get("split", True):
         return BEFORE_SPACE if kinds <= _LOCAL else None
     return None

@@ -7,8 +7,7 @@
 ``GPT2Tokenizer.__init__``).
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,24 @@ __all__ = ["has_tokenizer", "read_folder"]
 MAX_TOKENIZER_BYTES = 64_000_000
 """Largest ``tokenizer.json`` or ``vocab.json`` that is read. Those of 250,000 tokens have about 20 MB."""
 
+MAX_ID = 1 << 22
+"""Highest id of a token that is read. The largest vocabularies in use have 260,000 tokens."""
+
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.json", "merges.txt"),
+    *("added_tokens.json", "special_tokens_map.json"),
+)
+"""The files of a model on the hub that its tokenizer is read from."""
+
+_FLAGS = ("add_prefix_space", "split_special_tokens", "clean_up_tokenization_spaces", "add_bos_token", "add_eos_token")
+_SIDES = ("padding_side", "truncation_side")
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "tokenizer_class": ("text", lambda value: isinstance(value, str)),
+    "model_max_length": ("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
+    **{name: ("true or false", lambda value: isinstance(value, bool)) for name in _FLAGS},
+    **{name: ("left or right", lambda value: value in ("left", "right")) for name in _SIDES},
+}
 _ANY_CLASS = {None, "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"}
 
 
@@ -54,6 +70,8 @@ def read_folder(folder: Path, *, as_written: bool = False) -> tuple[Backend, dic
         )
     names = ("tokenizer_config.json", "config.json", "special_tokens_map.json", "added_tokens.json")
     config, model, special_map, added = (_optional(folder, name) for name in names)
+    _check_fields(folder / "tokenizer_config.json", config)
+    _check_fields(folder / "config.json", {"tokenizer_class": model.get("tokenizer_class")})
     if "auto_map" in config and not as_written:
         raise FileError(f"{folder / 'tokenizer_config.json'}: names code of its own (auto_map), which is not run here")
     kind = _class_name(config, model)
@@ -61,7 +79,7 @@ def read_folder(folder: Path, *, as_written: bool = False) -> tuple[Backend, dic
     if whole.exists():
         backend, pipeline = _read_pipeline(folder)
         if kind == "GPT2Tokenizer" and not as_written:
-            _as_gpt2s(backend, pipeline, config, whole)
+            _make_gpt2s(backend, config, whole)
     else:
         pipeline = None
         if kind not in {"GPT2Tokenizer", *_ANY_CLASS}:
@@ -71,7 +89,7 @@ def read_folder(folder: Path, *, as_written: bool = False) -> tuple[Backend, dic
             )
         kind = "GPT2Tokenizer"
         backend = _read_older(folder, config)
-    with refusing(folder / "tokenizer_config.json"):
+    with refusing(f"{folder}: its added and special tokens"):
         tokens = SpecialTokens(config, special_map, added, pipeline, gpt2=kind == "GPT2Tokenizer" and not as_written)
         if not _has_room(tokens, backend, model):
             tokens.drop_defaults()
@@ -89,7 +107,7 @@ def read_folder(folder: Path, *, as_written: bool = False) -> tuple[Backend, dic
 
 
 @contextmanager
-def refusing(path: Path) -> Iterator[None]:
+def refusing(what: str | Path) -> Iterator[None]:
     """Turn what another package raises about a file, panics among it, into a `FileError`."""
     try:
         yield
@@ -98,7 +116,7 @@ def refusing(path: Path) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of the package's Rust code is no Exception
-        raise FileError(f"{path}: cannot be used ({first_sentence(error)}); fetch it or save it again") from None
+        raise FileError(f"{what} cannot be used ({first_sentence(error)}); fetch it or save it again") from None
 
 
 def _older_files(folder: Path) -> tuple[str, str] | None:
@@ -114,59 +132,68 @@ def _optional(folder: Path, name: str) -> dict[str, Any]:
 def _class_name(config: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
     """Return the name of the class that transformers reads the folder with, without "Fast"."""
     name = config.get("tokenizer_class") or model.get("tokenizer_class")
-    if name is None and model.get("model_type") == "gpt2":
+    if not name and model.get("model_type") == "gpt2":
         return "GPT2Tokenizer"
-    return str(name).removesuffix("Fast") if name else None
+    return name.removesuffix("Fast") if name else None
 
 
 def _read_pipeline(folder: Path) -> tuple[Backend, dict[str, Any]]:
+    """Return the tokenizer in ``tokenizer.json``, and the content of the file."""
     path = file_in(folder, "tokenizer.json")
     content = read_bytes(path, limit=MAX_TOKENIZER_BYTES)
-    parse_json(path, content)
+    pipeline = parse_json(path, content)
+    _check_size(path, pipeline.get("model"))
     with refusing(path):
         backend = Backend.from_str(content.decode())
-        pipeline = json.loads(backend.to_str())
-    if pipeline["model"].get("dropout"):
+    if not isinstance(pipeline.get("added_tokens"), list):
+        raise FileError(f"{path}: has no list of added_tokens; fetch it or save it again")
+    if isinstance(backend.model, models.BPE) and backend.model.dropout:
         raise FileError(f"{path}: drops merges at random (dropout), so a text has no certain ids; set dropout to null")
-    declared = {token["content"]: token["id"] for token in parse_json(path, content).get("added_tokens") or []}
-    return backend, pipeline | {"declared": declared}
+    return backend, pipeline
 
 
-def _as_gpt2s(backend: Backend, pipeline: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:
+def _make_gpt2s(backend: Backend, config: Mapping[str, Any], path: Path) -> None:
     """Give a backend the parts that transformers' ``GPT2Tokenizer`` builds itself, whatever the file says."""
-    if pipeline["model"]["type"] != "BPE":
+    model = backend.model
+    if not isinstance(model, models.BPE):
         raise FileError(
-            f"{path}: holds a {pipeline['model']['type']} model, but its folder asks for GPT2Tokenizer; put "
+            f"{path}: holds a {type(model).__name__} model, but its folder asks for GPT2Tokenizer; put "
             '"tokenizer_class": "PreTrainedTokenizerFast" into tokenizer_config.json'
         )
-    model = backend.model
-    assert isinstance(model, models.BPE)
     model.unk_token = None
     model.continuing_subword_prefix = model.end_of_word_suffix = ""
     model.fuse_unk = model.byte_fallback = model.ignore_merges = False
     backend.normalizer = None
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_add_prefix_space(config))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space") or False)
     backend.decoder = decoders.ByteLevel()
 
 
-def _add_prefix_space(config: Mapping[str, Any]) -> bool:
-    value = config.get("add_prefix_space", False)
-    if not isinstance(value, bool):
-        raise FileError(f"tokenizer_config.json: add_prefix_space is {value!r}, and must be true or false")
-    return value
+def _check_fields(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse fields of ``tokenizer_config.json`` of a wrong type, which transformers refuses or fails on later."""
+    for name, (expected, allowed) in _FIELDS.items():
+        if (value := config.get(name)) is not None and not allowed(value):
+            raise FileError(f"{path}: {name} is {listed([value])}, and must be {expected}; fetch it or save it again")
+
+
+def _check_size(path: Path, model: object) -> None:
+    """Refuse an id so high that the package would count up to it for minutes."""
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = [i for i in vocab.values() if isinstance(i, int)] if isinstance(vocab, dict) else []
+    if max(ids, default=0) > MAX_ID:
+        raise FileError(f"{path}: gives a token the id {max(ids)}, and ids must be at most {MAX_ID:,}; fetch it again")
 
 
 def _read_older(folder: Path, config: Mapping[str, Any]) -> Backend:
     names = _older_files(folder)
     assert names is not None
     vocab, merges = (file_in(folder, name) for name in names)
-    read_json(vocab, limit=MAX_TOKENIZER_BYTES)
+    _check_size(vocab, {"vocab": read_json(vocab, limit=MAX_TOKENIZER_BYTES)})
     read_bytes(merges, limit=MAX_TOKENIZER_BYTES)
     with refusing(vocab):
         pairs = models.BPE.read_file(str(vocab), str(merges))
         model = models.BPE(*pairs, continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False)
         backend = Backend(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=_add_prefix_space(config))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space") or False)
     backend.decoder = decoders.ByteLevel()
     return backend
 
@@ -191,7 +218,8 @@ def _add_template(backend: Backend, config: Mapping[str, Any], tokens: SpecialTo
 def _check_ids(backend: Backend, folder: Path, tokens: SpecialTokens, pipeline: Mapping[str, Any] | None) -> None:
     """Refuse a folder whose files give tokens other ids than the package gives them, or one id to two tokens."""
     declared = {str(token): i for i, token in tokens.added.items()}
-    declared |= pipeline["declared"] if pipeline is not None else {}
+    for token in pipeline["added_tokens"] if pipeline is not None else []:
+        declared[token["content"]] = token["id"]
     for token, i in declared.items():
         if (given := backend.token_to_id(token)) != i:
             raise FileError(

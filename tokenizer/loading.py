@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer as Backend
 
+from ..files import first_sentence
 from .base import END_OF_TEXT, Tokenizer
 from .byte_pairs import BPETokenizer
 from .characters import CharTokenizer
-from .folder import has_tokenizer, read_folder
+from .folder import TOKENIZER_FILES, has_tokenizer, read_folder
+from .network import OfflineError, answer_within
 from .pipeline import PipelineTokenizer
 
 __all__ = ["TokenizerSource", "load_tokenizer"]
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _GPT2_NAMES = {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"}
 
 
@@ -40,8 +44,8 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
 
     Args:
         source: a model folder, which has ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, or OpenAI's
-            ``encoder.json`` and ``vocab.bpe``; ``"gpt2"``; a tokenizer of transformers or of ``tokenizers``; or one of
-            ours, which is returned as it is.
+            ``encoder.json`` and ``vocab.bpe``; a run's folder; ``"gpt2"`` or a model's name on the hub; a tokenizer of
+            transformers or of ``tokenizers``; or one of ours, which is returned as it is.
 
     Raises:
         ValueError: no such files, files that are damaged, or a kind of tokenizer that cannot be read.
@@ -71,10 +75,31 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
 
 def _by_name(source: str | os.PathLike[str]) -> Tokenizer:
     folder = Path(source).expanduser()
-    name = str(source).removeprefix("openai-community/")
-    if name in _GPT2_NAMES and not has_tokenizer(folder):
-        return BPETokenizer.gpt2()
-    return _of_pipeline(*read_folder(folder))
+    if folder.suffix == ".json" and folder.is_file():
+        folder = folder.parent
+    # A run keeps its tokenizer beside its models.
+    places = [place for place in (folder, folder / "tokenizer", folder / "final") if has_tokenizer(place)]
+    if not places and isinstance(source, str):
+        if source.removeprefix("openai-community/") in _GPT2_NAMES:
+            return BPETokenizer.gpt2()
+        if _HUB_NAME.fullmatch(source) and not folder.exists():
+            places = [_from_hub(source)]
+    return _of_pipeline(*read_folder(places[0] if places else folder))
+
+
+def _from_hub(name: str) -> Path:
+    """Return the folder in the hub's cache with the tokenizer of a model; fetch it if it is not there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            answer_within(60, lambda: snapshot_download(name, allow_patterns=list(TOKENIZER_FILES), etag_timeout=3))
+        )
+    except Exception as error:
+        raise OfflineError(
+            f"the tokenizer of {name} is neither in the hub's cache nor available from the hub "
+            f"({first_sentence(error)}); give a folder that has its tokenizer.json"
+        ) from None
 
 
 def _of_transformers(source: SavedByTransformers) -> Tokenizer:
@@ -87,9 +112,8 @@ def _of_transformers(source: SavedByTransformers) -> Tokenizer:
 def _of_pipeline(backend: Backend, config: Mapping[str, Any]) -> Tokenizer:
     """Return the fastest of our tokenizers that is the same function, with the special tokens of ``config``."""
     pipeline = json.loads(backend.to_str())
-    tokenizer = (
-        BPETokenizer.from_pipeline(pipeline) or CharTokenizer.from_pipeline(pipeline) or PipelineTokenizer(backend)
-    )
+    fast = BPETokenizer.from_pipeline(pipeline, backend.model) or CharTokenizer.from_pipeline(pipeline)
+    tokenizer = fast or PipelineTokenizer(backend)
     tokenizer.take_config(config)
     if tokenizer.eot_id is None and END_OF_TEXT in {token["content"] for token in pipeline["added_tokens"]}:
         tokenizer.take_config({"eos_token": END_OF_TEXT, **config})

@@ -39,7 +39,9 @@ class PipelineTokenizer(Tokenizer):
         self._text_backend = backend
         self._pipeline: dict[str, Any] = json.loads(self._json)
         self._token_of = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items()}
-        self.n_vocab = max(self._token_of, default=-1) + 1
+        if not self._token_of:
+            raise ValueError("the tokenizer has no token at all: train it first, or load it from its files")
+        self.n_vocab = max(self._token_of) + 1
         self._of_bytes = (self._pipeline["decoder"] or {}).get("type") == "ByteLevel"
         self._config = {}
 

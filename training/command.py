@@ -1,14 +1,22 @@
 """``gptladder train`` and ``gptladder prepare``."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 from ..assembly.config import GPT2Config
-from ..options import parse, take
+from ..options import named_by_option, parse, take
+from .changes import recorded_config
 from .data.config import DataConfig
 from .data.prepare import prepare_data
-from .loop import Sampler
+from .display import JSONDisplay
+from .lock import RunFolderError
+from .own_text import Start, is_own_text, start_from_preset, start_from_recipe
 from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
+from .resume import find_snapshot
 from .run import train as run_training
+from .runlog import Sampler
+from .snapshot_checks import SnapshotError
 
 DEFAULT_PRESET = "tinystories"
 
@@ -28,11 +36,14 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     Raises:
         ValueError, OSError: what `gptladder.training.run.train` raises.
     """
-    preset, _ = _preset(argv, "gptladder train")
+    preset, recipe, _ = _start(argv, "gptladder train")
     given = given_fields(argv)
-    base = preset.replace(dropout=None) if given & set(DROPOUTS) else preset
-    config = _with_model(parse(TrainConfig, argv, prog="gptladder train", default=base), base, given)
-    outcome = run_training(config, sample=sample, asked=given & field_names(config.model))
+    config = _parsed(argv, preset, given)
+    if config.run.resume is not None:
+        config = _parsed(argv, _recorded(config, given), given)
+    elif recipe is not None:
+        _announce(recipe.line(config), json_lines=config.run.json)
+    outcome = run_training(config, sample=sample, asked=given)
     return _INTERRUPTED if outcome.ending == "interrupted" else 0
 
 
@@ -45,8 +56,11 @@ def prepare(argv: list[str]) -> int:
     Raises:
         ValueError, OSError: text that cannot be used, or not be had.
     """
-    preset, rest = _preset(argv, "gptladder prepare")
-    prepare_data(parse(DataConfig, rest, prog="gptladder prepare", default=preset.data), say=print)
+    preset, recipe, rest = _start(argv, "gptladder prepare")
+    config = parse(DataConfig, rest, prog="gptladder prepare", default=preset.data)
+    if recipe is not None and "tokenizer" not in given_fields(argv):
+        print(f"tokenizer for this text: {config.tokenizer} (--tokenizer gives another)")
+    prepare_data(config, say=print)
     return 0
 
 
@@ -63,6 +77,36 @@ def given_fields(argv: list[str]) -> set[str]:
     return {field for field in known if field in names or f"no_{field}" in names}
 
 
+def _parsed(argv: list[str], base: TrainConfig, given: set[str]) -> TrainConfig:
+    """Return the configuration of a command line whose options change ``base``."""
+    if given & set(DROPOUTS):
+        base = base.replace(dropout=None)
+    return _with_model(parse(TrainConfig, argv, prog="gptladder train", default=base), base, given)
+
+
+def _recorded(config: TrainConfig, given: set[str]) -> TrainConfig:
+    """Return what a run that resumes was started with: options that are not given again stay as they were.
+
+    Its name and folder are those of the snapshot's run, unless others are given.
+    """
+    folder = Path(config.run.runs_dir, config.name).expanduser()
+    try:
+        found = find_snapshot(config.run.resume, folder, lambda line: None)
+        if found is None:
+            return config
+        recorded = recorded_config(found.contents, found.path)
+    except (SnapshotError, RunFolderError):
+        return config  # training reports it
+    if "preset" in given and config.preset != recorded.preset:
+        return config
+    home = found.path.resolve().parent.parent
+    alone = found.path.parent.name != "snapshots"
+    named = alone or "name" in given or "runs_dir" in given or config.run.resume == "auto"
+    where = (config.run.runs_dir, config.run.name) if named else (str(home.parent), home.name)
+    run = dataclasses.replace(recorded.run, runs_dir=where[0], name=where[1])
+    return dataclasses.replace(recorded, run=run)
+
+
 def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> TrainConfig:
     """Return the configuration with sizes of the model that follow from others following the given ones.
 
@@ -72,10 +116,59 @@ def _with_model(parsed: TrainConfig, base: TrainConfig, given: set[str]) -> Trai
     if "d_vocab" in given:
         raise ValueError("--d-vocab: the tokenizer decides it; --vocab-size N is the size of one that is learnt (bpe)")
     sizes = {field: getattr(parsed.model, field) for field in given & field_names(GPT2Config)}
-    return dataclasses.replace(parsed, model=resized(base.model, **sizes))
+    with named_by_option(TrainConfig):
+        return dataclasses.replace(parsed, model=resized(base.model, **sizes))
 
 
-def _preset(argv: list[str], prog: str) -> tuple[TrainConfig, list[str]]:
-    """Return the preset that a command line names, which has the defaults for reading the rest, and that rest."""
+def _start(argv: list[str], prog: str) -> tuple[TrainConfig, Start | None, list[str]]:
+    """Return what has the defaults for reading a command line, the recipe that it is from, and the rest of the line.
+
+    The defaults are a preset's; for a text of the user's own without a preset they are a recipe's.
+    """
     name, rest = take(argv, "--preset", prog=prog, values=list(PRESETS))
-    return PRESETS[name or DEFAULT_PRESET], rest
+    preset = PRESETS[name or DEFAULT_PRESET]
+    corpus = tuple(_values(argv, "--corpus"))
+    if not corpus or not is_own_text(corpus) or corpus == (preset.data.corpus,) or {"-h", "--help"} & set(argv):
+        return preset, None, rest
+    encoding, fraction, tokenizer, init_from = (
+        next(iter(_values(argv, option)), None) for option in ("--encoding", "--fraction", "--tokenizer", "--init-from")
+    )
+    data = DataConfig(
+        corpus=corpus[0] if len(corpus) == 1 else corpus,
+        encoding=encoding,
+        fraction=_number(fraction),
+        data_dir=preset.data.data_dir,
+    )
+    if name is not None:
+        return start_from_preset(preset, data, tokenizer=tokenizer), None, rest
+    recipe = start_from_recipe(data, tokenizer=tokenizer, init_from=init_from)
+    return recipe.config, recipe, rest
+
+
+def _values(argv: list[str], option: str) -> list[str]:
+    """Return the values of one option on a command line; of the last one, if it stands there twice."""
+    values: list[str] = []
+    taking = False
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == option:
+            values, taking = [value] if equals else [], not equals
+        elif word.startswith("--"):
+            taking = False
+        elif taking:
+            values.append(word)
+    return values
+
+
+def _number(text: str | None) -> float:
+    """Return the fraction that an option gives; a wrong one is reported when all options are read."""
+    try:
+        return min(max(float(text or 1), 1e-9), 1.0)
+    except ValueError:
+        return 1.0
+
+
+def _announce(line: str, *, json_lines: bool) -> None:
+    """Print a line before a run begins, from one process of several."""
+    if os.environ.get("RANK", "0") == "0":
+        JSONDisplay().say(line) if json_lines else print(line, flush=True)

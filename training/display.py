@@ -127,7 +127,7 @@ class JSONDisplay(Display):
 
 
 class TensorBoardDisplay(Display):
-    """Another display, and beside it TensorBoard's event files.
+    """Another display, and beside it TensorBoard's event files. Leaving it closes the files, not the other display.
 
     Args:
         display: the other one.
@@ -147,15 +147,10 @@ class TensorBoardDisplay(Display):
         self._display = display
         self._writer = SummaryWriter(str(folder))
 
-    def __enter__(self) -> Self:
-        self._display.__enter__()
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.close()
-        self._display.__exit__(kind, error, trace)
 
     def say(self, text: str) -> None:
         """Pass it on."""

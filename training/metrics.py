@@ -5,12 +5,18 @@ resumed ends with the same bytes as one that was not. How fast it went, which di
 ``speed.jsonl``.
 """
 
+import dataclasses
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from ..files import FileError, first_sentence, read_bytes
+
+_MAX_BYTES = 2**31
+_MAX_COUNT = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +57,10 @@ def perplexity(loss: float) -> float:
 
 
 class RunFiles:
-    """The files of a run that only ever grow, so that a snapshot can say how long each was.
+    """The files of a run that only ever grow, so that a snapshot can record how long each was.
 
     Args:
-        folder: the run's folder, which must exist.
+        folder: The run's folder, which must exist.
     """
 
     NAMES = ("metrics.jsonl", "metrics.csv", "samples.md")
@@ -63,35 +69,37 @@ class RunFiles:
         self.folder = folder
 
     def append(self, name: str, text: str) -> None:
-        """Add to the end of one of them."""
+        """Add text to the end of one of them."""
         with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
     def sizes(self) -> dict[str, int]:
-        """The length of each in bytes, once all of that is on the disk."""
-        sizes = {}
+        """Return the length of each in bytes."""
+        paths = {name: self.folder / name for name in self.NAMES}
+        return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
+
+    def sync(self) -> None:
+        """Bring all of them to the disk."""
         for name in self.NAMES:
             with open(self.folder / name, "ab") as file:
                 os.fsync(file.fileno())
-                sizes[name] = file.tell()
-        return sizes
 
     def cut_back(self, sizes: Mapping[str, int]) -> None:
         """Make each as long as it was; those that are not named are emptied.
 
         Raises:
-            ValueError: one is shorter than it was, or gone.
+            ValueError: One is shorter than it was, or gone; then none is changed.
         """
+        actual = self.sizes()
         for name in self.NAMES:
-            path, size = self.folder / name, sizes.get(name, 0)
-            actual = path.stat().st_size if path.exists() else 0
-            if actual < size:
+            if actual[name] < sizes.get(name, 0):
                 raise ValueError(
-                    f"{path} has {actual} bytes and had {size} at the snapshot: bring the file back, or resume in the "
-                    "folder of the run that the snapshot belongs to"
+                    f"{self.folder / name} has {actual[name]} bytes and had {sizes[name]} at the snapshot: bring the "
+                    "file back, or continue the snapshot as a run of its own, with another --name"
                 )
-            if actual > size:
-                os.truncate(path, size)
+        for name in self.NAMES:
+            if actual[name] > sizes.get(name, 0):
+                os.truncate(self.folder / name, sizes.get(name, 0))
 
     def append_metrics(self, row: Metrics) -> None:
         """Add a row to ``metrics.jsonl`` and ``metrics.csv``."""
@@ -104,8 +112,43 @@ class RunFiles:
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """The rows of a run's ``metrics.jsonl``; none where it has not been written."""
+    """Return the rows of a run's ``metrics.jsonl``; none where it has not been written.
+
+    A last line without an end is left out: its writer was killed, or is writing it at this moment.
+
+    Raises:
+        FileError: A line is not a row of metrics.
+    """
     path = folder / "metrics.jsonl"
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         return []
-    return [Metrics(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    *lines, _ = read_bytes(path, limit=_MAX_BYTES).split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(metrics_row(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise FileError(
+                f"{path}: line {number} is not a row of metrics ({first_sentence(error)}); bring the file back from a "
+                "copy, or begin another run"
+            ) from error
+    return rows
+
+
+def metrics_row(values: object) -> Metrics:
+    """Return the row that plain values, read from a file, describe.
+
+    Raises:
+        ValueError: A field is missing, unknown, or not a number where one belongs.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Metrics)}
+    if not isinstance(values, Mapping) or values.keys() != fields.keys():
+        raise ValueError(f"its fields are not {', '.join(fields)}")
+    for name, value in values.items():
+        whole, optional = name in ("step", "tokens"), fields[name].default is None
+        fits = type(value) is int if whole else type(value) in (int, float) or (optional and value is None)
+        if not fits or (value is not None and not value >= 0) or (whole and int(value or 0) > _MAX_COUNT):
+            raise ValueError(f"{name} is {str(value)[:40]!r}")
+        if value is not None and name != "val_perplexity" and math.isinf(value):
+            raise ValueError(f"{name} is {value}")
+    return Metrics(**{str(name): value for name, value in values.items()})

@@ -9,7 +9,7 @@ from ..assembly.config import GPT2Config
 from ..assembly.init import limit_first_logits
 from ..assembly.model import GPT2
 from ..tokenizer import Tokenizer
-from .presets import DROPOUTS, TrainConfig
+from .presets import DROPOUTS, TrainConfig, field_names
 
 # Options that lists for several starting models often carry. They have no effect, and a line says so; every other size
 # that differs from that of the model to start from is refused.
@@ -24,7 +24,7 @@ def with_source(
     Args:
         config: A configuration with ``init_from``.
         source: Configuration of the model to start from.
-        asked: Names of the model's fields that the user asked for (default: those that differ from ``GPT2Config()``).
+        asked: Names of fields that the user asked for (default: the model's that differ from ``GPT2Config()``).
 
     Raises:
         ValueError: The user asked for a size that the model to start from does not have, or for sequences that are
@@ -34,6 +34,7 @@ def with_source(
     if asked is None:
         asked = {field for field, value in dataclasses.asdict(GPT2Config()).items() if getattr(wanted, field) != value}
         asked -= set(DROPOUTS) if config.dropout is not None else set()
+    asked = set(asked) & field_names(wanted)
     differing = [field for field in sorted(asked) if getattr(wanted, field) != getattr(source, field)]
     refused = [field for field in differing if field not in {*_REPORTED, *DROPOUTS, "n_ctx"}]
     if refused:

@@ -36,6 +36,8 @@ class OptimConfig:
     """Times through the training data after which it ends."""
     target_loss: float | None = None
     """Loss of a batch at which it ends."""
+    patience: int | None = None
+    """Evaluations without a lower validation loss after which it ends."""
     optimizer: OptimizerName = "adamw"
     """adamw, or muon (Muon for the matrices of the blocks, AdamW for the rest), which needs fewer steps."""
     lr: float = 1e-3
@@ -84,6 +86,7 @@ class OptimConfig:
             "max_steps",
             "max_epochs",
             "target_loss",
+            "patience",
             "lr",
             "muon_lr",
             "decay_steps",
@@ -129,9 +132,10 @@ class RunConfig:
     final_samples: int = 3
     """Samples after training."""
     resume: str | None = None
-    """"auto" (the newest whole snapshot of the run; from the beginning where there is none), or a snapshot's path."""
+    """"auto" (the newest snapshot of the run, or from the beginning if there is no run), or the path of a snapshot: one
+    of this run goes back to it, one of another run begins a new run from it."""
     overwrite: bool = False
-    """Delete what a run of this name left, and begin anew."""
+    """Begin anew, and replace the run of this name as soon as the new one can be continued."""
     json: bool = False
     """Instead of a progress line, write one JSON object a line, and nothing else."""
     tensorboard: bool = False
@@ -153,7 +157,7 @@ class TrainConfig:
 
     preset: str = ""
     """Where all values come from that are not given: tinystories, tinystories-2l64d, tinystories-char,
-    shakespeare-char, verdict-124m or target-loss-124m."""
+    shakespeare-char, shakespeare-char-fast, verdict-124m or target-loss-124m."""
     data: DataConfig = field(default_factory=DataConfig)
     model: GPT2Config = field(default_factory=GPT2Config)
     init_from: str | None = None
@@ -191,6 +195,8 @@ class TrainConfig:
         A resumed run so records the same as one that was never stopped.
         """
         values = dataclasses.asdict(self)
+        dropouts = {values["model"][name] for name in DROPOUTS}
+        values["model"]["dropout"] = dropouts.pop() if len(dropouts) == 1 else None  # as version 0.1 records it
         for start in ("resume", "overwrite", "json"):
             del values["run"][start]
         return values
@@ -333,5 +339,27 @@ PRESETS: dict[str, TrainConfig] = {
             grad_clip=1.0,
         ),
         run=RunConfig(prompt="\n", sample_tokens=300),
+    ),
+    # The same model by Muon, on twice the batch; every value from benchmarks/recipes.py.
+    "shakespeare-char-fast": TrainConfig(
+        preset="shakespeare-char-fast",
+        data=DataConfig(corpus="tinyshakespeare.txt", tokenizer="char"),
+        model=GPT2Config(d_model=128, n_layers=4, n_heads=4, n_ctx=64),
+        optim=OptimConfig(
+            batch=24,
+            order="random",
+            max_steps=1000,
+            optimizer="muon",
+            muon_lr=0.03,
+            lr=5e-3,
+            min_lr=0.0,
+            decay="linear",
+            warmup_steps=15,
+            beta2=0.99,
+            weight_decay=0.1,
+            grad_clip=1.0,
+            precision="auto",
+        ),
+        run=RunConfig(eval_every=100, prompt="\n", sample_tokens=300),
     ),
 }

@@ -1,9 +1,6 @@
 """A whole run: from a configuration to a folder with a trained model, its metrics, its samples and its picture."""
 
 import dataclasses
-import json
-import shutil
-import tempfile
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,20 +9,31 @@ from typing import Any
 
 import torch
 
+from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..device import pick_device
-from ..files import write_whole
+from ..tokenizer import Tokenizer
+from ..weights.sources import config_from_ours, resolve, tokenizer_folder
+from .changes import changed_options, flat, flat_record
 from .data.batches import Batches, evaluation_batches
+from .data.config import DataConfig
 from .data.prepare import TextData, load_data, prepare_data
 from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay
+from .folder import RunFolder
+from .interruption import Interruption
 from .kernels import computing_by, keep_freed_memory, settle
-from .loop import Ending, Sampler, Trainer
-from .metrics import Metrics, read_metrics
+from .lock import RunFolderError
+from .loop import TrainingRun
 from .models import check_vocabulary, fresh_model, with_dropout, with_source
+from .own_text import check_prompt
 from .parallel import Processes, joined
-from .plots import draw_losses
-from .presets import DataConfig, TrainConfig
-from .snapshots import load_snapshot, newest_snapshot
+from .presets import TrainConfig
+from .resume import Resumption, check_health, check_text, find_snapshot, settle_folder
+from .runlog import Sampler
+from .schedule import Ending, last_step, learning_rate
+from .trainer import NonFiniteError, Trainer
+
+__all__ = ["NonFiniteError", "Outcome", "RunFolderError", "train"]
 
 
 @dataclass(frozen=True)
@@ -40,138 +48,210 @@ class Outcome:
     """Updates made."""
 
 
-class RunFolderError(ValueError):
-    """A run's folder that cannot be used."""
-
-
 def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collection[str] | None = None) -> Outcome:
     """Prepare the data, train, and leave everything in ``runs_dir/name``.
 
-    The folder then holds ``config.json``, ``metrics.jsonl``, ``metrics.csv``, ``speed.jsonl``, ``samples.md``,
-    ``loss.png``, ``snapshots/``, and ``final/``: the model, its tokenizer and a short model card, which transformers
-    can load too.
+    The folder then holds ``config.json``, ``tokenizer/``, ``metrics.jsonl``, ``metrics.csv``, ``speed.jsonl``,
+    ``samples.md``, ``loss.png``, ``snapshots/``, and two models that transformers can load too: ``final/``, the best by
+    validation loss, and ``last/``.
+
+    Everything is validated before anything in the folder changes. A start that fails before it has made a snapshot
+    leaves the folder as it was.
 
     Args:
-        config: a preset, or one made by hand.
-        sample: draws the samples; without it there are none.
-        asked: names of the model's fields that the user asked for, beside a model to start from (default: those that
-            differ from ``GPT2Config()``).
+        config: A preset, or a configuration of your own.
+        sample: Draws the samples (default: there are none).
+        asked: Names of the fields that the user asked for, which matter beside a model to start from (default: those
+            of the model that differ from ``GPT2Config()``).
 
     Raises:
-        ValueError: what does not fit together, in one line (`RunFolderError` and `SnapshotError` among them).
-        NonFiniteError: a loss or a gradient that is not finite.
+        ValueError: Something does not fit together; the message is one line (`RunFolderError` and `SnapshotError` are
+            among them).
+        NonFiniteError: A loss or a gradient is not finite.
+        KeyboardInterrupt: Ctrl-C or SIGTERM came before training began, or a second time.
     """
     device = pick_device(config.optim.device)
-    folder = Path(config.run.runs_dir, config.name)
     with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
         processes = stack.enter_context(joined(config.optim.parallel, device))
-        display = stack.enter_context(_display(config, folder, processes))
-        if processes.first:
-            open_folder(folder, overwrite=config.run.overwrite, resume=config.run.resume is not None)
-        found = _snapshot_to_resume(config, folder, display)
-        recorded = found and found[1]["config"]["optim"]
+        display = stack.enter_context(_display(config, processes))
+        folder = Path(config.run.runs_dir, config.name).expanduser()
+
+        # The folder is locked and looked at; nothing in it changes yet.
+        home = stack.enter_context(RunFolder(folder)) if processes.first else None
+        found = _look(config, home, folder, display)
+
+        last_step(config.optim, 1)  # a run without an end is refused before data is prepared
+
+        # What the run computes with, its data, its model.
+        recorded = found and found.contents["config"]["optim"]
         config = processes.share(settle(config, device, recorded) if processes.first else None)
         stack.enter_context(computing_by(config))
         if device.type == "cpu":
             keep_freed_memory()
-        prepared = processes.share(prepare_data(data_config(config), say=display.say) if processes.first else None)
-        data = load_data(prepared)
-        if config.init_from is not None:
-            model = GPT2.from_pretrained(config.init_from, device=device, dtype=torch.float32)
-            config, lines = with_source(config, model.config, asked)
+        source = _source(config, found, device)
+        if source is not None:
+            config, lines = with_source(config, source.config if isinstance(source, GPT2) else source, asked)
             for line in lines:
                 display.say(line)
-            check_vocabulary(config, model.config, data.tokenizer)
-            model = with_dropout(model, config.model)
-        else:
-            config = dataclasses.replace(
-                config, model=dataclasses.replace(config.model, d_vocab=data.tokenizer.n_vocab)
-            )
-            model = fresh_model(config, device)
-        trainer = Trainer(
-            config,
-            model,
+        text = data_config(config, asked, found)
+        prepared = processes.share(prepare_data(text, say=display.say) if processes.first else None)
+        data = load_data(prepared)
+        config, model = make_model(config, source, data.tokenizer, device)
+        if sample is not None:
+            check_prompt(config.run.prompt, data.tokenizer)
+        trainer = make_trainer(config, model, data, device, processes)
+
+        # The snapshot must fit all that.
+        changes: list[str] = []
+        if found is not None:
+            trainer.check(found.path, found.contents, data.tokenizer.fingerprint)
+            check_text(found, data.facts, folder)
+            check_health(found)
+            changes = changed_options(flat_record(found.contents), flat(config))
+
+        # From here on the folder changes.
+        facts = describe(config, model, data, device, processes)
+        sizes, after = _open(home, found, data, {**config.recorded(), "facts": facts})
+        if config.run.tensorboard and processes.first:
+            display = stack.enter_context(TensorBoardDisplay(display, folder / "tensorboard"))
+        run = TrainingRun(
+            trainer,
             data.tokenizer,
-            Batches(
-                data.train.tokens,
-                seq=config.seq,
-                batch_size=config.optim.batch,
-                order=config.optim.order,
-                seed=config.optim.seed,
-            ),
-            lambda: evaluation_batches(
-                data.val.tokens,
-                seq=config.seq,
-                batch_size=config.optim.batch,
-                most=config.run.eval_batches and config.run.eval_batches * config.optim.batch,
-            ),
             folder=folder,
-            device=device,
-            processes=processes,
             display=display,
             sample=sample,
+            interruption=interruption,
+            facts=facts,
+            text=data.facts.get("text_sha256"),
+            on_saved=home.keep if home else lambda: None,
         )
-        facts = describe(config, model, data, device, processes)
         display.facts(**facts)
         if sample is None:
             display.say("no samples: this run was given nothing to draw them with")
         if found is not None:
-            _resume(trainer, *found)
+            run.resume(found.contents, sizes)
+            for line in [f"resumed from {found.path}, at step {run.step}{after}", *_explained(changes, found, trainer)]:
+                display.say(line)
             del found  # as large as the model and its optimizer, and not needed any more
-        elif processes.first:
-            trainer.files.cut_back({})  # what a run that left no snapshot has left behind
-        if processes.first:
-            _write_json(folder / "config.json", {**config.recorded(), "facts": facts})
-        ending = trainer.run()
-        if ending == "interrupted":
-            display.say(f"stopped at step {trainer.step}; --resume auto goes on from there")
-        else:
-            finish(trainer, facts)
-        return Outcome(folder, ending, trainer.step)
+        return _train(run, home)
 
 
-def open_folder(folder: Path, *, overwrite: bool, resume: bool) -> None:
-    """Make a run's folder, and make sure that it can be written to.
+def _train(run: TrainingRun, home: RunFolder | None) -> Outcome:
+    try:
+        ending = run.run()
+    except NonFiniteError:
+        if home is not None and run.step and not home.replaces:
+            home.keep()  # its metrics show how it diverged
+        raise
+    if ending == "interrupted" and run.step:
+        run.display.say(f"stopped at step {run.step}; continue with --resume auto")
+    elif ending == "interrupted":
+        run.display.say("stopped before the first step; nothing of this start is left")
+    return Outcome(run.folder, ending, run.step)
+
+
+def _look(config: TrainConfig, home: RunFolder | None, folder: Path, display: Display) -> Resumption | None:
+    """Check the folder, on the first process, and return the snapshot to continue from."""
+    run = config.run
+    found = find_snapshot(run.resume, folder, display.say)
+    if home is None:
+        return found
+    for line in home.lines:
+        display.say(line)
+    own = found is None or found.path.resolve().is_relative_to(folder.resolve())
+    home.check(overwrite=run.overwrite, resume=run.resume is not None and own)
+    if run.overwrite:
+        corpus = config.data.corpus
+        for path in (corpus,) if isinstance(corpus, str) else corpus:
+            home.refuse_input("--corpus", path)
+        home.refuse_input("--init-from", config.init_from)
+        home.refuse_input("--data-dir", config.data.data_dir)
+        home.refuse_input("--tokenizer", config.data.tokenizer)
+    if run.resume is not None and found is None:
+        display.say(f"nothing to resume in {folder}: the run begins")
+    return found
+
+
+def _open(
+    home: RunFolder | None, found: Resumption | None, data: TextData, record: Mapping[str, Any]
+) -> tuple[dict[str, int], str]:
+    """Make the folder what it is to be when the run begins or continues, on the first process."""
+    if home is None:
+        return {}, ""
+    sizes: dict[str, int] = {}
+    after = ""
+    if found is None:
+        home.begin(replace=True)
+    else:
+        if not found.path.resolve().is_relative_to(home.path.resolve()):
+            home.begin(replace=False)
+        sizes, after = settle_folder(home, found)
+    data.tokenizer.save(home.path / "tokenizer")
+    home.write_record(record)
+    return sizes, after
+
+
+def _source(config: TrainConfig, found: Resumption | None, device: torch.device) -> GPT2 | GPT2Config | None:
+    """Return the model to start from, or only its configuration if a snapshot has the weights."""
+    if config.init_from is None:
+        return None
+    if found is not None and "model_config" in found.contents:
+        return config_from_ours(found.contents["model_config"])
+    return GPT2.from_pretrained(config.init_from, device=device, dtype=torch.float32)
+
+
+def data_config(config: TrainConfig, asked: Collection[str] | None, found: Resumption | None) -> DataConfig:
+    """Return the data of a run; a model that it starts from brings its own tokenizer, unless another was asked for.
 
     Raises:
-        RunFolderError: it cannot; it holds a run, and nobody said what is to become of that; or it is to be deleted and
-            holds something else than a run.
+        ValueError: The model to start from comes without a tokenizer.
     """
-    is_run = (folder / "config.json").exists() or (folder / "snapshots").exists()
-    try:
-        if overwrite and folder.exists():
-            if not is_run and any(folder.iterdir()):
-                raise RunFolderError(
-                    f"{folder} is not the folder of a run, and is not deleted: give another name or runs_dir"
-                )
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RunFolderError(
-            f"the run's folder {folder} cannot be written to ({error.strerror}): choose another runs_dir"
-        ) from None
-    if is_run and not (resume or overwrite):
-        raise RunFolderError(
-            f"{folder} holds a run already: go on with it by --resume auto, delete it by --overwrite, "
-            "or give another --name"
-        )
-
-
-def data_config(config: TrainConfig) -> DataConfig:
-    """Return the data of a run; a model that it starts from brings its own tokenizer."""
-    start = config.init_from
-    if start is None:
+    if config.init_from is None or "tokenizer" in (asked or ()):
         return config.data
-    # Of the published models all have GPT-2's vocabulary.
-    return dataclasses.replace(config.data, tokenizer=start if Path(start).is_dir() else "gpt2")
+    # A run that continues has a copy of it, wherever the model is by now.
+    folder = tokenizer_folder(found.path if found else resolve(config.init_from))
+    if folder is None:
+        raise ValueError(
+            f"--init-from {config.init_from} comes without a tokenizer: give the one that it was trained with, as "
+            "--tokenizer gpt2 or --tokenizer FOLDER"
+        )
+    return dataclasses.replace(config.data, tokenizer=str(folder))
+
+
+def make_model(
+    config: TrainConfig, source: GPT2 | GPT2Config | None, tokenizer: Tokenizer, device: torch.device
+) -> tuple[TrainConfig, GPT2]:
+    """Return the model to train, and the configuration with its vocabulary."""
+    if isinstance(source, GPT2):
+        check_vocabulary(config, source.config, tokenizer)
+        return config, with_dropout(source, config.model)
+    if source is None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, d_vocab=tokenizer.n_vocab))
+    return config, fresh_model(config, device)
+
+
+def make_trainer(
+    config: TrainConfig, model: GPT2, data: TextData, device: torch.device, processes: Processes
+) -> Trainer:
+    """Return the trainer of a model on prepared data."""
+    optim, most = config.optim, config.run.eval_batches
+    return Trainer(
+        config,
+        model,
+        Batches(data.train.tokens, seq=config.seq, batch_size=optim.batch, order=optim.order, seed=optim.seed),
+        lambda: evaluation_batches(
+            data.val.tokens, seq=config.seq, batch_size=optim.batch, most=most and most * optim.batch
+        ),
+        device=device,
+        processes=processes,
+    )
 
 
 def describe(
     config: TrainConfig, model: GPT2, data: TextData, device: torch.device, processes: Processes
 ) -> dict[str, Any]:
-    """What a run is about, for its display, its config.json and its model card."""
+    """Return what a run is about, for its display, its config.json and its model card."""
     sizes = model.config
     return {
         "run": config.name,
@@ -188,76 +268,19 @@ def describe(
     }
 
 
-def finish(trainer: Trainer, facts: Mapping[str, Any]) -> None:
-    """Write the final model's folder and the picture of the run. Every process must call it."""
-    model = trainer.whole_model()
-    if model is None:
-        return
-    folder, name = trainer.folder, trainer.config.name
-    rows = read_metrics(folder)
-    final = folder / "final"
-    model.save_pretrained(final, overwrite=True)
-    trainer.tokenizer.save(final)
-    write_whole(final / "README.md", model_card(name, rows[-1], facts))
-    try:
-        draw_losses(rows, folder / "loss.png", title=name)
-    except ModuleNotFoundError as error:
-        trainer.display.say(f"no picture of the losses: {error}")
-    trainer.display.say(f"the model is in {final}, everything else in {folder}")
-
-
-def model_card(name: str, last: Metrics, facts: Mapping[str, Any]) -> str:
-    """A short README for a trained model: what it is, what it was trained on, how well it does."""
-    lines = [
-        f"# {name}",
-        "",
-        "A GPT-2 trained with gptladder. `GPT2.from_pretrained(folder)` of gptladder reads this folder, and so do",
-        "`AutoModelForCausalLM` and `AutoTokenizer` of transformers.",
-        "",
-        *(f"- {fact.replace('_', ' ')}: {value}" for fact, value in facts.items()),
-        f"- trained: {last.step:,} updates, {last.tokens:,} tokens, {last.epoch:.2f} epochs",
-        f"- loss of the last batch: {last.loss:.4f}" if last.loss is not None else "- not trained",
-        f"- validation: loss {last.val_loss:.4f}, accuracy {last.val_accuracy:.1%}, "
-        f"perplexity {last.val_perplexity:.2f}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _display(config: TrainConfig, folder: Path, processes: Processes) -> Display:
-    if not processes.first:
-        return Display()
-    display = JSONDisplay() if config.run.json else TerminalDisplay()
-    return TensorBoardDisplay(display, folder / "tensorboard") if config.run.tensorboard else display
-
-
-def _snapshot_to_resume(config: TrainConfig, folder: Path, display: Display) -> tuple[Path, dict[str, Any]] | None:
-    """The snapshot that the configuration names."""
-    if config.run.resume is None:
-        return None
-    if config.run.resume != "auto":
-        return Path(config.run.resume), load_snapshot(Path(config.run.resume))
-    found = newest_snapshot(folder / "snapshots", display.say)
-    if found is None:
-        display.say(f"nothing to resume in {folder}: the run begins")
-    return found
-
-
-def _resume(trainer: Trainer, path: Path, snapshot: dict[str, Any]) -> None:
-    trainer.resume(path, snapshot)
-    trainer.display.say(f"resumed from {path}, at step {trainer.step}")
-    for difference in differences(snapshot["config"], trainer.config.recorded()):
-        trainer.display.say(f"otherwise than before: {difference}")
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What in a configuration may give a resumed run another result, as lines like ``lr: 0.001 was 0.003``."""
-    lines = []
-    for part in ("data", "model", "optim"):
-        for name, value in now[part].items():
-            if before[part].get(name) != value:
-                lines.append(f"{name}: {value} was {before[part].get(name)}")
+def _explained(changes: list[str], found: Resumption, trainer: Trainer) -> list[str]:
+    """Return lines that report changed options, and what they make of the learning rate."""
+    lines = [f"changed: {change}" for change in changes]
+    before = found.contents["metrics"]["lr"]
+    after = learning_rate(trainer.config.optim, found.step, trainer.last_step)
+    if changes and before and not 0.8 < after / before < 1.25 and trainer.last_step != found.step:
+        lines.append(
+            f"the learning rate of step {found.step + 1} is {after:.3g}; that of step {found.step} was {before:.3g}"
+        )
     return lines
 
 
-def _write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+def _display(config: TrainConfig, processes: Processes) -> Display:
+    if not processes.first:
+        return Display()
+    return JSONDisplay() if config.run.json else TerminalDisplay()

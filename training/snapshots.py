@@ -5,17 +5,18 @@ A snapshot is one ``torch.save`` file of tensors and plain values, ``snapshots/s
 ``load_state_dict`` of the model and of torch's AdamW take), ``step`` (updates made), ``loss`` (of the last of them),
 and what resuming needs beside these:
 
-    metrics    the row of metrics.csv that belongs to the step
-    rng        for each process, the state of PyTorch's random number generators
-    data       where the run is in its data
-    config     the run's configuration
-    tokenizer  fingerprint of the vocabulary
-    files      how long the files were that the run appends to
+    metrics       the row of metrics.csv that belongs to the step
+    rng           for each process, the state of PyTorch's random number generators
+    data          where the run is in its data
+    config        the run's configuration
+    model_config  the model's, as `weights.sources.config_to_ours` writes it (absent before version 0.2)
+    tokenizer     fingerprint of the vocabulary
+    text          SHA-256 of the text (absent before version 0.2)
+    files         how long the files were that the run appends to
 """
 
 import contextlib
 import os
-import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -23,36 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..files import sync_folder
+from ..files import FileError, first_sentence, sync_folder
+from ..weights.files.torch_files import load_torch_file
+from .snapshot_checks import SnapshotError, check_contents
 
 _NAME = re.compile(r"snapshot_step_(\d+)\.pt")
-_KEYS = {
-    "model_state_dict",
-    "optimizer_state_dict",
-    "step",
-    "loss",
-    "metrics",
-    "rng",
-    "data",
-    "config",
-    "tokenizer",
-    "files",
-}
-
-
-class SnapshotError(ValueError):
-    """A snapshot that cannot be written, read, or used here."""
 
 
 def snapshot_path(folder: Path, step: int) -> Path:
-    """Where the snapshot of a step stands."""
+    """Return the path of the snapshot of a step."""
     return folder / f"snapshot_step_{step}.pt"
 
 
 def list_snapshots(folder: Path) -> list[Path]:
-    """The snapshots of a folder, whole or not, oldest step first."""
+    """Return the snapshots of a folder, whole or not, oldest step first."""
     found = {int(match[1]): path for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))}
     return [found[step] for step in sorted(found)]
 
@@ -88,31 +74,23 @@ def save_snapshot(folder: Path, contents: Mapping[str, Any]) -> Path:
 
 
 def load_snapshot(path: Path) -> dict[str, Any]:
-    """Read a snapshot, onto the CPU.
+    """Read a snapshot onto the CPU, and check every field of it that does not depend on the model.
 
     Raises:
-        SnapshotError: no such file; one that is not whole; one that is no snapshot, or holds more than tensors and
-            plain values.
+        SnapshotError: There is no such file; it is damaged; it is not a snapshot, or holds more than tensors and plain
+            values.
     """
+    if not path.exists():
+        raise SnapshotError(f"there is no snapshot {path}")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SnapshotError(f"there is no snapshot {path}") from None
-    except pickle.UnpicklingError as error:
-        raise SnapshotError(
-            f"{path} is refused: it holds more than tensors and plain values, and reading it could run code "
-            f"({_first_line(error)})"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise SnapshotError(f"{path} is not whole, or no snapshot: {_first_line(error)}") from None
-    if not isinstance(contents, dict) or not contents.keys() >= _KEYS:
-        missing = sorted(_KEYS - contents.keys()) if isinstance(contents, dict) else sorted(_KEYS)
-        raise SnapshotError(f"{path} is not a snapshot of a run: it lacks {', '.join(missing)}")
-    return contents
+        contents = load_torch_file(path)
+    except FileError as error:
+        raise SnapshotError(str(error)) from None
+    return check_contents(contents, path)
 
 
 def newest_snapshot(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest snapshot that can be read, with its contents, or None; ``say`` is told of those passed over."""
+    """Return the newest snapshot that can be read, with its contents, or None; ``say`` reports those passed over."""
     for path in reversed(list_snapshots(folder)):
         try:
             return path, load_snapshot(path)
@@ -122,39 +100,9 @@ def newest_snapshot(folder: Path, say: Callable[[str], None]) -> tuple[Path, dic
 
 
 def prune_snapshots(folder: Path, keep: int) -> None:
-    """Delete all but the ``keep`` newest snapshots, and what a killed process left half-written."""
+    """Delete all snapshots except the ``keep`` newest, and what a killed process left half-written."""
     for path in [*list_snapshots(folder)[:-keep], *folder.glob(".snapshot_step_*.part")]:
         path.unlink()
-
-
-def check_same_model(snapshot: Mapping[str, Any], model: nn.Module, tokenizer: str, source: Path) -> None:
-    """Make sure that a snapshot's weights fit a model, and mean the same tokens.
-
-    Args:
-        snapshot: its contents.
-        model: what is to take its weights.
-        tokenizer: the fingerprint of the vocabulary that is used here.
-        source: the snapshot's path, for the message.
-
-    Raises:
-        SnapshotError: another parameter, another shape (the first of them is named), another vocabulary.
-    """
-    there, here = (
-        {name: list(tensor.shape) for name, tensor in state.items()}
-        for state in (snapshot["model_state_dict"], model.state_dict())
-    )
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            raise SnapshotError(
-                f"{source} is of another model: {name} is {there.get(name, 'absent')} in it and "
-                f"{here.get(name, 'absent')} here; resume with the sizes that it was made with (they are in the run's "
-                "config.json), or begin another run"
-            )
-    if snapshot["tokenizer"] != tokenizer:
-        raise SnapshotError(
-            f"{source} is of a model of another vocabulary, though as large: resume with the tokenizer that it was "
-            "made with"
-        )
 
 
 def _rebuilt(value: Any) -> Any:
@@ -182,8 +130,4 @@ def _last_good(folder: Path) -> str:
 def _cause(error: BaseException) -> str:
     while not isinstance(error, OSError) and error.__context__ is not None:
         error = error.__context__
-    return (error.strerror or _first_line(error)) if isinstance(error, OSError) else _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (error.strerror or first_sentence(error)) if isinstance(error, OSError) else first_sentence(error)

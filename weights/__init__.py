@@ -1,7 +1,8 @@
 """Weights between ours and everybody's: Hugging Face, HookedTransformer, TransformerBridge, files and names."""
 
-from .checkpoint import CheckpointError, load_torch_file
-from .hub import HubError
+from ..files import FileError as CheckpointError
+from .files.hub import HubError
+from .files.torch_files import load_torch_file
 from .layout import WeightsError
 from .models import (
     from_bridge,

@@ -37,6 +37,9 @@ class ConvertArguments:
     """What to write the weights as; as they are, where it is not given."""
     act_fn: ActFn | None = None
     """What the nanoGPT computes that wrote the source or shall read the result; gelu, where it is not given."""
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
+    """A folder with a tokenizer, or gpt2, for the new folder (default: the source's; for a nanoGPT checkpoint with
+    GPT-2's vocabulary, GPT-2's)."""
     shard_gb: float = 5.0
     """Gigabytes (of 2^30 bytes) from which the weights are split into several files."""
     overwrite: bool = False
@@ -57,6 +60,8 @@ def convert(argv: list[str]) -> int:
         ValueError, OSError, ImportError: what `gptladder.weights.convert.convert` raises.
     """
     arguments = parse(ConvertArguments, argv, prog="gptladder convert")
+    if arguments.tokenizer is not None and arguments.to == "nanogpt":
+        raise ValueError("--tokenizer does nothing with --to nanogpt, whose checkpoint is one file; leave it out")
     if not arguments.shard_gb > 0:
         raise ValueError(f"--shard-gb is {arguments.shard_gb}; it must be above 0")
     source = resolve(arguments.source)
@@ -80,6 +85,7 @@ def convert(argv: list[str]) -> int:
             to=arguments.to,
             dtype=None if arguments.dtype is None else _DTYPES[arguments.dtype],
             act_fn=arguments.act_fn,
+            tokenizer=arguments.tokenizer,
             max_shard_size=int(arguments.shard_gb * 2**30),
             overwrite=arguments.overwrite,
             progress=show,
@@ -99,6 +105,7 @@ def _told(result: Converted, arguments: ConvertArguments, seconds: float) -> str
     return (
         f"{arguments.destination}: {result.parameters:,} parameters, from {result.kind} to {arguments.to} in "
         f"{seconds:.1f} s. Read back, {weights}; logits differ by at most {result.difference:.1e}"
+        + (f". With {result.tokenizer}" if result.tokenizer else "")
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,27 +13,16 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
-from ..files import sync_folder, write_whole
-from ..tokenizer import load_tokenizer
-from . import checkpoint, hooked_transformer, huggingface, nanogpt
-from .checkpoint import CheckpointError
+from ..files import FileError, sync_folder, write_whole
+from .companions import COMPANIONS, Companions, companions
+from .files.write import write_folder
+from .formats import hooked_transformer, huggingface, nanogpt
 from .layout import WeightsError, from_ours, rows
 from .lazy import Lazy
 from .models import unfilled
 from .sources import Source, config_to_ours, open_source
 
 Target = Literal["hf", "hooked", "ours", "nanogpt"]
-
-# What a model folder may hold beside config and weights that another program wants.
-_COMPANIONS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-)
 
 
 @dataclass(frozen=True)
@@ -48,6 +36,7 @@ class Converted:
             `huggingface.without_unembed_bias`.
         difference: the largest absolute one between logits of the source, as the dtype has it, and of the result.
         rounding: the largest absolute one that the dtype makes.
+        tokenizer: where the tokenizer in the new folder is from, as a phrase; empty where none can be.
     """
 
     kind: str
@@ -55,6 +44,7 @@ class Converted:
     identical: bool
     difference: float
     rounding: float
+    tokenizer: str = ""
 
 
 def convert(
@@ -64,6 +54,7 @@ def convert(
     to: Target,
     dtype: torch.dtype | None = None,
     act_fn: ActFn | None = None,
+    tokenizer: str | Path | None = None,
     max_shard_size: int = 5 * 2**30,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
@@ -80,13 +71,14 @@ def convert(
             (``GPT2Config`` and our own names, which holds every model), ``nanogpt``.
         dtype: what to write; as in the source where not given.
         act_fn: what nanoGPT computes, where it is the source or the target: see `gptladder.weights.nanogpt`.
+        tokenizer: for a folder: another folder with a tokenizer, or ``"gpt2"`` (default: see `companions.companions`).
         max_shard_size: bytes from which a folder's weights are split into several files.
-        overwrite: replace a model that is there.
+        overwrite: replace a model that is there, with its tokenizer.
         progress: is told how many tensors are written, and of how many.
 
     Raises:
         WeightsError: weights that make no GPT-2, that the format or dtype cannot hold, or that came out otherwise.
-        CheckpointError: a file that is missing, damaged or hostile; a model that is in the way.
+        FileError: a file that is missing, damaged or hostile; a model that is in the way.
         ImportError: a TensorFlow checkpoint, and tensorflow is not installed.
         OSError: the disk is full or not writable.
     """
@@ -107,6 +99,7 @@ def convert(
         verdict.append(_compare(opened, path, dtype))
 
     try:
+        beside = Companions({}, "") if to == "nanogpt" else companions(opened, tokenizer)
         _, fields, tensors = _in_format(opened, to, act_fn)
         if to == "hf":
             fields["dtype"] = str(dtype or tensors["transformer.wte.weight"].dtype).removeprefix("torch.")
@@ -115,12 +108,13 @@ def convert(
             write_whole(destination, partial(_save_nanogpt, fields, tensors, dtype, watch, check))
             sync_folder(destination.parent)
         else:
-            checkpoint.write_folder(
+            write_folder(
                 destination,
                 fields,
                 tensors,
                 dtype=dtype,
-                files=_companions(opened),
+                files=beside.files,
+                replaces=COMPANIONS,
                 watch=watch,
                 check=check,
                 max_shard_size=max_shard_size,
@@ -128,14 +122,14 @@ def convert(
             )
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
-    return verdict[0]
+    return dataclasses.replace(verdict[0], tokenizer=beside.origin)
 
 
 def mapping(source: Path, *, to: Target, act_fn: ActFn | None = None) -> Iterator[tuple[str, list[int], str, str]]:
     """What `convert` would do, for each tensor that it would write: from what, of which shape, made how, named what.
 
     Raises:
-        WeightsError, CheckpointError: as for `convert`.
+        WeightsError, FileError: as for `convert`.
     """
     opened = open_source(source, act_fn=act_fn if to != "nanogpt" else None)
     written, _, tensors = _in_format(opened, to, act_fn)
@@ -185,25 +179,11 @@ def _in_format(
     return config, config_to_ours(config), from_ours("ours", config, state)
 
 
-def _companions(opened: Source) -> dict[str, bytes]:
-    """The other files that the new folder shall have: the tokenizer's, as they are where transformers can read them."""
-    if opened.kind == "tensorflow":
-        with tempfile.TemporaryDirectory() as folder:
-            load_tokenizer(opened.path).save(folder)
-            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    if not opened.path.is_dir():
-        return {}
-    there = [name for name in _COMPANIONS if (opened.path / name).exists()]
-    return {name: checkpoint.file_in(opened.path, name).read_bytes() for name in there}
-
-
 def _check_free(path: Path, overwrite: bool) -> None:
     if path.suffix != ".pt":
-        raise CheckpointError(
-            f"{path}: nanoGPT's checkpoint is a file; give a name that ends in .pt: {path / 'ckpt.pt'}"
-        )
+        raise FileError(f"{path}: nanoGPT's checkpoint is a file; give a name that ends in .pt: {path / 'ckpt.pt'}")
     if os.path.lexists(path) and not (overwrite and path.is_file()):
-        raise CheckpointError(f"{path}: is there already; overwrite replaces it if it is a file")
+        raise FileError(f"{path}: is there already; overwrite replaces it if it is a file")
 
 
 def _save_nanogpt(

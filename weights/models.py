@@ -5,7 +5,7 @@ used). Loading is strict: a key that is missing, left over or misshapen raises a
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..components.mlp import ActFn
-from . import bridge, checkpoint, hooked_transformer, huggingface
+from .files.tensors import check_finite, is_finite
+from .files.write import write_folder
+from .formats import bridge, hooked_transformer, huggingface
 from .layout import WeightsError
 from .sources import Source, open_source, open_tensorflow, resolve
 
@@ -50,12 +51,11 @@ def from_pretrained(
 
     Raises:
         WeightsError: weights or configuration that do not make a GPT-2.
-        CheckpointError: a file that is missing, damaged or hostile.
+        FileError: a file that is missing, damaged or hostile.
         HubError: a name that cannot be fetched.
     """
     path = resolve(name_or_folder, revision=revision, token=token, local_files_only=local_files_only)
-    as_stored = device is None and dtype is None
-    return _loaded(open_source(path, mapped=as_stored), device=device, dtype=dtype, fused=fused)
+    return _loaded(open_source(path), device=device, dtype=dtype, fused=fused)
 
 
 def from_tensorflow(
@@ -74,7 +74,7 @@ def from_tensorflow(
 
     Raises:
         WeightsError: weights or sizes that do not make a GPT-2.
-        CheckpointError: a file that is missing or damaged, or another format.
+        FileError: a file that is missing or damaged, or another format.
         ImportError: tensorflow is not installed.
     """
     path = Path(folder)
@@ -102,7 +102,7 @@ def from_nanogpt(
 
     Raises:
         WeightsError: weights or sizes that do not make a GPT-2.
-        CheckpointError: a file that is missing, damaged or hostile, or another format.
+        FileError: a file that is missing, damaged or hostile, or another format.
     """
     source = open_source(Path(path), act_fn=act_fn)
     if source.kind != "nanogpt":
@@ -121,12 +121,12 @@ def save_pretrained(
 
     Raises:
         WeightsError: a model that transformers' GPT-2 cannot hold (``d_head * n_heads != d_model``, post-norm).
-        CheckpointError: the folder holds a model already, and ``overwrite`` is false.
+        FileError: the folder holds a model already, and ``overwrite`` is false.
     """
     config, tensors = huggingface.state_to_hf(model.config, _state(model))
     dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
     fields = {**huggingface.config_to_hf(config), "dtype": dtype}
-    checkpoint.write_folder(Path(folder), fields, tensors, max_shard_size=max_shard_size, overwrite=overwrite)
+    write_folder(Path(folder), fields, tensors, max_shard_size=max_shard_size, overwrite=overwrite)
 
 
 def from_hf(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
@@ -141,7 +141,7 @@ def from_hf(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
     """
     tensors, config = _parts(model, config, "config")
     ours = huggingface.config_from_hf(config if isinstance(config, Mapping) else config.to_dict())
-    return _model(ours, _copied(huggingface.state_from_hf(ours, tensors)), fused=fused)
+    return _filled(ours, huggingface.state_from_hf(ours, tensors), "the model", shared=True, fused=fused)
 
 
 def to_hf(model: GPT2) -> Any:
@@ -177,7 +177,7 @@ def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fus
     tensors, cfg = _parts(model, config, "cfg")
     ours = cfg if isinstance(cfg, GPT2Config) else hooked_transformer.config_from_hooked(cfg)
     ours, state = hooked_transformer.state_from_hooked(ours, tensors)
-    return _model(ours, _copied(state), fused=fused)
+    return _filled(ours, state, "the model", shared=True, fused=fused)
 
 
 def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNPre"] = "LN") -> Any:
@@ -225,7 +225,7 @@ def from_bridge(model: Any, config: GPT2Config | None = None, *, fused: bool = T
     tensors, cfg = _parts(model, config, "cfg")
     ours = cfg if isinstance(cfg, GPT2Config) else bridge.config_from_bridge(cfg)
     ours, state = bridge.state_from_bridge(ours, tensors)
-    return _model(ours, _copied(state), fused=fused)
+    return _filled(ours, state, "the model", shared=True, fused=fused)
 
 
 def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
@@ -245,52 +245,61 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
         if config is None:
             raise TypeError("a bare state dict needs its configuration: give config")
         return model, config
-    return model.state_dict(), getattr(model, attribute) if config is None else config
+    state = model.state_dict()
+    while not hasattr(model, attribute) and hasattr(model, "module"):  # DistributedDataParallel and others
+        model = model.module
+    return state, getattr(model, attribute) if config is None else config
 
 
 def _loaded(source: Source, *, device: torch.device | str | None, dtype: torch.dtype | None, fused: bool) -> GPT2:
-    state: dict[str, Tensor] = {}
     try:
-        # One tensor after the other: what it is made from is not held any longer than that.
-        for name, tensor in source.state.items():
-            checkpoint.check_finite({name: tensor}, source.path)
-            state[name] = tensor.to(device, dtype).contiguous()
-        return _model(source.config, state, fused=fused)
+        return _filled(source.config, source.state, source.path, shared=False, device=device, dtype=dtype, fused=fused)
     except WeightsError as error:
         raise WeightsError(f"{source.path}: {error}") from None
 
 
-def _model(config: GPT2Config, state: dict[str, Tensor], *, fused: bool) -> GPT2:
-    dtypes = {str(tensor.dtype): name for name, tensor in state.items()}
-    if len(dtypes) > 1:
-        mixture = ", ".join(f"{name} is {dtype}" for dtype, name in sorted(dtypes.items()))
+@torch.no_grad()
+def _filled(
+    config: GPT2Config,
+    state: Mapping[str, Tensor],
+    source: object,
+    *,
+    shared: bool,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    fused: bool = True,
+) -> GPT2:
+    """Return a model with weights of its own, made one after the other, so that hardly any is in memory twice.
+
+    Args:
+        config: what the weights fit.
+        state: the weights under our names; each is looked up once.
+        source: what the weights are from, for messages.
+        shared: another program holds the tensors of ``state``, so that all have to be copied.
+        device, dtype: where and as what to hold the weights (default: as in ``state``).
+        fused: as for `GPT2`.
+    """
+    filled: dict[str, Tensor] = {}
+    stored: dict[str, str] = {}
+    for name, tensor in state.items():
+        stored.setdefault(str(tensor.dtype), name)
+        own = tensor.to(device, dtype)
+        own = own.clone(memory_format=torch.contiguous_format) if own is tensor and shared else own.contiguous()
+        if not is_finite(own):
+            check_finite({name: tensor}, source)
+            raise WeightsError(f"{name} holds numbers that are too large for {dtype}; load it in another dtype")
+        filled[name] = own
+    if dtype is None and len(stored) > 1:
+        mixture = ", ".join(f"{name} is {its}" for its, name in sorted(stored.items()))
         raise WeightsError(f"the weights are not of one dtype ({mixture}): convert them to one")
     model = unfilled(config, fused=fused)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(filled, assign=True)
     return model
 
 
 def unfilled(config: GPT2Config, *, fused: bool = True) -> GPT2:
-    """A model in ``eval()`` mode for which nothing is allocated: tensors are to be assigned as its parameters."""
-    with _Unfilled():
-        return GPT2(config, fused=fused, device="meta").eval()
-
-
-class _Unfilled(TorchFunctionMode):
-    """Parameters are made without initial values.
-
-    On "meta" there are none to draw, but to find that out PyTorch imports sympy: more than a second, and 70 MB.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is nn.init.normal_:
-            return kwargs["tensor"]
-        if func is Tensor.div_:
-            return args[0]
-        return func(*args, **kwargs)
+    """Return a model in ``eval()`` mode on the meta device: nothing is allocated, and no initial weights are drawn."""
+    return GPT2(config, fused=fused, device="meta").eval()
 
 
 def _state(model: GPT2) -> dict[str, Tensor]:
@@ -301,10 +310,6 @@ def _state(model: GPT2) -> dict[str, Tensor]:
                 f"{name} has no values to save: the model was packed for decoding, or is on the meta device"
             )
     return state
-
-
-def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
 def _load_all(module: nn.Module, tensors: Mapping[str, Tensor], *, may_lack: tuple[str, ...]) -> None:

@@ -13,10 +13,14 @@ from torch import Tensor
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
 from ..files import FileError, file_in, read_json
-from . import checkpoint, hooked_transformer, hub, huggingface, nanogpt, tensorflow
-from .checkpoint import CONFIG_FILE, WEIGHT_FILES, CheckpointError, check_finite
-from .hub import HubError
+from .files import hub
+from .files.folders import CONFIG_FILE, WEIGHT_FILES, open_tensors, open_training_checkpoint, read_config
+from .files.hub import HubError
+from .files.tensors import check_finite
+from .formats import hooked_transformer, huggingface, nanogpt, tensorflow
 from .layout import Format, WeightsError, check_type, to_ours
+from .lazy import chosen
+from .names import unwrapped
 
 OUR_MODEL_TYPE = "gptladder"
 RUN_FORMAT = "gptladder-run"
@@ -54,25 +58,24 @@ class Source:
         return "ours" if self.kind == "snapshot" else self.kind
 
 
-def open_source(path: Path, *, act_fn: ActFn | None = None, mapped: bool = False) -> Source:
+def open_source(path: Path, *, act_fn: ActFn | None = None) -> Source:
     """The model in a folder or file of any format that is read here.
 
     Args:
         path: a folder in Hugging Face's format, in ours, HookedTransformer's or OpenAI's; a checkpoint of nanoGPT; a
             snapshot of a training run.
         act_fn: of nanoGPT's, whose checkpoints do not say it: see `nanogpt.config_from_nanogpt`.
-        mapped: leave tensors as maps of one whole file, for who keeps them all.
 
     Raises:
         WeightsError: weights or configuration that do not make a GPT-2.
-        CheckpointError: a file that is missing, damaged, hostile, or of no format known here.
+        FileError: a file that is missing, damaged, hostile, or of no format known here.
         ImportError: a TensorFlow checkpoint, and tensorflow is not installed.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         path = _in_folder(path, path)
     try:
-        source = _open_folder(path, mapped) if path.is_dir() else _open_file(path, act_fn)
+        source = _open_folder(path) if path.is_dir() else _open_file(path, act_fn)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     if act_fn is not None and source.kind != "nanogpt":
@@ -206,7 +209,7 @@ def open_tensorflow(folder: Path) -> Source:
     """The model in a folder as OpenAI published it, whatever else the folder holds.
 
     Raises:
-        WeightsError, CheckpointError, ImportError: as for `open_source`.
+        WeightsError, FileError, ImportError: as for `open_source`.
     """
     config, tensors = tensorflow.read_tensorflow(folder)
     return Source(
@@ -234,35 +237,43 @@ def config_from_ours(fields: Mapping[str, Any]) -> GPT2Config:
         raise WeightsError(f"config: {error}") from error
 
 
-def _open_folder(folder: Path, mapped: bool) -> Source:
+def _open_folder(folder: Path) -> Source:
     if not (folder / CONFIG_FILE).exists() and any((folder / name).exists() for name in tensorflow.FILES):
         return open_tensorflow(folder)
-    fields = checkpoint.read_config(folder)
-    read = checkpoint.read_tensors if mapped else checkpoint.open_tensors
+    fields = read_config(folder)
     if fields.get("model_type") == OUR_MODEL_TYPE:
-        config, tensors = config_from_ours(fields), read(folder)
-        return Source("ours", folder, config, to_ours("ours", config, tensors), {name: name for name in tensors})
+        config, tensors = config_from_ours(fields), open_tensors(folder)
+        return _ours("ours", folder, config, tensors)
     if "model_type" not in fields and "normalization_type" in fields:
-        config, tensors = hooked_transformer.config_from_hooked_fields(fields), read(folder)
+        config, tensors = hooked_transformer.config_from_hooked_fields(fields), open_tensors(folder)
         config, state = hooked_transformer.state_from_hooked(config, tensors)
-        return Source("hooked", folder, config, state, {name: name for name in tensors})
-    config, tensors = huggingface.config_from_hf(fields), read(folder)
+        return Source("hooked", folder, config, state, unwrapped(tensors))
+    config, tensors = huggingface.config_from_hf(fields), open_tensors(folder)
     names = huggingface.parameter_names(tensors)
     return Source("hf", folder, config, huggingface.state_from_hf(config, tensors), names)
 
 
+def _ours(kind: Kind, path: Path, config: GPT2Config, tensors: Mapping[str, Tensor]) -> Source:
+    names = unwrapped(tensors)
+    return Source(kind, path, config, to_ours("ours", config, chosen(tensors, names)), names)
+
+
 def _open_file(path: Path, act_fn: ActFn | None) -> Source:
     if path.suffix == ".safetensors" or path.name in WEIGHT_FILES:
-        raise CheckpointError(f"{path}: holds weights alone; give the folder that has {CONFIG_FILE} beside them")
-    key, saved, tensors = checkpoint.open_training_checkpoint(path, ("model", "model_state_dict"))
+        raise FileError(f"{path}: holds weights alone; give the folder that has {CONFIG_FILE} beside them")
+    key, saved, tensors = open_training_checkpoint(path, ("model", "model_state_dict"))
     if key == "model_state_dict":
         recorded = saved.get("model_config")  # since 0.2
         if recorded is not None and not isinstance(recorded, dict):
             raise WeightsError(f"is not a snapshot of a training run: its model_config is {recorded!r:.80}")
-        config = config_from_ours(recorded) if recorded else _config_of_snapshot(saved.get("config"), tensors)
-        return Source("snapshot", path, config, to_ours("ours", config, tensors), {name: name for name in tensors})
+        config = (
+            config_from_ours(recorded)
+            if recorded
+            else _config_of_snapshot(saved.get("config"), chosen(tensors, unwrapped(tensors)))
+        )
+        return _ours("snapshot", path, config, tensors)
     config = nanogpt.config_from_nanogpt(saved, act_fn)
-    state = nanogpt.state_from_nanogpt(config, tensors, bias=saved["model_args"].get("bias", True))
+    state = nanogpt.state_from_nanogpt(config, tensors, bias=nanogpt.has_bias(saved))
     return Source("nanogpt", path, config, state, huggingface.parameter_names(tensors))
 
 

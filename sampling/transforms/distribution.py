@@ -27,7 +27,7 @@ class Temperature(Transform):
     temperature: float
 
     def __post_init__(self) -> None:
-        number("temperature", self.temperature, 1e-6, 1e6, meaning=" (or 0 in SamplingParams: greedy)")
+        number("temperature", self.temperature, 1e-6, 1e6, meaning=" (0 is no transform but greedy decoding)")
 
     def _apply(self, history: Tensor, logits: Tensor) -> Tensor:
         return logits / self.temperature
@@ -124,7 +124,7 @@ class Typical(Transform):
     mass: float
 
     def __post_init__(self) -> None:
-        number("typical_p", self.mass, 0, 1, ends="none", meaning=" (or 1 in SamplingParams: off)")
+        number("typical_p", self.mass, 0, 1, ends="none", meaning=" (1 keeps all)")
 
     def _apply(self, history: Tensor, logits: Tensor) -> Tensor:
         log_probs = logits.log_softmax(-1)
@@ -150,7 +150,7 @@ class Epsilon(Transform):
     epsilon: float
 
     def __post_init__(self) -> None:
-        number("epsilon_cutoff", self.epsilon, 0, 1, ends="none", meaning=" (or 0 in SamplingParams: off)")
+        number("epsilon_cutoff", self.epsilon, 0, 1, ends="none", meaning=" (0 keeps all)")
 
     def _apply(self, history: Tensor, logits: Tensor) -> Tensor:
         return _cut_improbable(logits, logits.log_softmax(-1), math.log(self.epsilon))
@@ -172,7 +172,7 @@ class Eta(Transform):
     epsilon: float
 
     def __post_init__(self) -> None:
-        number("eta_cutoff", self.epsilon, 0, 1, ends="none", meaning=" (or 0 in SamplingParams: off)")
+        number("eta_cutoff", self.epsilon, 0, 1, ends="none", meaning=" (0 keeps all)")
 
     def _apply(self, history: Tensor, logits: Tensor) -> Tensor:
         log_probs = logits.log_softmax(-1)

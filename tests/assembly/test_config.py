@@ -22,7 +22,7 @@ def test_the_published_models_have_as_many_parameters_as_published(preset: str, 
 
 def test_transformers_agrees_on_every_preset() -> None:
     transformers = pytest.importorskip("transformers")
-    from gptladder.weights.huggingface import config_to_hf
+    from gptladder.weights.formats.huggingface import config_to_hf
 
     for config in PRESETS.values():
         theirs = transformers.GPT2Config(**config_to_hf(config))

@@ -146,7 +146,7 @@ def test_functional_call_swaps_a_tied_matrix_in_both_places():
 
 def test_hooked_transformers_state_dict_loads_as_it_is():
     transformer_lens = pytest.importorskip("transformer_lens")
-    from gptladder.weights.hooked_transformer import hooked_config_fields
+    from gptladder.weights.formats.hooked_transformer import hooked_config_fields
 
     cfg = transformer_lens.HookedTransformerConfig(**hooked_config_fields(CONFIG), dtype=torch.float64, device="cpu")
     theirs = transformer_lens.HookedTransformer(cfg)

@@ -122,7 +122,7 @@ def test_make_tries_a_layer_of_ones_own_on_every_rung():
     for rung in ("pos-embed", "attention"):
         command = ["make", "--dry-run", "--no-print-directory", "VENV=/venv", f"test-{rung}", "IMPL=mine.py:Mine"]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines()[-1].strip() == f'/venv/bin/gptladder climb --{rung} "mine.py:Mine"'
+        assert done.stdout.splitlines()[-1].strip() == f"/venv/bin/gptladder climb --{rung} 'mine.py:Mine'"
 
 
 def test_the_references_are_loaded_only_when_something_is_compared():

@@ -285,7 +285,7 @@ def test_an_empty_prompt_begins_after_the_end_of_text(
 def test_an_empty_prompt_needs_a_token_to_begin_after(tmp_path: Path, tiny: Callable[..., GPT2]) -> None:
     tiny(d_vocab=3).save_pretrained(tmp_path)
     CharTokenizer("abc").save(tmp_path)
-    with pytest.raises(ValueError, match="the prompt is empty, and this model has no token"):
+    with pytest.raises(ValueError, match="the prompt is empty, and a model needs at least one token to read"):
         command.generate(["", "--model", str(tmp_path)])
 
 

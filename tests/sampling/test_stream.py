@@ -114,7 +114,7 @@ def test_rows_of_a_batch_are_the_definition_s(model, params, past_context):
     expected = [plainly(model, prompt, params, seed=7 + sample, new=new) for prompt in MIXED for sample in range(2)]
     assert [row.tokens for row in found] == expected
     if not params.greedy:
-        assert len({row.finish_reason for row in found}) == 2, "rows must end at different times for this to say much"
+        assert len({len(row.tokens) for row in found}) > 2, "rows must end at different times for this to prove much"
 
 
 @given(data=st.data())

@@ -1,3 +1,5 @@
+"""The loop: what is trained, recorded and written at each step, and what ends it."""
+
 import json
 import math
 import os
@@ -15,11 +17,12 @@ from gptladder.assembly import GPT2, GPT2Config
 from gptladder.tokenizer import CharTokenizer
 from gptladder.training.data.batches import Batch, Batches, evaluation_batches
 from gptladder.training.display import Display
-from gptladder.training.loop import NonFiniteError, Trainer
+from gptladder.training.loop import TrainingRun
 from gptladder.training.loss import IGNORE_INDEX
 from gptladder.training.metrics import Metrics, read_metrics
 from gptladder.training.presets import OptimConfig, RunConfig, TrainConfig
 from gptladder.training.snapshots import SnapshotError, list_snapshots, load_snapshot
+from gptladder.training.trainer import NonFiniteError, Trainer
 
 VOCAB = 13
 TOKENIZER = CharTokenizer("abcdefghijklm")
@@ -53,24 +56,23 @@ def gpt2(dtype: torch.dtype = torch.float32, **changes: Any) -> GPT2:
 def trainer(
     folder: Path, model: GPT2 | None = None, train: Any = None, val: Any = None, *, run: dict[str, Any] | None = None,
     sample: Any = None, display: Display | None = None, **optim: Any,
-) -> Trainer:  # fmt: skip
+) -> TrainingRun:  # fmt: skip
     config = TrainConfig(
         optim=OptimConfig(**{"max_steps": 6, "batch": 4, "lr": 1e-2, **optim}),
         run=RunConfig(
             **{"log_every": 1, "eval_every": 3, "snapshot_every": 2, "keep": 10, "prompt": "a", **(run or {})}
         ),
     )
-    return Trainer(
+    core = Trainer(
         config,
         model or gpt2(),
-        TOKENIZER,
         train or Batches(counting(20), seq=6, batch_size=4),
         val or (lambda: evaluation_batches(counting(6, first=3), seq=6, batch_size=3)),
-        folder=folder,
         device=CPU,
-        sample=sample,
-        display=display,
     )
+    run_ = TrainingRun(core, TOKENIZER, folder=folder, sample=sample, display=display)
+    run_.log.draws = False  # it takes longer than the training
+    return run_
 
 
 def test_learns_and_writes_down_every_number(tmp_path: Path) -> None:
@@ -99,14 +101,14 @@ def test_the_evaluation_is_the_plain_one_over_all_batches(tmp_path: Path) -> Non
     model = gpt2(torch.float64, attn_dropout=0.5, resid_dropout=0.5)
     val = counting(20, first=3)
     run = trainer(tmp_path, model, val=lambda: evaluation_batches(val, seq=6, batch_size=3))
-    judged = run.evaluate()
+    judged = run.trainer.evaluate()
     model.eval()
     tokens, targets = next(evaluation_batches(val, seq=6, batch_size=100))
     assert len(tokens) == 20
     logits = model(tokens)
     assert judged.loss == pytest.approx(F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), abs=1e-12)
     assert judged.accuracy == (logits.argmax(-1) == targets).double().mean().item()
-    assert run.module.training
+    assert run.trainer.module.training
 
 
 def losses(folder: Path) -> list[float]:
@@ -224,7 +226,7 @@ def test_ends_at_the_first_batch_with_the_target_loss(tmp_path: Path) -> None:
 
 
 def test_a_cosine_needs_an_end(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="min_lr is the end of a cosine, and this run has no end"):
+    with pytest.raises(ValueError, match="--min-lr is the end of a cosine, and this run has no end"):
         trainer(tmp_path, max_steps=None, target_loss=1.0, min_lr=1e-4)
     trainer(tmp_path, max_steps=None, target_loss=1.0, min_lr=1e-4, decay_steps=9)
 
@@ -240,7 +242,7 @@ def test_an_interrupt_ends_after_the_step_with_a_snapshot(tmp_path: Path, capfd:
     assert run.run() == "interrupted"
     assert run.step == 3
     assert load_snapshot(tmp_path / "snapshots" / "snapshot_step_3.pt")["step"] == 3
-    assert "ending after this step" in capfd.readouterr().err
+    assert "Ctrl-C: ending after this step" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -261,15 +263,15 @@ def poison(model: GPT2, _: Any = None) -> None:
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
-        (lambda run: poison(run.loss.model), "the loss of step 4 is nan"),
+        (lambda run: poison(run.trainer.loss.model), "the loss of step 4 is nan"),
         (
-            lambda run: run.loss.model.embed.W_E.register_hook(lambda g: g * torch.inf),
+            lambda run: run.trainer.loss.model.embed.W_E.register_hook(lambda g: g * torch.inf),
             "the gradient's norm of step 4 is",
         ),
     ],
 )
 def test_numbers_that_are_not_finite_end_the_run_and_the_way_back_is_named(
-    tmp_path: Path, spoil: Callable[[Trainer], Any], what: str
+    tmp_path: Path, spoil: Callable[[TrainingRun], Any], what: str
 ) -> None:
     run = trainer(
         tmp_path, train=Watched(lambda batch: spoil(run) if batch == 3 else None, windows=8), run={"eval_every": 100}
@@ -277,7 +279,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_way_back_is_named(
     good = tmp_path / "snapshots" / "snapshot_step_2.pt"
     with pytest.raises(
         NonFiniteError,
-        match=rf"^{what}.* \(its batch begins at window 4 of epoch 1\); the last good snapshot is {good}: resume",
+        match=rf"^{what}.* \(its batch begins at window 4 of epoch 1\); the last good snapshot is {good}: continue",
     ):
         run.run()
     assert all(tensor.isfinite().all() for tensor in load_snapshot(good)["model_state_dict"].values())
@@ -287,7 +289,9 @@ def test_numbers_that_are_not_finite_end_the_run_and_the_way_back_is_named(
 def test_before_the_first_snapshot_there_is_no_way_back(tmp_path: Path) -> None:
     model = gpt2()
     poison(model)
-    with pytest.raises(NonFiniteError, match="the validation loss after step 0 is nan; there is no snapshot yet"):
+    with pytest.raises(
+        NonFiniteError, match="the validation loss after step 0 is nan; there is no snapshot from before it"
+    ):
         trainer(tmp_path, model).run()
 
 
@@ -346,7 +350,7 @@ def test_bfloat16_and_compilation_stay_near(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         run = trainer(tmp_path / name, max_steps=20, **options)
         run.run()
-        assert all(parameter.dtype == torch.float32 for parameter in run.loss.parameters())
+        assert all(parameter.dtype == torch.float32 for parameter in run.trainer.loss.parameters())
     plain, bf16 = losses(tmp_path / "plain"), losses(tmp_path / "bf16")
     assert plain != bf16
     # bfloat16 has 8 significant bits: each product is within 0.4%.
@@ -364,7 +368,7 @@ def test_compile_compiles_the_model_and_its_loss(tmp_path: Path, monkeypatch: py
         (tmp_path / name).mkdir()
         run = trainer(tmp_path / name, max_steps=3, **options)
         run.run()
-    assert compiled == [run.module]
+    assert compiled == [run.trainer.module]
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-5)
     snapshot = load_snapshot(tmp_path / "compiled" / "snapshots" / "snapshot_step_3.pt")
     assert snapshot["model_state_dict"].keys() == gpt2().state_dict().keys()

@@ -13,11 +13,12 @@ from torch import Tensor
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.tokenizer import CharTokenizer
 from gptladder.training.data.batches import Batches, evaluation_batches
-from gptladder.training.loop import Trainer
+from gptladder.training.loop import TrainingRun
 from gptladder.training.metrics import Metrics, read_metrics
 from gptladder.training.parallel import joined
 from gptladder.training.presets import OptimConfig, OptimizerName, RunConfig, TrainConfig
 from gptladder.training.snapshots import load_snapshot, newest_snapshot
+from gptladder.training.trainer import Trainer
 
 VOCAB = 17
 
@@ -40,23 +41,28 @@ def work(parallel: str, folder: Path, steps: int, micro_batch: int, optimizer: O
     torch.manual_seed(0)
     model = GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=VOCAB, n_ctx=6))
     with joined(parallel, device) as processes:
-        run = Trainer(
+        core = Trainer(
             config,
             model,
-            CharTokenizer("abcdefghijklmnopq"),
             # Batches whose sequences two processes cannot share evenly.
             Batches(tokens, seq=6, batch_size=7),
             lambda: evaluation_batches(tokens[:50], seq=6, batch_size=3),
-            folder=folder,
             device=device,
             processes=processes,
+        )
+        tokenizer = CharTokenizer("abcdefghijklmnopq")
+        run = TrainingRun(
+            core,
+            tokenizer,
+            folder=folder,
             sample=lambda model, tokenizer, prompt, *, max_new_tokens, seed: (
                 f"{float(model(torch.tensor([[1]])).sum()):.4f}"
             ),
         )
         found = newest_snapshot(folder / "snapshots", print)
         if found is not None:
-            run.resume(*found)
+            core.check(*found, tokenizer.fingerprint)
+            run.resume(found[1], found[1]["files"])
         assert run.run() == "max_steps"
 
 

@@ -1,3 +1,5 @@
+"""The picture of a run's losses."""
+
 import sys
 from pathlib import Path
 
@@ -24,13 +26,28 @@ def test_draws_the_losses_and_their_perplexity(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
     (axes,) = figures[0].axes
-    each, mean, validation = axes.lines
-    assert each.get_xydata().tolist() == [[row.step, row.loss] for row in ROWS if row.loss is not None]
+    each, mean, validation, best = axes.lines
+    assert each.get_xydata().tolist() == [[row.step - 1, row.loss] for row in ROWS if row.loss is not None]
     assert len(mean.get_xdata()) == 50
     assert mean.get_ydata()[0] == pytest.approx(sum(4 / s for s in range(1, 7)) / 6)
     assert validation.get_xdata().tolist() == [0, 50, 100, 150, 200, 250, 300]
+    assert best.get_xydata().tolist() == [[300, 5 / 300]]
+    assert axes.get_yscale() == "log"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[1:] == ["train, mean of 6: 0.013", "validation: 0.017", "best: 0.017 at step 300"]
     (second,) = axes.child_axes
     assert second.get_ylabel() == "perplexity"
+
+
+def test_losses_of_one_size_are_drawn_on_a_linear_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure_module = pytest.importorskip("matplotlib.figure")
+    figures = []
+    real = figure_module.Figure
+    monkeypatch.setattr(figure_module, "Figure", lambda **options: figures.append(real(**options)) or figures[-1])
+    rows = [Metrics(step=s, epoch=0, tokens=0, loss=4 - s / 3, val_loss=4.0) for s in range(1, 5)]
+    draw_losses(rows, tmp_path / "loss.png", title="a run")
+    assert figures[0].axes[0].get_yscale() == "linear"
+    assert figures[0].axes[0].lines[0].get_xdata()[0] == 0
 
 
 @pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS[1:2]])

@@ -22,6 +22,9 @@ KNOWN = {
         "target_loss": 0.099999, "final_samples": 5, "sample_tokens": 30, "max_steps": None, "max_epochs": None,
     },
     "shakespeare-char": {"n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "batch": 12, "max_steps": 2000},
+    "shakespeare-char-fast": {
+        "n_layers": 4, "n_heads": 4, "d_model": 128, "n_ctx": 64, "batch": 24, "optimizer": "muon", "tokenizer": "char",
+    },
     "tinystories": {"corpus": "tinystories", "tokenizer": "bpe"},
 }  # fmt: skip
 

@@ -25,8 +25,8 @@ from gptladder.ladder.rungs import draw_case
 from gptladder.tokenizer import BPETokenizer
 from gptladder.weights import WeightsError, from_pretrained
 from gptladder.weights import convert as conversions
-from gptladder.weights.checkpoint import write_folder
 from gptladder.weights.convert import convert, mapping, streamed_logits
+from gptladder.weights.files.write import write_folder
 from gptladder.weights.sources import config_to_ours
 
 FRESH = settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -28,10 +28,10 @@ from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.numbers import randomize
 from gptladder.weights import CheckpointError, HubError, WeightsError
-from gptladder.weights.checkpoint import write_folder
-from gptladder.weights.hooked_transformer import hooked_config_fields, state_to_hooked
-from gptladder.weights.huggingface import config_to_hf, state_to_hf
-from gptladder.weights.nanogpt import state_to_nanogpt
+from gptladder.weights.files.write import write_folder
+from gptladder.weights.formats.hooked_transformer import hooked_config_fields, state_to_hooked
+from gptladder.weights.formats.huggingface import config_to_hf, state_to_hf
+from gptladder.weights.formats.nanogpt import state_to_nanogpt
 from gptladder.weights.sources import config_to_ours
 
 # Tables of tokens and of positions are of one size, so that each would fit in the other's place.

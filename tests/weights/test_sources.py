@@ -1,23 +1,44 @@
 """Where a model can come from: run folders, snapshots, nanoGPT folders, names; and the tokenizer of each."""
 
+import copy
+import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from gptladder import GPT2, GPT2Config
 from gptladder.files import FileError
 from gptladder.tokenizer import CharTokenizer
-from gptladder.weights import config_to_ours, from_pretrained, open_source, resolve, tokenizer_folder
+from gptladder.weights import (
+    WeightsError,
+    config_to_ours,
+    from_hf,
+    from_hooked_transformer,
+    from_pretrained,
+    open_source,
+    resolve,
+    to_hooked_state_dict,
+    tokenizer_folder,
+)
 from gptladder.weights.convert import convert
+from gptladder.weights.formats.nanogpt import state_to_nanogpt
 
 CONFIG = GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=11, n_ctx=6, act_fn="relu", attn_dropout=0.25, d_mlp=12)
 
 
+@torch.no_grad()
 def model(seed: int = 0, config: GPT2Config = CONFIG) -> GPT2:
     torch.manual_seed(seed)
-    return GPT2(config).eval()
+    drawn = GPT2(config).eval()
+    for parameter in drawn.parameters():
+        parameter.normal_()
+    return drawn
 
 
 def same(one: GPT2, other: GPT2) -> bool:
@@ -124,3 +145,189 @@ def test_each_source_has_its_tokenizer(run: Path, tmp_path: Path) -> None:
     assert tokenizer_folder(checkpoint) is None
     tokenizer.save(checkpoint.parent)
     assert tokenizer_folder(checkpoint) == checkpoint.parent
+
+
+# Names with the prefixes of wrappers
+
+
+def wrapped(model: nn.Module, how: str) -> nn.Module:
+    if how == "compiled":
+        return torch.compile(model)
+    if how == "compiled in parallel":
+        return nn.DataParallel(torch.compile(model))
+    if how == "parallel, compiled":
+        return torch.compile(nn.DataParallel(model))
+    for name, child in list(model.named_modules()):
+        if name.endswith((".0", ".1")):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            parent[int(name.rpartition(".")[2])] = torch.compile(child)
+    return nn.DataParallel(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+@pytest.mark.parametrize("how", ["compiled", "compiled in parallel", "parallel, compiled", "each layer compiled"])
+def test_state_dicts_of_wrapped_models_are_read(how: str, run: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    fields = {"n_embd": 8, "n_head": 2, "n_layer": 2, "vocab_size": 11, "n_positions": 6}
+    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields)).eval()
+    expected = from_hf(hf)
+    state = wrapped(copy.deepcopy(hf), how).state_dict()
+    assert not any(name.startswith("transformer.wte") for name in state)
+    assert same(from_hf(state, hf.config), expected)
+    hf.config.save_pretrained(tmp_path / "bin")
+    torch.save(state, tmp_path / "bin" / "pytorch_model.bin")
+    assert same(from_pretrained(tmp_path / "bin"), expected)
+
+    ours = model()
+    inside = wrapped(model(), how).state_dict()
+    path = write_snapshot(run, 5, ours, model_state_dict=inside)
+    assert same(from_pretrained(path), ours)
+    hooked = {f"module._orig_mod.{name}": tensor for name, tensor in to_hooked_state_dict(ours).items()}
+    for name, tensor in from_hooked_transformer(hooked, CONFIG).state_dict().items():
+        assert torch.equal(tensor, ours.state_dict()[name])
+
+
+def test_a_name_with_and_without_a_prefix_is_refused(run: Path) -> None:
+    state = model().state_dict()
+    path = write_snapshot(run, 5, model(), model_state_dict={**state, "module.embed.W_E": state["embed.W_E"]})
+    with pytest.raises(WeightsError, match=r"embed.W_E is there twice, as embed.W_E and as module.embed.W_E"):
+        open_source(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_a_model_in_a_wrapper_is_read_with_its_configuration() -> None:
+    transformers = pytest.importorskip("transformers")
+    fields = {"n_embd": 8, "n_head": 2, "n_layer": 2, "vocab_size": 11, "n_positions": 6}
+    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields)).eval()
+    for how in ("compiled", "compiled in parallel"):
+        assert same(from_hf(wrapped(hf, how)), from_hf(hf))
+
+
+# Checkpoints of courses
+
+
+def arena_model() -> nn.Module:
+    """The parameters and buffers of ARENA's ``DemoTransformer``, as its students write it."""
+
+    def layer(buffers: bool = False, **shapes: tuple[int, ...]) -> nn.Module:
+        made = nn.Module()
+        for name, shape in shapes.items():
+            setattr(made, name, nn.Parameter(torch.randn(shape, generator=generator)))
+        if buffers:
+            made.register_buffer("IGNORE", torch.tensor(float("-inf")))
+        return made
+
+    generator = torch.Generator().manual_seed(0)
+    whole = nn.Module()
+    whole.embed, whole.pos_embed = layer(W_E=(11, 8)), layer(W_pos=(6, 8))
+    whole.blocks = nn.ModuleList()
+    for _ in range(2):
+        block = nn.Module()
+        block.ln1, block.ln2 = layer(w=(8,), b=(8,)), layer(w=(8,), b=(8,))
+        heads = {f"W_{x}": (2, 8, 4) for x in "QKV"} | {f"b_{x}": (2, 4) for x in "QKV"}
+        block.attn = layer(True, **heads, W_O=(2, 4, 8), b_O=(8,))
+        block.mlp = layer(W_in=(8, 12), b_in=(12,), W_out=(12, 8), b_out=(8,))
+        whole.blocks.append(block)
+    whole.ln_final, whole.unembed = layer(w=(8,), b=(8,)), layer(W_U=(8, 11))
+    whole.unembed.b_U = nn.Parameter(torch.zeros(11), requires_grad=False)
+    return whole
+
+
+def test_an_arena_students_whole_model_is_read() -> None:
+    student = arena_model()
+    ours = from_hooked_transformer(student.state_dict(), CONFIG)
+    assert not ours.config.tie_word_embeddings
+    assert torch.equal(ours.blocks[1].attn.W_Q, student.blocks[1].attn.W_Q)
+    assert torch.equal(ours.unembed.W_U, student.unembed.W_U)
+    untied = GPT2(dataclasses.replace(CONFIG, tie_word_embeddings=False, unembed_bias=True))
+    untied.load_state_dict(student.state_dict())
+    assert torch.equal(untied.blocks[0].attn.W_K, student.blocks[0].attn.W_K)
+
+
+@dataclasses.dataclass
+class GPTConfig:
+    block_size: int = 6
+    vocab_size: int = 11
+    n_layer: int = 1
+    n_head: int = 2
+    n_embd: int = 8
+
+
+def nanogpt_state(config: GPT2Config) -> dict[str, Tensor]:
+    return dict(state_to_nanogpt(config, model(0, config).state_dict(), config.act_fn)[1])
+
+
+def test_a_checkpoint_of_build_nanogpt_is_read_with_its_activation(tmp_path: Path) -> None:
+    config = GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6)
+    saved = {"model": nanogpt_state(config), "config": GPTConfig(), "step": 5, "val_loss": 1.5}
+    torch.save(saved, tmp_path / "model_00005.pt")
+    assert same(from_pretrained(tmp_path / "model_00005.pt"), model(0, config))
+
+
+def test_numpy_numbers_in_a_nanogpt_checkpoint_are_read(tmp_path: Path) -> None:
+    config = GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6, act_fn="gelu")
+    sizes = {
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 8,
+        "block_size": 6,
+        "vocab_size": np.int64(11),
+        "bias": np.bool_(True),
+    }
+    more = {"best_val_loss": np.float64(1.5), "iter_num": np.int32(7), "config": {"learning_rate": np.float32(1e-3)}}
+    torch.save({"model": nanogpt_state(config), "model_args": {**sizes, "dropout": 0.0}, **more}, tmp_path / "ckpt.pt")
+    assert same(from_pretrained(tmp_path / "ckpt.pt"), model(0, config))
+
+
+def test_attention_that_reorders_and_scales_by_layer_is_read(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    fields = {"n_embd": 8, "n_head": 2, "n_layer": 3, "vocab_size": 11, "n_positions": 6, "initializer_range": 0.5}
+    odd = {"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True, "attn_implementation": "eager"}
+    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields, **odd)).eval()
+    hf.save_pretrained(tmp_path / "m")
+    tokens = torch.arange(6)[None]
+    loaded = from_pretrained(tmp_path / "m")
+    assert loaded.config.scale_attn_by_inverse_layer_idx
+    assert (loaded(tokens) - hf(tokens).logits).abs().max() < 5e-5
+
+
+# A file that changes
+
+
+@pytest.mark.parametrize("how", ["overwritten", "truncated", "replaced"])
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "nanogpt"])
+def test_a_loaded_model_stays_when_its_file_changes(tmp_path: Path, kind: str, how: str) -> None:
+    config = GPT2Config(d_model=64, n_layers=1, n_heads=2, d_vocab=500, n_ctx=6, act_fn="gelu")
+    model(0, config).save_pretrained(tmp_path)
+    path, source = tmp_path / "model.safetensors", tmp_path
+    if kind == "bin":
+        torch.save(dict(open_source(tmp_path).names and load_file(path)), tmp_path / "pytorch_model.bin")
+        path.unlink()
+        path = tmp_path / "pytorch_model.bin"
+    elif kind == "nanogpt":
+        path = source = tmp_path / "ckpt.pt"
+        convert(tmp_path, path, to="nanogpt")
+    loaded = from_pretrained(source)
+    size = path.stat().st_size
+    if how == "replaced":
+        (tmp_path / "new").write_bytes(bytes(size))
+        (tmp_path / "new").replace(path)
+    else:
+        with path.open("r+b") as file:
+            file.truncate(size if how == "overwritten" else 10)
+            file.write(bytes(size if how == "overwritten" else 10))
+    assert same(loaded, model(0, config))
+    assert torch.isfinite(loaded(torch.arange(6)[None])).all()
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    model(0).save_pretrained(tmp_path / "m")
+    state = open_source(tmp_path / "m").state
+    names = list(state)
+    assert state[names[0]] is not None
+    weights = tmp_path / "m" / "model.safetensors"
+    content = weights.read_bytes()
+    os.utime(weights, (0, 0))
+    weights.write_bytes(content[:-1] + b"x")
+    with pytest.raises(FileError, match="was changed while it was read"):
+        state[names[1]]

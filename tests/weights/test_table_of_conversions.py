@@ -24,8 +24,8 @@ from gptladder.weights import (
     to_hf,
     to_hooked_state_dict,
 )
-from gptladder.weights.checkpoint import write_folder
 from gptladder.weights.convert import convert
+from gptladder.weights.files.write import write_folder
 from gptladder.weights.layout import from_ours, to_ours
 from gptladder.weights.sources import config_to_ours
 

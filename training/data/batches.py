@@ -1,13 +1,12 @@
 """Windows of tokens for training and evaluation: inputs, and the same tokens shifted by one as targets.
 
-Which window is the k-th is a function of the seed and k alone, computed and not drawn. So a position in the data is one
-number, a resume goes on exactly where it stopped, on any number of processes, nothing has to be shuffled in memory
-however large the file, and no other use of random numbers can change the order.
+Which window is the k-th is a function of the seed and k alone. So a position in the data is one number, a resume goes
+on exactly where it stopped, on any number of processes, and no other use of random numbers can change the order. It is
+made from the raw stream of NumPy's Philox generator, which NumPy promises to keep, as it does not for its ``shuffle``.
 """
 
-import math
 from collections.abc import Iterator
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +18,10 @@ __all__ = ["BatchState", "Batches", "evaluation_batches", "window_count"]
 
 Order = Literal["shuffled", "random"]
 Batch = tuple[Int64[Tensor, "batch seq"], Int64[Tensor, "batch seq"]]
+_WAY = 2  # of making the order from the seed
+_STREAMS = 2**64
+_ANYWHERE = _STREAMS - 1  # the stream of the order "random"; the others are those of the epochs
+
 Indices = npt.NDArray[np.uint64]
 
 
@@ -26,6 +29,7 @@ class BatchState(TypedDict):
     """A position in the data, in plain values: what a snapshot stores.
 
     ``position`` counts the windows handed out so far by all processes together; the rest says what it is a position in.
+    ``order`` ends in the number of the way in which the order is made; version 0.1.0, with another way, had no number.
     """
 
     position: int
@@ -38,8 +42,8 @@ class BatchState(TypedDict):
 class Batches:
     """An endless iterator of training batches ``(inputs, targets)``, each ``[batch_size / world_size, seq]`` int64.
 
-    ``shuffled``: the text is laid out in windows of ``seq`` inputs, end to end, and each epoch goes through all of them
-    once, in an order of its own. A batch may take its first rows from one epoch and the others from the next.
+    ``shuffled``: the text is divided into windows of ``seq`` inputs, end to end, and each epoch goes through all of
+    them once, in an order of its own. A batch may take its first rows from one epoch and the others from the next.
     ``random``: every window begins anywhere, independently of all others.
 
     Args:
@@ -48,8 +52,8 @@ class Batches:
         batch_size: windows in a batch, over all processes.
         order: see above.
         seed: of the order.
-        rank: which process this is; it gets its slice of every batch.
-        world_size: how many there are. Together they get what one process alone would get.
+        rank: number of this process; it gets its slice of every batch.
+        world_size: number of processes. Together they get what one process alone would get.
 
     Raises:
         ValueError: a size under 1, a batch that the processes cannot share evenly, or fewer tokens than one window.
@@ -67,15 +71,16 @@ class Batches:
         world_size: int = 1,
     ):
         if order not in ("shuffled", "random"):
-            raise ValueError(f"order is {order!r}; it has to be 'shuffled' or 'random'")
+            raise ValueError(f"order is {order!r}; it must be 'shuffled' or 'random'")
         self._mine = _slice(batch_size, rank, world_size)
         self.windows_per_epoch = window_count(tokens, seq)
         self._tokens, self._seq, self._batch_size, self._order, self._seed = tokens, seq, batch_size, order, seed
         self._position = 0
+        self._orders: dict[int, Indices] = {}  # of the epochs of the last batch
 
     @property
     def epochs(self) -> float:
-        """How often the text has been gone through so far, counted in windows."""
+        """Passes over the text so far, counted in windows."""
         return self._position / self.windows_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
@@ -87,39 +92,55 @@ class Batches:
         return _windows(self._tokens, self._starts(numbers), self._seq)
 
     def state_dict(self) -> BatchState:
-        """The position, equal on every process."""
+        """Return the position, equal on every process."""
         return {
             "position": self._position,
             "seed": self._seed,
-            "order": self._order,
+            "order": f"{self._order}-{_WAY}",
             "seq": self._seq,
             "tokens": len(self._tokens),
         }
 
     def load_state_dict(self, state: BatchState) -> None:
-        """Go on from a position. The batch size and the number of processes may differ from those it was saved with.
+        """Continue from a position. The batch size and the number of processes may differ from those it was saved with.
 
         Raises:
             ValueError: a position in other data, or in another order.
         """
         here = self.state_dict()
+        if state["order"] in get_args(Order):
+            raise ValueError(
+                "the snapshot was written by version 0.1.0, which took the text in another order, so it cannot be "
+                "resumed: begin another run from its weights with --init-from"
+            )
         for name in ("seed", "order", "seq", "tokens"):
             if state[name] != here[name]:
                 raise ValueError(
-                    f"the position to resume from has {name} {state[name]}, and this run has {here[name]}; "
-                    "resume with the same data and settings, or start anew"
+                    f"the position to resume from has {name} {state[name]}, and this run has {here[name]}: resume with "
+                    "the same data and settings, or begin another run"
                 )
         self._position = state["position"]
 
     def _starts(self, numbers: Indices) -> Indices:
+        """Where the windows of consecutive numbers begin."""
         if self._order == "random":
-            return _hash(self._seed, numbers) % np.uint64(len(self._tokens) - self._seq)
+            return _random_bits(self._seed, _ANYWHERE, int(numbers[0]), len(numbers)) % np.uint64(
+                len(self._tokens) - self._seq
+            )
         epochs, places = np.divmod(numbers, np.uint64(self.windows_per_epoch))
-        for epoch in np.unique(epochs):
+        present = [int(epoch) for epoch in np.unique(epochs)]
+        self._orders = {
+            epoch: self._orders[epoch] if epoch in self._orders else self._shuffled(epoch) for epoch in present
+        }
+        for epoch in present:
             now = epochs == epoch
-            key = int(_hash(self._seed, np.array([epoch]))[0])
-            places[now] = _permuted(places[now], self.windows_per_epoch, key)
+            places[now] = self._orders[epoch][places[now]]
         return places * np.uint64(self._seq)
+
+    def _shuffled(self, epoch: int) -> Indices:
+        """The windows in the order of an epoch: sorted by a random number for each."""
+        bits = _random_bits(self._seed, epoch, 0, self.windows_per_epoch)
+        return np.argsort(bits, kind="stable").astype(np.uint64)
 
 
 def evaluation_batches(
@@ -131,11 +152,13 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """The windows of a shard in their order, each once; the last batch may be smaller, or empty on some processes.
+    """Return the windows of a shard in their order, each once.
+
+    The last batch may be smaller, or empty on some processes.
 
     Args:
-        tokens: as for `Batches`; so are seq, batch_size, rank and world_size.
-        most: how many windows to take at most, over all processes, spread evenly over the shard; None takes all.
+        tokens, seq, batch_size, rank, world_size: as for `Batches`.
+        most: limit for the number of windows, over all processes; they are spread evenly over the shard (default: all).
 
     Raises:
         ValueError: as for `Batches`.
@@ -143,24 +166,25 @@ def evaluation_batches(
     mine = _slice(batch_size, rank, world_size)
     count = window_count(tokens, seq)
     if most is not None and most < 1:
-        raise ValueError(f"{most} windows to evaluate on; it has to be at least 1")
+        raise ValueError(f"{most} windows to evaluate on; it must be at least 1")
     taken = count if most is None else min(most, count)
     starts = np.arange(taken, dtype=np.uint64) * np.uint64(count) // np.uint64(taken) * np.uint64(seq)
     return (_windows(tokens, starts[first : first + batch_size][mine], seq) for first in range(0, taken, batch_size))
 
 
 def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
-    """How many windows of ``seq`` inputs, end to end, there are in a text.
+    """Return how many windows of ``seq`` inputs, end to end, there are in a text.
 
     Raises:
         ValueError: not one, or ``seq`` is under 1.
     """
     if seq < 1:
-        raise ValueError(f"seq is {seq}; it has to be at least 1")
+        raise ValueError(f"seq is {seq}; it must be at least 1")
     if len(tokens) <= seq:
+        shorter = f"--seq {len(tokens) - 1} or less, or " if len(tokens) > 1 else ""
         raise ValueError(
             f"{getattr(tokens, 'filename', 'the text')} has {len(tokens)} tokens, fewer than the {seq + 1} of one "
-            f"window ({seq} inputs, and the target of the last); use more text, or a smaller seq"
+            f"window ({seq} inputs, and the target of the last): give {shorter}more text"
         )
     return (len(tokens) - 1) // seq
 
@@ -180,35 +204,8 @@ def _windows(tokens: npt.NDArray[np.integer], starts: Indices, seq: int) -> Batc
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
-def _hash(key: int, values: Indices) -> Indices:
-    """64 random-looking bits for each value, others for each key."""
-    return _mix(values ^ _mix(np.array([key % 2**64], dtype=np.uint64)))
-
-
-def _mix(bits: Indices) -> Indices:
-    """One step of SplitMix64 (Steele, Lea and Flood, 2014), arithmetic modulo 2**64."""
-    bits = bits + np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
-
-
-def _permuted(places: Indices, size: int, key: int) -> Indices:
-    """Where a permutation of ``range(size)``, one of as many as there are keys, takes each place.
-
-    A Feistel network on pairs of numbers permutes a range hardly longer than ``size``; what falls beyond ``size`` goes
-    through again until it falls inside (the generalised Feistel cipher and cycle walking of Black and Rogaway, 2002).
-    """
-    rows = np.uint64(math.isqrt(size - 1) + 1)
-    columns = np.uint64(-(-size // int(rows)))
-    keys = _hash(key, np.arange(6, dtype=np.uint64))
-    result = places.copy()
-    beyond = np.ones(len(places), dtype=bool)
-    while beyond.any():
-        row, column = np.divmod(result[beyond], columns)
-        for row_key, column_key in keys.reshape(3, 2):
-            row = (row + _mix(column ^ row_key) % rows) % rows
-            column = (column + _mix(row ^ column_key) % columns) % columns
-        result[beyond] = row * columns + column
-        beyond = result >= size
-    return result
+def _random_bits(seed: int, stream: int, first: int, count: int) -> Indices:
+    """Numbers ``first`` to ``first + count`` of a seed's stream, each of 64 random bits, without those before."""
+    generator = np.random.Philox(key=seed % _STREAMS + stream * _STREAMS)
+    generator.advance(first // 4)  # each of its steps makes four numbers
+    return generator.random_raw(first % 4 + count)[first % 4 :]

@@ -25,7 +25,7 @@ from .corpus import Corpus, CorpusRecord, open_corpus
 from .shards import Shard, open_shards, prepare_shards
 from .text_files import named
 
-__all__ = ["TextData", "load_data", "make_tokenizer", "prepare_data", "prepared_folder"]
+__all__ = ["TextData", "load_data", "make_tokenizer", "open_text", "prepare_data", "prepared_folder", "read_facts"]
 
 _FACTS = "prepared.json"
 _FORMAT, _VERSION = "gptladder-prepared", 2
@@ -70,7 +70,7 @@ def prepare_data(config: DataConfig, *, say: Callable[[str], None]) -> Path:
         _check_given(given, config)
         say(f"prepared already: {given}")
         return given
-    corpus = _open(config)
+    corpus = open_text(config)
     record = corpus.record()
     for line in filter(None, (record.note, record.left_out)):
         say(line)
@@ -100,7 +100,7 @@ def load_data(folder: Path) -> TextData:
     Raises:
         ValueError: a file is damaged, or files do not belong together.
     """
-    facts = _read_facts(folder)
+    facts = read_facts(folder)
     tokenizer = load_tokenizer(folder)
     train, val = open_shards(folder, tokenizer)
     found = (train.header.source, train.header.n_vocab, train.header.tokens, val.header.tokens)
@@ -176,8 +176,12 @@ def _fill(folder: Path, config: DataConfig, corpus: Corpus, record: CorpusRecord
     )
 
 
-def _open(config: DataConfig) -> Corpus:
-    """The corpus; for a text that is gone, an error that names what was prepared from it."""
+def open_text(config: DataConfig) -> Corpus:
+    """Return the corpus of a configuration.
+
+    Raises:
+        ValueError: the text cannot be read; if it is gone, the message names what was prepared from it.
+    """
     try:
         return open_corpus(
             config.corpus, fraction=config.fraction, size=int(config.stories_mb * 1e6), encoding=config.encoding
@@ -195,7 +199,7 @@ def _open(config: DataConfig) -> Corpus:
 def _prepared_from(folder: Path) -> str | None:
     """The text that a folder was prepared from; None for a damaged one."""
     try:
-        return _read_facts(folder)["text"]
+        return read_facts(folder)["text"]
     except FileError:
         return None
 
@@ -216,7 +220,7 @@ def _cut_by(config: DataConfig) -> list[Any]:
 def _check_given(folder: Path, config: DataConfig) -> None:
     """Refuse options that prepared data does not have, and damaged data."""
     data = load_data(folder)
-    facts = _read_facts(folder)
+    facts = read_facts(folder)
     how = facts["tokenizer"]
     if config.tokenizer == how or _cut_by(config) == [data.tokenizer.fingerprint, data.tokenizer.eot_id]:
         return
@@ -225,8 +229,12 @@ def _check_given(folder: Path, config: DataConfig) -> None:
     )
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
-    """The content of ``prepared.json``; version 0.1.0 wrote it without a format."""
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return the content of ``prepared.json``; version 0.1.0 wrote it without a format.
+
+    Raises:
+        FileError: it is damaged, or of another version.
+    """
     path = folder / _FACTS
     facts = read_json(path)
     version = facts.get("version", 1)

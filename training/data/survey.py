@@ -31,6 +31,11 @@ class TextSurvey:
     opening: str
     length: int
 
+    @property
+    def kinds(self) -> str:
+        """The number of different characters, for a message."""
+        return f"{self.characters:,}" + (" or more" if self.characters == MANY_CHARACTERS else "")
+
 
 def survey(corpus: Corpus) -> TextSurvey:
     """Read a corpus once and return what a recipe needs to know of it.

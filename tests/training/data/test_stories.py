@@ -1,3 +1,5 @@
+"""Generated stories: the same everywhere, grammatical, never twice, and every line of the tables is used."""
+
 import inspect
 import re
 import subprocess
@@ -15,7 +17,7 @@ MANY = [story(1337, i) for i in range(3000)]
 WORD = re.compile(r"[A-Za-z]+(?:[-'][a-z]+)?")
 
 
-def test_a_story_is_the_same_on_every_machine():
+def test_a_story_is_the_same_on_every_machine() -> None:
     # As far as one machine can tell: in a new process, with other hashes of strings, nothing of this one left.
     script = f"import runpy; print(runpy.run_path({module.__file__!r})['story'](7, 12345))"
     for hash_seed in ("1", "2"):
@@ -24,26 +26,26 @@ def test_a_story_is_the_same_on_every_machine():
         assert told.stdout == story(7, 12345) + "\n"
 
 
-def test_the_generator_needs_nothing_but_random():
+def test_the_generator_needs_only_the_standard_library() -> None:
     imports = re.findall(r"^(?:from|import) ([\w.]+)", inspect.getsource(module), re.MULTILINE)
-    assert set(imports) == {"random", "collections.abc", "itertools", "typing"}
+    assert set(imports) == {"random", "collections.abc", "itertools", "pathlib", "types", "typing"}
 
 
-def test_stories_can_be_had_one_by_one_or_as_a_stream():
+def test_stories_come_one_by_one_or_as_a_stream() -> None:
     assert list(islice(stories(1337), 50)) == MANY[:50]
 
 
 @pytest.mark.parametrize("seed", [-1, 0, 1, 2**70])
-def test_seeds_tell_different_stories(seed):
+def test_seeds_give_different_stories(seed: int) -> None:
     others = {story(other, i) for other in (seed + 1, -seed - 7) for i in range(50)}
     assert not {story(seed, i) for i in range(50)} & others
 
 
-def test_no_story_is_told_twice():
+def test_no_story_comes_twice() -> None:
     assert len(set(MANY)) == len(MANY)
 
 
-def test_stories_that_are_held_back_are_unseen():
+def test_stories_that_are_held_back_are_unseen() -> None:
     # Not only as a whole: a good part of their long runs of words is new as well.
     def runs(text: str) -> set[tuple[str, ...]]:
         words = text.split()
@@ -54,13 +56,13 @@ def test_stories_that_are_held_back_are_unseen():
     assert sum(new) / len(new) > 0.5
 
 
-def test_a_name_always_follows_a_space():
+def test_a_name_always_follows_a_space() -> None:
     # At the beginning of a paragraph or of what somebody says, it would be another token.
-    names = "|".join([name for name, *_ in module._HEROES] + [*module._HELPERS.values()])
+    names = "|".join([name for name, *_ in module.T.heroes] + [*module.T.helpers.values()])
     assert not [text for text in MANY if re.search(rf"(?<! )\b(?:{names})\b", text)]
 
 
-def test_stories_have_the_form_of_stories():
+def test_stories_have_the_form_of_stories() -> None:
     for text in MANY:
         paragraphs = text.split("\n\n")
         assert 4 <= len(paragraphs) <= 6
@@ -70,7 +72,7 @@ def test_stories_have_the_form_of_stories():
         assert text.isascii()
 
 
-def test_nothing_is_left_unfilled_doubled_or_misfitted():
+def test_nothing_is_left_unfilled_doubled_or_misfitted() -> None:
     twice = re.compile(r"\b(\w+) \1\b")
     for text in MANY:
         assert not re.search(r"[{}|]|  | [.,!?]|\.\.|\n\n\n|\bNone\b", text), text
@@ -90,7 +92,7 @@ def leaves(value: object) -> Iterator[str]:
         yield from leaves(list(value.values()))
 
 
-def test_every_line_of_the_tables_is_told(monkeypatch):
+def test_every_line_of_the_tables_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     told: set[str] = set()
 
     def recorded(pick):
@@ -101,19 +103,19 @@ def test_every_line_of_the_tables_is_told(monkeypatch):
 
         return picking
 
-    tables = {name: set(leaves(value)) for name, value in vars(module).items() if re.fullmatch(r"_[A-Z_]+", name)}
+    tables = {name: set(leaves(value)) for name, value in vars(module.T).items()}
     assert sum(map(len, tables.values())) > 900
     monkeypatch.setattr(module, "_pick", recorded(module._pick))
     monkeypatch.setattr(module, "_pick_two", recorded(module._pick_two))
     for index in range(4000):
         story(1337, index)
-    for not_picked_from in ("_REMEDY_OF", "_PRONOUNS", "_HELPERS"):
+    for not_picked_from in ("remedy_of", "helpers"):
         del tables[not_picked_from]
     unheard = {name: lines - told for name, lines in tables.items()}
     assert {name: lines for name, lines in unheard.items() if lines} == {}
 
 
-def test_the_words_are_a_childs():
+def test_the_words_are_a_childs() -> None:
     words = Counter(word.lower() for text in MANY for word in WORD.findall(text))
     assert 600 <= len(words) <= 1500
     assert max(len(word.removesuffix("'s")) for word in words) <= 12
@@ -133,7 +135,7 @@ def told_with(index: int) -> tuple[str, dict[str, str]]:
         return story(1337, index), words
 
 
-def test_what_mends_the_mishap_was_there_before():
+def test_what_mends_the_mishap_was_there_before() -> None:
     by_tool = by_friend = 0
     for index in range(2000):
         text, words = told_with(index)
@@ -153,7 +155,7 @@ def test_what_mends_the_mishap_was_there_before():
     assert by_friend > 600
 
 
-def test_the_thing_wished_for_comes_back():
+def test_the_thing_wished_for_comes_back() -> None:
     for index in range(1500):
         text, words = told_with(index)
         if "tool" in words or "skill" in words:
@@ -163,9 +165,9 @@ def test_the_thing_wished_for_comes_back():
             assert words["the_thing"] in " ".join(rest)
 
 
-def test_names_and_pronouns_agree():
+def test_names_and_pronouns_agree() -> None:
     others = {"he": r"\b(she|her|hers|herself)\b", "she": r"\b(he|him|his|himself)\b"}
-    pronouns = {name: pronoun for name, pronoun, *_ in module._HEROES}
+    pronouns = {name: pronoun for name, pronoun, *_ in module.T.heroes}
     of_one_kind = 0
     for index in range(1500):
         text, words = told_with(index)
@@ -179,18 +181,18 @@ def test_names_and_pronouns_agree():
     assert of_one_kind > 100
 
 
-def test_heroes_and_helpers_have_names_of_their_own():
-    names = [name for name, *_ in module._HEROES] + list(module._HELPERS.values())
+def test_heroes_and_helpers_have_names_of_their_own() -> None:
+    names = [name for name, *_ in module.T.heroes] + list(module.T.helpers.values())
     assert len(set(names)) == len(names)
-    kinds = {kind for rows in module._FRIENDS.values() for kind, *_ in rows} | {kind for _, kind, _ in module._NOISES}
-    assert set(module._HELPERS) == kinds | set(module._WISE_ANIMALS)
+    kinds = {kind for rows in module.T.friends.values() for kind, *_ in rows} | {kind for _, kind, _ in module.T.noises}
+    assert set(module.T.helpers) == kinds | set(module.T.wise_animals)
 
 
-def test_every_mishap_has_a_remedy_and_every_remedy_its_means():
-    assert set(module._MISHAPS) == set(module._REMEDY_OF)
-    for thing in module._THINGS:
-        assert set(thing[3].split()) <= set(module._MISHAPS)
-    for remedy in module._REMEDY_OF.values():
-        assert len(module._TOOLS[remedy]) >= 3
-        assert len(module._FRIENDS[remedy]) >= 3
-        assert len(module._IN_VAIN[remedy]) >= 3
+def test_every_mishap_has_a_remedy_and_every_remedy_its_means() -> None:
+    assert set(module.T.mishaps) == set(module.T.remedy_of)
+    for thing in module.T.things:
+        assert set(thing[3].split()) <= set(module.T.mishaps)
+    for remedy in module.T.remedy_of.values():
+        assert len(module.T.tools[remedy]) >= 3
+        assert len(module.T.friends[remedy]) >= 3
+        assert len(module.T.in_vain[remedy]) >= 3

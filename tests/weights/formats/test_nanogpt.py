@@ -16,8 +16,8 @@ from gptladder import GPT2, GPT2Config
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import CheckpointError, WeightsError, from_nanogpt, from_pretrained
-from gptladder.weights.checkpoint import write_folder
 from gptladder.weights.convert import convert
+from gptladder.weights.files.write import write_folder
 from gptladder.weights.sources import config_to_ours
 
 FRESH = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])

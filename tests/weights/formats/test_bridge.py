@@ -24,7 +24,7 @@ from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.numbers import randomize
 from gptladder.weights import WeightsError, fold, from_bridge, from_hf, to_bridge_state_dict, to_hf
-from gptladder.weights.bridge import config_from_bridge
+from gptladder.weights.formats.bridge import config_from_bridge
 
 RANDOM = st.randoms(use_true_random=False)
 

@@ -9,15 +9,18 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..tokenizer import answer_within
-from .checkpoint import CONFIG_FILE, WEIGHT_FILES, read_index
+from ...tokenizer import answer_within
+from .folders import CONFIG_FILE, WEIGHT_FILES, read_index
 
 if TYPE_CHECKING:  # at run time only who fetches waits the tenth of a second that this import takes
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 __all__ = ["HubError", "fetch"]
 
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "generation_config.json"),
+)
 
 # Seconds in all for the hub's first answer: time-outs of a connection begin anew for each of a host's addresses, and
 # do not cover the look-up of its name.
@@ -59,7 +62,7 @@ def fetch(
     Raises:
         HubError: no such model or revision, no right to it, no weights for PyTorch in it, contents that do not have
             the hub's checksum (they are removed), or no answer within 10 seconds and no whole copy in the cache.
-        CheckpointError: the index of its shards is not one that may be followed.
+        FileError: the index of its shards is not one that may be followed.
     """
     from huggingface_hub import constants
 

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..assembly.config import GPT2Config
-from ..components.mlp import ActFn
+from ...assembly.config import GPT2Config
+from ...components.mlp import ActFn
+from ..files.pickles import Record
+from ..layout import WeightsError, axis_sizes, check_depth, from_ours, rows, to_ours
+from ..lazy import Lazy, chosen, layered
 from .huggingface import parameter_names, without_tied_head
-from .layout import WeightsError, axis_sizes, check_depth, from_ours, rows, to_ours
-from .lazy import Lazy, chosen, layered
 
 _SAME = {
     "vocab_size": "d_vocab",
@@ -40,7 +42,7 @@ def config_from_nanogpt(saved: Mapping[str, Any], act_fn: ActFn | None = None) -
     Raises:
         WeightsError: a field that is missing or not known, or sizes that do not go together.
     """
-    fields = saved.get("model_args")
+    fields, default = _fields(saved)
     if not isinstance(fields, Mapping) or not fields.keys() >= _SAME.keys():
         raise WeightsError(f"model_args must have {', '.join(_SAME)}; here it is {fields!r:.200}")
     if strange := sorted(map(str, fields.keys() - _SAME.keys() - {"bias", "dropout"})):
@@ -54,10 +56,27 @@ def config_from_nanogpt(saved: Mapping[str, Any], act_fn: ActFn | None = None) -
     try:
         return GPT2Config(
             **known,
-            act_fn=act_fn or saved.get(_ACT_FN_KEY, _ACT_FN),
+            act_fn=act_fn or saved.get(_ACT_FN_KEY, default),
         )
     except (ValueError, TypeError) as error:
         raise WeightsError(f"model_args: {error}") from error
+
+
+def has_bias(saved: Mapping[str, Any]) -> bool:
+    """Return whether the layers of a checkpoint, which `config_from_nanogpt` has read, have biases."""
+    return _fields(saved)[0].get("bias", True)
+
+
+def _fields(saved: Mapping[str, Any]) -> tuple[Any, ActFn]:
+    """Return the sizes and choices in a checkpoint, and the activation of the program that wrote it.
+
+    nanoGPT has the former under ``model_args``. https://github.com/karpathy/build-nanogpt, which computes ``gelu_new``,
+    saves the instance of its ``GPTConfig`` under ``config``, with the sizes alone.
+    """
+    config = saved.get("config")
+    if "model_args" not in saved and isinstance(config, Record):
+        return config.fields, "gelu_new" if "bias" not in config.fields else _ACT_FN
+    return saved.get("model_args"), _ACT_FN
 
 
 def state_from_nanogpt(config: GPT2Config, tensors: Mapping[str, Tensor], *, bias: bool = True) -> Mapping[str, Tensor]:
@@ -76,9 +95,10 @@ def state_from_nanogpt(config: GPT2Config, tensors: Mapping[str, Tensor], *, bia
     if present := [name for name in bare if name.endswith(".bias")]:
         raise WeightsError(f"model_args says bias=False, but {present[0]} is there")
     sizes = axis_sizes(config)
+    like = bare.get("ln_f.weight", torch.empty(0))  # a small one for its dtype; that it is missing is found below
 
     def zeros(shape: tuple[int, ...]) -> Tensor:
-        return bare["wte.weight"].new_zeros(shape)
+        return like.new_zeros(shape)
 
     absent = {
         name: partial(zeros, foreign.shape(sizes))

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..assembly.config import GPT2Config
-from . import checkpoint
-from .checkpoint import CheckpointError
-from .layout import WeightsError
-from .lazy import Lazy
+from ...assembly.config import GPT2Config
+from ...files import FileError, file_in
+from ..files.folders import read_config
+from ..layout import WeightsError
+from ..lazy import Lazy
 
 HPARAMS_FILE = "hparams.json"
 FILES = (HPARAMS_FILE, "checkpoint")
@@ -32,10 +32,10 @@ def read_tensorflow(folder: Path) -> tuple[GPT2Config, Lazy]:
 
     Raises:
         WeightsError: sizes that do not make a GPT-2, or numbers of another kind.
-        CheckpointError: a file that is missing or damaged.
+        FileError: a file that is missing or damaged.
         ImportError: tensorflow is not installed.
     """
-    config = config_from_hparams(checkpoint.read_config(folder, HPARAMS_FILE))
+    config = config_from_hparams(read_config(folder, HPARAMS_FILE))
     prefix = _prefix(folder)
     tensorflow = _tensorflow()
     try:
@@ -74,22 +74,20 @@ def _prefix(folder: Path) -> Path:
 
     ``checkpoint`` names it, often with the path that it had where it was trained; only this folder is looked in.
     """
-    path = checkpoint.file_in(folder, "checkpoint")
+    path = file_in(folder, "checkpoint")
     with path.open("rb") as file:
         first = file.read(10_000).decode(errors="replace").split("\n")[0]
     named = re.fullmatch(r'model_checkpoint_path: "(?:.*/)?(\w[\w.-]*)"', first.strip(), re.ASCII)
     if named is None:
-        raise CheckpointError(
-            f'{path}: does not begin with model_checkpoint_path: "model.ckpt" or another name; correct it'
-        )
+        raise FileError(f'{path}: does not begin with model_checkpoint_path: "model.ckpt" or another name; correct it')
     for ending in (".index", ".data-00000-of-00001"):
-        checkpoint.file_in(folder, named[1] + ending)
+        file_in(folder, named[1] + ending)
     return folder / named[1]
 
 
-def _damaged(prefix: Path, error: Exception) -> CheckpointError:
+def _damaged(prefix: Path, error: Exception) -> FileError:
     told = " ".join(str(error).split())[:120]
-    return CheckpointError(f"{prefix}: tensorflow cannot read it ({type(error).__name__}: {told}); fetch it again")
+    return FileError(f"{prefix}: tensorflow cannot read it ({type(error).__name__}: {told}); fetch it again")
 
 
 def _tensorflow() -> Any:

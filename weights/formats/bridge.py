@@ -5,9 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..assembly.config import GPT2Config
+from ...assembly.config import GPT2Config
+from ..layout import WeightsError, from_ours, to_ours
+from ..lazy import chosen
+from ..names import unwrapped
 from .hooked_transformer import config_from_hooked, simplified, untied, with_unembedding
-from .layout import WeightsError, from_ours, to_ours
 
 
 def config_from_bridge(cfg: Any) -> GPT2Config:
@@ -37,7 +39,7 @@ def state_from_bridge(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tupl
         WeightsError: a key that is missing, left over or misshapen; ``d_mlp = d_model``, where nothing tells.
     """
     theirs: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in chosen(tensors, unwrapped(tensors)).items():
         name = key.replace("._original_component", "")
         if name in theirs:
             raise WeightsError(f"{name} is there twice, with and without '._original_component'")

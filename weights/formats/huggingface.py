@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..assembly.config import GPT2Config
-from .layout import WeightsError, from_ours, to_ours
-from .lazy import Lazy, chosen, layered
+from ...assembly.config import GPT2Config
+from ..layout import WeightsError, from_ours, to_ours
+from ..lazy import Lazy, chosen, layered
+from ..names import unwrapped
 
 # Its fields and ours, where both mean the same.
 _SAME = {
@@ -36,14 +37,14 @@ _ACT_FN = {"gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gel
 _MUST_BE: dict[str, Any] = {
     "model_type": "gpt2",
     "add_cross_attention": False,
-    "reorder_and_upcast_attn": False,
     "is_encoder_decoder": False,
     "quantization_config": None,
     "pruned_heads": {},
 }
-# Fields that do not touch the logits: tokens, generation, classification heads, bookkeeping.
+# Fields that do not touch the logits: the order of operations in attention (``reorder_and_upcast_attn``, which computes
+# 16-bit attention in float32), tokens, generation, classification heads, bookkeeping.
 _IGNORED = re.compile(
-    r"n_ctx|n_special|predict_special_tokens|output_past|use_cache|gradient_checkpointing|activation_function|n_inner"
+    r"n_ctx|reorder_and_upcast_attn|n_special|predict_special_tokens|output_past|use_cache|gradient_checkpointing|activation_function|n_inner"
     r"|summary_\w+|_?num_labels|id2label|label2id|problem_type|finetuning_task|task_specific_params|architectures"
     r"|(bos|eos|pad|sep|cls|mask|unk|decoder_start|forced_bos|forced_eos)_token_ids?|tokenizer_class|prefix|vocab_pad\w*"
     r"|transformers_version|_name_or_path|_commit_hash|_attn_implementation\w*|attn_implementation|(torch_)?dtype"
@@ -53,6 +54,9 @@ _IGNORED = re.compile(
     r"|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids|num_return_sequences|remove_invalid_values"
     r"|exponential_decay_length_penalty|suppress_tokens|begin_suppress_tokens|auto_map"
 )
+
+
+_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> GPT2Config:
@@ -123,20 +127,20 @@ def state_from_hf(config: GPT2Config, tensors: Mapping[str, Tensor]) -> Mapping[
 
 
 def parameter_names(names: Iterable[str]) -> dict[str, str]:
-    """The names of the parameters among a GPT-2's tensors, without prefixes -> with them.
+    """Return the names of the parameters among a GPT-2's tensors, without prefixes -> with them.
 
-    The prefixes are ``transformer.`` and torch.compile's ``_orig_mod.``. What is left out is the causal mask, which
-    older versions kept beside them.
+    The prefixes are ``transformer.`` and those of wrappers (see `names.unwrapped`). The causal masks, which older
+    versions kept beside the parameters, are left out.
 
     Raises:
         WeightsError: a name that is there twice, with and without a prefix.
     """
     bare: dict[str, str] = {}
-    for key in names:
-        name = key.removeprefix("_orig_mod.").removeprefix("transformer.")
+    for unprefixed, key in unwrapped(names).items():
+        name = unprefixed.removeprefix("transformer.")
         if name in bare:
             raise WeightsError(f"{name} is there twice, as {bare[name]} and as {key}")
-        if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", name):
+        if not _MASK.fullmatch(name):
             bare[name] = key
     return bare
 

@@ -19,9 +19,11 @@ from huggingface_hub import constants
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
-from gptladder.weights import hub as hub_module
-from gptladder.weights.checkpoint import CheckpointError, read_tensors, write_folder
-from gptladder.weights.hub import HubError, fetch
+from gptladder.weights import CheckpointError
+from gptladder.weights.files import hub as hub_module
+from gptladder.weights.files.folders import open_tensors
+from gptladder.weights.files.hub import HubError, fetch
+from gptladder.weights.files.write import write_folder
 from gptladder.weights.sources import resolve
 
 CONFIG = b'{"model_type": "gpt2"}'
@@ -87,7 +89,7 @@ def test_what_was_saved_is_read_through_the_links_of_the_cache(hub, get, tmp_pat
     add(hub, files={path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()})
     folder = get("gpt2")
     assert (folder / "model-00001-of-00002.safetensors").is_symlink()
-    loaded = read_tensors(folder)
+    loaded = open_tensors(folder)
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
 
@@ -227,7 +229,7 @@ def test_after_a_kill_whole_files_are_kept_and_the_one_in_hand_begins_anew(hub, 
     files = {"config.json": CONFIG, "model.safetensors.index.json": index, **shards}
     add(hub, files=files)
     hub.stalled["model-2-of-2.safetensors"] = 2**20
-    code = "import sys, gptladder.weights.hub as h; h.fetch('gpt2', endpoint=sys.argv[1], cache_dir=sys.argv[2])"
+    code = "import sys, gptladder.weights.files.hub as h; h.fetch('gpt2', endpoint=sys.argv[1], cache_dir=sys.argv[2])"
     environment = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "HF_HUB_DISABLE_TELEMETRY": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, hub.url, tmp_path / "cache"], env=environment, stderr=subprocess.DEVNULL
@@ -353,7 +355,7 @@ def test_an_endpoint_that_is_no_hub(hub, get) -> None:
 
 def test_endpoint_and_cache_come_from_the_environment(hub, tmp_path: Path) -> None:
     add(hub)
-    code = "from gptladder.weights.hub import fetch; print(fetch('gpt2'))"
+    code = "from gptladder.weights.files.hub import fetch; print(fetch('gpt2'))"
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
@@ -467,5 +469,5 @@ def test_a_model_that_changes_meanwhile_is_not_mixed(hub, get, monkeypatch) -> N
 
 
 def test_the_package_is_imported_only_to_fetch() -> None:
-    code = "import sys, gptladder.weights.hub; sys.exit('huggingface_hub.hf_api' in sys.modules)"
+    code = "import sys, gptladder.weights.files.hub; sys.exit('huggingface_hub.hf_api' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,7 +25,7 @@ from gptladder.weights import (
     to_hooked_state_dict,
     to_hooked_transformer,
 )
-from gptladder.weights.hooked_transformer import config_from_hooked, hooked_config_fields
+from gptladder.weights.formats.hooked_transformer import config_from_hooked, hooked_config_fields
 
 RANDOM = st.randoms(use_true_random=False)
 FLAGS = (

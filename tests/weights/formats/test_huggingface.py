@@ -19,7 +19,7 @@ from gptladder.assembly.model import GPT2
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import WeightsError, from_hf, to_hf
-from gptladder.weights.huggingface import config_from_hf, config_to_hf, without_unembed_bias
+from gptladder.weights.formats.huggingface import config_from_hf, config_to_hf, without_unembed_bias
 
 RANDOM = st.randoms(use_true_random=False)
 

@@ -6,14 +6,16 @@ import keyword
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..assembly.config import GPT2Config
-from .layout import WeightsError, check_depth, check_type, from_ours, to_ours
-from .lazy import chosen, layered
+from ...assembly.config import GPT2Config
+from ..layout import WeightsError, check_depth, check_type, from_ours, to_ours
+from ..lazy import Lazy, chosen, layered
+from ..names import unwrapped
 
 _SAME = {
     "d_model": "d_model",
@@ -135,15 +137,16 @@ def state_from_hooked(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tupl
         WeightsError: a key that is missing, left over or misshapen.
     """
     constants = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE)")
-    theirs: Mapping[str, Tensor] = chosen(tensors, [key for key in tensors if not constants.fullmatch(key)])
+    names = {name: key for name, key in unwrapped(tensors).items() if not constants.fullmatch(name)}
+    theirs: Mapping[str, Tensor] = chosen(tensors, names)
     check_depth(config, tensors)
     norms = [*(f"blocks.{i}.ln{n}" for i in range(config.n_layers) for n in (1, 2)), "ln_final"]
     processed = not any(f"{norm}.{part}" in theirs for norm in norms for part in "wb")
     if processed and "embed.W_E" in theirs:
-        like = theirs["embed.W_E"]
-        ones, zeros = like.new_ones(config.d_model), like.new_zeros(config.d_model)
-        unscaled = {f"{norm}.{part}": fill for norm in norms for part, fill in (("w", ones), ("b", zeros))}
-        theirs = layered(unscaled, theirs)
+        like = theirs["embed.W_E"].new_empty(0)
+        fills = (("w", like.new_ones), ("b", like.new_zeros))
+        unscaled = {f"{norm}.{part}": partial(fill, config.d_model) for norm in norms for part, fill in fills}
+        theirs = layered(Lazy(unscaled), theirs)
     full = untied(config)
     return simplified(full, to_ours("hooked", full, theirs))
 

@@ -1,0 +1,214 @@
+"""Every shell line of README and docs runs as it is written, with small stand-ins for models and texts.
+
+Lines that train are stopped with Ctrl-C once they train (slow); their options are checked at once. Lines of make are
+checked by ``make -n``. Other tests convert OpenAI's checkpoint (tests/weights/test_tensorflow.py), and run the session
+and the adapters of docs/your-layer.md (tests/test_your_layer_doc.py).
+"""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptladder import GPT2, GPT2Config, cli
+from gptladder.tokenizer import END_OF_TEXT, BPETokenizer
+from gptladder.training import command as training
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+PROGRAMS = ("gptladder", "make", "torchrun", "python", "pip")
+ELSEWHERE = {"models/117M", "my_attention.py:Attention", "nano.py:attention", "conv1d.py:attention"}
+
+
+def shell_lines(text: str) -> Iterator[str]:
+    """Yield the commands of a page: indented lines, ``$ `` lines of fenced blocks, and ``make …`` in backticks."""
+    fenced = False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced and line.startswith("$ "):
+            yield line[2:]
+        elif not fenced and line.startswith("    "):
+            yield line[4:]
+        elif not fenced:
+            yield from re.findall(r"(?<!`)`(make [^`]+)`(?!`)", line)
+
+
+def commands(page: Path) -> list[list[str]]:
+    found = []
+    for line in shell_lines(page.read_text(encoding="utf-8")):
+        if line.split(" ")[0] in PROGRAMS and "…" not in line and "=" not in line.split(" ")[1:2]:
+            words = shlex.split(line, comments=True)
+            found.append(words)
+    return found
+
+
+LINES = [(page.name, words) for page in PAGES for words in commands(page)]
+
+
+def lines(program: str, *, training_too: bool = False) -> list[list[str]]:
+    unique = {tuple(words) for _, words in LINES if words[0] == program}
+    return [list(words) for words in sorted(unique) if training_too or "train" not in words[:2]]
+
+
+def write_model(folder: Path) -> GPT2:
+    torch.manual_seed(0)
+    model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=2, d_vocab=257, n_ctx=64)).eval()
+    model.save_pretrained(folder)
+    BPETokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256}).save(folder)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything that the lines name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("gpt2", "runs/tinystories/final"):
+        write_model(tmp_path / name)
+    Path("runs/tinystories/config.json").write_text('{"format": "gptladder-run"}')
+    assert cli.main(["convert", "gpt2", "out/ckpt.pt", "--to", "nanogpt", "--act-fn", "gelu_new"]) == 0
+    text = "Once upon a time there was a fox. It slept.\n" * 400
+    Path("my-texts").mkdir()
+    for name in ("my-texts/a.txt", "my-texts/b.txt", "input.txt"):
+        Path(name).write_text(text)
+    Path("prompt.txt").write_text("Once upon\n")
+    return tmp_path
+
+
+def snapshot(folder: Path) -> None:
+    """Write a snapshot as a run does: by a run of one step."""
+    text = "--preset shakespeare-char --corpus input.txt --name x --max-steps 1"
+    sizes = "--d-model 8 --n-layers 1 --n-heads 2 --n-ctx 16 --batch 2"
+    rest = "--eval-every 1 --eval-batches 1 --snapshot-every 1 --final-samples 0"
+    assert cli.main(["train", *text.split(), *sizes.split(), *rest.split()]) == 0
+    made = next((folder / "runs/x/snapshots").glob("*.pt"))
+    made.rename(made.with_name("snapshot_step_500.pt"))
+
+
+def test_the_pages_have_lines_to_run() -> None:
+    assert len(lines("gptladder")) >= 8
+    assert len(lines("make")) >= 4
+    assert any("evaluate" in words for words in lines("gptladder"))
+
+
+@pytest.mark.parametrize("words", lines("gptladder"), ids=" ".join)
+def test_a_line_of_gptladder_runs(words: list[str], folder: Path) -> None:
+    if ELSEWHERE & set(words):
+        pytest.skip("run by another test")
+    if any("snapshot_step" in word for word in words):
+        snapshot(folder)
+    if "my-gpt2" in words[2:3]:
+        write_model(Path("my-gpt2"))
+    if ">" in words:
+        words = words[: words.index(">")]
+    if "--help" in words:
+        with pytest.raises(SystemExit) as done:
+            cli.main(words[1:])
+        assert done.value.code == 0
+    else:
+        assert cli.main(words[1:]) == 0
+
+
+TRAINING = [
+    words for program in ("gptladder", "torchrun") for words in lines(program, training_too=True) if "train" in words
+]
+
+
+@pytest.mark.parametrize("words", TRAINING, ids=" ".join)
+def test_a_line_that_trains_has_valid_options(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(training, "run_training", lambda config, **_: read.append(config) or sys.exit(0))
+    with pytest.raises(SystemExit) as done:
+        training.train(words[words.index("train") + 1 :])
+    assert done.value.code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+@pytest.mark.parametrize("words", [words for words in TRAINING if words[0] == "gptladder"], ids=" ".join)
+def test_a_line_that_trains_trains(words: list[str], folder: Path) -> None:
+    if "--help" in words:
+        pytest.skip("run above")
+    with subprocess.Popen([sys.executable, "-m", *words], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for _ in range(2400):
+                if process.poll() is not None or any(
+                    path.stat().st_size for path in folder.glob("runs/*/metrics.*") if "tinystories" not in str(path)
+                ):
+                    break
+                time.sleep(0.1)
+            time.sleep(2)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert process.returncode in (0, 130), errors
+    assert "Traceback" not in errors
+    assert list(folder.glob("runs/*/snapshots/*.pt"))
+
+
+@pytest.mark.parametrize("words", lines("make"), ids=" ".join)
+def test_a_line_of_make_names_a_target(words: list[str], tmp_path: Path) -> None:
+    targets = " ".join(words[1:]).replace("make ", "").replace(",", "").split() if "," in " ".join(words) else words[1:]
+    done = subprocess.run(["make", "-n", "-C", str(ROOT), f"VENV={tmp_path}", *targets], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("prompt", ['He said "hello".', "It's 5 `now`", "back\\slash \\n", "a  b", "x=$5", "# 50%"])
+def test_make_generate_passes_the_prompt_as_typed(prompt: str, tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "gptladder"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nprintf '%s' \"$2\"\n")
+    program.chmod(0o755)
+    (tmp_path / ".ready").touch()
+    done = subprocess.run(
+        ["make", "-s", "-C", str(ROOT), f"VENV={tmp_path}", "generate", f"PROMPT={prompt}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == prompt, done.stderr
+
+
+def test_make_train_shakespeare_asks_for_its_text(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), f"VENV={tmp_path}", "train-shakespeare"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "which text? make train-shakespeare TEXT=input.txt" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["train-shakespeare", "train-tinystories"])
+def test_make_overwrites_no_run_by_itself(target: str, tmp_path: Path) -> None:
+    (tmp_path / ".ready").touch()
+    command = ["make", "-n", "-C", str(ROOT), f"VENV={tmp_path}", target, "TEXT=x.txt"]
+    plain = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "--resume auto" in plain
+    assert "--overwrite" not in plain
+    again = subprocess.run([*command, "ARGS=--overwrite"], capture_output=True, text=True, check=True).stdout
+    assert "--resume" not in again
+
+
+@pytest.mark.parametrize("words", [words for words in lines("python") if words[1].startswith("demos/")], ids=" ".join)
+def test_a_line_of_python_names_a_demo(words: list[str]) -> None:
+    assert (ROOT / words[1]).exists()
+
+
+@pytest.mark.parametrize("words", lines("pip"), ids=" ".join)
+def test_a_line_of_pip_names_an_extra_that_exists(words: list[str]) -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for extra in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+        assert all(re.search(rf"^{name} = \[", project, re.MULTILINE) for name in extra.split(","))
+
+
+def test_every_command_has_a_line() -> None:
+    typed = {words[1] for words in lines("gptladder", training_too=True)}
+    assert typed >= cli.COMMANDS.keys() - {"prepare", "ladder", "parity"}

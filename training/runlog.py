@@ -1,0 +1,91 @@
+"""What a run records and shows as it goes: rows of metrics, samples, speed, and the picture of its losses."""
+
+import json
+import time
+from pathlib import Path
+from typing import Protocol
+
+from ..assembly.model import GPT2
+from ..tokenizer import Tokenizer
+from .display import Display
+from .metrics import Metrics, RunFiles, read_metrics
+from .plots import draw_losses
+
+SAMPLING_SEED = 42
+
+
+class Sampler(Protocol):
+    """Draws one continuation of a prompt. A caller hands one to training, which knows nothing of sampling."""
+
+    def __call__(self, model: GPT2, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int, seed: int) -> str:
+        """Return the prompt and what follows it."""
+        ...
+
+
+class RunLog:
+    """The record of a run. The first process writes and shows; the others keep the rows, by which all decide.
+
+    Args:
+        folder: The run's folder, which must exist.
+        title: Title of the picture.
+        display: Shows it to the user.
+        writes: Whether this is the first process.
+
+    Attributes:
+        rows: Every row of metrics up to now.
+        tokens_per_second: Speed since the last row.
+        draws: Whether `draw` draws.
+    """
+
+    def __init__(self, folder: Path, *, title: str, display: Display, writes: bool = True) -> None:
+        self.files = RunFiles(folder)
+        self.display, self.rows = display, list[Metrics]()
+        self.tokens_per_second = 0.0
+        self._folder, self._title, self._writes = folder, title, writes
+        self.draws = True
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Count tokens per second from here on: evaluations and samples take no part in it."""
+        self._since, self._tokens = time.perf_counter(), 0
+
+    def count(self, row: Metrics, tokens: int, last_step: int | None) -> None:
+        """Show that an update of so many tokens has been made."""
+        self._tokens += tokens
+        self.tokens_per_second = self._tokens / (time.perf_counter() - self._since)
+        self.display.progress(row.step, last_step, row.loss or 0.0, self.tokens_per_second)
+
+    def record(self, row: Metrics) -> None:
+        """Write a row of metrics, and the speed."""
+        self.rows.append(row)
+        if not self._writes:
+            return
+        self.files.append_metrics(row)
+        self.display.metrics(row)
+        if row.step:
+            speed = {"step": row.step, "tokens_per_second": round(self.tokens_per_second, 1)}
+            # Not one of the files whose length a snapshot stores: it may differ from run to run.
+            with open(self._folder / "speed.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(speed) + "\n")
+        self.restart_clock()
+
+    def sample(self, title: str, text: str) -> None:
+        """Write a sample."""
+        quoted = "\n".join(f"    {line}".rstrip() for line in text.splitlines())
+        self.files.append("samples.md", f"## {title}\n\n{quoted}\n\n")
+        self.display.sample(title, text)
+
+    def draw(self) -> None:
+        """Draw ``loss.png`` anew. Without matplotlib there is none, and one line says so."""
+        if not (self._writes and self.draws):
+            return
+        try:
+            draw_losses(self.rows, self._folder / "loss.png", title=self._title)
+        except ModuleNotFoundError as error:
+            self.draws = False
+            self.display.say(f"no picture of the losses: {error}")
+
+    def cut_back(self, sizes: dict[str, int]) -> None:
+        """Make the files as long as they were at a snapshot, and read the rows that they then hold."""
+        self.files.cut_back(sizes)
+        self.rows = read_metrics(self._folder)

@@ -1,0 +1,79 @@
+"""The files beside a model's config and weights that belong to the same model: its tokenizer, and where texts end."""
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from ..files import MAX_JSON_BYTES, file_in, read_bytes
+from ..tokenizer import load_tokenizer
+from .generation import GENERATION_FILE, write_generation_config
+from .layout import WeightsError
+from .sources import Source, tokenizer_folder
+
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    GENERATION_FILE,
+)
+"""The names that such files have in a model folder."""
+
+# nanoGPT encodes with GPT-2's tokenizer, and pads its vocabulary to a multiple of 64.
+_GPT2_VOCABULARIES = range(50257, 50305)
+
+
+class Companions(NamedTuple):
+    """Files for a new model folder, by name, and a phrase that says where the tokenizer is from."""
+
+    files: dict[str, bytes]
+    origin: str
+
+
+def companions(source: Source, tokenizer: str | Path | None = None) -> Companions:
+    """Return the files that shall stand beside a model's weights in another folder.
+
+    Args:
+        source: the model. A folder's files are taken as they are; a snapshot's tokenizer is its run's; a nanoGPT
+            checkpoint of GPT-2's vocabulary gets GPT-2's tokenizer if it can be loaded.
+        tokenizer: a folder with a tokenizer, or ``"gpt2"``, to use instead.
+
+    Raises:
+        WeightsError: a tokenizer with more tokens than the model.
+        FileError: a file that is damaged or too large.
+    """
+    if tokenizer is not None:
+        return _written(source, tokenizer, f"the tokenizer of {tokenizer}")
+    folder = tokenizer_folder(source.path)
+    if source.kind == "tensorflow":
+        return _written(source, source.path, "its tokenizer")
+    if folder is not None:
+        there = [name for name in COMPANIONS if (folder / name).exists()]
+        files = {name: read_bytes(file_in(folder, name), limit=MAX_JSON_BYTES) for name in there}
+        return Companions(files, "its tokenizer" if folder == source.path else f"the tokenizer in {folder}")
+    if source.kind == "nanogpt" and source.config.d_vocab in _GPT2_VOCABULARIES:
+        try:
+            return _written(source, "gpt2", "GPT-2's tokenizer, as nanoGPT uses it")
+        except OSError:
+            pass
+    has_generation = source.path.is_dir() and (source.path / GENERATION_FILE).exists()
+    names = [GENERATION_FILE] if has_generation else []
+    files = {name: read_bytes(file_in(source.path, name), limit=MAX_JSON_BYTES) for name in names}
+    return Companions(files, "no tokenizer, as none was found: add --tokenizer FOLDER or --tokenizer gpt2")
+
+
+def _written(source: Source, tokenizer: str | Path, origin: str) -> Companions:
+    """Return the files of a tokenizer, and those of the model's generation that follow from it."""
+    loaded = load_tokenizer(tokenizer)
+    d_vocab, n_ctx = source.config.d_vocab, source.config.n_ctx
+    if loaded.n_vocab > d_vocab:
+        raise WeightsError(f"{origin} has {loaded.n_vocab:,} tokens and the model {d_vocab:,}; give the model's own")
+    with tempfile.TemporaryDirectory() as folder:
+        loaded.save(folder, max_length=n_ctx)
+        write_generation_config(
+            folder, eos_id=loaded.eot_id, bos_id=loaded.bos_id, pad_id=loaded.pad_id, max_length=n_ctx
+        )
+        return Companions({path.name: path.read_bytes() for path in Path(folder).iterdir()}, origin)
