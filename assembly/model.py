@@ -6,14 +6,13 @@ from os import PathLike
 from typing import Any, Literal, NoReturn
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..components import taps
 from ..components.attention import Attention
 from ..components.block import Block
-from ..components.dropout import drops
+from ..components.dropout import dropout
 from ..components.embed import Embed
 from ..components.kv_cache import KVCache
 from ..components.layer_norm import LayerNorm
@@ -194,7 +193,7 @@ class GPT2(nn.Module):
                 positions = (mask.cumsum(dim=1)[:, -seq:] - 1).clamp(min=0)
             embed = self.hook_embed(self.embed(tokens))
             pos_embed = self.hook_pos_embed(self.pos_embed(tokens, offset=past, positions=positions))
-            residual = F.dropout(embed + pos_embed, self.config.embed_dropout, drops(self))
+            residual = dropout(embed + pos_embed, self.config.embed_dropout, self)
             for layer, block in enumerate(self.blocks):
                 residual = block(residual, padding_mask=mask, cache=None if cache is None else cache.layers[layer])
             if cache is not None:
