@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,18 @@ from ..components.taps import ActivationCache, Hook, HookFunction, Names, Tap
 from ..components.unembed import Unembed
 from .config import GPT2Config
 from .init import scale_residual_projections
+
+
+class _InWeights:
+    """A method of 0.1.0 that is a function of `gptladder.weights` now."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise AttributeError(
+            f"GPT2.{self.name} is a function now: from gptladder.weights import {self.name}", name=self.name
+        )
 
 
 class GPT2(nn.Module):
@@ -252,33 +264,10 @@ class GPT2(nn.Module):
 
         return from_pretrained(name_or_folder, **kwargs)
 
-    @classmethod
-    def from_tensorflow(cls, folder: str | PathLike[str], **kwargs: Any) -> "GPT2":
-        """A model from a folder as OpenAI published it. See `gptladder.weights.from_tensorflow`."""
-        from ..weights import from_tensorflow
-
-        return from_tensorflow(folder, **kwargs)
-
-    @classmethod
-    def from_nanogpt(cls, path: str | PathLike[str], **kwargs: Any) -> "GPT2":
-        """Return a model from a nanoGPT checkpoint. See `gptladder.weights.from_nanogpt`."""
-        from ..weights import from_nanogpt
-
-        return from_nanogpt(path, **kwargs)
-
-    @classmethod
-    def from_hf(cls, model: Any, **kwargs: Any) -> "GPT2":
-        """Return a model with a ``transformers.GPT2LMHeadModel``'s weights. See `gptladder.weights.from_hf`."""
-        from ..weights import from_hf
-
-        return from_hf(model, **kwargs)
-
-    @classmethod
-    def from_hooked_transformer(cls, model: Any, **kwargs: Any) -> "GPT2":
-        """Return a model with a ``HookedTransformer``'s weights. See `gptladder.weights.from_hooked_transformer`."""
-        from ..weights import from_hooked_transformer
-
-        return from_hooked_transformer(model, **kwargs)
+    from_tensorflow = _InWeights()
+    from_nanogpt = _InWeights()
+    from_hf = _InWeights()
+    from_hooked_transformer = _InWeights()
 
     def save_pretrained(self, folder: str | PathLike[str], **kwargs: Any) -> None:
         """Write a folder that transformers can read. See `gptladder.weights.save_pretrained`."""

@@ -1,34 +1,40 @@
 """The command lines ``gptladder climb``, ``gptladder ladder`` and ``gptladder parity``."""
 
+import ast
 import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
 from ..extras import import_extra
 from ..options import parse
+from .results import Hint, Tried
 
 Layer = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 
 
 @dataclass(frozen=True)
 class ClimbArguments:
-    """Try your own layers against TransformerLens's, in order; stop at the first that is wrong, and say what is wrong.
+    """Try your own layers, in order; stop at the first that is wrong, and report what is wrong with it.
 
-    A layer is a class, or an adapter (docs/your-layer.md). It runs in a process of its own, with your user's rights.
+    Give a file (my_file.py, a notebook, package.module:CLASS), in which the layers are found; or say which class is
+    which layer. A layer is a class, or an adapter (docs/your-layer.md). It runs in a process of its own, with your
+    rights.
     """
 
+    source: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[FILE]")] = ()
+    """A file, a notebook or package.module, with :CLASS for one class of it."""
     embed: Layer = None
     """Tokens to vectors."""
     pos_embed: Layer = None
     """Tokens to the vectors of their positions."""
-    layernorm: Layer = None
+    layer_norm: Annotated[Layer, tyro.conf.arg(aliases=["--layernorm"])] = None
     """Layer normalisation."""
     attention: Layer = None
     """Causal self-attention."""
@@ -40,12 +46,20 @@ class ClimbArguments:
     """Vectors to logits."""
     model: Layer = None
     """All of it, tokens to logits."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """A value for what a constructor or configuration asks for and is not known; may be repeated."""
+    hint: Hint = "what"
+    """How much the report gives away: the line, what is wrong, or how to fix it too."""
+    reference: Literal["gptladder", "transformer-lens"] = "gptladder"
+    """Layers to judge by: our own, which the tests prove, or TransformerLens's (needs gptladder[reference])."""
     cases: int = 25
     """Random configurations for each layer."""
     seed: int = 0
     """Of the configurations and of every number in them."""
     time_limit: float = 10.0
     """Seconds that a layer has for one configuration."""
+    verbose: bool = False
+    """Show float64, gradient and float32 differences with their limits, not one number."""
     html: Annotated[Path | None, tyro.conf.arg(metavar="FILE.html")] = None
     """Write the report as a page to look at, too."""
     json: bool = False
@@ -77,39 +91,67 @@ class ParityArguments:
 
 
 def climb(argv: list[str]) -> int:
-    """Run ``gptladder climb``; the exit status is 0 where every layer is right."""
+    """Run ``gptladder climb``; the exit status is 0 if every layer is right."""
     arguments = parse(ClimbArguments, argv, prog="gptladder climb")
     _at_least_one(arguments.cases)
-    layers = {each.name: getattr(arguments, each.name) for each in fields(ClimbArguments) if each.type is Layer}
+    layers = {name: getattr(arguments, name) for name in _RUNGS}
     console = Console(quiet=arguments.json, highlight=False)
-    with console.status("loading the references") as status, _references():
-        from .climbing import Tried
+    with console.status("reading the file") as status, _references():
+        from .candidate.source import CandidateError
         from .climbing import climb as climb_with
+        from .report import html, terminal
+        from .results import Climb
+
+        shown: list[str] = []
 
         def show(tried: Tried) -> None:
-            from .report.terminal import CLIMB_HEAD, climb_line
+            if not shown:
+                console.print(terminal.climb_head(arguments.verbose))
+            shown.append(tried.rung)
+            console.print(terminal.climb_line(tried, arguments.verbose))
 
-            if tried.rung == next(name for name, layer in layers.items() if layer).replace("_", "-"):
-                console.print(CLIMB_HEAD)
-            console.print(climb_line(tried))
-
-        climbed = climb_with(
-            **layers,
-            cases=arguments.cases,
-            seed=arguments.seed,
-            time_limit=arguments.time_limit,
-            on_start=lambda rung: status.update(rung),
-            on_end=show,
-        )
-    from .report import terminal as report
-
-    console.print(report.climb_end(climbed))
+        try:
+            climbed = climb_with(
+                *arguments.source,
+                **layers,
+                chosen=dict(map(_setting, arguments.set)),
+                hint=arguments.hint,
+                reference=arguments.reference,
+                cases=arguments.cases,
+                seed=arguments.seed,
+                time_limit=arguments.time_limit,
+                on_start=lambda rung: status.update(rung),
+                on_end=show,
+            )
+        except CandidateError as error:
+            if not arguments.json:
+                raise
+            climbed = Climb(refused=str(error))
+    if climbed.rungs:
+        if begin := terminal.climb_begin(climbed):
+            console.print()
+            console.print(begin, end="")
+        console.print(terminal.climb_end(climbed))
     if arguments.json:
         print(json.dumps(climbed.as_json(), indent=2))
     if arguments.html:
-        report.write_html(climbed, arguments.html)
+        html.write_html(climbed, arguments.html)
         console.print(f"\nWritten: {arguments.html}", soft_wrap=True)
     return 0 if climbed.passed else 1
+
+
+_RUNGS = ("embed", "pos_embed", "layer_norm", "attention", "mlp", "block", "unembed", "model")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """Return the name and the value in ``NAME=VALUE``; a value that is no Python literal is text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"--set {text} has no name: write --set NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def ladder(argv: list[str]) -> int:
@@ -148,6 +190,7 @@ def parity(argv: list[str]) -> int:
     console = Console()
     with _progress(console, "loading the references") as say, _references():
         from .parity import run
+        from .report import picture
         from .report import terminal as report
 
         found = run(name_or_folder=arguments.model, number=arguments.cases, seed=arguments.seed, say=say)
@@ -161,7 +204,7 @@ def parity(argv: list[str]) -> int:
     console.print(report.round_trip_table(found.round_trips))
     console.print()
     report.write_json(found, arguments.out / "parity.json")
-    report.draw(found, arguments.out / "parity.png")
+    picture.draw(found, arguments.out / "parity.png")
     console.print(
         f"Written: {arguments.out / 'parity.json'}, {arguments.out / 'parity.png'}", highlight=False, soft_wrap=True
     )

@@ -1,4 +1,4 @@
-"""Diagnosis: which mistake a wrong layer makes, or where it first departs from the right one.
+"""Diagnosis: which mistake a wrong layer makes, and where it first departs from the right one.
 
 A mistake is not guessed at from how large an error is: the wrong layer that makes it is run on the same numbers, and it
 is named when its outputs and gradients are the layer's own, to rounding, on every case. The cases are chosen so that
@@ -7,228 +7,444 @@ each mistake in the catalogue shows, and no two look alike.
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..components.shapes import typecheck
-from .experiments import (
-    Experiments,
-    Respond,
-    Taps,
-    altered,
-    close,
-    first_tap,
-    inner,
-    is_right,
-    pattern_trial,
-    read_pattern,
-    read_right,
-    same,
-    shrink,
-    sized,
-)
-from .mistakes import INSIDE, MISTAKES
+from .candidate.trace import Trace
+from .experiments import Located, leaks, row_facts, shrink, sized, wrong_parts
+from .mistakes import INSIDE, MISTAKES, Mistake
 from .mistakes.mistake import with_steps
-from .numbers import Answer
-from .rungs import Build, Case, Rung, Trial, answer, draw_case, make_trial
+from .mistakes.wiring import with_parts
+from .numbers import Answer, close, same
+from .results import Diagnosis, Finding, Pattern
+from .rungs import Build, Case, Rung, Trial, altered, answer, draw_case, make_trial
+
+Respond = Callable[[Trial], Answer | None]
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """Attention weights to look at, ``[n_heads query_pos key_pos]``, and whose they are."""
-
-    whose: str
-    weights: Tensor
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What is known of a layer after it was tried on cases chosen to tell mistakes apart.
+class Subject:
+    """A layer to be diagnosed.
 
     Args:
-        rung: the name of the rung.
-        right: its answers were right on every case; there is then nothing else to say.
-        mistakes: the catalogued mistakes that give its very answers, output and gradients: one, as a rule; two that it
-            makes together; none.
-        hint: what is wrong and how to mend it, in plain sentences.
-        departs: where it first departs from the right layer, and from what; None where a mistake says it better.
-        smallest: the smallest case that it still fails.
-        patterns: on the attention rung, the right pattern on one trial and the layer's own.
+        respond: its answer to a trial in float64; None if it gave none (it crashed, or could not be built for this
+            configuration). A trial may have parameters and input of its own making.
+        draw: draws cases that the layer can be built for. Of a case it draws, the diagnosis may also try
+            ``act_fn="gelu_new"``, ``scale_attn_weights=True``, and other sizes; if all that it draws have
+            ``d_model = n_heads * d_head``, so will those.
+        trace: what the layer computes on a trial, if that can be recorded.
+        missing: parameters that it does not have (`in_any_block`); they are 0 in every trial.
+        other: its answers if its parameters are read in other ways.
     """
 
-    rung: str
-    right: bool
-    mistakes: tuple[str, ...]
-    hint: str
-    departs: str | None = None
-    smallest: Case | None = None
-    patterns: tuple[Pattern, ...] = ()
+    respond: Respond
+    draw: Callable[[random.Random], Case] = draw_case
+    trace: Callable[[Trial], Trace] | None = None
+    missing: frozenset[str] = frozenset()
+    other: Sequence[Respond] = ()
+
+    def trial(self, rung: Rung, case: Case) -> Trial:
+        """Return the trial of a case, judged by our own layer."""
+        return own_trial(rung, case, torch.float64, self.missing)
+
+
+def own_trial(rung: Rung, case: Case, dtype: torch.dtype, missing: frozenset[str] = frozenset()) -> Trial:
+    """Draw the numbers of a case, judged by our own layer, for a layer that lacks some of the parameters."""
+    trial = make_trial(rung, rung.own, case, dtype)
+    lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in missing}
+    if not lacking:
+        return trial
+    trial = altered(trial, **lacking)
+    kept = {name: gradient for name, gradient in trial.expected.gradients.items() if name not in lacking}
+    return replace(trial, expected=replace(trial.expected, gradients=kept))
+
+
+def without(found: Answer, missing: frozenset[str]) -> Answer:
+    """Return the answer less the gradients of parameters that a layer does not have."""
+    return replace(found, gradients={n: g for n, g in found.gradients.items() if in_any_block(n) not in missing})
+
+
+def in_any_block(name: str) -> str:
+    """Return the name of a parameter whatever block it is in: what one block lacks, all lack."""
+    return re.sub(r"^blocks\.\d+\.", "blocks.#.", name)
+
+
+def is_right(found: Answer, trial: Trial) -> bool:
+    """Return whether an answer is the expected one, and no gradient is missing."""
+    return same(found, trial.expected) and found.gradients.keys() >= trial.expected.gradients.keys()
 
 
 def diagnose(
-    rung: Rung,
-    respond: Respond,
-    *,
-    draw: Callable[[random.Random], Case] = draw_case,
-    taps: Taps | None = None,
-    seed: int = 0,
+    rung: Rung, subject: Subject | Respond, *, seed: int = 0, draw: Callable[..., Case] | None = None
 ) -> Diagnosis:
     """Find out what a layer does wrong.
 
     Args:
-        respond: the layer's answer to a trial in float64; None where it gave none (it crashed, or could not be built
-            for this configuration). A trial may have parameters and input of its own making (a bias set to 0, one
-            token): answer what is in it.
-        draw: draws cases that the layer can be built for. Of a case it draws, the diagnosis may also try
-            ``act_fn="gelu_new"``, ``scale_attn_weights=True``, and other sizes; where all that it draws have
-            ``d_model = n_heads * d_head``, so will those.
-        taps: what submodules or hooks of the layer gave in a trial, by name, where it has any.
+        subject: the layer, or its answers alone.
         seed: of the cases.
+        draw: in place of the subject's.
     """
-    source = random.Random(seed)
-    drawn = [draw(source) for _ in range(60)]
-    # First those in which every mistake shows that can: a mask needs positions, a softmax over the batch a batch.
-    drawn.sort(key=lambda case: case.batch < 2 or case.seq < 4 or case.config.n_heads < 2)
-    square = all(case.config.d_model == case.config.n_heads * case.config.d_head for case in drawn)
-
+    if not isinstance(subject, Subject):
+        subject = Subject(subject)
+    subject = replace(subject, draw=draw or subject.draw)
+    drawn = _drawn(subject, seed)
+    answered: list[tuple[Trial, Answer]] = []
+    wrong: list[tuple[Trial, Answer]] = []
     answers = 0
     for chosen in (_ordinary_trials, _trials_of_every_choice):
-        answered = [(trial, found) for trial in chosen(rung, drawn) if (found := respond(trial)) is not None]
+        trials = chosen(rung, drawn, subject)
+        answered = [(trial, found) for trial in trials if (found := subject.respond(trial)) is not None]
         answers += len(answered)
         wrong = [(trial, found) for trial, found in answered if not is_right(found, trial)]
         if wrong:
             break
     else:
-        if not answers:
-            return Diagnosis(rung.name, False, (), "It gave no answer to any trial.")
-        return Diagnosis(rung.name, True, (), "It is right.")
+        return Diagnosis(right=bool(answers))
 
-    # Where the output is wrong, that is what to look at; a gradient that is wrong besides is wrong for the same reason.
+    # If the output is wrong, that is what to look at; a gradient that is wrong besides is wrong for the same reason.
     failing, first = next((pair for pair in wrong if not close(pair[1].output, pair[0].expected.output)), wrong[0])
     output_wrong = not close(first.output, failing.expected.output)
-    again = respond(failing)
-    if again is None or not same(again, first):
-        hint = (
-            "It answers differently to the same numbers: something random is at work, such as dropout that stays on in "
-            "eval()."
+    trace = subject.trace(failing) if subject.trace else None
+    found = Diagnosis(smallest=_smallest(rung, subject, failing.case, output_wrong))
+    named = Naming(rung, subject, answered, wrong_parts(failing, trace) if trace else None).named()
+    finding = Located(failing, trace).finding() if trace and output_wrong else None
+    patterns = _patterns(failing, trace, named.build if named else None)
+    if named:
+        return replace(
+            found,
+            mistakes=named.names,
+            what=named.what,
+            fix=named.fix,
+            finding=finding,
+            patterns=patterns,
         )
-        return Diagnosis(rung.name, False, (), hint)
+    facts = _facts(failing, first, subject)
+    return replace(found, finding=_in_parts(failing, trace, finding), facts=facts, patterns=patterns)
 
+
+def _drawn(subject: Subject, seed: int) -> list[Case]:
+    source = random.Random(seed)
+    drawn = [subject.draw(source) for _ in range(60)]
+    # First those in which every mistake shows that can: a mask needs positions, a softmax over the batch a batch.
+    drawn.sort(key=lambda case: case.batch < 2 or case.seq < 4 or case.config.n_heads < 2)
+    return drawn
+
+
+def _smallest(rung: Rung, subject: Subject, case: Case, output_wrong: bool) -> dict[str, int]:
     def fails(case: Case) -> bool:
-        trial = _showing(make_trial(rung, rung.references[0], case, torch.float64))
-        found = respond(trial)
+        trial = showing(subject.trial(rung, case))
+        found = subject.respond(trial)
         if found is None:
             return False
         return not (close(found.output, trial.expected.output) if output_wrong else is_right(found, trial))
 
-    smallest = shrink(failing.case, fails, square) if fails(failing.case) else None
-    found = Diagnosis(rung.name, False, (), "", smallest=smallest)
-    mistakes, hint, build = _named(rung, answered)
-    if mistakes:
-        return replace(found, mistakes=mistakes, hint=hint, patterns=_patterns(respond, failing, taps, build))
-    tapped = first_tap(failing, taps(failing)) if taps else None
-    findings = [*([tapped] if tapped else []), *Experiments(respond, failing).findings()]
-    tried = sum(mistake.rung == rung.name for mistake in MISTAKES) + len(INSIDE.get(rung.name, ()))
-    return replace(
-        found,
-        hint=f"It is none of the {tried} mistakes known for this rung.",
-        departs=" ".join(findings) or None,
-        patterns=_patterns(respond, failing, taps, None),
-    )
+    square = all(c.config.d_model == c.config.n_heads * c.config.d_head for c in (case, *_drawn(subject, 1)[:5]))
+    if not fails(case):
+        return {}
+    least = shrink(case, fails, square)
+    sizes = ("d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_layers")
+    return {"batch": least.batch, "seq": least.seq} | {name: getattr(least.config, name) for name in sizes}
 
 
-def _ordinary_trials(rung: Rung, drawn: Sequence[Case]) -> list[Trial]:
-    """Trials of GPT-2's own choices."""
+def _ordinary_trials(rung: Rung, drawn: Sequence[Case], subject: Subject) -> list[Trial]:
+    """Return trials of GPT-2's own choices."""
+    plain = {"act_fn": "gelu_new", "scale_attn_weights": True, "layer_norm_eps": 1e-5, "n_layers": 3}
     cases = [
-        replace(
-            case,
-            config=replace(
-                case.config,
-                act_fn="gelu_new",
-                scale_attn_weights=True,
-                layer_norm_eps=1e-5,
-                n_layers=3,
-                n_ctx=case.seq + 2 + index,
-            ),
-        )
+        replace(case, config=replace(case.config, **plain, n_ctx=case.seq + 2 + index))
         for index, case in enumerate(drawn[:3])
     ]
     # A matrix that is square shows as transposed.
     config = cases[0].config
-    cases.append(replace(cases[0], config=sized(config, d_model=config.n_heads * config.d_head)))
-    trials = [_showing(make_trial(rung, rung.references[0], case, torch.float64)) for case in cases]
-    if rung.name in ("layernorm", "block", "model"):
-        # A residual stream so small that the least eps counts.
-        small = {name: 1e-3 * value for name, value in trials[0].parameters.items() if name.endswith(_WRITING)}
-        given = trials[0].given if rung.takes_tokens else 1e-3 * trials[0].given
-        trials.append(altered(trials[0], given=given, **small))
-    return trials
+    cases.append(sized(cases[0], d_model=config.n_heads * config.d_head))
+    trials = [showing(subject.trial(rung, case)) for case in cases]
+    if rung.name in ("layer-norm", "block", "model"):
+        trials.append(small_stream(trials[0]))
+    return [_less(trial, subject.missing) for trial in trials]
+
+
+def small_stream(trial: Trial) -> Trial:
+    """Return the trial with a residual stream so small that even the least eps counts."""
+    small = {name: 1e-3 * value for name, value in trial.parameters.items() if name.endswith(_WRITING)}
+    given = 1e-3 * trial.given if trial.given.is_floating_point() else trial.given
+    return altered(trial, given=given, **small)
 
 
 # What writes into the residual stream.
 _WRITING = ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")
 
 
-def _trials_of_every_choice(rung: Rung, drawn: Sequence[Case]) -> list[Trial]:
-    """Trials that have among them every value that `draw` draws of each choice."""
+def _less(trial: Trial, missing: frozenset[str]) -> Trial:
+    return replace(trial, expected=without(trial.expected, missing))
+
+
+def _trials_of_every_choice(rung: Rung, drawn: Sequence[Case], subject: Subject) -> list[Trial]:
+    """Return trials that have among them every value that is drawn of each choice."""
     chosen = {
         (name, getattr(case.config, name)): case
         for case in reversed(drawn)
         for name in ("act_fn", "scale_attn_weights", "layer_norm_eps")
     }
-    return [_showing(make_trial(rung, rung.references[0], case, torch.float64)) for case in chosen.values()]
+    return [_less(showing(subject.trial(rung, case)), subject.missing) for case in chosen.values()]
 
 
-def _showing(trial: Trial) -> Trial:
-    """The trial with tokens in it that mistakes are made about: the first and the last of the vocabulary."""
-    if not trial.rung.takes_tokens:
+def showing(trial: Trial) -> Trial:
+    """Return the trial with tokens in it that mistakes are made about: the first and the last of the vocabulary."""
+    if trial.given.is_floating_point():
         return trial
     tokens = trial.given.clone()
     tokens[-1, -1] = trial.config.d_vocab - 1
     tokens[0, 0] = 0
-    if trial.rung.name == "pos-embed":  # so that W_pos can be indexed with them
+    if trial.rung == "pos-embed":  # so that W_pos can be indexed with them
         tokens %= trial.config.n_ctx
     return altered(trial, given=tokens)
 
 
-def _named(rung: Rung, answered: Sequence[tuple[Trial, Answer]]) -> tuple[tuple[str, ...], str, Build | None]:
-    """The mistakes that give these very answers, a hint, and a layer that makes them."""
-    if all(same(found, trial.expected) for trial, found in answered):  # a gradient is missing, nothing else
-        return (), "", None
+@dataclass(frozen=True)
+class Named:
+    """The mistakes that explain a layer's answers.
 
-    def reproduces(build: Build) -> bool:
+    Args:
+        mistakes: the catalogued mistakes; several of one kind give the same answers.
+        build: a layer that makes them.
+        names: how they are called.
+    """
+
+    mistakes: tuple[Mistake, ...]
+    build: Build
+    either: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the mistakes."""
+        names = tuple(each.name for each in self.mistakes)
+        return (" or ".join(names),) if self.either else names
+
+    @property
+    def what(self) -> tuple[str, ...]:
+        """What is wrong, a text for each."""
+        either = ("Either of these gives the layer's answers.",) if self.either else ()
+        return (*either, *(each.what for each in self.mistakes))
+
+    @property
+    def fix(self) -> tuple[str, ...]:
+        """How to fix it, a text for each."""
+        return tuple(each.fix for each in self.mistakes if each.fix)
+
+
+class Naming:
+    """Looks for the mistakes of the catalogue that give a layer's very answers.
+
+    Args:
+        rung: the layer's.
+        subject: the layer.
+        answered: trials with its answers.
+        parts: the layers inside it that are wrong by themselves, with their own trial and output; None if not known.
+    """
+
+    def __init__(
+        self,
+        rung: Rung,
+        subject: Subject,
+        answered: Sequence[tuple[Trial, Answer]],
+        parts: list[tuple[str, Trial, Tensor]] | None,
+    ) -> None:
+        self.rung, self.subject, self.answered, self.parts = rung, subject, answered, parts
+        self.strict = True
+        self.own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
+
+    def named(self) -> Named | None:
+        """Return the mistakes; None if the catalogue does not explain the answers."""
         with typecheck(False):  # every one is a new layer, whose shapes would be checked anew
-            return all(same(answer(build(trial.config, trial.dtype), trial), found) for trial, found in answered)
+            found = (
+                self._one(self.own)
+                or self._in_parts()
+                or (self._one(INSIDE.get(self.rung.name, ())) if not self.parts else None)
+                or self._two()
+            )
+            if found is None:
+                # A parameter that is read without effect has a gradient of zeros, and so has one that is never read.
+                self.strict = False
+                found = self._one(self.own) or self._otherwise_read()
+            return found
 
-    own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
-    for mistakes in (own, INSIDE.get(rung.name, ())):
-        fitting = [(mistake, build) for mistake in mistakes for build in mistake.builds if reproduces(build)]
-        if fitting:
-            told = dict.fromkeys(mistake for mistake, _ in fitting)
-            either = "Either of these gives its answers. " if len(told) > 1 else ""
-            hint = either + " ".join(mistake.hint for mistake in told)
-            return tuple(mistake.name for mistake in told), hint, fitting[0][1]
-    for one, other in itertools.combinations(own, 2):
-        for first, second in itertools.product(one.spellings, other.spellings):
-            if first.keys().isdisjoint(second) and reproduces(build := with_steps(one.base, {**first, **second})):
-                return (one.name, other.name), f"Two mistakes at once. {one.hint} {other.hint}", build
-    return (), "", None
+    def _reproduces(self, build: Build) -> bool:
+        for trial, found in self.answered:
+            made = without(answer(build(trial.config, trial.dtype), trial), self.subject.missing)
+            read = not self.strict or made.gradients.keys() == found.gradients.keys()
+            if not (read and same(made, found)):
+                return False
+        return True
+
+    def _one(self, mistakes: Sequence[Mistake]) -> Named | None:
+        fitting = [(each, build) for each in mistakes for build in each.builds if self._reproduces(build)]
+        if not fitting:
+            return None
+        told = tuple(dict.fromkeys(each for each, _ in fitting))
+        return Named(told, fitting[0][1], either=len(told) > 1)
+
+    def _two(self) -> Named | None:
+        """Return two mistakes that are made together."""
+        for one, other in itertools.combinations(self.own, 2):
+            for first, second in itertools.product(one.spellings, other.spellings):
+                if first.keys().isdisjoint(second) and self._reproduces(
+                    build := with_steps(one.base, {**first, **second})
+                ):
+                    return Named((one, other), build)
+        return None
+
+    def _in_parts(self) -> Named | None:
+        """Return the mistakes of the layers inside, each found by itself, if together they explain the answers."""
+        if not self.parts:
+            return None
+        # A part that contains a wrong part is wrong for that reason, or wired wrongly as well.
+        inner = [part for part in self.parts if not any(other[0].startswith(f"{part[0]}.") for other in self.parts)]
+        options = [list(self._of_part(trial, output)) for _, trial, output in inner]
+        if not all(options):
+            return None
+        base = self.own[0].base
+        for wiring in (None, *self.own):
+            for spelling in wiring.spellings if wiring else ({},):
+                for chosen in itertools.islice(itertools.product(*options), 20):
+                    builds = {path: build for (path, _, _), (_, build) in zip(inner, chosen, strict=True)}
+                    if self._reproduces(build := with_parts(base, builds, spelling)):
+                        mistakes = _grouped(
+                            [(path, each) for (path, _, _), (each, _) in zip(inner, chosen, strict=True)]
+                        )
+                        return Named((*((wiring,) if wiring else ()), *mistakes), build)
+        return None
+
+    def _of_part(self, trial: Trial, output: Tensor) -> Iterator[tuple[Mistake, Build]]:
+        """Yield the mistakes that give a part's own output."""
+        own = [each for each in MISTAKES if each.rung == trial.rung]
+        for each in own:
+            for build in each.builds:
+                if close(answer(build(trial.config, trial.dtype), trial).output, output.to(trial.dtype)):
+                    yield each, build
+
+    def _otherwise_read(self) -> Named | None:
+        """Return a mistake that gives the layer's answers if its parameters are read in another way."""
+        if not self.subject.other or not self.answered:
+            return None
+        trial = self.answered[0][0]
+        made = [
+            (each, build, answer(build(trial.config, trial.dtype), trial).output)
+            for each in self.own
+            for build in each.builds
+        ]
+        for respond in self.subject.other:
+            found = respond(trial)
+            if found is None:
+                continue
+            for each, build, output in made:
+                if close(output, found.output):
+                    answered = [(t, a) for t, _ in self.answered if (a := respond(t)) is not None]
+                    if Naming(self.rung, self.subject, answered, None)._reproduces(build):
+                        return Named((each,), build)
+        return None
 
 
-def _patterns(respond: Respond, failing: Trial, taps: Taps | None, build: Build | None) -> tuple[Pattern, ...]:
-    """The right pattern, and the layer's own: from its hook, else from its mistake, else read off its output."""
-    if failing.rung.name != "attention":
+_PLACES = {"attn": "the block's attention", "mlp": "the block's MLP", "ln1": "ln1", "ln2": "ln2"}
+
+
+def _grouped(found: Sequence[tuple[str, Mistake]]) -> list[Mistake]:
+    """Return mistakes inside a layer with their places, once for what all blocks do alike."""
+    places: dict[str, list[str]] = {}
+    mistakes = {each.name: each for _, each in found}
+    for path, each in found:
+        places.setdefault(each.name, []).append(path)
+    named = []
+    for name, paths in places.items():
+        lasts = {path.rpartition(".")[2] for path in paths}
+        blocks = {path.split(".")[1] for path in paths if path.startswith("blocks.")}
+        if lasts == {"ln1", "ln2"} and not blocks:
+            where = "both layer norms"
+        elif lasts >= {"ln1", "ln2", "ln_final"}:
+            where = "every layer norm"
+        elif lasts == {"ln1", "ln2"}:
+            where = "every block's layer norms"
+        elif blocks and len(lasts) == 1:
+            last = next(iter(lasts))
+            what = {"attn": "attention", "mlp": "MLP"}.get(last, last)
+            whole = "every block" if last.isdigit() else f"every block's {what}"
+            where = whole if len(blocks) > 1 else f"block {next(iter(blocks))}'s {what}"
+        else:
+            where = " and ".join(_PLACES.get(last, last) for last in sorted(lasts))
+        each = mistakes[name]
+        named.append(replace(each, name=f"{where}: {name}", hint=f"In {where}: {each.hint}"))
+    return named
+
+
+def _in_parts(trial: Trial, trace: Trace | None, finding: Finding | None) -> Finding | None:
+    """Return the finding; inside the first layer that is wrong by itself, if the whole one led nowhere."""
+    if finding is not None or trace is None:
+        return finding
+    for part, _, _ in wrong_parts(trial, trace):
+        return Finding(None, None, (), f"the output of {part}")
+    return None
+
+
+def _facts(trial: Trial, found: Answer, subject: Subject) -> tuple[str, ...]:
+    facts: list[str] = []
+    if close(found.output, trial.expected.output):
+        expected = trial.expected.gradients
+        lacking = [name for name in expected if name not in found.gradients or not found.gradients[name].any()]
+        wrong = [n for n, right in expected.items() if n not in lacking and not close(found.gradients[n], right)]
+        if lacking:
+            facts.append(f"No gradient reaches {_listed(lacking)}: unused, or cut from the graph.")
+        if any(name.endswith("b_K") for name in lacking):
+            facts.append("(b_K cannot show in the output: it moves all of a query's scores alike.)")
+        if wrong:
+            facts.append(f"The gradient of {_listed(wrong)} is wrong, though the output is right.")
+        return tuple(facts)
+    unread = [
+        name
+        for name, right in trial.expected.gradients.items()
+        if name != "input" and right.any() and (name not in found.gradients or not found.gradients[name].any())
+    ]
+    if unread:
+        them = "it" if len(unread) == 1 else "them"
+        facts.append(f"No gradient reaches {_listed(unread)}: the output does not depend on {them}.")
+    if trial.rung in ("embed", "pos-embed") and found.output.shape == trial.expected.output.shape:
+        facts += row_facts(trial, found.output)
+
+    def output(trial: Trial) -> Tensor | None:
+        answered = subject.respond(trial)
+        return None if answered is None else answered.output
+
+    return (*facts, *leaks(trial, output))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _patterns(trial: Trial, trace: Trace | None, build: Build | None) -> tuple[Pattern, ...]:
+    """Return the right pattern, and the layer's own: from its trace, else from a layer with its mistake."""
+    if trial.rung != "attention":
         return ()
-    read = pattern_trial(failing)
-    right = Pattern("the right one", read_right(read))
-    for name, value in (taps(read) if taps else {}).items():
-        if name.rpartition(".")[2].removeprefix("hook_") in ("pattern", "attn_pattern") and value.ndim == 4:
-            return right, Pattern(f"yours, as {name} gives it", value[0])
-    if build is not None:
-        own = inner(build(read.config, read.dtype), read).get("hook_pattern")
-        return (right, Pattern("of a layer with your mistake", own[0])) if own is not None else ()
-    found = read_pattern(respond, read)
-    return () if found is None else (right, Pattern("yours, read off its output", found))
+    from .quantities import quantities
+
+    right = next(each.value for each in quantities(trial) if each.key == "pattern")
+    for event in reversed(trace.events if trace else []):
+        if event.function in ("softmax", "softmax_") and event.value.shape == right.shape:
+            return Pattern("the right one", right[0]), Pattern("yours", event.value[0])
+    if build is None:
+        return ()
+    taps: dict[str, Tensor] = {}
+    layer = build(trial.config, trial.dtype)
+    layer.load_state_dict(dict(trial.parameters))
+    hooks: Mapping[str, torch.nn.Module] = dict(layer.named_modules())
+    if "hook_pattern" not in hooks:
+        return ()
+    handle = hooks["hook_pattern"].register_forward_hook(lambda module, args, out: taps.update(pattern=out.detach()))
+    with torch.no_grad():
+        layer(trial.given)
+    handle.remove()
+    if "pattern" not in taps or taps["pattern"].shape != right.shape:
+        return ()
+    return Pattern("the right one", right[0]), Pattern("of a layer with your mistake", taps["pattern"][0])

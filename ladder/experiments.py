@@ -1,100 +1,556 @@
-"""Controlled experiments on a layer that is only known by its answers: what is wrong with it, and where it begins.
+"""Experiments on a layer that is only known by its answers and by a trace: where it first departs from GPT-2.
 
-Parameters and inputs are chosen so that a part of the formula stands alone (no biases, one position, an MLP that gives
-nothing) or can be read off the output (an activation, an attention pattern).
+Every tensor that the layer makes is compared with every quantity of the formula as a set of values, so that no layout
+matters. A step is right if its numbers are a quantity's, or lead to one; the first that is not, and that the output
+depends on, is where the layer departs.
 """
 
 import itertools
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..assembly.config import GPT2Config
-from .numbers import Answer, difference
-from .rungs import Case, Trial, answer, make_trial
+from .candidate.trace import Event, Trace
+from .numbers import close
+from .quantities import Quantity, quantities
+from .results import Finding
+from .rungs import Case, Trial, altered
 
-Respond = Callable[[Trial], Answer | None]
-Taps = Callable[[Trial], Mapping[str, Tensor]]
+# Functions that move numbers and do not change them.
+_MOVES = frozenset(
+    [
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "contiguous",
+        "split",
+        "chunk",
+        "unbind",
+        "unflatten",
+        "flatten",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "narrow",
+        "clone",
+        "__getitem__",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "moveaxis",
+        "mT",
+        "T",
+        "cat",
+        "stack",
+        "concat",
+        "to",
+        "type",
+        "double",
+        "float",
+        "detach",
+        "tensor_split",
+        "repeat",
+        "unfold",
+        "roll",
+        "flip",
+        "expand_as",
+        "view_as",
+        "reshape_as",
+        "index_select",
+        "gather",
+        "embedding",
+        "select",
+        "rearrange",
+        "__get__",
+    ]
+)
+_DRAWS = frozenset(
+    [
+        "dropout",
+        "dropout_",
+        "rand",
+        "randn",
+        "rand_like",
+        "randn_like",
+        "bernoulli",
+        "bernoulli_",
+        "multinomial",
+        "feature_dropout",
+    ]
+)
+_TOLERANCE = 1e-9
 
-# Of the largest entry, in float64. Rounding is some hundred times smaller; the least difference between two mistakes in
-# the catalogue (a mask that fills 1e-9 for one that fills 0) ten times larger.
-_ROUNDING = 1e-11
+
+def _sorted(value: Tensor) -> Tensor:
+    flat = value.double().flatten()
+    return flat[flat.isfinite()].sort().values
 
 
-def close(a: Tensor, b: Tensor) -> bool:
-    """Equal to rounding, NaN where the other has NaN."""
-    size = max(1.0, b.nan_to_num(posinf=0.0, neginf=0.0).abs().max().item())
-    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, 0.0, _ROUNDING * size, equal_nan=True)
-
-
-def same(a: Answer, b: Answer) -> bool:
-    """Whether two answers are equal to rounding, gradients too; a missing gradient counts as one of zeros."""
-    if not close(a.output, b.output):
+def _within(a: Tensor, b: Tensor) -> bool:
+    """Return whether every number of ``a`` is among those of ``b``; both are sorted."""
+    if not a.numel() or not b.numel():
         return False
-    if a.output.isnan().any():  # NaN in the output spreads over the gradients by ways that mean nothing
-        return True
-    for name in a.gradients.keys() | b.gradients.keys():
-        one, other = a.gradients.get(name), b.gradients.get(name)
-        given = other if one is None else one
-        assert given is not None
-        zero = torch.zeros_like(given)
-        if not close(zero if one is None else one, zero if other is None else other):
-            return False
-    return True
+    after = torch.searchsorted(b, a).clamp(max=b.numel() - 1)
+    nearest = torch.minimum((b[after] - a).abs(), (b[(after - 1).clamp(min=0)] - a).abs())
+    return bool((nearest <= _TOLERANCE * (1 + a.abs())).all())
 
 
-def is_right(found: Answer, trial: Trial) -> bool:
-    """Whether an answer is the expected one, and no gradient is missing."""
-    return same(found, trial.expected) and found.gradients.keys() >= trial.expected.gradients.keys()
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a - b).abs() <= _TOLERANCE * (1 + b.abs())).all())
 
 
-def altered(trial: Trial, *, given: Tensor | None = None, **parameters: Tensor | float) -> Trial:
-    """The trial with another input, or with parameters of other values (by name, or its last part; ``__`` for ``.``).
+def _varied(value: Tensor) -> bool:
+    """Return whether a set of numbers is worth comparing: masks, zeros and ones are found in everything."""
+    return value.numel() >= 3 and value[:: max(1, value.numel() // 50)].unique().numel() >= 3
 
-    The expected answer is our own layer's, which the ladder has proved.
+
+def factor_of(found: Tensor, right: Tensor) -> float | None:
+    """Return ``c`` if the numbers are ``c`` times the right ones, each one; None if they are not, or c is 1."""
+    a, b = _sorted(right), _sorted(found)
+    if a.shape != b.shape or not _varied(a):
+        return None
+    for sign, signed in ((1, b), (-1, -b.flip(0))):
+        c = float((signed @ a) / (a @ a))
+        alike = ((c * a - signed).abs() <= 1e-8 * (1e-6 + signed.abs().max())).all()
+        if c > 0 and bool(alike) and (sign < 0 or abs(c - 1) > 1e-9):
+            return sign * c
+    return None
+
+
+@dataclass
+class _Seen:
+    """What is known of an event: the quantities whose numbers it has, and whether the output depends on it."""
+
+    event: Event
+    index: int
+    numbers: Tensor
+    is_: list[Quantity]
+    good: bool = False
+    depends: bool = False
+
+
+class Located:
+    """Compares a trace with the formula.
+
+    Args:
+        trial: the trial that was recorded.
+        trace: of the layer.
+        random: the events that gave other numbers when the same trial was run again.
     """
-    changed = dict(trial.parameters)
-    for name, value in parameters.items():
-        names = [each for each in changed if each == name or each.endswith("." + name)]
-        for each in names:
-            changed[each] = torch.zeros_like(changed[each]) + value
-    trial = replace(trial, parameters=changed, given=trial.given if given is None else given)
-    return replace(trial, expected=answer(trial.rung.build(trial.config, trial.dtype), trial))
+
+    def __init__(self, trial: Trial, trace: Trace, again: Trace | None = None) -> None:
+        self.trial, self.trace, self.again = trial, trace, again
+        self.steps = quantities(trial)
+        self.sets = [_sorted(each.value) for each in self.steps]
+        self.given = [_sorted(each) for each in (trial.given, *trial.parameters.values()) if each.is_floating_point()]
+        self.seen = [_Seen(event, i, _sorted(event.value), []) for i, event in enumerate(trace.events)]
+        self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
+        self.wrong = {part for part, _, _ in wrong_parts(trial, trace)}
+        self._match()
+
+    def _match(self) -> None:
+        parts: dict[str, list[_Seen]] = {}
+        for seen in self.seen:
+            event = seen.event
+            seen.depends = bool(event.parameters) or any(i < 0 or self.seen[i].depends for i in event.inputs)
+            moved = (
+                event.function in _MOVES
+                and bool(event.inputs)
+                and all(i < 0 or self.seen[i].good for i in event.inputs)
+            )
+            if not event.value.is_floating_point() or not _varied(seen.numbers):
+                seen.good = moved
+                continue
+            for quantity, numbers in zip(self.steps, self.sets, strict=True):
+                if quantity.visible is not None:
+                    if self._is_masked(event.value, seen.numbers, quantity):
+                        seen.is_.append(quantity)
+                elif _equal(seen.numbers, numbers) or (
+                    seen.numbers.numel() > numbers.numel()
+                    and _within(numbers, seen.numbers)
+                    and self._all_known(seen.numbers)
+                ):
+                    seen.is_.append(quantity)
+                elif seen.numbers.numel() < numbers.numel() and _varied(numbers) and _within(seen.numbers, numbers):
+                    parts.setdefault(quantity.key, []).append(seen)
+            seen.good = bool(seen.is_) or moved or any(_equal(seen.numbers, own) for own in self.given)
+        # One head at a time, or one block of keys: together they are the quantity.
+        for quantity, numbers in zip(self.steps, self.sets, strict=True):
+            pieces = [seen for seen in parts.get(quantity.key, []) if not seen.good]
+            if pieces and _within(numbers, torch.cat([seen.numbers for seen in pieces]).sort().values):
+                for seen in pieces:
+                    seen.good = True
+                    seen.is_.append(quantity)
+
+    def _all_known(self, numbers: Tensor) -> bool:
+        """Return whether a larger tensor (queries, keys and values in one) holds nothing but quantities."""
+        known = torch.cat(self.sets).sort().values
+        return _within(numbers, known)
+
+    def _is_masked(self, value: Tensor, numbers: Tensor, quantity: Quantity) -> bool:
+        assert quantity.visible is not None
+        right = _sorted(quantity.value[..., quantity.visible])
+        if not _within(right, numbers):
+            return False
+        rest = value.double().flatten()
+        low = int((rest < -1e3).sum())
+        return rest.numel() - low == right.numel() and _equal(_sorted(rest[rest >= -1e3]), right)
+
+    def leads(self) -> set[int]:
+        """Return the events that a right quantity was made from."""
+        found: set[int] = set()
+        stack = [seen.index for seen in self.seen if seen.is_]
+        while stack:
+            index = stack.pop()
+            if index >= 0 and index not in found:
+                found.add(index)
+                stack += self.seen[index].event.inputs
+        return found
+
+    def leads_to_output(self) -> set[int]:
+        """Return the events that the last one was made from."""
+        found: set[int] = set()
+        stack = [self.last]
+        while stack:
+            index = stack.pop()
+            if index >= 0 and index not in found:
+                found.add(index)
+                stack += self.seen[index].event.inputs
+        return found
+
+    def culprit(self) -> _Seen | None:
+        """Return the first event that is no quantity, leads to none, and that the output depends on."""
+        excused, used = self.leads(), self.leads_to_output()
+        for seen in self.seen:
+            bad = seen.index not in excused and not seen.good and seen.depends and seen.index in used
+            if bad and seen.event.value.is_floating_point():
+                return self._scrambled(seen) or seen
+        return self._scrambled(None)
+
+    def _scrambled(self, before: _Seen | None) -> _Seen | None:
+        """Return the event that first puts right numbers into a wrong order, on the way to a wrong one."""
+        stop = before.index if before is not None else len(self.seen)
+        wanted = before.event.inputs if before is not None else [self.last]
+        stack, visited, found = list(wanted), set(), None
+        while stack:
+            index = stack.pop()
+            if index < 0 or index in visited or index > stop:
+                continue
+            visited.add(index)
+            seen = self.seen[index]
+            if seen.event.function in _MOVES and seen.is_ and not self.arranged(seen):
+                sources = [self.seen[i] for i in seen.event.inputs if i >= 0]
+                if all(self.arranged(source) for source in sources) and (found is None or seen.index < found.index):
+                    found = seen
+                stack += seen.event.inputs
+            elif seen.event.function in _MOVES:
+                stack += seen.event.inputs
+        return found
+
+    def arranged(self, seen: _Seen) -> bool:
+        """Return whether an event's numbers lie as a quantity's do, with axes exchanged or merged at most."""
+        fitting = [quantity for quantity in seen.is_ if quantity.value.numel() == seen.event.value.numel()]
+        return not fitting or any(_arranged(seen.event.value, quantity.value) for quantity in fitting)
+
+    def finding(self) -> Finding | None:
+        """Return where the layer first departs, and how."""
+        if self.again is not None and (random := self._random()) is not None:
+            return random
+        culprit = self.culprit()
+        if culprit is None:
+            return self._ends_early()
+        event = culprit.event
+        # Inside a layer that is right by itself, what it is given is wrong: look at the line that calls it.
+        for part, at in event.within:
+            if at is not None and part not in self.wrong and part_rung(part) is not None:
+                return self._wrong_input(culprit, part, at)
+        place = event.made if event.made is not None and event.function not in _MOVES else event.at
+        right = self._right(culprit)
+        wrong, detail = self._how(culprit)
+        at, code = place or event.at or (None, None)
+        if event.made is not None and event.at is not None and event.made != event.at and place == event.made:
+            detail = (*detail, f"It is called at {_short(event.at[0])}.")
+        return Finding(at, code, right, wrong, tuple(detail))
+
+    def _wrong_input(self, culprit: _Seen, part: str, at: tuple[str, str]) -> Finding:
+        """Return the call of a layer inside that is right by itself and gives what GPT-2 does not have."""
+        detail = []
+        for name, given, _ in reversed(self.trace.parts):
+            numbers = _sorted(given)
+            known = [each.words for each, own in zip(self.steps, self.sets, strict=True) if _equal(own, numbers)]
+            if name == part and known:
+                detail.append(f"{part} is given {known[-1]} there.")
+                break
+        missing = self._next(culprit)
+        wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
+        return Finding(at[0], at[1], self._right(culprit), wrong, tuple(detail))
+
+    def _ends_early(self) -> Finding | None:
+        """Return where the output is taken from, if every step is right and the last is not the formula's last."""
+        if self.last < 0 or any(quantity.key == "output" for quantity in self.seen[self.last].is_):
+            return None
+        last = self.seen[self.last]
+        known = [quantity.words for quantity in last.is_]
+        at, code = (last.event.within[0][1] if last.event.within else last.event.at) or (None, None)
+        missing = self._next(_Seen(last.event, last.index + 1, last.numbers, []))
+        detail = (f"GPT-2 has {missing} next.",) if missing else ()
+        what = f"the output: it is {known[-1]}" if known else "the output"
+        return Finding(at, code, self._right(last), what, detail)
+
+    def _random(self) -> Finding | None:
+        assert self.again is not None
+        for one, other in zip(self.trace.events, self.again.events, strict=False):
+            if one.function != other.function or one.value.shape != other.value.shape:
+                return None
+            if not torch.equal(one.value.nan_to_num(), other.value.nan_to_num()):
+                at, code = one.at or (None, None)
+                detail = f"`{one.function}` gives other numbers each time, in eval mode too."
+                return Finding(at, code, (), "a random step", (detail,))
+        return None
+
+    def _right(self, culprit: _Seen) -> tuple[str, ...]:
+        """Return the last steps before the culprit that are right, with their lines."""
+        found: dict[str, str] = {}
+        for seen in self.seen[: culprit.index]:
+            for quantity in seen.is_[:1]:
+                if quantity.step and quantity.key != "input" and seen.event.at:
+                    found.setdefault(quantity.words, f"{quantity.words} (line {_line(seen.event.at[0])})")
+        return tuple(list(found.values())[-4:])
+
+    def _how(self, culprit: _Seen) -> tuple[str, list[str]]:
+        """Return what the culprit gives, and sentences about it that were each checked."""
+        event = culprit.event
+        name = f"`{event.function}`"
+        if event.function in _MOVES and {quantity.key for quantity in culprit.is_} == {"input"}:
+            said = "The layer's input itself is used there; GPT-2 uses it in products with W_Q, W_K and W_V only."
+            return f"the layer's input, moved by {name}", [said] if self.trial.rung == "attention" else []
+        if event.function in _MOVES and culprit.is_:
+            words = culprit.is_[0].words
+            return f"the order of {words}", [
+                f"The numbers of {words} are right, but {name} on line {_line_of(event)} puts them into another order: "
+                f"the result of shape {list(event.value.shape)} mixes axes."
+            ]
+        factors = [(quantity, c) for quantity in self.steps if (c := self._factor_of(event, quantity)) is not None]
+        if factors:
+            # The one whose factor has a name; else the one that comes last.
+            quantity, c = next((each for each in factors if self._size_of(*each)), factors[-1])
+            return f"{quantity.words}, times a factor", [self._factor(quantity, c, _line_of(event))]
+        inputs = [self._called(i) for i in dict.fromkeys(event.inputs)]
+        taken = [words for words in inputs if words]
+        detail = []
+        if taken:
+            detail.append(f"{name} on line {_line_of(event)} takes {' and '.join(taken)}.")
+        masked = self._mask(culprit)
+        if masked:
+            return masked
+        missing = self._next(culprit)
+        found = f"what {name} gives" + (f" (GPT-2 has {missing} next)" if missing else "")
+        return found, detail
+
+    def _factor_of(self, event: Event, quantity: Quantity) -> float | None:
+        if quantity.key == "input":
+            return None
+        if quantity.visible is None:
+            return factor_of(event.value, quantity.value)
+        if event.value.shape != quantity.value.shape:
+            return None
+        return factor_of(event.value[event.value > -1e4], quantity.value[..., quantity.visible])
+
+    def _size_of(self, quantity: Quantity, c: float) -> str:
+        """Return what a factor of queries, keys or scores is, in terms of a size; empty if it is none."""
+        if not re.search(r"(raw|scores|masked|Q|K)$", quantity.key):
+            return ""
+        config, seq = self.trial.config, self.trial.given.shape[1]
+        sizes = {"d_head": config.d_head, "d_model": config.d_model, "n_heads": config.n_heads, "seq": seq}
+        for name, size in sizes.items():
+            for spelled, value in (
+                (f"1/sqrt({name})", size**-0.5),
+                (f"sqrt({name})", size**0.5),
+                (f"1/{name}", 1 / size),
+                (name, float(size)),
+            ):
+                if size > 1 and abs(value - c) < 1e-9 * value:
+                    return f"{spelled}, with {name}={size} here"
+        return ""
+
+    def _factor(self, quantity: Quantity, c: float, line: str) -> str:
+        size = self._size_of(quantity, c)
+        sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else ''}."
+        if re.search(r"(raw|Q|K)$", quantity.key):
+            sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {self.trial.config.attn_scale(0):.6g} here."
+        return sentence
+
+    def _called(self, index: int) -> str:
+        """Return what an input of an event is, in words; empty if it is not known."""
+        if index < 0:
+            return "the layer's input"
+        seen = self.seen[index]
+        line = f" (line {_line_of(seen.event)})"
+        for quantity in seen.is_:
+            return quantity.words + ("" if quantity.key == "input" and seen.event.at is None else line)
+        source = index
+        while source >= 0 and self.seen[source].event.function in _MOVES and self.seen[source].event.inputs:
+            source = self.seen[source].event.inputs[0]
+            if source < 0:
+                return f"the layer's input, moved{line}"
+            if self.seen[source].is_:
+                return self.seen[source].is_[0].words + line
+        return ""
+
+    def _mask(self, culprit: _Seen) -> tuple[str, list[str]] | None:
+        """Return how a mask is wrong, if the culprit is what masks the right scores."""
+        value = culprit.event.value
+        for quantity in self.steps:
+            if quantity.visible is None or quantity.value.shape != value.shape:
+                continue
+            kept = (value - quantity.value).abs() <= _TOLERANCE * (1 + quantity.value.abs())
+            seq = value.shape[-1]
+            shown = kept.flatten(0, -3).all(0)
+            if not shown.any() or bool(kept.all()):
+                continue
+            right = quantity.visible
+            line = self._mask_line(culprit)
+            said = []
+            if bool((shown & ~right).any()):
+                query, key = (int(i) for i in (shown & ~right).nonzero()[0])
+                said.append(f"Query {query} sees key {key}, a later position.")
+            if bool((~shown & right).any()):
+                query, key = (int(i) for i in (~shown & right).nonzero()[0])
+                what = "its own position" if query == key else f"key {key}, an earlier position"
+                said.append(f"Query {query} does not see {what}.")
+            if not said:
+                fill = value[..., ~right]
+                least = quantity.value[..., right].min().item()
+                said.append(
+                    f"Hidden scores are {fill.max().item():.4g} at most, and visible ones {least:.4g} at least: hidden "
+                    "keys still get weight."
+                )
+            return f"which keys each query sees (line {line}, {seq} positions)", said
+        return None
+
+    def _mask_line(self, culprit: _Seen) -> str:
+        """Return the lines of a mask: where it is made, if that is another line than where it is used."""
+        used = _line_of(culprit.event)
+        made = [self.seen[i].event for i in culprit.event.inputs if i >= 0 and not self.seen[i].depends]
+        lines = [_line_of(event) for event in made if _line_of(event) != used]
+        return f"{used}, with the mask of line {lines[-1]}" if lines else used
+
+    def _next(self, culprit: _Seen) -> str:
+        """Return the first step of the formula that was not found, among those after the last that was."""
+        found = {"input"} | {quantity.key for seen in self.seen[: culprit.index] for quantity in seen.is_}
+        last = max((i for i, each in enumerate(self.steps) if each.key in found), default=-1)
+        return next((each.words for each in self.steps[last + 1 :] if each.step and each.key not in found), "")
 
 
-def sized(config: GPT2Config, **sizes: int) -> GPT2Config:
-    """The configuration with other sizes; ``d_mlp`` stays ``4 * d_model`` where it was: the layer may count on it."""
-    changed = replace(config, **sizes)
-    four = config.d_mlp == 4 * config.d_model and "d_mlp" not in sizes
-    return replace(changed, d_mlp=4 * changed.d_model) if four else changed
+def _arranged(value: Tensor, right: Tensor) -> bool:
+    shape = [size for size in value.shape if size != 1]
+    right = right.squeeze()
+    value = value.double()
+    for order in itertools.permutations(range(right.ndim)):
+        turned = right.permute(order)
+        if _grouped(list(turned.shape), shape) and close(turned.flatten().double(), value.flatten(), 1e-9):
+            return True
+    return False
 
 
-def resized(trial: Trial, **sizes: int) -> Trial:
-    """A trial of the same seed with other sizes (``batch``, ``seq``, or of the configuration)."""
-    case = trial.case
+def _grouped(axes: list[int], shape: list[int]) -> bool:
+    """Return whether a shape comes from merging neighbouring axes."""
+    for size in shape:
+        product = 1
+        while axes and product < size:
+            product *= axes.pop(0)
+        if product != size:
+            return False
+    return not axes
+
+
+def _line(at: str) -> str:
+    return at.rpartition(":")[2]
+
+
+def _line_of(event: Event) -> str:
+    return _line(event.at[0]) if event.at else "?"
+
+
+def _short(at: str) -> str:
+    return f"line {_line(at)}"
+
+
+# ---- facts about the output alone -----------------------------------------------------------------------------------
+
+
+def leaks(trial: Trial, output: Callable[[Trial], Tensor | None]) -> tuple[str, ...]:
+    """Return what an output depends on and must not: other sequences, later positions, other positions."""
+    before = output(trial)
+    if before is None or before.shape[:2] != trial.given.shape[:2]:
+        return ()
+    facts = []
+    if trial.case.batch > 1:
+        after = output(altered(trial, given=_changed(trial, (slice(1), slice(None)))))
+        if after is not None and not close(after[1:], before[1:]):
+            facts.append("Sequences of the batch see one another: changing the first changes the output of the others.")
+    if trial.case.seq > 1 and trial.rung != "pos-embed":
+        after = output(altered(trial, given=_changed(trial, (slice(None), slice(-1, None)))))
+        if after is not None and not close(after[:, :-1], before[:, :-1]):
+            facts.append("The future is seen: changing the last position changes the output of earlier ones.")
+    return tuple(facts)
+
+
+def _changed(trial: Trial, where: tuple[slice, slice]) -> Tensor:
+    given = trial.given.clone()
+    tokens = not given.is_floating_point()
+    given[where] = (given[where] + 1) % trial.config.d_vocab if tokens else given[where].flip(-1) + 0.5
+    return given
+
+
+def row_facts(trial: Trial, output: Tensor) -> tuple[str, ...]:
+    """Return which row of its table the first wrong token or position got."""
+    table = next(iter(trial.parameters.values()))
+    for where in itertools.product(range(trial.case.batch), range(trial.case.seq)):
+        row, right = output[where], trial.expected.output[where]
+        if close(row, right):
+            continue
+        index = int(trial.given[where]) if trial.rung == "embed" else where[1]
+        what = "Token" if trial.rung == "embed" else "Position"
+        same_row = [i for i, each in enumerate(table) if close(row, each)]
+        ratio = row / right
+        if same_row:
+            return (f"{what} {index} gets row {same_row[0]} of the table, not row {index}.",)
+        if close(ratio, ratio[:1].expand_as(ratio)):
+            return (f"{what} {index} gets its own row times {ratio[0]:.6g}.",)
+        return (f"{what} {index} gets a vector that is no row of the table.",)
+    return ()
+
+
+# ---- the smallest case ----------------------------------------------------------------------------------------------
+
+
+def sized(case: Case, **sizes: int) -> Case:
+    """Return the case with other sizes; ``d_mlp`` stays ``4 * d_model`` if it was: the layer may count on it."""
     outer = {name: sizes.pop(name) for name in ("batch", "seq") if name in sizes}
-    case = replace(case, **outer, config=sized(case.config, **sizes))
-    return make_trial(trial.rung, trial.rung.references[0], case, trial.dtype)
+    changed = replace(case.config, **sizes)
+    if case.config.d_mlp == 4 * case.config.d_model and "d_mlp" not in sizes:
+        changed = replace(changed, d_mlp=4 * changed.d_model)
+    return replace(case, **outer, config=changed)
 
 
 def shrink(case: Case, fails: Callable[[Case], bool], square: bool) -> Case:
-    """The smallest case that still fails, one size after another; ``square`` keeps ``d_model = n_heads * d_head``.
+    """Return the smallest case that still fails, one size after another.
 
-    ``d_mlp = 4 * d_model`` is kept where it is so.
+    Args:
+        square: keep ``d_model = n_heads * d_head``. ``d_mlp = 4 * d_model`` is kept if it is so.
     """
 
     def smaller(case: Case, name: str, size: int) -> Case:
-        if name in ("batch", "seq"):
-            return replace(case, **{name: size})
         sizes = {name: size}
-        if square:
+        if square and name in ("n_heads", "d_head"):
             heads = {"n_heads": case.config.n_heads, "d_head": case.config.d_head} | sizes
             sizes["d_model"] = heads["n_heads"] * heads["d_head"]
-        return replace(case, config=sized(case.config, **sizes))
+        return sized(case, **sizes)
 
     least = {"d_model": 2, "d_head": 1 + square, "d_vocab": 2}
     names = ["n_layers", "batch", "seq", "n_heads", "d_head", "d_vocab", "n_ctx"]
@@ -112,388 +568,40 @@ def shrink(case: Case, fails: Callable[[Case], bool], square: bool) -> Case:
     return case
 
 
-def inner(layer: nn.Module, trial: Trial) -> dict[str, Tensor]:
-    """What every submodule and tap of one of our layers gives in a trial, in the order of the formula."""
-    layer.eval().load_state_dict(dict(trial.parameters))
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda module, args, out: found.update({name: out.detach()})
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in layer.named_modules() if name]
-    with torch.no_grad():
-        layer(trial.given)
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-# How others call what we call otherwise; applied to each part of a dotted name.
-_ALIASES = {
-    "ln1": r"ln_?1|(layer_?)?norm_?1|input_layernorm|attn_norm",
-    "ln2": r"ln_?2|(layer_?)?norm_?2|post_attention_layernorm|mlp_norm",
-    "ln_final": r"ln_?f(inal)?|final_(layer_?)?norm|norm_f",
-    "attn": r"attn|attention|self_attn|self_attention|sa|mha",
-    "mlp": r"mlp|ffn?|feed_?forward|ffwd",
-    "embed": r"w?te|(token|tok|word)_?emb(ed(ding)?s?)?(_table)?|embed(dings?)?|emb",
-    "pos_embed": r"w?pe|pos(ition)?(al)?_?emb(ed(ding)?s?)?(_table)?",
-    "unembed": r"lm_head|unembed|head|out_proj_vocab",
-    "blocks": r"blocks|h|layers",
-    "q": r"q|quer(y|ies)|q_proj|w_?q",
-    "k": r"k|keys?|k_proj|w_?k",
-    "v": r"v|values?|v_proj|w_?v",
-    "attn_scores": r"(attn_|attention_)?scores|(attn_)?logits",
-    "pattern": r"(attn_|attention_)?(pattern|weights|probs)|softmax|att",
-    "z": r"z",
-    "pre": r"pre|c_fc|fc_?1|w_in|up_proj",
-    "post": r"post|act(ivation)?|gelu|act_fn",
-}
-_OURS = [(re.compile(rf"(hook_)?({pattern})", re.IGNORECASE), ours) for ours, pattern in _ALIASES.items()]
-
-
-def our_name(name: str) -> str:
-    """The name that we would give to somebody else's submodule or hook."""
-    parts = (
-        next((ours for known, ours in _OURS if known.fullmatch(part)), part.removeprefix("hook_"))
-        for part in name.split(".")
+def part_trial(trial: Trial, part: str, part_rung: str, given: Tensor) -> Trial:
+    """Return the trial of one layer inside another: its parameters, and the input that it had there."""
+    prefix = f"{part}."
+    parameters = {name.removeprefix(prefix): p for name, p in trial.parameters.items() if name.startswith(prefix)}
+    cotangent = torch.zeros(
+        (*given.shape[:2], trial.config.d_vocab if part_rung == "unembed" else trial.config.d_model), dtype=trial.dtype
     )
-    return ".".join(part for part in parts if part not in ("transformer", "model"))
+    case = replace(trial.case, batch=given.shape[0], seq=given.shape[1])
+    inner = replace(trial, rung=part_rung, parameters=parameters, given=given, cotangent=cotangent, case=case)
+    return altered(inner)
 
 
-# What the taps and submodules are, in words.
-_WORDS = {
-    "q": "the queries",
-    "k": "the keys",
-    "v": "the values",
-    "attn_scores": "the scores",
-    "pattern": "the pattern",
-    "z": "z, what the heads gather",
-    "pre": "the hidden layer before the activation",
-    "post": "the hidden layer after the activation",
-    "ln1": "ln1",
-    "attn": "attention's output",
-    "resid_pre": "the residual stream before the block",
-    "resid_mid": "the residual stream after attention",
-    "resid_post": "the residual stream after the block",
-    "ln2": "ln2",
-    "mlp": "the MLP's output",
-    "embed": "the embedding",
-    "pos_embed": "the position embedding",
-    "ln_final": "the final layer norm",
-    "unembed": "the output projection",
-}
+def part_rung(part: str) -> str | None:
+    """Return the rung of a part by its name in our model: ``blocks.0.attn`` is attention."""
+    last = part.rpartition(".")[2]
+    known: Mapping[str, str] = {
+        "ln1": "layer-norm",
+        "ln2": "layer-norm",
+        "ln_final": "layer-norm",
+        "attn": "attention",
+        "mlp": "mlp",
+    }
+    known = {**known, "embed": "embed", "pos_embed": "pos-embed", "unembed": "unembed"}
+    return known.get(last) or ("block" if re.fullmatch(r"blocks\.\d+", part) else None)
 
 
-def first_tap(trial: Trial, taps: Mapping[str, Tensor]) -> str | None:
-    """The first of a layer's inner values, in the order of the formula, that is not as it should be."""
-    theirs = {our_name(name): (name, value) for name, value in taps.items()}
-    for path, right in inner(trial.rung.build(trial.config, trial.dtype), trial).items():
-        ours = our_name(path)
-        if ours not in theirs:
+def wrong_parts(trial: Trial, trace: Trace) -> list[tuple[str, Trial, Tensor]]:
+    """Return the layers inside a layer that are wrong by themselves: name, trial, and their own output."""
+    found: dict[str, tuple[str, Trial, Tensor]] = {}
+    for part, given, output in trace.parts:
+        kind = part_rung(part)
+        if kind is None or kind in ("pos-embed", "embed") or part in found or not given.is_floating_point():
             continue
-        name, value = theirs[ours]
-        if value.shape != right.shape and value.numel() == right.numel() and right.ndim == 4:
-            value = value.reshape(right.shape) if value.ndim == 3 else value.transpose(1, 2)
-        if value.shape != right.shape:
-            continue
-        if ours.endswith("attn_scores"):  # whatever number masks, if it is low enough
-            value, right = value.clamp(min=-1e4), right.clamp(min=-1e4)
-        if not close(value.to(right.dtype), right):
-            head, _, last = ours.rpartition(".")
-            what = _WORDS.get(last, last) + (f", {head}" if head else "")
-            return f"The first value inside that differs is {name} ({what}). {_example(value, right)}"
-    return None
-
-
-def _example(found: Tensor, right: Tensor) -> str:
-    """The entry that is furthest off, in words."""
-    off = (found.to(right.dtype) - right).abs().nan_to_num(nan=float("inf"))
-    where = [int(i) for i in torch.unravel_index(off.argmax(), off.shape)]
-    return f"At {where} it is {found[tuple(where)]:.6g}, and should be {right[tuple(where)]:.6g}."
-
-
-class Experiments:
-    """Asks a layer about altered trials.
-
-    Args:
-        respond: the layer's answer to a trial; None where it gave none.
-        trial: one that it fails.
-    """
-
-    def __init__(self, respond: Respond, trial: Trial) -> None:
-        self.respond = respond
-        self.trial = trial
-
-    def right(self, trial: Trial) -> bool:
-        """Whether the layer's output is right there."""
-        found = self.respond(trial)
-        return found is not None and close(found.output, trial.expected.output)
-
-    def findings(self) -> Iterator[str]:
-        """What the experiments show, in the order in which it matters."""
-        if self.right(self.trial):
-            yield from self._gradients()
-            return
-        found = self.respond(self.trial)
-        off = difference(found.output, self.trial.expected.output) if found else math.inf
-        if off < 1e-4:
-            yield (
-                f"It is off by {off:.1e} at most: a small constant is wrong, such as eps, or part of it is computed in "
-                "float32."
-            )
-        yield from self._leaks()
-        yield from {
-            "embed": self._table,
-            "pos-embed": self._table,
-            "layernorm": self._layer_norm,
-            "attention": self._attention,
-            "mlp": self._mlp,
-            "block": self._block,
-            "unembed": self._unembed,
-            "model": self._model,
-        }[self.trial.rung.name]()
-        yield from self._sizes()
-
-    def _gradients(self) -> Iterator[str]:
-        found = self.respond(self.trial)
-        assert found is not None
-        expected = self.trial.expected.gradients
-        missing = [name for name in expected if name not in found.gradients]
-        wrong = [n for n, right in expected.items() if n in found.gradients and not close(found.gradients[n], right)]
-        if missing:
-            yield f"The output is right, but {_listed(missing)} got no gradient: unused, or cut from the graph."
-        if any(name.endswith("b_K") for name in missing):
-            yield "(b_K cannot show in the output: it moves all of a query's scores alike. Add it all the same.)"
-        if wrong:
-            yield (
-                f"The output is right, but the gradient of {_listed(wrong)} is not: something on its way was detached "
-                "(.detach(), .data, no_grad)."
-            )
-
-    def _leaks(self) -> Iterator[str]:
-        """Sequences must not see one another, nor positions the future; in a layer by itself, not even the past."""
-        trial, name = self.trial, self.trial.rung.name
-        before = self.respond(trial)
-        if before is None or before.output.shape[:2] != trial.given.shape[:2]:
-            return
-        if trial.case.batch > 1:
-            after = self.respond(altered(trial, given=_changed(trial, (slice(1), slice(None)))))
-            if after is not None and not close(after.output[1:], before.output[1:]):
-                yield (
-                    "Sequences of the batch see one another: changing the first changes the output of the others. Look "
-                    "for a softmax, a mean or a reshape over the batch axis."
-                )
-        if trial.case.seq > 1 and name not in ("pos-embed",):
-            after = self.respond(altered(trial, given=_changed(trial, (slice(None), slice(-1, None)))))
-            if after is not None and not close(after.output[:, :-1], before.output[:, :-1]):
-                mixing = name in ("attention", "block", "model")
-                yield "The future is seen: changing the last position changes the output of earlier ones. " + (
-                    "Look at the causal mask, and at reshapes that mix positions with heads."
-                    if mixing
-                    else "This layer must treat each position alone; look at the axis of each mean or reshape."
-                )
-
-    def _sizes(self) -> Iterator[str]:
-        case = self.trial.case
-        if self.trial.rung.name != "attention" and case.seq > 1 and self.right(resized(self.trial, seq=1)):
-            yield "With a single position it is right."
-        if case.batch > 1 and self.right(resized(self.trial, batch=1)):
-            yield "With a batch of one it is right."
-
-    def _table(self) -> Iterator[str]:
-        """Which row each token or position got."""
-        found = self.respond(self.trial)
-        if found is None or found.output.shape != self.trial.expected.output.shape:
-            return
-        table = next(iter(self.trial.parameters.values()))
-        for where in itertools.product(range(self.trial.case.batch), range(self.trial.case.seq)):
-            row, right = found.output[where], self.trial.expected.output[where]
-            if close(row, right):
-                continue
-            index = int(self.trial.given[where]) if self.trial.rung.name == "embed" else where[1]
-            what = "token" if self.trial.rung.name == "embed" else "position"
-            same_row = [i for i, each in enumerate(table) if close(row, each)]
-            ratio = row / right
-            if same_row:
-                yield f"{what.capitalize()} {index} gets row {same_row[0]} of the table, not row {index}."
-            elif close(ratio, ratio[:1].expand_as(ratio)):
-                yield f"{what.capitalize()} {index} gets its own row times {ratio[0]:.6g}."
-            else:
-                yield f"{what.capitalize()} {index} gets a vector that is no row of the table."
-            return
-
-    def _layer_norm(self) -> Iterator[str]:
-        plain = altered(self.trial, w=1.0, b=0.0)
-        found = self.respond(plain)
-        if found is None or found.output.shape != plain.expected.output.shape:
-            return
-        if close(found.output, plain.expected.output):
-            yield "With w = 1 and b = 0 the output is right: look at how w and b enter, n * w + b."
-            return
-        n, right = found.output[0, 0], plain.expected.output[0, 0]
-        yield (
-            f"With w = 1 and b = 0, the output at position 0 has mean {abs(n.mean()):.4f} (should be 0) and mean "
-            f"square {n.pow(2).mean():.6f} (should be {right.pow(2).mean():.6f})."
-        )
-        centred = altered(plain, given=plain.given - plain.given.mean(-1, keepdim=True))
-        if self.right(centred):
-            yield "On inputs whose mean is 0 it is right: look at where the mean is subtracted."
-
-    def _mlp(self) -> Iterator[str]:
-        config = self.trial.config
-        width = min(config.d_model, config.d_mlp)
-        bare = altered(self.trial, b_in=0.0, b_out=0.0)
-        points = torch.linspace(-3, 3, bare.given[..., 0].numel(), dtype=bare.dtype).view(bare.given.shape[:2])
-        through = altered(
-            bare,
-            given=points[..., None].expand_as(bare.given),
-            W_in=torch.eye(config.d_model, config.d_mlp, dtype=bare.dtype),
-            W_out=torch.eye(config.d_mlp, config.d_model, dtype=bare.dtype),
-        )
-        found = self.respond(through)
-        if found is not None and found.output.shape == through.expected.output.shape:
-            mine, right = (each[..., :width] for each in (found.output, through.expected.output))
-            if not close(mine, right):
-                where = tuple(torch.unravel_index((mine - right).abs().nan_to_num(nan=1e9).argmax(), mine.shape))
-                yield (
-                    f"Without biases, and with identities for W_in and W_out, the output is the activation. At "
-                    f"{points[where[:2]]:.4g} yours gives {mine[where]:.6g}; {config.act_fn} gives {right[where]:.6g}."
-                )
-                return
-            yield f"The activation itself is right ({config.act_fn})."
-        if self.right(bare):
-            yield "With b_in = b_out = 0 it is right: look at the biases."
-        elif self.right(altered(self.trial, b_in=0.0)):
-            yield "With b_in = 0 it is right: look at where b_in is added."
-        elif self.right(altered(self.trial, b_out=0.0)):
-            yield "With b_out = 0 it is right: look at where b_out is added."
-
-    def _unembed(self) -> Iterator[str]:
-        if self.right(altered(self.trial, b_U=0.0)):
-            yield "With b_U = 0 it is right: look at the bias."
-            return
-        found, twice = (
-            self.respond(altered(self.trial, b_U=0.0)),
-            altered(self.trial, b_U=0.0, given=2 * self.trial.given),
-        )
-        after = self.respond(twice)
-        if found is not None and after is not None and not close(after.output, 2 * found.output):
-            yield "Without b_U, twice the input does not give twice the logits: something is applied besides x @ W_U."
-
-    def _attention(self) -> Iterator[str]:
-        one = resized(self.trial, seq=1)
-        if not self.right(one):
-            yield (
-                "With a single position it is wrong already. There every pattern is 1, so queries, keys and mask do "
-                "not matter: look at the values, at how the heads are laid out, and at W_O."
-            )
-            if self.right(altered(one, b_Q=0.0, b_K=0.0, b_V=0.0, b_O=0.0)):
-                yield "Without biases it is right there: look at b_V and b_O."
-            elif self.trial.config.n_heads > 1 and self.right(self._one_head(one)):
-                yield "With a single head it is right there: look at how the heads are split and joined."
-            return
-        yield "With a single position it is right, so values and W_O are: look at the scores, the mask and the softmax."
-        uniform = altered(self.trial, W_Q=0.0, b_Q=0.0)
-        if self.right(uniform):
-            yield "With W_Q = b_Q = 0 (all scores 0) it is right, so mask and softmax are: look at q·k and its scale."
-        elif self.right(altered(self.trial, b_Q=0.0, b_K=0.0, b_V=0.0, b_O=0.0)):
-            yield "Without biases it is right: look at where they are added."
-        elif self.trial.config.n_heads > 1 and self.right(self._one_head(self.trial)):
-            yield "With a single head it is right: look at how the heads are split and joined."
-        read = pattern_trial(self.trial)
-        found = read_pattern(self.respond, read)
-        if found is None:
-            return
-        right = read_right(read)
-        if close(found, right):
-            yield "The pattern, read through values chosen to show it, is right there: look at how values are gathered."
-            return
-        rows = found.sum(-1)
-        if not close(rows, torch.ones_like(rows)):
-            yield f"Read off the output, the pattern's rows do not sum to 1: those of head 0 to {_few(rows[0])}."
-        if found.triu(1).abs().max() > 1e-9:
-            yield "Read off the output, the pattern gives weight to the future."
-        row = int((found - right).abs().nan_to_num(nan=1e9).amax(dim=(0, 2)).argmax())
-        head = int((found - right)[:, row].abs().nan_to_num(nan=1e9).amax(dim=-1).argmax())
-        yield (
-            f"Read off the output, query {row} of head {head} looks with the weights {_few(found[head, row])}; they "
-            f"should be {_few(right[head, row])}."
-        )
-
-    def _one_head(self, trial: Trial) -> Trial:
-        config = trial.config
-        square = config.d_model == config.n_heads * config.d_head
-        return resized(trial, n_heads=1, **({"d_model": config.d_head} if square else {}))
-
-    def _block(self) -> Iterator[str]:
-        without_attention = altered(self.trial, W_O=0.0, b_O=0.0)
-        without_mlp = altered(self.trial, W_out=0.0, b_out=0.0)
-        if not self.right(altered(without_attention, W_out=0.0, b_out=0.0)):
-            yield (
-                "With W_O, b_O, W_out and b_out at 0, attention and MLP add nothing and the output must be the input. "
-                "It is not: look at the residual connections."
-            )
-            return
-        for silent, trial, part in (("MLP", without_mlp, "attention"), ("attention", without_attention, "MLP")):
-            found = f"right: {part} and its norm are" if self.right(trial) else f"wrong: look at {part} and its norm"
-            yield f"With the {silent} silenced (its last weights at 0) it is {found}."
-
-    def _model(self) -> Iterator[str]:
-        bare = altered(self.trial, W_O=0.0, b_O=0.0, W_out=0.0, b_out=0.0)
-        if self.right(bare):
-            yield "With blocks that add nothing it is right: embeddings, ln_final and unembed are. Look at the blocks."
-            if self.trial.config.n_layers > 1 and self.right(resized(self.trial, n_layers=1)):
-                yield "With a single block it is right: look at how the blocks follow one another."
-            return
-        yield "With blocks that add nothing it is wrong already: look at the embeddings, ln_final and unembed."
-        if self.right(altered(bare, W_pos=0.0)):
-            yield "With W_pos = 0 it is right: look at the position embedding."
-        elif self.right(altered(bare, b_U=0.0)):
-            yield "With b_U = 0 it is right: look at the output bias."
-
-
-def _changed(trial: Trial, where: tuple[slice, slice]) -> Tensor:
-    given = trial.given.clone()
-    given[where] = (given[where] + 1) % trial.config.d_vocab if trial.rung.takes_tokens else given[where].flip(-1) + 0.5
-    return given
-
-
-def pattern_trial(trial: Trial) -> Trial:
-    """An attention trial whose pattern can be read off the output: position j's value has one number, in channel j."""
-    seq, heads = 6, 2
-    sized = resized(trial, batch=1, seq=seq, n_ctx=seq, n_heads=heads, d_head=seq, d_model=heads * seq)
-    eye = torch.eye(seq, dtype=trial.dtype)
-    values = torch.zeros(heads, heads * seq, seq, dtype=trial.dtype)
-    values[:, :seq] = torch.stack([eye, 2 * eye])  # different, so that heads in the wrong order show
-    out = torch.stack([torch.cat([eye * (n == m) for m in range(heads)], dim=-1) for n in range(heads)])
-    given = torch.cat([eye, torch.zeros_like(eye)], dim=-1)[None]
-    weights = {name: 3 * sized.parameters[name] for name in ("W_Q", "W_K")}
-    return altered(sized, given=given, W_V=values, W_O=out, b_V=0.0, b_O=0.0, **weights)
-
-
-def read_pattern(respond: Respond, read: Trial) -> Tensor | None:
-    """The pattern ``[n_heads query_pos key_pos]``; None where the layer's values are wrong too."""
-    alone = replace(read, given=read.given[:, :1])
-    alone = replace(alone, cotangent=read.cotangent[:, :1])
-    alone = replace(alone, expected=answer(read.rung.build(read.config, read.dtype), alone))
-    found, single = respond(read), respond(alone)
-    if found is None or single is None or not close(single.output, alone.expected.output):
-        return None
-    if found.output.shape != read.expected.output.shape:
-        return None
-    return found.output[0].unflatten(-1, (2, -1)).transpose(0, 1) / torch.tensor([1.0, 2.0]).to(found.output).view(
-        2, 1, 1
-    )
-
-
-def read_right(read: Trial) -> Tensor:
-    """The right pattern of the same trial."""
-    return inner(read.rung.build(read.config, read.dtype), read)["hook_pattern"][0]
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _few(numbers: Tensor) -> str:
-    return "[" + " ".join(f"{number:.3g}" for number in numbers.tolist()) + "]"
+        inner = part_trial(trial, part, kind, given.to(trial.dtype))
+        if output.shape == inner.expected.output.shape and not close(output.to(trial.dtype), inner.expected.output):
+            found[part] = (part, inner, output)
+    return list(found.values())

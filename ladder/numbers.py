@@ -1,11 +1,19 @@
 """Numbers to judge with: parameters worth comparing, and how far two tensors are apart."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from ..assembly.config import GPT2Config
+
+Parameters = Mapping[str, Tensor]
+
+# Of the largest entry, in float64. Rounding is some hundred times smaller; the smallest difference between two mistakes
+# in the catalogue (a mask that fills 1e-9 instead of 0) ten times larger.
+_ROUNDING = 1e-11
 
 
 @torch.no_grad()
@@ -31,15 +39,64 @@ def difference(a: Tensor | None, b: Tensor | None) -> float:
     return math.inf if math.isnan(largest) else largest
 
 
+def backward(output: Tensor, cotangent: Tensor) -> None:
+    """Run the backward pass of an output, each entry weighted by the cotangent's.
+
+    ``output.backward(cotangent)`` does the same, and imports sympy to check a shape: a third of a second.
+    """
+    (output * cotangent).sum().backward()
+
+
+def close(a: Tensor, b: Tensor, rounding: float = _ROUNDING) -> bool:
+    """Return whether two tensors are equal to rounding, with NaN where the other has NaN."""
+    size = max(1.0, b.nan_to_num(posinf=0.0, neginf=0.0).abs().max().item())
+    return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, 0.0, rounding * size, equal_nan=True)
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What a layer made of a trial.
+    """A layer's output and gradients on one trial.
 
     Args:
         output: of the forward pass.
-        gradients: of each parameter, under TransformerLens's name, and of the ``input`` where that is no tokens; what
+        gradients: of each parameter, under TransformerLens's name, and of the ``input`` unless it is tokens; what
             got none is left out.
     """
 
     output: Tensor
     gradients: Mapping[str, Tensor]
+
+
+def same(a: Answer, b: Answer) -> bool:
+    """Return whether two answers are equal to rounding, gradients too; a missing gradient counts as one of zeros."""
+    if not close(a.output, b.output):
+        return False
+    if a.output.isnan().any():  # NaN in the output spreads over the gradients by ways that mean nothing
+        return True
+    for name in a.gradients.keys() | b.gradients.keys():
+        one, other = a.gradients.get(name), b.gradients.get(name)
+        given = other if one is None else one
+        assert given is not None
+        zero = torch.zeros_like(given)
+        if not close(zero if one is None else one, zero if other is None else other):
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A layer that others are judged against.
+
+    Args:
+        library: whose it is.
+        build: the layer, for a configuration, in a dtype; its parameters may be uninitialised.
+        call: the layer's output for the rung's input.
+        parameters: its parameters (or their gradients) under the names that our layer can load.
+        adapt: the configuration nearest to a given one that the library can build.
+    """
+
+    library: str
+    build: Callable[[GPT2Config, torch.dtype], nn.Module]
+    call: Callable[[nn.Module, Tensor], Tensor]
+    parameters: Callable[[GPT2Config, Parameters], Parameters]
+    adapt: Callable[[GPT2Config], GPT2Config]

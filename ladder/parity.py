@@ -17,8 +17,9 @@ from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from . import references
 from .numbers import difference
+from .results import Verdict
 from .rungs import FLOAT64_TOLERANCE, RUNGS, rung
-from .verdicts import Verdict, judge
+from .verdicts import judge
 
 MODEL_TOLERANCE = {torch.float32: rung("model").float32, torch.float64: FLOAT64_TOLERANCE}
 

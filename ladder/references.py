@@ -9,7 +9,7 @@ can build the layer (``n_heads * d_head = d_model``).
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,28 +26,7 @@ from ..assembly.config import GPT2Config
 from ..weights.formats.hooked_transformer import hooked_config_fields
 from ..weights.formats.huggingface import config_from_hf, config_to_hf, state_from_hf
 from ..weights.layout import to_ours
-from .numbers import randomize
-
-Parameters = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A layer of another library.
-
-    Args:
-        library: its name.
-        build: the layer, for a configuration, in a dtype; its parameters may be uninitialised.
-        call: what the layer makes of the rung's input.
-        parameters: its parameters (or their gradients) under the names that our layer can load.
-        adapt: the configuration nearest to a given one that the library can build.
-    """
-
-    library: str
-    build: Callable[[GPT2Config, torch.dtype], nn.Module]
-    call: Callable[[nn.Module, Tensor], Tensor]
-    parameters: Callable[[GPT2Config, Parameters], Parameters]
-    adapt: Callable[[GPT2Config], GPT2Config]
+from .numbers import Parameters, Reference, randomize
 
 
 def _lens_config(config: GPT2Config, dtype: torch.dtype) -> transformer_lens.HookedTransformerConfig:
@@ -119,7 +98,7 @@ REFERENCES: dict[str, tuple[Reference, ...]] = {
         _from_lens(lens.PosEmbed),
         _from_hf(lambda c: nn.Embedding(c.n_positions, c.n_embd), "pos_embed.", "wpe.", _hf_positions),
     ),
-    "layernorm": (
+    "layer-norm": (
         _from_lens(lens.LayerNorm),
         _from_hf(lambda c: nn.LayerNorm(c.n_embd, c.layer_norm_epsilon), "ln_final.", "ln_f."),
     ),

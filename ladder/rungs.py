@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
-from .numbers import Answer, difference, randomize
-from .references import REFERENCES, Reference
+from ..components.shapes import typecheck
+from .numbers import Answer, Reference, backward, difference, randomize
 
 Build = Callable[[GPT2Config, torch.dtype], nn.Module]
 
@@ -84,8 +84,17 @@ class Rung:
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """The layers of other libraries that it is judged against."""
+        """The layers of TransformerLens and transformers; loading those takes seconds."""
+        from .references import REFERENCES
+
         return REFERENCES[self.name]
+
+    @property
+    def own(self) -> Reference:
+        """Our own layer as a reference, which the tests prove against both libraries; it needs neither."""
+        return Reference(
+            "gptladder", self.build, lambda layer, x: layer(x), lambda _, tensors: tensors, lambda config: config
+        )
 
     def tolerance(self, dtype: torch.dtype) -> float:
         """How far the output (and in float64 the gradients) may be from the reference's: absolute, for every entry."""
@@ -102,7 +111,9 @@ class Rung:
 RUNGS: tuple[Rung, ...] = (
     Rung("embed", lambda c, t: Embed(d_vocab=c.d_vocab, d_model=c.d_model, dtype=t), True, 1e-6),
     Rung("pos-embed", lambda c, t: PosEmbed(n_ctx=c.n_ctx, d_model=c.d_model, dtype=t), True, 1e-6),
-    Rung("layernorm", lambda c, t: LayerNorm(d_model=c.d_model, layer_norm_eps=c.layer_norm_eps, dtype=t), False, 2e-6),
+    Rung(
+        "layer-norm", lambda c, t: LayerNorm(d_model=c.d_model, layer_norm_eps=c.layer_norm_eps, dtype=t), False, 2e-6
+    ),
     Rung(
         "attention",
         lambda c, t: Attention(d_model=c.d_model, n_heads=c.n_heads, d_head=c.d_head, scale=c.attn_scale(0), dtype=t),
@@ -127,8 +138,9 @@ def rung(name: str) -> Rung:
     Raises:
         ValueError: there is none.
     """
+    spelled = name.replace("_", "-").replace("layernorm", "layer-norm")
     for each in RUNGS:
-        if each.name == name:
+        if each.name == spelled:
             return each
     raise ValueError(f"there is no rung {name!r}; there are {', '.join(each.name for each in RUNGS)}")
 
@@ -148,25 +160,28 @@ def block_arguments(config: GPT2Config) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trial:
-    """The numbers of a case, all of them drawn, and what the reference makes of them.
+    """The numbers of a case, all of them drawn, and the reference's answer to them.
 
     Args:
-        rung, case, dtype: which.
-        config: the case's, or the nearest that the reference can build.
+        rung: its name.
         parameters: under TransformerLens's names, as `answer` and our layers' ``load_state_dict`` take them.
         given: the input.
-        cotangent: what the output is multiplied by, entry by entry, before the backward pass.
+        cotangent: factor of each entry of the output, before the backward pass.
         expected: the reference's answer.
     """
 
-    rung: Rung
+    rung: str
     case: Case
-    config: GPT2Config
     dtype: torch.dtype
     parameters: Mapping[str, Tensor]
     given: Tensor
     cotangent: Tensor
     expected: Answer
+
+    @property
+    def config(self) -> GPT2Config:
+        """The case's, or the nearest that the reference can build."""
+        return self.case.config
 
 
 def make_trial(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype) -> Trial:
@@ -179,18 +194,18 @@ def make_trial(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype)
     parameters = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
     given = rung.input(case, dtype, generator)
     leaf = given.clone().requires_grad_(given.is_floating_point())
-    output = reference.call(theirs, leaf)
+    with typecheck(False):  # every layer is new, and its shapes would be checked anew
+        output = reference.call(theirs, leaf)
     cotangent = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(dtype)
     # Divided, so that a gradient's size, and with it its rounding error, does not grow with the number of outputs.
     cotangent /= math.sqrt(cotangent.numel() / case.batch / case.seq)
-    output.backward(cotangent)
+    backward(output, cotangent)
     gradients = _lens_names(reference.parameters(config, _gradients(theirs)))
     if leaf.grad is not None:
         gradients["input"] = leaf.grad
     return Trial(
-        rung=rung,
+        rung=rung.name,
         case=case,
-        config=config,
         dtype=dtype,
         parameters=_lens_names(reference.parameters(config, parameters)),
         given=given,
@@ -199,17 +214,31 @@ def make_trial(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype)
     )
 
 
+def altered(trial: Trial, *, given: Tensor | None = None, **parameters: Tensor | float) -> Trial:
+    """Return the trial with another input, or with parameters of other values (by name, or its last part).
+
+    The expected answer is our own layer's.
+    """
+    changed = dict(trial.parameters)
+    for name, value in parameters.items():
+        for each in [each for each in changed if each == name or each.endswith("." + name)]:
+            changed[each] = torch.zeros_like(changed[each]) + value
+    trial = dataclasses.replace(trial, parameters=changed, given=trial.given if given is None else given)
+    return dataclasses.replace(trial, expected=answer(rung(trial.rung).build(trial.config, trial.dtype), trial))
+
+
 def answer(layer: nn.Module, trial: Trial) -> Answer:
-    """What a layer of ours (or one that keeps its parameters as ours or as TransformerLens does) makes of a trial.
+    """Return the answer of a layer that keeps its parameters as ours or as TransformerLens does.
 
     Raises:
         RuntimeError: its parameters are not the trial's.
     """
     layer.eval().load_state_dict(dict(trial.parameters))
     leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
-    output = layer(leaf)
+    with typecheck(False):
+        output = layer(leaf)
     if output.requires_grad:  # a layer that cuts the graph has no gradients
-        output.backward(trial.cotangent)
+        backward(output, trial.cotangent)
     gradients = {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
     gradients = _lens_names(gradients)
     if leaf.grad is not None:

@@ -1,41 +1,12 @@
 """Verdicts: each rung tried on many cases, from the embedding up, and what came of it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 
-from .references import Reference
+from .numbers import Reference
+from .results import Verdict
 from .rungs import Build, Rung, cases, compare
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of one rung against one reference.
-
-    Args:
-        rung, reference: which.
-        cases: how many.
-        float64, float32: the largest absolute difference of an output.
-        gradient: the largest of a gradient, in float64.
-        tolerance64, tolerance32: how large they may be.
-        worst: the seed of the case with the largest float64 difference, to look at it again.
-    """
-
-    rung: str
-    reference: str
-    cases: int
-    float64: float
-    float32: float
-    gradient: float
-    tolerance64: float
-    tolerance32: float
-    worst: int
-
-    @property
-    def passed(self) -> bool:
-        """Whether every difference is within its tolerance."""
-        return max(self.float64, self.gradient) <= self.tolerance64 and self.float32 <= self.tolerance32
 
 
 def judge(rung: Rung, reference: Reference, *, number: int, seed: int = 0, build: Build | None = None) -> Verdict:

@@ -124,7 +124,7 @@ TRAINING = [
 
 
 @pytest.mark.parametrize("words", TRAINING, ids=" ".join)
-def test_a_line_that_trains_has_valid_options(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_trains_has_valid_options(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     monkeypatch.setattr(training, "run_training", lambda config, **_: read.append(config) or sys.exit(0))
     with pytest.raises(SystemExit) as done:

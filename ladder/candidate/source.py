@@ -1,112 +1,541 @@
-"""Somebody's source file: what is in it, and which line of it something happened at."""
+"""Read the user's source: a file, a notebook or a module. Its script part is not run."""
 
+import __future__
+
+import ast
 import difflib
-import importlib.util
 import inspect
+import json
 import linecache
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+import types
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from .configuration import canonical
+from .standins import StandIn
+
 _PACKAGE = Path(__file__).resolve().parents[2]
+_FLAGS = __future__.annotations.compiler_flag
 
 
 class CandidateError(ValueError):
-    """A layer that cannot be tried at all: its file, its name, or how it wants to be built."""
+    """A layer that cannot be tried: its file, its name, or its constructor's arguments are not usable."""
 
 
 class Code:
-    """A user's own source, as against that of libraries: the files named, and what lies beside them."""
+    """The user's own source, as against libraries: the files named, and the files in the same folders.
 
-    def __init__(self, *files: Path) -> None:
+    Args:
+        files: the files.
+        cells: what Python calls code that was typed: ``<ipython-input-3-…>``.
+    """
+
+    def __init__(self, *files: Path, cells: Iterable[str] = ()) -> None:
         self.files = {file.resolve() for file in files}
+        self._owned = dict.fromkeys(cells, True)
 
     def first(self, frames: Iterable[tuple[str, int | None]]) -> tuple[str, str] | None:
-        """``file:line`` and that line, of the first frame (a file's name and a line's number) that is the user's."""
+        """Return ``file:line`` and that line, of the first frame (a file and a line's number) in the user's code."""
         for name, line in frames:
-            path = Path(name)
-            if line is not None and self._owns(path):
+            if line is not None and self.owns(name):
+                path = Path(name)
                 shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-                linecache.checkcache(name)  # it may have been mended since it was last read
+                linecache.checkcache(name)  # the user may have edited the file since it was last read
                 return f"{shown}:{line}", linecache.getline(name, line).strip()
         return None
 
     def raised(self, error: BaseException) -> tuple[str, str] | None:
-        """Where in the user's source an exception came from."""
+        """Return the place in the user's source at which an exception was raised."""
         if isinstance(error, SyntaxError) and error.filename and error.lineno:
             return self.first([(error.filename, error.lineno)])
         frames = traceback.extract_tb(error.__traceback__)
         return self.first((frame.filename, frame.lineno) for frame in reversed(frames))
 
     def running(self) -> tuple[str, str] | None:
-        """Which line of the user's source is being run."""
-        return self.first((frame.f_code.co_filename, line) for frame, line in traceback.walk_stack(None))
+        """Return the line of the user's source that is being run."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            if self.owns(frame.f_code.co_filename):
+                return self.first([(frame.f_code.co_filename, frame.f_lineno)])
+            frame = frame.f_back
+        return None
 
-    def _owns(self, path: Path) -> bool:
-        if path in self.files:
+    def owns(self, name: str) -> bool:
+        """Return whether a file is the user's."""
+        if name not in self._owned:
+            path = Path(re.sub(r"\[cell \d+\]$", "", name))
+            beside = any(path.is_relative_to(file.parent) for file in self.files)
+            libraries = path.is_relative_to(_PACKAGE) or "site-packages" in path.parts
+            self._owned[name] = path in self.files or (beside and not libraries)
+        return self._owned[name]
+
+
+@dataclass
+class Loaded:
+    """A source that was read.
+
+    Args:
+        module: its namespace; statements of its script part were not run.
+        code: its files.
+        notes: what was left out or replaced, as sentences.
+    """
+
+    module: types.ModuleType
+    code: Code
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> dict[str, type[nn.Module]]:
+        """The ``nn.Module`` classes that the source defines or imports from beside it, by name."""
+        return {
+            name: value
+            for name, value in vars(self.module).items()
+            if inspect.isclass(value) and issubclass(value, nn.Module) and self._own(value)
+        }
+
+    def _own(self, value: Any) -> bool:
+        if value.__module__ == self.module.__name__:
             return True
-        beside = any(path.is_relative_to(file.parent) for file in self.files)
-        return beside and not path.is_relative_to(_PACKAGE) and "site-packages" not in path.parts
+        file = getattr(sys.modules.get(value.__module__), "__file__", None)
+        return bool(file) and self.code.owns(str(file))
+
+    def get(self, name: str, source: str) -> Callable[..., Any]:
+        """Return the class or function of a name.
+
+        Raises:
+            CandidateError: the source has none; the message lists those that it has.
+        """
+        found = vars(self.module).get(name)
+        if isinstance(found, StandIn):
+            raise CandidateError(f"{source}: {found.reason}")
+        if found is None:
+            has = [each for each, value in vars(self.module).items() if _defined_in(self.module, value)]
+            close = difflib.get_close_matches(name, has, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            left_out = "".join(f" ({note})" for note in self.notes if "parse" in note)
+            raise CandidateError(
+                f"{source}: the file has no {name}; it has {', '.join(has) or 'no class'}{hint}{left_out}"
+            )
+        return found
 
 
 def split(source: str) -> tuple[Path, str]:
-    """The file and the name in ``FILE.py:NAME``.
+    """Return the file and the name (or ``""``) in ``FILE.py``, ``FILE.py:NAME`` or ``package.module:NAME``.
 
     Raises:
-        CandidateError: it is written otherwise, or there is no such file.
+        CandidateError: there is no such file or module.
     """
-    file, _, name = source.rpartition(":")
-    if not file or not name.isidentifier():
-        raise CandidateError(f"{source!r} does not say which class of which file: write FILE.py:CLASS")
-    path = Path(file)
+    file, name = source, ""
+    if not Path(source).is_file():
+        file, _, name = source.rpartition(":")
+        file = file or source
+    path = Path(file).expanduser()
     if not path.is_file():
-        raise CandidateError(f"there is no file {file}")
+        found = _module_file(file)
+        if found is None:
+            expected = "FILE.py, FILE.py:CLASS, FILE.ipynb or package.module:CLASS"
+            raise CandidateError(f"there is no file {file}: write {expected}")
+        path = found
+    if name and not name.isidentifier():
+        raise CandidateError(f"{source!r} names no class: write FILE.py:CLASS, or the file alone")
     return path.resolve(), name
 
 
+def _module_file(name: str) -> Path | None:
+    """Return the file of ``package.module``, found from the current folder without importing it."""
+    if not re.fullmatch(r"\w+(\.\w+)*", name):
+        return None
+    for folder in (Path.cwd(), *map(Path, sys.path)):
+        base = folder.joinpath(*name.split("."))
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.is_file():
+                return path
+    return None
+
+
 def find(source: str) -> tuple[Callable[..., Any], Code]:
-    """The class or function that ``FILE.py:NAME`` names, and its source.
+    """Return the class or function that ``FILE.py:NAME`` names, and its source.
 
     Raises:
-        CandidateError: no such file, a file that cannot be imported, nothing of that name in it.
+        CandidateError: no such file, a file that cannot be read, nothing of that name in it.
     """
     path, name = split(source)
-    code = Code(path)
-    module = sys.modules.get(path.stem)
-    if module is None or getattr(module, "__file__", None) != str(path):
-        sys.path.insert(0, str(path.parent))
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        # Under its own name where that is free: a class of it can then be pickled, and another file can import it.
-        if path.stem not in sys.modules:
-            sys.modules[path.stem] = module
+    if not name:
+        raise CandidateError(f"{source!r} does not name a class: write {source}:CLASS")
+    loaded = load(path, [name])
+    return loaded.get(name, source), loaded.code
+
+
+def load(path: Path, wanted: Iterable[str] = ()) -> Loaded:
+    """Read a source, and run what its classes need: imports, classes, functions, constants.
+
+    Args:
+        path: a ``.py`` file or a notebook.
+        wanted: the names that are asked for; if empty, every class is.
+
+    Raises:
+        CandidateError: it is no Python, or a statement that a class needs raises.
+    """
+    return _Slicer(path.resolve(), set(wanted)).load()
+
+
+class _Slicer:
+    """Reads one source. Statements of its script part are left out, imports that fail become stand-ins."""
+
+    def __init__(self, path: Path, wanted: set[str], name: str = "") -> None:
+        self.path, self.wanted = path, wanted
+        self.code = Code(path)
+        self.notes: list[str] = []
+        self.imported = bool(name)  # by another file, which may need anything of it
+        self.name = name or _free_name(path.stem)
+
+    def load(self) -> Loaded:
+        StandIn.reading += 1
         try:
-            spec.loader.exec_module(module)
+            return self._load()
+        finally:
+            StandIn.reading -= 1
+
+    def _load(self) -> Loaded:
+        module = types.ModuleType(self.name)
+        namespace = vars(module)
+        # Relative imports resolve from the package that the file lies in.
+        root = self.path.parent
+        while (root / "__init__.py").exists():
+            root = root.parent
+        namespace |= {"__file__": str(self.path), "__package__": ".".join(self.path.parent.relative_to(root).parts)}
+        for folder in (str(root), str(self.path.parent)):
+            if folder not in sys.path:
+                sys.path.insert(0, folder)
+        sys.modules[self.name] = module
+
+        statements = list(self._statements())
+        bound = set().union(*(_binds(node) for _, node in statements))
+        # If a name that is asked for is not there, all are read, to list them.
+        wanted = self.wanted if self.wanted <= bound else set()
+        needed = bound if self.imported else _reachable([node for _, node in statements], wanted)
+        left_out, failed = [], []
+        for file, node in statements:
+            names = _binds(node)
+            if not _keeps(node):
+                left_out.append((file, node, names))
+                continue
+            for part in _parts(node, needed):
+                error = self._run(part, file, namespace)
+                if error is None:
+                    continue
+                place = self.code.raised(error) or (f"{file}:{part.lineno}", ast.unparse(part).splitlines()[0])
+                reason = f"{place[0]}: {said(error)}"
+                if isinstance(part, ast.ClassDef | ast.FunctionDef) and part.name in self.wanted:
+                    raise CandidateError(f"{place[0]}: reading it raises {said(error)}: {place[1]}") from error
+                for name in _binds(part):
+                    namespace[name] = StandIn(name, reason)
+                    if isinstance(part, ast.Import | ast.ImportFrom):
+                        failed.append(name)
+        for file, node, names in left_out:
+            for name in names & needed:
+                if name not in namespace:
+                    namespace[name] = StandIn(
+                        name, f"{Path(file).name}:{node.lineno} was not run: it is part of the script"
+                    )
+        self._tell(left_out, failed)
+        return Loaded(module, self.code, list(dict.fromkeys(self.notes)))
+
+    def _tell(self, left_out: list[Any], failed: list[str]) -> None:
+        script = [node.lineno for _, node, _ in left_out if not _is_docstring(node) and not _is_main(node)]
+        if script:
+            shown = ", ".join(map(str, script[:4])) + (", …" if len(script) > 4 else "")
+            self.notes.append(f"the file's script part was not run (line{'s' * (len(script) > 1)} {shown})")
+        if failed:
+            self.notes.append(
+                f"could not be imported: {', '.join(dict.fromkeys(failed))} (an error only if it is used)"
+            )
+
+    def _statements(self) -> Iterator[tuple[str, ast.stmt]]:
+        """Yield each top-level statement with the name of its file or cell."""
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+            if self.path.suffix == ".ipynb":
+                cells = [cell for cell in json.loads(text)["cells"] if cell.get("cell_type") == "code"]
+                pieces = [(f"{self.path}[cell {i}]", "".join(cell["source"])) for i, cell in enumerate(cells, start=1)]
+            else:
+                pieces = [(str(self.path), text)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CandidateError(f"{self.path.name} cannot be read: {said(error)}") from error
+        for file, piece in pieces:
+            if re.match(r"\s*%%(?!climb|time\b)", piece):
+                self.notes.append(f"{Path(file).name} was left out: it begins with {piece.split()[0]}")
+                continue
+            tree, lines = self._parse(file, piece)
+            if "[cell " in file:
+                linecache.cache[file] = (len(piece), None, [line + "\n" for line in lines], file)
+            yield from ((file, node) for node in tree.body)
+
+    def _parse(self, file: str, text: str) -> tuple[ast.Module, list[str]]:
+        """Parse a file; blank out notebook magics, and top-level pieces that do not parse."""
+        shown = text.split("\n")
+        lines = list(shown)
+        magics = False
+        while True:
+            try:
+                tree = ast.parse("\n".join(lines), file)
+                break
+            except SyntaxError as error:
+                at = min((error.lineno or 1) - 1, len(lines) - 1)
+                if re.match(r"\s*[!%?]", lines[at]) or lines[at].rstrip().endswith("?"):
+                    lines[at] = re.match(r"\s*", lines[at]).group() + "pass"  # pyright: ignore[reportOptionalMemberAccess]
+                    magics = True
+                    continue
+                tops = [i for i, line in enumerate(lines) if line.strip() and line[0] not in " \t#)]}"]
+                begin = max((i for i in tops if i <= at), default=0)
+                end = min((i for i in tops if i > at), default=len(lines))
+                if not any(line.strip() for line in lines[begin:end]):
+                    raise CandidateError(f"{Path(file).name}:{at + 1}: {said(error)}: {shown[at].strip()}") from error
+                self.notes.append(
+                    f"line {at + 1} does not parse ({error.msg}), so lines {begin + 1} to {end} were left out"
+                )
+                lines[begin:end] = [""] * (end - begin)
+        if magics:
+            self.notes.append("notebook magics were left out")
+        return tree, shown
+
+    def _run(self, node: ast.stmt, file: str, namespace: dict[str, Any]) -> BaseException | None:
+        """Run a statement; look for a module that cannot be imported in the folders above. Return the error."""
+
+        def run() -> None:
+            exec(compile(ast.Module([node], []), file, "exec", flags=_FLAGS, dont_inherit=True), namespace)
+
+        try:
+            run()
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            at, line = code.raised(error) or (source, "")
-            raise CandidateError(f"{at}: importing it raises {said(error)}" + (f": {line}" if line else "")) from error
-    if not hasattr(module, name):
-        classes = [each for each, value in vars(module).items() if _defined_in(module, value)]
-        close = difflib.get_close_matches(name, classes, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise CandidateError(
-            f"{source}: the file has no {name}; it has {', '.join(classes) or 'no class at all'}{hint}"
-        )
-    return getattr(module, name), code
+            if isinstance(node, ast.Import | ast.ImportFrom) and self._found_beside(node):
+                try:
+                    run()
+                    return None
+                except BaseException as again:
+                    return again
+            return error
+        return None
+
+    def _found_beside(self, node: ast.Import | ast.ImportFrom) -> bool:
+        """Read a module that lies beside or above the file in the same way, if importing it failed."""
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif node.level:
+            base = self.path.parents[node.level - 1]
+            names = []
+            for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                path = base.joinpath(*(name or "").split(".")).with_suffix(".py")
+                package = ".".join(part for part in (_package_of(base), name or "") if part)
+                if path.is_file():
+                    _Slicer(path, set(), package).load()
+                    return True
+            return False
+        else:
+            names = [node.module or ""]
+        for name in names:
+            for folder in list(self.path.parents)[:5]:
+                path = folder.joinpath(*name.split(".")).with_suffix(".py")
+                if path.is_file() and path != self.path:
+                    _Slicer(path, set(), name).load()
+                    if "." in name:  # the packages above it must be there to import it from
+                        _namespaces(name, folder)
+                    return True
+        return False
 
 
-def _defined_in(module: Any, value: Any) -> bool:
+def _namespaces(name: str, folder: Path) -> None:
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        above = ".".join(parts[:depth])
+        if above not in sys.modules:
+            package = types.ModuleType(above)
+            package.__path__ = [str(folder.joinpath(*parts[:depth]))]
+            sys.modules[above] = package
+        setattr(sys.modules[above], parts[depth], sys.modules.get(".".join(parts[: depth + 1])))
+
+
+def _package_of(folder: Path) -> str:
+    parts = []
+    while (folder / "__init__.py").exists():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    return ".".join(parts)
+
+
+def _free_name(stem: str) -> str:
+    """Return the module's own name if it is free: another file can then import it, and pickle finds its classes."""
+    name = re.sub(r"\W", "_", stem)
+    while name in sys.modules or name in sys.stdlib_module_names:
+        name += "_"
+    return name
+
+
+# ---- which statements are kept ------------------------------------------------------------------------------------
+
+# What a constant may call.
+_PLAIN_CALLS = {
+    "dict",
+    "int",
+    "float",
+    "str",
+    "bool",
+    "range",
+    "len",
+    "tuple",
+    "list",
+    "set",
+    "max",
+    "min",
+    "field",
+    "namedtuple",
+    "TypeVar",
+    "NewType",
+    "is_available",
+    "device",
+    "SimpleNamespace",
+    "sqrt",
+    "partial",
+    "Path",
+    "getLogger",
+    "cpu_count",
+    "type",
+}
+
+
+def _keeps(node: ast.stmt) -> bool:
+    """Return whether a top-level statement is a definition rather than a part of the script."""
+    if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return True
+    if isinstance(node, ast.If | ast.Try) and not _is_main(node):
+        inside = [*node.body, *node.orelse, *(each for h in getattr(node, "handlers", []) for each in h.body)]
+        return all(isinstance(each, ast.Pass) or (_keeps(each) and not isinstance(each, ast.If)) for each in inside)
+    if _is_path(node):
+        return True
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if node.value is None:
+            return False
+        # Attention.forward = forward, as notebooks write it
+        if all(isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name) for each in targets):
+            return isinstance(node.value, ast.Name | ast.Lambda)
+        return all(isinstance(each, ast.Name | ast.Tuple) for each in targets) and _is_constant(node.value)
+    return False
+
+
+def _is_constant(value: ast.expr) -> bool:
+    for node in ast.walk(value):
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called not in _PLAIN_CALLS and not re.search("config|args|params", called, re.IGNORECASE):
+                return False
+        if isinstance(node, ast.Await | ast.Yield | ast.NamedExpr):
+            return False
+    return True
+
+
+def _is_path(node: ast.stmt) -> bool:
+    """Return whether a statement extends the path that imports are found on."""
+    return isinstance(node, ast.Expr) and bool(re.match(r"sys\.path\.(insert|append|extend)\(", ast.unparse(node)))
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _is_main(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+
+
+def _binds(node: ast.stmt) -> set[str]:
+    """Return the names that a statement defines."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return {node.name}
+    found = set()
+    for each in ast.walk(node):
+        if isinstance(each, ast.Import | ast.ImportFrom):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in each.names}
+        elif isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
+            found.add(each.id)
+        elif isinstance(each, ast.ClassDef | ast.FunctionDef):
+            found.add(each.name)
+    return found
+
+
+def _uses(node: ast.AST) -> set[str]:
+    """Return the names that a statement needs; annotations do not count, unless they name a configuration."""
+    found: set[str] = set()
+    stack: list[ast.AST] = [node]
+    while stack:
+        each = stack.pop()
+        if isinstance(each, ast.Name):
+            found.add(each.id)
+        for name, value in ast.iter_fields(each):
+            if name in ("annotation", "returns"):
+                if name == "annotation" and value is not None and "onfig" in ast.unparse(value):
+                    found |= {inner.id for inner in ast.walk(value) if isinstance(inner, ast.Name)}
+                continue
+            stack += [inner for inner in (value if isinstance(value, list) else [value]) if isinstance(inner, ast.AST)]
+    return found
+
+
+def _reachable(nodes: list[ast.stmt], wanted: set[str]) -> set[str]:
+    """Return the names that the wanted classes need, and that those need, and configurations."""
+    needed = set(wanted)
+    for node in nodes:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            configures = isinstance(node, ast.ClassDef) and re.search("config|args|param", node.name, re.IGNORECASE)
+            needed |= {node.name} if configures or not wanted else set()
+        elif _is_path(node):
+            needed |= _uses(node)
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            sizes = [key for key in node.value.keys if isinstance(key, ast.Constant) and canonical(str(key.value))]
+            if len(sizes) >= 3:
+                needed |= _binds(node)
+    before = -1
+    while len(needed) > before:
+        before = len(needed)
+        for node in nodes:
+            patched = [
+                target.value.id
+                for target in getattr(node, "targets", [])
+                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name)
+            ]
+            if _binds(node) & needed or set(patched) & needed:
+                needed |= _uses(node)
+    return needed
+
+
+def _parts(node: ast.stmt, needed: set[str]) -> Iterator[ast.stmt]:
+    """Yield the parts of a kept statement that are needed: of an import, one name at a time."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        for alias in node.names:
+            if alias.name == "*" or (alias.asname or alias.name).split(".")[0] in needed:
+                if isinstance(node, ast.Import):
+                    yield ast.copy_location(ast.Import([alias]), node)
+                else:
+                    yield ast.copy_location(ast.ImportFrom(node.module, [alias], node.level), node)
+    else:
+        patches = any(isinstance(target, ast.Attribute) for target in getattr(node, "targets", []))
+        if patches or _is_path(node) or _binds(node) & needed:
+            yield node
+
+
+def _defined_in(module: types.ModuleType, value: Any) -> bool:
     return (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__
 
 
 def said(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """Return an exception's type and message in one line."""
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:299] + "…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

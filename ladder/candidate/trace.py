@@ -1,11 +1,13 @@
-"""Looking into somebody's layer as it runs: every call of a torch function goes past here."""
+"""Record the user's layer as it runs: every tensor that it makes, with the line that made it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
 from .source import Code
@@ -14,112 +16,242 @@ Place = tuple[str, str]
 
 # They make a tensor of their own like another one, and so have no gradient to pass on.
 _LIKE = ("_like", "new_")
+# No more is kept: of a layer that loops over positions, the beginning shows how it works.
+_MOST_EVENTS, _MOST_NUMBERS = 3000, 50_000
+_LOW = (torch.float16, torch.bfloat16, torch.float32)
 
 
-class Watch(TorchFunctionMode):
-    """Notes the first line of the user's source that changes the layer's input, and the like.
+@dataclass(frozen=True)
+class Event:
+    """One call of a torch function.
 
     Args:
-        given: the layer's input.
-        dtype: the trial's.
-        places: filled with ``input`` (changed in place), ``nan`` (made from none), ``dtype`` (numbers of less precision
-            come in) and ``gradient`` (cut off from what it was computed from).
+        function: its name.
+        at: ``file:line`` in the user's source, and that line.
+        made: where the module that made the call was built, if it is one of torch's (an ``nn.Linear``, say).
+        value: what it gave, or changed in place.
+        inputs: the events that it took values from; -1 is the layer's input.
+        parameters: the names of the parameters that it took.
+        within: the submodules that ran, from the outermost: their names, and the line that called each.
     """
 
-    def __init__(self, code: Code, given: Tensor, dtype: torch.dtype, places: dict[str, Place]) -> None:
-        super().__init__()
+    function: str
+    at: Place | None
+    made: Place | None
+    value: Tensor
+    inputs: tuple[int, ...]
+    parameters: tuple[str, ...]
+    within: tuple[tuple[str, Place | None], ...] = ()
+
+
+@dataclass
+class Trace:
+    """What was recorded of one forward pass.
+
+    Args:
+        events: in order.
+        places: the first line that changes the layer's ``input``, makes ``nan`` from none, computes with a lower
+            ``dtype``, or cuts the ``gradient``.
+        parts: input and output of each call of a submodule, by the submodule's name.
+        output: the event that gave the layer's output; -1 if it is not known.
+    """
+
+    events: list[Event] = field(default_factory=list)
+    places: dict[str, Place] = field(default_factory=dict)
+    parts: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    output: int = -1
+
+
+class Births:
+    """Notes where in the user's source each module is built, while the layer is built."""
+
+    def __init__(self, code: Code) -> None:
         self.code = code
+        self.places: dict[int, Place | None] = {}
+
+    def __enter__(self) -> "Births":
+        self._init = init = nn.Module.__init__
+        places, code = self.places, self.code
+
+        def noting(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+            init(module, *args, **kwargs)
+            forward = getattr(type(module).forward, "__code__", None)
+            if forward is None or not code.owns(forward.co_filename):
+                places[id(module)] = code.running()
+
+        nn.Module.__init__ = noting
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        nn.Module.__init__ = self._init
+
+
+class Recorder(TorchFunctionMode):
+    """Records every call of a torch function in a `Trace`.
+
+    Args:
+        code: the user's source.
+        layer: the layer that runs.
+        given: its input.
+        dtype: the trial's.
+        births: where its modules were built.
+    """
+
+    def __init__(self, code: Code, layer: nn.Module, given: Tensor, dtype: torch.dtype, births: Births) -> None:
+        super().__init__()
+        self.code, self.dtype = code, dtype
         self.given, self.before = given, given.detach().clone()
-        self.dtype = dtype
-        self.places = places
+        self.births = births.places
+        self.trace = Trace()
+        self._names = {id(tensor): name for name, tensor in layer.named_parameters()}
+        self._made_by: dict[int, int] = {id(given): -1}
+        self._kept: list[Any] = [given]  # so that no id is used again
+        self._running: list[nn.Module] = []
+        self._within: list[tuple[str, Place | None]] = []
+        self._numbers = 0
+        self._paused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Call the function, and look at what it took and what it gave."""
+        """Call the function, and record what it took and what it gave."""
+        if self._paused:
+            return func(*args, **(kwargs or {}))
+        taken = list(_tensors([args, kwargs or {}]))
+        had_nan = any(each.is_floating_point() and bool(each.isnan().any()) for each in taken)
         result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__" or name.startswith("_is"):
+            return result
         if not torch.equal(self.given, self.before):
             self._note("input")
-        if not isinstance(result, Tensor) or not result.is_floating_point():
-            return result
-        taken = list(_floats([args, kwargs]))
-        if result.isnan().any() and not any(each.isnan().any() for each in taken):
-            self._note("nan")
-        own = not any(each in getattr(func, "__name__", "") for each in _LIKE)
-        wide = any(each.dtype == self.dtype for each in taken)
-        if wide and own and (result.dtype != self.dtype or any(map(self._rounded, taken))):
-            self._note("dtype")
-        if own and not result.requires_grad and any(each.requires_grad for each in taken):
-            self._note("gradient")
+        outputs = [args[0]] if name == "__setitem__" else list(_tensors([result]))
+        self._record(name, taken, outputs)
+        floats = [each for each in taken if each.is_floating_point()]
+        for output in outputs:
+            if output.is_floating_point():
+                self._look(name, output, floats, had_nan)
         return result
 
+    def ended(self, output: Any) -> None:
+        """Note which event gave the layer's output."""
+        self.trace.output = self._made_by.get(id(output), -1)
+
+    def _record(self, name: str, taken: list[Tensor], outputs: list[Tensor]) -> None:
+        inputs = tuple(self._made_by[id(each)] for each in taken if id(each) in self._made_by)
+        parameters = tuple(self._names[id(each)] for each in taken if id(each) in self._names)
+        for output in outputs:
+            if len(self.trace.events) >= _MOST_EVENTS or output.numel() < 2 or output.is_complex():
+                continue
+            value = output.detach().as_subclass(Tensor)
+            self._numbers += value.numel()
+            if value.numel() > _MOST_NUMBERS or self._numbers > 100 * _MOST_NUMBERS:
+                continue
+            module = self._running[-1] if self._running else None
+            event = Event(
+                name,
+                self.code.running(),
+                self.births.get(id(module)) if module is not None else None,
+                value.double().clone() if value.is_floating_point() else value.clone(),
+                inputs,
+                parameters,
+                tuple(self._within),
+            )
+            self._made_by[id(output)] = len(self.trace.events)
+            self._kept.append(output)
+            self.trace.events.append(event)
+
+    def _look(self, name: str, output: Tensor, taken: list[Tensor], had_nan: bool) -> None:
+        """Note the first line that makes NaN, that computes with a lower dtype, and that cuts the gradient."""
+        if not had_nan and output.isnan().any():
+            self._note("nan")
+        own = not any(each in name for each in _LIKE)
+        wide = any(each.dtype == self.dtype for each in taken)
+        if wide and own and (output.dtype != self.dtype or any(map(self._rounded, taken))):
+            self._note("dtype")
+        if own and not output.requires_grad and any(each.requires_grad for each in taken):
+            self._note("gradient")
+
     def _rounded(self, tensor: Tensor) -> bool:
-        """Whether a tensor is of less precision, and for numbers that need more: masks, small integers do no harm."""
-        if tensor.dtype == self.dtype:
+        """Return whether a tensor is of less precision, and its numbers need more: masks and small integers do not."""
+        if tensor.dtype == self.dtype or tensor.numel() == 0:
             return False
         mantissa, _ = tensor[tensor.abs() < 1e6].double().frexp()
         return bool((mantissa * 2**21 % 1 != 0).any())
 
     def _note(self, what: str) -> None:
-        place = self.code.running() if what not in self.places else None
+        place = self.code.running() if what not in self.trace.places else None
         if place:
-            self.places[what] = place
+            self.trace.places[what] = place
+
+    @contextmanager
+    def recording(self, parts: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Record what runs in this context, and the calls of some submodules, by their names."""
+        names = {id(module): name for name, module in parts.items()}
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self._running.append(module)
+            if id(module) in names:
+                self._within.append((names[id(module)], self.code.running()))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if self._running:
+                self._running.pop()
+            if id(module) in names and self._within:
+                self._within.pop()
+            output = next(_tensors([output]), None)
+            given = next(_tensors([args]), None)
+            if id(module) in names and output is not None and given is not None:
+                self._paused = True
+                plain = (each.detach().as_subclass(Tensor).clone() for each in (given, output))
+                self.trace.parts.append((names[id(module)], *plain))
+                self._paused = False
+
+        handles = [
+            torch_module.register_module_forward_pre_hook(enter),
+            torch_module.register_module_forward_hook(leave),
+        ]
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
-class _Softmax(TorchFunctionMode):
-    def __init__(self, keep: Callable[[Tensor, Tensor], None]) -> None:
+class Widened(TorchFunctionMode):
+    """Computes in a wide dtype wherever the layer asks for a lower one: an experiment, to see what rounding does."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
-        self.keep = keep
+        self.dtype = dtype
+
+    def __enter__(self) -> "Widened":
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_default_dtype(self._default)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") == "softmax" and result.ndim == 4:
-            self.keep(next(_floats([args, kwargs])), result)
-        return result
+        """Call the function with the wide dtype in place of a lower one."""
+        if getattr(func, "__name__", "") in ("float", "half", "bfloat16") and args and isinstance(args[0], Tensor):
+            return args[0].to(self.dtype)
+
+        def widen(each: Any) -> Any:
+            return self.dtype if isinstance(each, torch.dtype) and each in _LOW else each
+
+        return func(*map(widen, args), **{name: widen(each) for name, each in (kwargs or {}).items()})
 
 
-@contextmanager
-def tapped(layer: nn.Module, rung: str, taps: dict[str, Tensor]) -> Iterator[None]:
-    """Keep what the layer's submodules give, by their names, and what its softmax takes and gives.
-
-    The latter as TransformerLens calls them, ``hook_attn_scores`` and ``hook_pattern``: few people's attention has such
-    submodules, but nearly all call softmax.
-    """
-    seen = 0
-
-    def keep_softmax(scores: Tensor, pattern: Tensor) -> None:
-        nonlocal seen
-        prefix = {"attention": "", "block": "attn."}.get(rung, f"blocks.{seen}.attn.")
-        taps.setdefault(f"{prefix}hook_attn_scores", _kept(scores))
-        taps.setdefault(f"{prefix}hook_pattern", _kept(pattern))
-        seen += 1
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            output = output[0] if isinstance(output, tuple) else output
-            if isinstance(output, Tensor):
-                taps[name] = _kept(output)
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in layer.named_modules() if name]
-    try:
-        with _Softmax(keep_softmax):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _kept(tensor: Tensor) -> Tensor:
-    return tensor.detach().as_subclass(Tensor).clone()
-
-
-def _floats(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors in nested arguments."""
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested arguments."""
     if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
+        yield value
     elif isinstance(value, Mapping):
-        yield from _floats(list(value.values()))
+        for each in value.values():
+            yield from _tensors(each)
     elif isinstance(value, list | tuple):
         for each in value:
-            yield from _floats(each)
+            yield from _tensors(each)

@@ -1,7 +1,7 @@
 """Classic mistakes of attention."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,8 +108,16 @@ def _between_heads(self: PlainAttention, x: Tensor, **_: object) -> Tensor:
 _FILLS = (-math.inf, -1e5)
 
 
-def _wrong(mistake: str, hint: str, *, fills: Sequence[float] = (-math.inf,), **steps: Any) -> Mistake:
+def _wrong(
+    mistake: str,
+    hint: str,
+    *,
+    fills: Sequence[float] = (-math.inf,),
+    or_else: Mapping[str, Any] | None = None,
+    **steps: Any,
+) -> Mistake:
     spellings = tuple(steps if fill == PlainAttention.fill else {**steps, "fill": fill} for fill in fills)
+    spellings += (or_else,) if or_else else ()
     return Mistake(mistake, hint, "attention", PlainAttention, spellings)
 
 
@@ -271,21 +279,43 @@ ATTENTION: tuple[Mistake, ...] = (
         "keys from W_Q",
         "The keys are made with W_Q. Make them with W_K and b_K.",
         keys=lambda self, x: self.heads(x, self.W_Q, self.b_Q),
+        or_else={"keys": lambda self, x: self.heads(x, self.W_Q, self.b_K)},
     ),
     _wrong(
         "queries from W_K",
         "The queries are made with W_K and b_K. Make them with W_Q and b_Q.",
         queries=lambda self, x: self.heads(x, self.W_K, self.b_K),
+        or_else={"queries": lambda self, x: self.heads(x, self.W_K, self.b_Q)},
     ),
     _wrong(
         "values from W_K",
         "The values are the keys. Make them with W_V and b_V.",
         values=lambda self, x: self.heads(x, self.W_K, self.b_K),
+        or_else={"values": lambda self, x: self.heads(x, self.W_K, self.b_V)},
+    ),
+    _wrong(
+        "keys and values exchanged",
+        "The keys are made with W_V and the values with W_K. Make the keys with W_K and b_K, and the values with "
+        "W_V and b_V.",
+        keys=lambda self, x: self.heads(x, self.W_V, self.b_V),
+        values=lambda self, x: self.heads(x, self.W_K, self.b_K),
+    ),
+    _wrong(
+        "b_K added to the queries",
+        "The queries get b_K for their bias. Add b_Q to them.",
+        queries=lambda self, x: self.heads(x, self.W_Q, self.b_K),
+    ),
+    _wrong(
+        "b_K or b_Q added to the values",
+        "The values get the bias of the keys or of the queries. Add b_V to them.",
+        values=lambda self, x: self.heads(x, self.W_V, self.b_K),
+        or_else={"values": lambda self, x: self.heads(x, self.W_V, self.b_Q)},
     ),
     _wrong(
         "values from W_Q",
         "The values are the queries. Make them with W_V and b_V.",
         values=lambda self, x: self.heads(x, self.W_Q, self.b_Q),
+        or_else={"values": lambda self, x: self.heads(x, self.W_Q, self.b_V)},
     ),
     _wrong(
         "W_Q, W_K, W_V transposed",
@@ -333,7 +363,13 @@ ATTENTION: tuple[Mistake, ...] = (
         "The heads' outputs are averaged. Sum them: attention's output is the sum over heads of z @ W_O, and b_O.",
         out=lambda self, z: einsum(z, self.W_O, "b s n h, n h m -> b s m") / self.n_heads + self.b_O,
     ),
-    # The biases. Without b_K the output would be the same: it moves all of a query's scores alike.
+    # The biases. Without b_K the output is the same: it moves all of a query's scores alike.
+    _wrong(
+        "b_K not added to the keys",
+        "b_K is never read. (No bias of the keys can show in the output: it moves all of a query's scores alike.) Add "
+        "it to the keys: GPT-2 has it.",
+        keys=lambda self, x: self.heads(x, self.W_K, torch.zeros_like(self.b_K)),
+    ),
     _wrong(
         "b_Q missing",
         "The queries lack their bias. Add b_Q.",

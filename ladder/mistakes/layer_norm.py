@@ -45,7 +45,7 @@ class PlainLayerNorm(nn.Module):
 
 
 def _layer_norm(mistake: str, hint: str, **steps: Any) -> Mistake:
-    return Mistake(mistake, hint, "layernorm", PlainLayerNorm, (steps,))
+    return Mistake(mistake, hint, "layer-norm", PlainLayerNorm, (steps,))
 
 
 LAYER_NORM: tuple[Mistake, ...] = (

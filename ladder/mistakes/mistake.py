@@ -1,5 +1,6 @@
 """What a classic mistake is: a layer's formula, a step at a time, with one step replaced by a wrong one."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from ..rungs import Build
 
 Steps = Mapping[str, Any]
+
+_SENTENCE = re.compile(r"(?<=[.]) (?=[A-Z(])")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,16 @@ class Mistake:
     rung: str
     base: type[nn.Module]
     spellings: tuple[Steps, ...]
+
+    @property
+    def what(self) -> str:
+        """The hint's first sentence: what is wrong."""
+        return _SENTENCE.split(self.hint, maxsplit=1)[0]
+
+    @property
+    def fix(self) -> str:
+        """The rest of the hint: how to fix it."""
+        return "".join(_SENTENCE.split(self.hint, maxsplit=1)[1:])
 
     @property
     def builds(self) -> tuple[Build, ...]:

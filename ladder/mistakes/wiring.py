@@ -1,6 +1,6 @@
 """Classic mistakes of wiring: the block and the model, and the layers' own mistakes inside them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..rungs import Build, block_arguments
 from .attention import ATTENTION
 from .embeddings import EMBED, POS_EMBED, UNEMBED
 from .layer_norm import LAYER_NORM
-from .mistake import Mistake, Steps
+from .mistake import Mistake, Steps, with_steps
 from .mlp import MLPS
 
 
@@ -295,7 +295,7 @@ MODEL: tuple[Mistake, ...] = (
     _model(
         "logits from W_E",
         "The logits are made with W_E transposed, where the output projection has a W_U of its own here (untied).",
-        logits=lambda self, x: x @ self.embed.W_E.T + self.get_parameter("unembed.b_U"),
+        logits=lambda self, x: x @ self.embed.W_E.T + (0 if self.unembed.b_U is None else self.unembed.b_U),
     ),
     _model(
         "logits from W_E, without b_U",
@@ -310,6 +310,17 @@ MODEL: tuple[Mistake, ...] = (
         logits=lambda self, x: x @ self.embed.W_E.reshape(self.embed.W_E.shape[::-1]),
     ),
 )
+
+
+def with_parts(base: type[nn.Module], parts: Mapping[str, Build], steps: Steps) -> Build:
+    """Return the build of a layer with wrong layers in some places, and some of its own steps replaced."""
+
+    def init(self: Any, config: GPT2Config, dtype: torch.dtype) -> None:
+        base.__init__(self, config, dtype)  # pyright: ignore[reportCallIssue]
+        for path, build in parts.items():
+            self.set_submodule(path, build(config, dtype))
+
+    return with_steps(base, {**steps, "__init__": init})
 
 
 def _inside(

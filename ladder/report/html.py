@@ -1,18 +1,16 @@
 """The climb as one page to open in a browser: nothing is loaded from anywhere, and nothing runs in it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
 from torch import Tensor
 
 from ...files import write_whole
-from ..diagnosis import Diagnosis, Pattern
-from ..rungs import Case
-from ..verdicts import Verdict
+from ..results import Climb, Hint, Pattern, Tried, Verdict
 
-_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 # The chart's scale, powers of ten. What is equal to the bit stands at the left end, what is infinite at the right.
 _LEAST, _MOST = -17, 3
@@ -22,88 +20,69 @@ _MARKS = (
     ("gradient", "tolerance64", "gradients, float64", "g64"),
     ("float32", "tolerance32", "output, float32", "o32"),
 )
-_SIZES = {
-    "embed": ("d_vocab", "d_model"),
-    "pos-embed": ("n_ctx", "d_model"),
-    "layernorm": ("d_model",),
-    "attention": ("n_heads", "d_head", "d_model"),
-    "mlp": ("d_mlp", "d_model"),
-    "block": ("n_heads", "d_head", "d_mlp", "d_model"),
-    "unembed": ("d_model", "d_vocab"),
-    "model": ("n_layers", "n_heads", "d_head", "d_mlp", "d_model", "d_vocab", "n_ctx"),
-}
 
 
-def write_page(
-    path: Path,
-    verdicts: Sequence[Verdict],
-    *,
-    layers: Mapping[str, str],
-    diagnoses: Mapping[str, Diagnosis],
-    faults: Mapping[str, str],
-) -> None:
-    """Write the page.
-
-    Args:
-        path: where; its folder is made.
-        verdicts: one for each rung and reference tried, in order.
-        layers: whose layer stood on a rung, by the rung's name: ``{"attention": "mine.py:Attention"}``.
-        diagnoses: by the rung's name, of those that failed.
-        faults: by the rung's name, what is wrong with a layer other than its numbers (it crashed, hung, …), as text.
-    """
+def write_html(climbed: Climb, path: Path) -> None:
+    """Write a climb as one page."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, _page(verdicts, layers, diagnoses, faults).encode())
+    write_whole(path, page(climbed).encode())
 
 
-def _page(
-    verdicts: Sequence[Verdict],
-    layers: Mapping[str, str],
-    diagnoses: Mapping[str, Diagnosis],
-    faults: Mapping[str, str],
-) -> str:
-    tried = list(dict.fromkeys([*(each.rung for each in verdicts), *diagnoses, *faults]))
-    failed = [
-        name
-        for name in tried
-        if name in faults
-        or (name in diagnoses and not diagnoses[name].right)
-        or any(each.rung == name and not each.passed for each in verdicts)
-    ]
-    title = f"{' and '.join(failed)}: not right yet" if failed else f"Right: {', '.join(tried)}"
-    whose = ", ".join(f"{name}: <code>{escape(layer)}</code>" for name, layer in layers.items())
-    parts = [
-        f'<h1 class="{"bad" if failed else "good"}">{escape(title)}</h1>',
-        f'<p class="quiet">{whose}</p>' if whose else "",
-        *(_failure(name, diagnoses.get(name), faults.get(name)) for name in failed),
-        f"<h2>How far each layer is off</h2>{_chart(verdicts)}{_table(verdicts)}" if verdicts else "",
-    ]
+def page(climbed: Climb) -> str:
+    """Return a climb as a page that stands alone."""
+    title = _title(climbed)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8" />\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1" />\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\" />\n"
-        f"<title>gptladder: {escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
+        f"<title>gptladder: {escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"{body(climbed)}\n</body>\n</html>\n"
     )
 
 
-def _failure(name: str, diagnosis: Diagnosis | None, fault: str | None) -> str:
-    lines = [f"<h2>{escape(name)}</h2>"]
-    if fault is not None:
-        lines.append(f"<pre>{escape(fault)}</pre>")
-    if diagnosis is not None and not diagnosis.right:
-        if diagnosis.mistakes:
-            lines.append(f'<p class="mistake">{escape(" and ".join(diagnosis.mistakes))}</p>')
-        lines += [f"<p>{escape(text)}</p>" for text in (diagnosis.hint, diagnosis.departs) if text]
-        if diagnosis.smallest is not None:
-            lines.append(f"<p>Smallest case that fails: <code>{_sizes(name, diagnosis.smallest)}</code></p>")
-        lines.append(_patterns(diagnosis.patterns))
+def body(climbed: Climb) -> str:
+    """Return the verdict, every rung that failed, notes, and how far each layer is off."""
+    failed = [each for each in climbed.rungs if not each.passed]
+    whose = ", ".join(f"{each.rung}: <code>{escape(each.layer)}</code>" for each in climbed.rungs)
+    verdicts = [each.verdict for each in climbed.rungs if each.verdict]
+    parts = [
+        f'<h1 class="{"bad" if failed or not climbed.rungs else "good"}">{escape(_title(climbed))}</h1>',
+        f'<p class="quiet">{whose}</p>' if whose else f"<p>{escape(climbed.refused)}</p>",
+        *(f'<p class="quiet">{escape(note)}.</p>' for note in climbed.left_out),
+        *(_failure(each, climbed.hint) for each in failed),
+        *(_noted(each) for each in climbed.rungs if each.passed),
+        f"<h2>How far each layer is off</h2>{_chart(verdicts)}{_table(verdicts)}" if verdicts else "",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _title(climbed: Climb) -> str:
+    failed = [each.rung for each in climbed.rungs if not each.passed]
+    if failed:
+        return f"{' and '.join(failed)}: not right yet"
+    return f"Right: {', '.join(each.rung for each in climbed.rungs)}" if climbed.rungs else "Nothing was tried"
+
+
+def _failure(tried: Tried, hint: Hint) -> str:
+    """Return the section of a rung that failed: its mistake, what is wrong, the line, the patterns."""
+    lines = [f"<h2>{escape(tried.rung)}</h2>"]
+    if tried.mistakes and hint != "where":
+        lines.append(f'<p class="mistake">{escape(" and ".join(tried.mistakes))}</p>')
+    lines.append(f"<pre>{escape(tried.told(hint))}</pre>")
+    if tried.diagnosis is not None:
+        lines.append(_patterns(tried.diagnosis.patterns))
+    lines.append(_notes(tried))
     return f"<section>{''.join(lines)}</section>"
 
 
-def _sizes(rung: str, case: Case) -> str:
-    names = {"batch": case.batch, "seq": case.seq} | {name: getattr(case.config, name) for name in _SIZES[rung]}
-    return " ".join(f"{name}={size}" for name, size in names.items())
+def _noted(tried: Tried) -> str:
+    notes = _notes(tried)
+    return f"<section><h2>{escape(tried.rung)}</h2>{notes}</section>" if notes else ""
+
+
+def _notes(tried: Tried) -> str:
+    notes = [*tried.notes, *([f"Its parameters: {tried.reading}."] if tried.reading else [])]
+    return "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
 
 
 def _patterns(patterns: Sequence[Pattern]) -> str:
@@ -132,7 +111,7 @@ def _grid(weights: Tensor) -> str:
             text = f"{weight:.2f}" if known else "NaN"
             text = "0" if text in ("0.00", "-0.00") else text.removeprefix("0") if known and weight < 1 else text
             strength = min(abs(weight), 1.0) if known else 0.5
-            allowed = known and weight >= 0 and (key <= query or weight == 0)
+            allowed = known and weight >= 0 and (key <= query or weight <= 1e-9)
             x, y = key * size, query * size
             cells.append(
                 f'<rect x="{x + 0.5}" y="{y + 0.5}" width="{size - 1}" height="{size - 1}" '

@@ -87,6 +87,15 @@ def test_each_entry_lies_where_the_format_has_it() -> None:
     nanogpt = from_ours("nanogpt", fitting(config, "nanogpt"), ours)
     tensorflow = from_ours("tensorflow", fitting(config, "tensorflow"), ours)
     W_QKV, W_O = ours["blocks.1.attn.W_QKV"], ours["blocks.1.attn.W_O"]
+    for part, letter in enumerate("QKV"):
+        for head in range(2):
+            for k in range(3):
+                value, column = ours["blocks.1.attn.b_QKV"][part, head, k], 3 * head + k
+                assert hf["h.1.attn.c_attn.bias"][6 * part + column] == value
+                assert nanogpt["h.1.attn.c_attn.bias"][6 * part + column] == value
+                assert tensorflow["model/h1/attn/c_attn/b"][6 * part + column] == value
+                assert hooked[f"blocks.1.attn.b_{letter}"][head, k] == value
+                assert bridge[f"blocks.1.attn.{letter.lower()}.bias"][column] == value
     for d in range(6):
         for head in range(2):
             for k in range(3):

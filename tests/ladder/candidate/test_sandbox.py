@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from gptladder.ladder import CandidateError
-from gptladder.ladder.candidate.layer import Candidate, Question
+from gptladder.ladder.candidate.layer import Candidate, Request
 from gptladder.ladder.candidate.sandbox import Sandbox
 from gptladder.ladder.candidate.source import find
 from gptladder.ladder.rungs import distance, draw_case, make_trial, rung
@@ -92,7 +93,7 @@ def trial_of(name="attention"):
 
 def question(name="attention"):
     trial = trial_of()
-    return Question(name, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
+    return Request(name, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
 
 
 def alive(pid):
@@ -119,15 +120,17 @@ def test_it_answers_as_the_layer_does_here_and_survives_what_can_be_survived(fol
         "model": "mine.py:Scores",
     }
     with Sandbox(layers, 60) as sandbox:
-        for look in ("", "taps"):
-            there = sandbox.respond(question(), look)
+        for look in (False, True):
+            there = sandbox.respond(replace(question(), look=look))
             made, code = find(f"{ARENA}:Attention")
-            near = Candidate(made, "Attention", code).respond(question(), look)
+            near = Candidate(made, "Attention", code).respond(replace(question(), look=look))
             assert torch.equal(there.answer.output, near.answer.output)
             assert there.answer.gradients.keys() == near.answer.gradients.keys()
             assert all(torch.equal(there.answer.gradients[name], grad) for name, grad in near.answer.gradients.items())
             assert there.asked == near.asked == {"d_model", "n_heads", "d_head", "init_range"}
-            assert there.taps.keys() == near.taps.keys()
+            functions = [event.function for event in near.trace.events]
+            assert [event.function for event in there.trace.events] == functions
+            assert bool(functions) == look
         assert str(sandbox.respond(question("block")).fault).splitlines()[0] == "forward calls exit()."
         assert sandbox.respond(question("mlp")).fault.message == "forward raises EOFError: EOF when reading a line"
         found = distance(sandbox.respond(question("model")).answer, trial_of().expected)
@@ -154,28 +157,26 @@ def test_a_layer_that_hangs_is_stopped_with_all_that_it_started_and_another_proc
 def test_a_layer_that_ends_or_crashes_its_process_is_told_from_one_that_hangs():
     with Sandbox({"attention": "mine.py:Crashes", "block": "mine.py:LeavesAtOnce"}, 60) as sandbox:
         fault = sandbox.respond(question()).fault
-        assert (fault.kind, fault.message) == ("died", "forward or the backward pass crashed Python itself (SIGSEGV)")
+        assert (fault.kind, fault.message) == ("died", "forward or the backward pass crashed Python (SIGSEGV)")
         assert fault.at == f"mine.py:{line_of('ctypes.string_at')}"
         fault = sandbox.respond(question("block")).fault
         assert (fault.kind, fault.at) == ("died", None)
-        assert (
-            fault.message
-            == 'forward or the backward pass ended the whole process with status 3, having printed "I leave"'
-        )
+        assert fault.message.startswith("forward or the backward pass ended the whole process with status 3; ")
+        assert fault.message.endswith('the last that it printed is "I leave"')
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("x = = 1\n", "broken.py:1: importing it raises SyntaxError: invalid syntax: x = = 1"),
-        ("import os\nos._exit(4)\n", "broken.py: importing it ended the whole process with status 4"),
+        ("x = = 1\n", "broken.py:A: the file has no A; it has no class (line 1 does not parse"),
+        ("import os\nclass A(os._exit(4)): pass\n", "reading it ended the whole process with status 4"),
     ],
 )
-def test_a_file_that_cannot_be_imported_is_said_in_one_line(folder, text, told):
+def test_a_file_that_cannot_be_read_is_reported_in_one_line(folder, text, told):
     (folder / "broken.py").write_text(text)
     with Sandbox({"attention": "broken.py:A"}, 60) as sandbox, pytest.raises(CandidateError) as caught:
         sandbox.ready()
-    assert str(caught.value).startswith(told)
+    assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -193,7 +194,7 @@ STOPPED = """
 import signal
 import torch
 from gptladder import GPT2Config
-from gptladder.ladder.candidate.layer import Question
+from gptladder.ladder.candidate.layer import Request
 from gptladder.ladder.candidate.sandbox import Sandbox
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it
@@ -201,7 +202,7 @@ shapes = dict(W_Q=(2, 4, 2), W_K=(2, 4, 2), W_V=(2, 4, 2), b_Q=(2, 2), b_K=(2, 2
 parameters = {name: torch.zeros(shape) for name, shape in shapes.items()}
 given = torch.zeros(1, 3, 4)
 with Sandbox({"attention": "mine.py:Hangs"}, 5) as sandbox:
-    sandbox.respond(Question("attention", GPT2Config(d_model=4, n_heads=2), torch.float32, parameters, given, given))
+    sandbox.respond(Request("attention", GPT2Config(d_model=4, n_heads=2), torch.float32, parameters, given, given))
 """
 
 

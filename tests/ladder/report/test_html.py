@@ -1,4 +1,4 @@
-"""The page: it says what was found, stands alone, and a browser shows it."""
+"""The page: it reports what was found, stands alone, and a browser shows it."""
 
 import math
 import os
@@ -6,21 +6,21 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from gptladder.ladder.diagnosis import Diagnosis, Pattern
-from gptladder.ladder.report.html import write_page
-from gptladder.ladder.rungs import cases
-from gptladder.ladder.verdicts import Verdict
+from gptladder.ladder.report.html import page, write_html
+from gptladder.ladder.report.notebook import fragment, load_ipython_extension
+from gptladder.ladder.results import Climb, Diagnosis, Fault, Finding, Pattern, Tried, Verdict
 
 
-def verdict(rung="attention", float64=1e-15, gradient=2e-15, float32=1e-7, reference="TransformerLens"):
+def verdict(rung: str = "attention", float64: float = 1e-15, gradient: float = 2e-15, float32: float = 1e-7) -> Verdict:
     return Verdict(
         rung=rung,
-        reference=reference,
+        reference="gptladder",
         cases=25,
         float64=float64,
         float32=float32,
@@ -33,75 +33,121 @@ def verdict(rung="attention", float64=1e-15, gradient=2e-15, float32=1e-7, refer
 
 PATTERN = torch.tensor([[[1.0, 0.0], [0.25, 0.75]], [[0.5, 0.5], [math.nan, 0.125]]], dtype=torch.float64)
 DIAGNOSIS = Diagnosis(
+    mistakes=("causal mask <off> by one",),
+    what=("Each position sees the one after it: key > query & more.",),
+    fix=("Mask every key > query.",),
+    finding=Finding("mine.py:3", "x <y>", ("the scores (line 2)",), "the masked scores"),
+    patterns=(Pattern("the right one", PATTERN), Pattern("yours, as <b>mine</b> gives it", PATTERN)),
+)
+RIGHT = Tried("layer-norm", "mine.py:Norm", verdict("layer-norm"), notes=("It was built with eps=1e-05.",))
+WRONG = Tried(
     "attention",
-    False,
-    ("causal mask <off> by one",),
-    "Each position sees the one after it: key > query & more.",
-    "First at hook_pattern.",
-    next(iter(cases(0, 1))),
-    (Pattern("the right one", PATTERN), Pattern("yours, as <b>mine</b> gives it", PATTERN)),
+    "mine <script>.py:Attention",
+    verdict(float64=0.4, gradient=math.inf, float32=math.nan),
+    fault=Fault("output", "the output is off by 4.0e-01, where 1e-12 is allowed"),
+    diagnosis=DIAGNOSIS,
+    smallest={"batch": 1, "seq": 2},
+    notes=("A caveat & more.",),
 )
 
 
-def written(tmp_path, verdicts, **given):
+@pytest.fixture
+def failed(tmp_path: Path) -> str:
     path = tmp_path / "deep" / "report.html"
-    write_page(path, verdicts, **({"layers": {}, "diagnoses": {}, "faults": {}} | given))
+    write_html(Climb([RIGHT, WRONG], left_out=("the script part was not run",)), path)
     assert [each.name for each in path.parent.iterdir()] == ["report.html"]
     return path.read_text()
 
 
-@pytest.fixture
-def failed(tmp_path):
-    return written(
-        tmp_path,
-        [verdict("layernorm"), verdict(float64=0.4, gradient=math.inf, float32=math.nan)],
-        layers={"attention": "mine <script>.py:Attention"},
-        diagnoses={"attention": DIAGNOSIS},
-    )
-
-
-def tree(text):
-    """The page is XML too, so that a tag that is not closed shows."""
+def tree(text: str) -> ElementTree.Element:
+    """Parse the page as XML, so that a tag that is not closed shows."""
     return ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
 
 
-def words(text):
+def words(text: str) -> str:
     return re.sub(r"\s+", " ", " ".join(tree(text).find("body").itertext()))
 
 
-def test_it_says_what_is_wrong_and_how_to_mend_it(failed):
+def test_it_reports_what_is_wrong_with_caveats_and_notes(failed: str) -> None:
     said = words(failed)
     for each in (
         "attention: not right yet",
         "mine <script>.py:Attention",
         "causal mask <off> by one",
         "key > query & more.",
-        "First at hook_pattern.",
-        "Smallest case that fails: batch=",
+        "mine.py:3",
+        "Smallest case: batch=1 seq=2",
         "yours, as <b>mine</b> gives it",
-        "Head 0",
         "Head 1",
+        "A caveat & more.",
+        "It was built with eps=1e-05.",
+        "the script part was not run",
     ):
         assert each in said
-    assert "d_vocab" not in said  # a size that attention has nothing to do with
+    assert "Mask every" not in said  # the fix is given only if it is asked for
 
 
-def test_what_passed_is_said_to_be_right(tmp_path):
-    page = written(tmp_path, [verdict("embed", 0.0, 0.0, 0.0), verdict()], layers={"attention": "mine.py:A"})
-    assert "Right: embed, attention" in words(page)
-    assert "not right" not in page
-    assert tree(page).findall(".//section") == []
-    assert "equal" in words(page)
+def test_what_passed_is_reported_as_right() -> None:
+    text = page(Climb([RIGHT]))
+    assert "Right: layer-norm" in words(text)
+    assert "not right" not in text
 
 
-def test_what_gave_no_numbers_is_shown_by_its_fault(tmp_path):
-    page = written(tmp_path, [], faults={"mlp": "It hung:\n  File <mine.py>, line 3"}, layers={"mlp": "mine.py:MLP"})
-    assert "mlp: not right yet" in words(page)
-    assert tree(page).find(".//pre").text == "It hung:\n  File <mine.py>, line 3"
-    assert "How far" not in page
+def test_what_gave_no_numbers_is_shown_by_its_fault() -> None:
+    hung = Tried("mlp", "mine.py:MLP", None, fault=Fault("hang", "no end", "mine.py:3", "while <True>:"))
+    text = page(Climb([hung]))
+    assert "mlp: not right yet" in words(text)
+    assert tree(text).find(".//pre").text == "no end.\n  mine.py:3: while <True>:"
+    assert "How far" not in text
+    assert "Nothing was tried" in words(page(Climb(refused="there is no file")))
 
 
-def test_errors_stand_on_a_log_scale_beside_what_is_allowed(failed):
+def test_a_notebook_shows_the_verdict_the_line_and_the_patterns() -> None:
+    climbed = Climb([WRONG])
+    found = climbed._repr_html_()
+    assert found == fragment(climbed)
+    assert "attention: not right yet" in found
+    assert "mine.py:3" in found
+    assert found.count("<figure>") == 4
+    assert "\nbody {" not in found  # the rest of the notebook keeps its own style
+    assert repr(climbed) == (
+        "<Climb: attention: mine <script>.py:Attention is wrong: causal mask <off> by one (mine.py:3)>"
+    )
+
+
+def test_the_cell_magic_tries_the_layers_that_the_cell_defines() -> None:
+    class Shell:
+        """As much of IPython as the magic needs."""
+
+        user_ns: dict = {}  # noqa: RUF012
+        magics: dict = {}  # noqa: RUF012
+
+        def register_magic_function(self, function: object, magic_kind: str, magic_name: str) -> None:
+            self.magics[magic_kind, magic_name] = function
+
+        def run_cell(self, cell: str) -> object:
+            exec(compile(cell, "<ipython-input-1>", "exec"), self.user_ns)
+            return type("Result", (), {"success": True})
+
+    shell = Shell()
+    load_ipython_extension(shell)
+    cell = (
+        "import torch\nfrom torch import nn\n"
+        "class LayerNorm(nn.Module):\n"
+        "    def __init__(self, d_model):\n"
+        "        super().__init__()\n"
+        "        self.w, self.b = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))\n"
+        "    def forward(self, x):\n"
+        "        return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True) * self.w + self.b\n"
+    )
+    climbed = shell.magics["cell", "climb"]("--hint where", cell)
+    assert climbed.taken == {"layer-norm": "LayerNorm"}
+    assert not climbed.passed
+    assert climbed.rungs[0].diagnosis.finding.at.endswith(":8")
+    assert climbed.hint == "where"
+
+
+def test_errors_stand_on_a_log_scale_beside_what_is_allowed(failed: str) -> None:
     marks = tree(failed).findall(".//svg[@class='chart']/g")
     assert len(marks) == 6
     at = [float(mark.find("circle").get("cx")) for mark in marks]
@@ -114,7 +160,7 @@ def test_errors_stand_on_a_log_scale_beside_what_is_allowed(failed):
     assert "gradients, float64: inf, at most 1e-12" in "".join(marks[4].itertext())
 
 
-def test_every_weight_of_the_patterns_is_there_and_the_impossible_is_marked(failed):
+def test_every_weight_of_the_patterns_is_there_and_the_impossible_is_marked(failed: str) -> None:
     figures = tree(failed).findall(".//figure")
     assert len(figures) == 4
     shown = [[text.text for text in figure.findall(".//text")] for figure in figures]
@@ -123,11 +169,11 @@ def test_every_weight_of_the_patterns_is_there_and_the_impossible_is_marked(fail
     assert wrong == [[False] * 4] * 2 + [[False, True, True, False]] * 2
 
 
-def test_it_loads_nothing_and_runs_nothing(failed):
+def test_it_loads_nothing_and_runs_nothing(failed: str) -> None:
     class Look(HTMLParser):
         found: list[str] = []  # noqa: RUF012
 
-        def handle_starttag(self, tag, attrs):
+        def handle_starttag(self, tag: str, attrs: list) -> None:
             assert tag not in ("script", "link", "iframe", "img", "object", "embed", "base"), tag
             for name, value in attrs:
                 assert name not in ("src", "href", "srcset", "action"), (tag, name)
@@ -145,7 +191,7 @@ def test_it_loads_nothing_and_runs_nothing(failed):
     assert "default-src 'none'" in failed
 
 
-def browser():
+def browser() -> str | None:
     """A headless browser: the one that GPTLADDER_BROWSER names, or the first that is installed."""
     named = os.environ.get("GPTLADDER_BROWSER")
     known = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "chrome")
@@ -154,7 +200,7 @@ def browser():
 
 @pytest.mark.skipif(browser() is None, reason="no Chromium here; GPTLADDER_BROWSER can name one")
 @pytest.mark.parametrize(("width", "dark"), [(1000, False), (380, False), (1000, True)])
-def test_a_browser_shows_it_in_any_width_light_and_dark(failed, tmp_path, width, dark):
+def test_a_browser_shows_it_in_any_width_light_and_dark(failed: str, tmp_path: Path, width: int, dark: bool) -> None:
     page = tmp_path / "deep" / "report.html"
     # The browser itself reports the layout, through a script that the report does not have.
     probe = (

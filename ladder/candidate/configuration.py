@@ -1,0 +1,355 @@
+"""Build the user's layer: sizes under all their usual names, as a configuration object or as arguments."""
+
+import enum
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ...assembly.config import GPT2Config
+from .standins import StandIn
+
+SIZES = ("d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_layers")
+FIELDS = (*SIZES, "layer_norm_eps", "init_range", "debug", "act_fn", "scale")
+# A dropout that is left on in eval() shows only if its probability is not 0.
+DROPOUT = 0.1
+
+# What sizes and choices are called; compared in lower case, without "_".
+_NAMES = {
+    "d_model": (
+        "d_model n_embd n_embed emb_dim embed_dim embd_size emb_size embedding_dim embedding_dimension "
+        "embed_size hidden_size d_in d_out ndim d_layer dim nx hidden_dim dmodel model_dim d_embed "
+        "embedding_size features n_state normalized_shape width embd_dim d_emb n_emb channels emb dims "
+        "dim_model in_features feature_dim embeddings_dim model_size"
+    ),
+    "n_heads": (
+        "n_heads n_head num_heads heads nhead num_attention_heads n_attn_heads h nb_heads head_num number_of_heads"
+    ),
+    "d_head": "d_head head_size head_dim d_k dk d_v dim_head d_key size_per_head",
+    "d_mlp": (
+        "d_mlp d_ff ff_dim dim_feedforward n_inner intermediate_size d_inner ffn_dim mlp_dim d_hidden "
+        "feed_forward_dim hidden_features ff_hidden ffn_hidden dff d_ffn mlp_hidden_dim hidden ff_size"
+    ),
+    "d_vocab": (
+        "d_vocab vocab_size n_vocab vocabulary_size num_embeddings voc_size vocab vocab_dim num_tokens n_tokens"
+    ),
+    "n_ctx": (
+        "n_ctx block_size context_length n_positions max_seq_len max_sequence_length max_seq_length "
+        "max_length seq_len sequence_length sentence_len max_sequence_len max_position_embeddings max_len "
+        "context_size context_len ctx_len max_tokens max_context_length ctx_size seq_length n_seq max_context "
+        "context_window ctx max_positions max_seq"
+    ),
+    "n_layers": (
+        "n_layers n_layer num_layers num_blocks n_blocks num_hidden_layers N depth num_transformer_blocks layers"
+    ),
+    "layer_norm_eps": "layer_norm_eps layer_norm_epsilon eps epsilon norm_eps ln_eps layernorm_eps",
+    "init_range": "init_range initializer_range init_std",
+    "dropout": "dropout drop_rate dropout_p dropout_rate attn_pdrop resid_pdrop embd_pdrop p pdrop drop",
+    "bias": "bias qkv_bias use_bias attn_bias out_bias linear_bias",
+    "act_fn": "act_fn activation act activation_function hidden_act afn",
+    "device": "device",
+    "debug": "debug verbose",
+    "ratio": "rate hidden_dimension_factor mlp_ratio expansion_factor ff_mult expand mlp_mult expansion",
+    "layer": "layer_idx block_idx layer_i layer_index layer_id",
+    "scale": "scale",
+    "none": "model_type",
+}
+
+
+def _flat(name: str) -> str:
+    return name.lower().replace("_", "")
+
+
+_CANONICAL = {_flat(name): ours for ours, names in _NAMES.items() for name in names.split()}
+# Left at their defaults if they have one: passing them would hide what the layer does by itself.
+_OPTIONAL = {"act_fn", "scale", "init_range", "device", "debug", "none", "ratio"}
+_CONFIGURATION = re.compile(
+    r"^(cfg|conf|config|configuration|args?|hparams?|params|opt|options|settings|hps|c)$|config$", re.I
+)
+# What one name means in one layer: (rung, argument) -> size.
+_IN_LAYER = {
+    ("mlp", "nx"): "d_mlp",
+    ("mlp", "nstate"): "d_mlp",
+    ("mlp", "hiddendim"): "d_mlp",
+    ("mlp", "hiddensize"): "d_mlp",
+    ("mlp", "hiddendimension"): "d_mlp",
+    ("attention", "hiddendimension"): "d_head",
+    ("block", "hiddendimension"): "d_head",
+}
+
+# What the layers of a rung are called, as a rule.
+CLASS_NAMES = {
+    "embed": r"^(?!.*pos)(?!.*unemb).*emb",
+    "pos-embed": r"pos.*(emb|enc)",
+    "layer-norm": r"norm|^ln",
+    "attention": r"att(entio)?n|mha|multi_?head",
+    "mlp": r"mlp|feed_?fo?r?ward|ffn?$|ffwd|position_?wise|^ff",
+    "block": r"block|decoder_?layer|encoder_?layer|^layer$|transformer_?layer",
+    "unembed": r"unemb|lm_?head|output_?head",
+    "model": r"gpt|transformer(?!.*(block|layer))|model|decoder$|lm$|bigram",
+}
+
+
+def canonical(name: str) -> str | None:
+    """Return our name for a size or choice, however it is spelled; None if it is not known."""
+    found = _CANONICAL.get(_flat(name))
+    return found or ("dropout" if re.search("drop(?!_?(last|path))", name, re.I) else None)
+
+
+class Refused(Exception):
+    """A constructor asks for something that is not known."""
+
+
+@dataclass
+class Sizes:
+    """What a layer is built with, and what it read of it.
+
+    Args:
+        values: by our names.
+        chosen: the user's own values (``--set``), by their names.
+        asked: filled with our names of what the layer reads; what it does not read makes no difference to it.
+        passed: filled with ``(value, the file's default)`` of each argument or field that the file has a default for.
+    """
+
+    values: dict[str, Any]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
+    passed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: GPT2Config, chosen: Mapping[str, Any], asked: set[str]) -> "Sizes":
+        """Return the sizes of a configuration."""
+        values: dict[str, Any] = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
+        values |= {"scale": config.attn_scale(0), "debug": False, "dropout": DROPOUT, "bias": True, "device": "cpu"}
+        values |= {"ratio": config.d_mlp // config.d_model or 1, "layer": 0, "none": None}
+        return cls(values, chosen, asked)
+
+    def get(self, name: str, rung: str = "", default: Any = inspect.Parameter.empty) -> Any:
+        """Return a value by any of its names, and note that it was read.
+
+        Raises:
+            KeyError: it is not known.
+        """
+        if name in self.chosen:
+            return self.chosen[name]
+        ours = _IN_LAYER.get((rung, _flat(name))) or canonical(name)
+        if ours is None:
+            raise KeyError(name)
+        self.asked.add(ours)
+        value = self.values[ours]
+        if default is not inspect.Parameter.empty and default != value and ours in ("layer_norm_eps", "bias"):
+            self.passed[name] = (value, default)
+        return value
+
+
+class Configuration:
+    """The configuration object that a layer is built with: attributes, items and ``.get``, under all usual names.
+
+    Args:
+        sizes: what it answers.
+        fallback: the file's own configurations, for everything else.
+    """
+
+    def __init__(self, sizes: Sizes, fallback: list[Any]) -> None:
+        self.__dict__.update(_sizes=sizes, _fallback=fallback, _set={})
+
+    def _find(self, name: str) -> Any:
+        if name in self._set:
+            return self._set[name]
+        own = next((v for v in (_field(each, name) for each in self._fallback) if v is not _MISSING), _MISSING)
+        try:
+            return self._sizes.get(name, default=inspect.Parameter.empty if own is _MISSING else own)
+        except KeyError:
+            if own is not _MISSING:
+                return own
+            raise AttributeError(
+                f"the configuration has no {name!r}: give it with --set {name}=VALUE; it has "
+                f"{', '.join(FIELDS)}, under their usual names"
+            ) from None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._find(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._set[name] = value
+
+    __setitem__ = __setattr__
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self._find(name)
+        except AttributeError as error:
+            raise KeyError(str(error)) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a value, or the default if it is not known."""
+        try:
+            return self._find(name)
+        except AttributeError:
+            return default
+
+    def __contains__(self, name: str) -> bool:
+        return canonical(name) is not None or name in self._set
+
+    def keys(self) -> Iterator[str]:
+        """Return the usual names, for ``**config``."""
+        return iter(("n_embd", "n_head", "n_layer", "block_size", "vocab_size"))
+
+
+_MISSING = object()
+
+
+def _field(own: Any, name: str) -> Any:
+    value = own.get(name, _MISSING) if isinstance(own, Mapping) else getattr(own, name, _MISSING)
+    return _MISSING if isinstance(value, types.FunctionType | types.MethodType | property) else value
+
+
+def own_configurations(namespace: Mapping[str, Any]) -> list[Any]:
+    """Return the file's own configurations: dicts, constant classes and configuration classes with their defaults."""
+    found: list[Any] = []
+    for name, value in namespace.items():
+        if inspect.isclass(value) and not issubclass(value, nn.Module | enum.Enum | BaseException):
+            fields = [*vars(value), *getattr(value, "__annotations__", {})]
+            if sum(canonical(each) is not None for each in fields) >= 2 or re.search("config", name, re.I):
+                try:
+                    found.append(value())
+                except Exception:
+                    found.append(value)
+        elif isinstance(value, dict) and sum(isinstance(key, str) and canonical(key) is not None for key in value) >= 3:
+            found.append(value)
+    return found
+
+
+class Builder:
+    """Builds a layer for given sizes.
+
+    Args:
+        make: its class, or a function that returns it.
+        rung: the rung that it is tried on.
+        namespace: of the user's file: its configurations, constants and other classes.
+
+    Raises:
+        Refused: its constructor asks for something that is not known.
+    """
+
+    def __init__(self, make: Callable[..., Any], rung: str, namespace: MutableMapping[str, Any]) -> None:
+        self.make, self.rung, self.namespace = make, rung, namespace
+        self.configurations = own_configurations(namespace)
+        self.constants = self._constants()
+
+    def build(self, sizes: Sizes) -> Any:
+        """Call the constructor."""
+        self.set_constants(sizes)
+        return self._call(self.make, sizes, self.rung)
+
+    def set_constants(self, sizes: Sizes) -> None:
+        """Give module globals such as ``n_embd``, and the fields of constant classes, these sizes."""
+        for owner, name in self.constants:
+            new = sizes.get(name)
+            if isinstance(owner, MutableMapping):
+                owner[name] = new
+            else:
+                setattr(owner, name, new)
+
+    def _constants(self) -> list[tuple[Any, str]]:
+        found: list[tuple[Any, str]] = []
+        used = _global_names(self.namespace)
+        for name, value in list(self.namespace.items()):
+            plain = isinstance(value, int | float | str | StandIn) and not isinstance(value, bool)
+            if (
+                name in used
+                and canonical(name) in (*SIZES, "dropout", "layer_norm_eps", "device")
+                and plain
+                and len(name) > 2
+            ):
+                found.append((self.namespace, name))
+        for own in self.configurations:
+            if isinstance(own, Mapping):
+                continue
+            owner = own if inspect.isclass(own) else type(own)
+            if hasattr(owner, "__dataclass_fields__"):
+                continue
+            for name, value in vars(owner).items():
+                if canonical(name) in SIZES and isinstance(value, int) and not isinstance(value, bool):
+                    found.append((owner, name))
+        return found
+
+    def _call(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
+        try:
+            arguments = inspect.signature(make).parameters.values()
+        except (TypeError, ValueError):
+            raise Refused(f"{getattr(make, '__name__', make)} is neither a class nor a function") from None
+        named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        given: dict[str, Any] = {}
+        positional: list[Any] = []
+        for each in named:
+            value = self._argument(each, named, sizes, rung)
+            if value is _MISSING:
+                continue
+            if each.kind == each.POSITIONAL_ONLY:
+                positional.append(value)
+            else:
+                given[each.name] = value
+        return make(*positional, **given)
+
+    def _argument(self, each: inspect.Parameter, named: list[inspect.Parameter], sizes: Sizes, rung: str) -> Any:
+        required = each.default is each.empty
+        name = each.name
+        if name in sizes.chosen:
+            return sizes.chosen[name]
+        if name == "scale" and each.default is False:  # whether to divide by sqrt(d_head): GPT-2 does
+            sizes.passed[name] = (True, False)
+            return True
+        if isinstance(each.default, enum.Enum):
+            return next((member for member in type(each.default) if "gelu" in member.name.lower()), _MISSING)
+        if rung == "mlp" and _flat(name) == "dout" and {_flat(other.name) for other in named} >= {"din", "dout"}:
+            return sizes.get("d_mlp") if len(named) == 2 else sizes.get("d_model")
+        ours = _IN_LAYER.get((rung, _flat(name))) or canonical(name)
+        if (rung, _flat(name)) in _IN_LAYER and not any(canonical(o.name) == "d_model" for o in named if o is not each):
+            ours = "d_model"  # the only width that it is given
+        if rung == "layer-norm" and required and not ours and not _CONFIGURATION.search(name):
+            ours = "d_model"
+        alone = required and len([other for other in named if other.default is other.empty]) == 1
+        if ours and not (_flat(name) in ("c", "n", "h") and alone) and (required or ours not in _OPTIONAL):
+            sizes.asked.add(ours)
+            if each.default != sizes.values[ours] and not required and ours in ("layer_norm_eps", "bias"):
+                sizes.passed[name] = (sizes.values[ours], each.default)
+            return sizes.values[ours]
+        if _CONFIGURATION.search(name) or alone:
+            return Configuration(sizes, self.configurations)
+        if not required:
+            return _MISSING
+        part = next((part for part, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)), None)
+        cls = next(
+            (
+                c
+                for n, c in self.namespace.items()
+                if part and inspect.isclass(c) and re.search(CLASS_NAMES[part], n, re.I)
+            ),
+            None,
+        )
+        if cls is None or part is None:
+            raise Refused(name)
+        return self._call(cls, sizes, part)
+
+
+def _global_names(namespace: Mapping[str, Any]) -> set[str]:
+    """Return the names that the functions of a file look up, in its globals among others."""
+    found: set[str] = set()
+    for value in namespace.values():
+        methods = vars(value).values() if inspect.isclass(value) else [value]
+        for method in methods:
+            method = inspect.unwrap(method) if callable(method) else method
+            codes = [getattr(method, "__code__", None)]
+            while codes:
+                code = codes.pop()
+                if code is not None:
+                    found |= set(code.co_names)
+                    codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return found

@@ -1,0 +1,148 @@
+"""Find which class of a file is which layer: by its name, by its parameters, and by who uses it."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...assembly.config import GPT2Config
+from .configuration import CLASS_NAMES, Builder, Sizes
+from .parameters import Unreadable, read
+from .source import Loaded
+
+# Sizes that are all different, with heads that fill the model.
+_CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ctx=97, n_layers=2)
+# What is tried if the name says nothing; in this order, since a block contains attention.
+_BY_CONTENT = ("model", "block", "attention", "mlp", "layer-norm", "embed", "unembed")
+
+
+@dataclass(frozen=True)
+class _Fit:
+    rung: str
+    name: str
+    missing: int
+    unused: bool
+    order: int
+
+
+def find_layers(loaded: Loaded, chosen: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return, for each rung, the names of the classes that fit it, the best first.
+
+    An adapter that bears the rung's name comes before any class: its author has said how the layer is to be read.
+    """
+    namespace = vars(loaded.module)
+    classes = loaded.classes
+    fits: dict[str, list[_Fit]] = {}
+    matched: set[str] = set()
+    for order, (name, cls) in enumerate(classes.items()):
+        rungs = [rung for rung, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)]
+        rungs = _narrowed(rungs, name)
+        for rung in rungs:
+            missing = _fits(cls, rung, namespace, chosen)
+            if missing is not None:
+                used = _used(name, classes)
+                # Of several models the outermost, of other layers the one that is used.
+                fits.setdefault(rung, []).append(_Fit(rung, name, missing, used == (rung == "model"), order))
+                matched.add(name)
+                break
+    for order, (name, cls) in enumerate(classes.items()):
+        if name in matched:
+            continue
+        for rung in _BY_CONTENT:
+            if rung not in fits and (missing := _fits(cls, rung, namespace, chosen)) is not None:
+                fits[rung] = [_Fit(rung, name, missing, True, order)]
+                break
+    found = {
+        rung: [fit.name for fit in sorted(fits[rung], key=lambda fit: (fit.missing, fit.unused, -fit.order))]
+        for rung in CLASS_NAMES
+        if rung in fits
+    }
+    for rung in CLASS_NAMES:
+        for name in (rung.replace("-", "_"), rung.replace("-", "")):
+            if _is_adapter(namespace.get(name)):
+                found[rung] = [name, *[each for each in found.get(rung, []) if each != name]]
+    return {rung: found[rung] for rung in CLASS_NAMES if rung in found}
+
+
+def rungs_of(make: Callable[..., Any], name: str, namespace: dict[str, Any], chosen: Mapping[str, Any]) -> list[str]:
+    """Return the rungs that a class fits, the likeliest first."""
+    by_name = _narrowed([rung for rung, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)], name)
+    by_name += [rung for rung in CLASS_NAMES if name.lower().replace("_", "-") == rung and rung not in by_name]
+    if _is_adapter(make) and by_name:
+        return by_name
+    return [
+        rung for rung in dict.fromkeys([*by_name, *_BY_CONTENT]) if _fits(make, rung, namespace, chosen) is not None
+    ] or by_name
+
+
+def _narrowed(rungs: list[str], name: str) -> list[str]:
+    """Return the rungs that a name means: a TransformerBlock is no attention, and no model."""
+    lower = name.lower()
+    if "block" in rungs:
+        return ["block"]
+    if "pos-embed" in rungs:
+        return ["pos-embed"]
+    if "unembed" in rungs:
+        return ["model"] if lower.endswith("model") else ["unembed"]
+    if "model" in rungs and len(rungs) > 1 and not re.search("gpt|model$|lm$", lower):
+        rungs = [rung for rung in rungs if rung != "model"]
+    return [rung for rung in rungs if not (rung == "attention" and "wrapper" in lower and len(rungs) > 1)]
+
+
+def _fits(make: Callable[..., Any], rung: str, namespace: dict[str, Any], chosen: Mapping[str, Any]) -> int | None:
+    """Return how many parameters a class lacks on a rung; None if it cannot be built or read there."""
+    state = torch.get_rng_state()
+    try:
+        sizes = Sizes.of(_CONFIG, chosen, set())
+        layer = Builder(make, rung, namespace).build(sizes)
+        if not isinstance(layer, nn.Module):
+            return None
+        missing = len(read(layer, rung, _CONFIG).missing)
+        return missing if _runs(layer, rung) else missing + 50
+    except Unreadable as error:
+        # One block many times over is a fault to report, and no reason to look elsewhere.
+        return 99 if "one and the same block" in str(error) else None
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        return None
+    finally:
+        torch.set_rng_state(state)
+
+
+def _runs(layer: nn.Module, rung: str) -> bool:
+    tokens = rung in ("embed", "pos-embed", "model")
+    given = torch.zeros(2, 5, dtype=torch.long) if tokens else torch.zeros(2, 5, _CONFIG.d_model)
+    try:
+        with torch.no_grad():
+            output = layer.eval()(given)
+        output = output[0] if isinstance(output, tuple) and output else output
+        logits = getattr(output, "logits", output)
+        return rung != "model" or not isinstance(logits, torch.Tensor) or logits.shape[-1] == _CONFIG.d_vocab
+    except TypeError:  # it needs a mask, say
+        return True
+    except Exception:
+        return False
+
+
+def _used(name: str, classes: Mapping[str, type]) -> bool:
+    """Return whether a block or a model of the file uses a class."""
+    for other, cls in classes.items():
+        if other == name or not re.search(f"{CLASS_NAMES['block']}|{CLASS_NAMES['model']}", other, re.I):
+            continue
+        for method in vars(cls).values():
+            code = getattr(method, "__code__", None)
+            if code is not None and name in code.co_names:
+                return True
+    return False
+
+
+def _is_adapter(value: Any) -> bool:
+    if not inspect.isfunction(value):
+        return False
+    arguments = [each for each in inspect.signature(value).parameters.values() if each.default is each.empty]
+    return len(arguments) == 2

@@ -1,0 +1,364 @@
+"""Results: what was found out about a layer, and how it reads as plain text."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+Hint = Literal["where", "what", "fix"]
+Status = Literal["passed", "failed", "refused"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a layer.
+
+    Args:
+        kind: of a layer that gives no answer ``build``, ``parameters``, ``raises``, ``exit``, ``type``, ``shape``,
+            ``dtype``, ``input``, ``hang`` or ``died``; of one that does ``nan``, ``some nan``, ``output``, ``half``
+            (computed in 16 bits), ``random``, ``state`` (wrong after another call), ``context`` (wrong at n_ctx),
+            ``large`` (wrong for large scores), ``missing`` (a gradient), ``gradient``, ``float32`` (alone), ``biases``
+            (GPT-2's biases are missing, all else is right).
+        message: what happened, as a sentence without its full stop.
+        at: ``file:line`` in the user's source, if it is known.
+        code: that line.
+        listing: for ``parameters``: GPT-2's beside those that the layer has.
+        names: for ``build`` and ``missing``: the names that it is about.
+    """
+
+    kind: str
+    message: str
+    at: str | None = None
+    code: str | None = None
+    listing: str = ""
+    names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        at = f"\n  {self.at}: {self.code}" if self.at else ""
+        return f"{self.message}.{at}" + (f"\n{self.listing}" if self.listing else "")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The numbers of one rung against one reference.
+
+    Args:
+        rung, reference: which.
+        cases: how many.
+        float64, float32: the largest absolute difference of an output.
+        gradient: the largest of a gradient, in float64.
+        tolerance64, tolerance32: how large they may be.
+        worst: the seed of the case with the largest float64 difference, to look at it again.
+        lenient: the layer computes in float32 throughout: its float64 numbers are judged by the float32 tolerance.
+    """
+
+    rung: str
+    reference: str
+    cases: int
+    float64: float
+    float32: float
+    gradient: float
+    tolerance64: float
+    tolerance32: float
+    worst: int
+    lenient: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether every difference is within its tolerance."""
+        exact = self.lenient or max(self.float64, self.gradient) <= self.tolerance64
+        return exact and self.float32 <= self.tolerance32
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Attention weights to look at, ``[n_heads query_pos key_pos]``, and whose they are."""
+
+    whose: str
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Where a layer first departs from GPT-2.
+
+    Args:
+        at: ``file:line`` in the user's source; None if the line is not known.
+        code: that line.
+        right: the last quantities that are right, with their lines: ``the queries (line 37)``.
+        wrong: the quantity that is wrong there, or what the line gives instead.
+        detail: how it is wrong, in sentences; each was checked.
+    """
+
+    at: str | None
+    code: str | None
+    right: tuple[str, ...]
+    wrong: str
+    detail: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> int | None:
+        """The line's number."""
+        number = (self.at or "").rpartition(":")[2]
+        return int(number) if number.isdigit() else None
+
+    def text(self, hint: Hint) -> str:
+        """The finding in words."""
+        lines = [f"Look at {self.at}: {self.code}"] if self.at else []
+        right = f"Right up to there: {_listed(list(self.right))}. " if self.right and self.at else ""
+        lines.append(f"{right}First wrong: {self.wrong}.")
+        if hint != "where":
+            lines += self.detail
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is known of a wrong layer after it was tried on cases chosen to tell mistakes apart.
+
+    Args:
+        mistakes: the catalogued mistakes that give its very answers, output and gradients: one, as a rule; two that it
+            makes together; none.
+        what: what is wrong, a sentence or two for each mistake.
+        fix: how to fix it, likewise.
+        finding: where it first departs from GPT-2.
+        facts: what else was observed: the future is seen, sequences see one another.
+        smallest: the sizes of the smallest case that it still fails.
+        patterns: on the attention rung, the right pattern on one trial and the layer's own.
+        right: its answers were right on every case; there is then nothing else to report.
+    """
+
+    mistakes: tuple[str, ...] = ()
+    what: tuple[str, ...] = ()
+    fix: tuple[str, ...] = ()
+    finding: Finding | None = None
+    facts: tuple[str, ...] = ()
+    smallest: Mapping[str, int] = field(default_factory=dict)
+    patterns: tuple[Pattern, ...] = ()
+    right: bool = False
+
+    def text(self, hint: Hint) -> str:
+        """The diagnosis in words."""
+        lines: list[str] = []
+        if hint != "where":
+            if self.mistakes:
+                kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
+                lines.append(f"{kind}: {' and '.join(self.mistakes)}.")
+            lines += self.what
+            if hint == "fix":
+                lines += self.fix
+        if self.finding:
+            lines.append(self.finding.text("where" if self.mistakes else hint))
+        if hint != "where":
+            lines += () if self.mistakes else self.facts
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The result of one rung.
+
+    Args:
+        rung: its name.
+        layer: whose layer: ``my.py:Attention``, or a class's name.
+        verdict: how far its numbers are off; None if it gave none.
+        fault: what is wrong with it; None if nothing is.
+        diagnosis: of numbers that are wrong.
+        smallest: the sizes of the smallest case that shows the fault.
+        asked: the fields of the configuration that it reads.
+        missing: the parameters of GPT-2 that it does not have.
+        reading: how its parameters were read, in a line; empty if they have TransformerLens's names.
+        notes: what to know of a layer that passed, and of how it was tried.
+        borrowed: what it takes ready-made from libraries: classes, fused functions.
+        seconds: how long it took.
+    """
+
+    rung: str
+    layer: str
+    verdict: Verdict | None
+    fault: Fault | None = None
+    diagnosis: Diagnosis | None = None
+    smallest: Mapping[str, int] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    reading: str = ""
+    notes: tuple[str, ...] = ()
+    borrowed: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def status(self) -> Status:
+        """``passed``, ``failed``, or ``refused``: it could not be tried."""
+        if self.fault is None:
+            return "passed" if self.verdict is not None and self.verdict.passed else "failed"
+        return "refused" if self.fault.kind in ("build", "parameters", "refused") else "failed"
+
+    @property
+    def passed(self) -> bool:
+        """Whether it gave answers, and every one was right."""
+        return self.status == "passed"
+
+    @property
+    def note(self) -> str:
+        """The notes in one text."""
+        return " ".join(self.notes)
+
+    @property
+    def mistakes(self) -> tuple[str, ...]:
+        """The names of its mistakes, as far as they are catalogued."""
+        return self.diagnosis.mistakes if self.diagnosis else ()
+
+    @property
+    def off(self) -> float | None:
+        """How far the output is off, at most: the number that the report gives."""
+        return self.verdict.float64 if self.verdict else None
+
+    @property
+    def at(self) -> str | None:
+        """``file:line`` of what is wrong, if it is known."""
+        if self.diagnosis and self.diagnosis.finding and self.diagnosis.finding.at:
+            return self.diagnosis.finding.at
+        return self.fault.at if self.fault else None
+
+    def summary(self) -> str:
+        """The verdict in one line."""
+        if self.fault is None:
+            return f"{self.rung}: {self.layer} is right"
+        says = " and ".join(self.mistakes) or self.fault.message
+        at = f" ({self.at})" if self.at else ""
+        kind = "cannot be tried" if self.status == "refused" else "is wrong"
+        return f"{self.rung}: {self.layer} {kind}: {says}{at}"
+
+    def told(self, hint: Hint = "what") -> str:
+        """What is wrong, in plain text; empty if nothing is."""
+        lines = [str(self.fault)] if self.fault else []
+        if self.fault and self.diagnosis and not self.diagnosis.right:
+            lines.append(self.diagnosis.text(hint))
+        if self.smallest and self.fault:
+            lines.append("Smallest case: " + " ".join(f"{name}={size}" for name, size in self.smallest.items()))
+        return "\n".join(line for line in lines if line)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for a program. The keys are the same for every outcome; what is not known is None or empty."""
+        finding = self.diagnosis.finding if self.diagnosis else None
+        return {
+            "rung": self.rung,
+            "layer": self.layer,
+            "status": self.status,
+            "passed": self.passed,
+            "verdict": plain(dataclasses.asdict(self.verdict)) if self.verdict else None,
+            "fault": dataclasses.asdict(self.fault) if self.fault else None,
+            "mistakes": list(self.mistakes),
+            "at": self.at,
+            "finding": dataclasses.asdict(finding) if finding else None,
+            "what": list(self.diagnosis.what) if self.diagnosis else [],
+            "fix": list(self.diagnosis.fix) if self.diagnosis else [],
+            "told": self.told(),
+            "smallest": dict(self.smallest),
+            "missing": list(self.missing),
+            "reading": self.reading,
+            "notes": list(self.notes),
+            "note": self.note,
+            "borrowed": list(self.borrowed),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass
+class Climb:
+    """How far the user's layers got.
+
+    Args:
+        rungs: the result of each rung tried, in order; the last may have failed.
+        taken: which class was taken for which rung, if that was not given.
+        left_out: what of the file was left out or replaced, as clauses.
+        refused: why nothing could be tried; empty if something was.
+        printed: the beginning of what the layers printed in the process of their own.
+        printed_bytes: how much they printed there.
+        hint: how much the text gives away: ``where``, ``what`` or ``fix``.
+    """
+
+    rungs: list[Tried] = field(default_factory=list)
+    taken: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    refused: str = ""
+    printed: str = ""
+    printed_bytes: int = 0
+    hint: Hint = "what"
+
+    @property
+    def passed(self) -> bool:
+        """Whether every layer given is right."""
+        return bool(self.rungs) and all(each.passed for each in self.rungs)
+
+    @property
+    def status(self) -> Status:
+        """Of all rungs together."""
+        if not self.rungs:
+            return "refused"
+        return next((each.status for each in self.rungs if not each.passed), "passed")
+
+    def raise_if_failed(self) -> None:
+        """For a test of your own.
+
+        Raises:
+            AssertionError: a layer is wrong. The first line of the message is the verdict; below it, what is wrong.
+        """
+        if not self.passed:
+            raise AssertionError(f"{self.summary()}\n\n{self}")
+
+    def summary(self) -> str:
+        """The verdict in one line."""
+        if not self.rungs:
+            return self.refused or "nothing was tried"
+        failed = next((each for each in self.rungs if not each.passed), None)
+        return failed.summary() if failed else f"right: {', '.join(each.rung for each in self.rungs)}"
+
+    def __str__(self) -> str:
+        lines = [f"{each.rung:<11} {'passed' if each.passed else each.status.upper()}" for each in self.rungs]
+        for each in self.rungs:
+            if each.fault:
+                kind = "cannot be tried" if each.status == "refused" else "is wrong"
+                lines += ["", f"{each.rung}: {each.layer} {kind}: {each.told(self.hint)}"]
+            if each.notes:
+                lines += ["", f"{each.rung}: {each.note}"]
+        return "\n".join(lines) or self.refused
+
+    def __repr__(self) -> str:
+        return f"<Climb: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        from .report.notebook import fragment
+
+        return fragment(self)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for ``--json``: one schema for every outcome. What is not finite is None."""
+        return {
+            "schema": SCHEMA,
+            "status": self.status,
+            "passed": self.passed,
+            "error": self.refused or None,
+            "taken": dict(self.taken),
+            "left_out": list(self.left_out),
+            "rungs": [each.as_json() for each in self.rungs],
+            "printed_bytes": self.printed_bytes,
+        }
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON takes it: what is not finite is None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    return value
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
