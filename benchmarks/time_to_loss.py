@@ -158,7 +158,7 @@ class FromClone:
 
 
 TRANSFORMERS, NANOGPT = "transformers, nanoGPT's recipe", "nanoGPT"
-SHORT = 300
+SHORT = 260
 
 
 def contestants(clone: Path | None, steps: int | None) -> list[Contestant]:
