@@ -81,6 +81,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("my-texts/a.txt", "my-texts/b.txt", "input.txt"):
         Path(name).write_text(text)
     Path("prompt.txt").write_text("Once upon\n")
+    for name in ("submissions/ann", "submission"):
+        Path(name).mkdir(parents=True)
+        Path(name, "layers.py").write_text("WIDTH = 8\n")
     return tmp_path
 
 
