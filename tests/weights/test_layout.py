@@ -216,7 +216,7 @@ def test_a_post_norm_model_has_no_final_layer_norm() -> None:
 
 
 def test_three_tensors_are_stacked_in_the_order_of_their_names() -> None:
-    config, ours, hooked = one_state("hooked")
+    config, _, hooked = one_state("hooked")
     back = to_ours("hooked", config, hooked)
     for part, letter in enumerate("QKV"):
         assert torch.equal(back["blocks.1.attn.W_QKV"][:, part].transpose(0, 1), hooked[f"blocks.1.attn.W_{letter}"])
