@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...assembly.config import GPT2Config
-from ..layout import WeightsError, from_ours, to_ours
+from ..layout import WeightsError, check_type, from_ours, to_ours
 from ..lazy import Lazy, chosen, layered
 from ..names import unwrapped
 
@@ -67,6 +67,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> GPT2Config:
             that is not known; sizes that do not go together.
     """
     kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(GPT2Config)}
+    check_type("config", "reorder_and_upcast_attn", fields.get("reorder_and_upcast_attn", False), bool)
     for name, value in fields.items():
         if name in _MUST_BE:
             if value != _MUST_BE[name] and value is not None:
