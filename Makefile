@@ -101,10 +101,12 @@ generate: $(VENV)/.ready ## continue PROMPT="Once upon a time" with the model of
 
 # Figures for docs/performance.md. Anything else that runs makes them worse, and the benchmarks say so.
 RESULTS ?= benchmarks/results/cpu
-bench: $(VENV)/.ready ## training, decoding, loading, import beside transformers' on this processor: ten minutes
+bench: $(VENV)/.ready ## training, decoding, loading, time to a loss beside transformers': half an hour (TEXT=input.txt, NANOGPT=folder)
 	$(BIN)/python benchmarks/training.py --json $(RESULTS)/training.json --picture $(RESULTS)/training.png
 	$(BIN)/python benchmarks/decode.py --json $(RESULTS)/decode.json $(addprefix --trained ,$(wildcard runs/tinystories/final))
 	$(BIN)/python benchmarks/core.py --json $(RESULTS)/core.json
+	$(BIN)/python benchmarks/time_to_loss.py $(if $(TEXT),--text "$(TEXT)") $(if $(NANOGPT),--nanogpt "$(NANOGPT)") \
+		--json $(RESULTS)/time_to_loss.json --picture $(RESULTS)/time_to_loss.png
 
 bench-gpu: $(VENV)/.ready ## training and decoding on a CUDA device
 	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu/gpu.json

@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "look": Command("lens.command", "LookArguments", "write one page that shows what a model does with a text"),
     "climb": Command("ladder.command", "ClimbArguments", "test your own layers, and name the mistake"),
+    "grade": Command("ladder.grading.command", "GradeArguments", "judge a folder of submissions, each in a sandbox"),
     "convert": Command(
         "weights.command", "ConvertArguments", "convert a model into another format, and check the result"
     ),

@@ -23,6 +23,7 @@ EXTRAS: dict[str, Extra] = {
     "matplotlib": Extra("matplotlib", "plot", "3.8"),
     "tensorboard": Extra("tensorboard", "tensorboard", "2.16"),
     "tensorflow": Extra("tensorflow", "tensorflow", "2.21"),
+    "pyarrow": Extra("pyarrow", "parquet", "15"),
     "gguf": Extra("gguf", "gguf", "0.10"),
 }
 """By the name of the module. The ranges are those of pyproject.toml."""

@@ -18,7 +18,13 @@ MAX_JSON_BYTES = 25_000_000
 
 
 class FileError(ValueError):
-    """A file or folder that cannot or must not be read. The message names it, the fault, and the fix in one line."""
+    """A file or folder that cannot or must not be read. The message names it, the fault, and the fix in one line.
+
+    Example:
+        >>> file_size(Path("no-such-file"))
+        Traceback (most recent call last):
+        gptladder.files.FileError: no-such-file: cannot be read (No such file or directory); ...
+    """
 
 
 def file_size(path: Path) -> int:

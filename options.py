@@ -53,7 +53,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = 
         SystemExit: Status 2 after a message of one line, if the command line is wrong; status 0 after ``--help``.
     """
     argv = list(_with_home(argv))
-    rest = {} if default is None else {"default": default}
+    rest: dict[str, Any] = {} if default is None else {"default": default}
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..components import taps
 from ..components.attention import Attention
 from ..components.block import Block
-from ..components.dropout import drops
+from ..components.dropout import dropout
 from ..components.embed import Embed
 from ..components.kv_cache import KVCache
 from ..components.layer_norm import LayerNorm
@@ -23,6 +22,18 @@ from ..components.taps import ActivationCache, Hook, HookFunction, Names, Tap
 from ..components.unembed import Unembed
 from .config import GPT2Config
 from .init import scale_residual_projections
+
+
+class _InWeights:
+    """A method of 0.1.0 that is a function of `gptladder.weights` now."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        raise AttributeError(
+            f"GPT2.{self.name} is a function now: from gptladder.weights import {self.name}", name=self.name
+        )
 
 
 class GPT2(nn.Module):
@@ -182,7 +193,7 @@ class GPT2(nn.Module):
                 positions = (mask.cumsum(dim=1)[:, -seq:] - 1).clamp(min=0)
             embed = self.hook_embed(self.embed(tokens))
             pos_embed = self.hook_pos_embed(self.pos_embed(tokens, offset=past, positions=positions))
-            residual = F.dropout(embed + pos_embed, self.config.embed_dropout, drops(self))
+            residual = dropout(embed + pos_embed, self.config.embed_dropout, self)
             for layer, block in enumerate(self.blocks):
                 residual = block(residual, padding_mask=mask, cache=None if cache is None else cache.layers[layer])
             if cache is not None:
@@ -252,33 +263,10 @@ class GPT2(nn.Module):
 
         return from_pretrained(name_or_folder, **kwargs)
 
-    @classmethod
-    def from_tensorflow(cls, folder: str | PathLike[str], **kwargs: Any) -> "GPT2":
-        """A model from a folder as OpenAI published it. See `gptladder.weights.from_tensorflow`."""
-        from ..weights import from_tensorflow
-
-        return from_tensorflow(folder, **kwargs)
-
-    @classmethod
-    def from_nanogpt(cls, path: str | PathLike[str], **kwargs: Any) -> "GPT2":
-        """Return a model from a nanoGPT checkpoint. See `gptladder.weights.from_nanogpt`."""
-        from ..weights import from_nanogpt
-
-        return from_nanogpt(path, **kwargs)
-
-    @classmethod
-    def from_hf(cls, model: Any, **kwargs: Any) -> "GPT2":
-        """Return a model with a ``transformers.GPT2LMHeadModel``'s weights. See `gptladder.weights.from_hf`."""
-        from ..weights import from_hf
-
-        return from_hf(model, **kwargs)
-
-    @classmethod
-    def from_hooked_transformer(cls, model: Any, **kwargs: Any) -> "GPT2":
-        """Return a model with a ``HookedTransformer``'s weights. See `gptladder.weights.from_hooked_transformer`."""
-        from ..weights import from_hooked_transformer
-
-        return from_hooked_transformer(model, **kwargs)
+    from_tensorflow = _InWeights()
+    from_nanogpt = _InWeights()
+    from_hf = _InWeights()
+    from_hooked_transformer = _InWeights()
 
     def save_pretrained(self, folder: str | PathLike[str], **kwargs: Any) -> None:
         """Write a folder that transformers can read. See `gptladder.weights.save_pretrained`."""

@@ -30,6 +30,17 @@ from gptladder.training.data import stories as grammar
 SEED = 1  # of the stories; training uses 1337
 
 
+@torch.no_grad()
+def story_names(model: GPT2, tokenizer: Tokenizer, stories: int) -> dict[str, dict[str, float]]:
+    """Return the mean share of the right name, and the mentions it was averaged over, for heroes and for helpers."""
+    texts = [grammar.story(SEED, index) for index in range(stories)]
+    shares = {
+        kind: list(name_shares(model, tokenizer, texts, list(names)))
+        for kind, names in (("heroes", grammar.HEROES), ("helpers", grammar.HELPERS))
+    }
+    return {kind: {"share": statistics.fmean(own), "mentions": len(own)} for kind, own in shares.items()}
+
+
 def name_shares(model: GPT2, tokenizer: Tokenizer, texts: list[str], names: list[str]) -> Iterator[float]:
     """Give the share of the right name among all names, at each mention of the only name mentioned before."""
     ids = [_only(tokenizer.encode(f" {name}"), name) for name in names]
@@ -134,15 +145,11 @@ def main() -> None:
     model = GPT2.from_pretrained(arguments.model, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(arguments.model)
     texts = [grammar.story(SEED, index) for index in range(arguments.stories)]
-    shares = {
-        kind: list(name_shares(model, tokenizer, texts, list(names)))
-        for kind, names in (("heroes", grammar.HEROES), ("helpers", grammar.HELPERS))
-    }
     floor, error = grammar_floor(tokenizer, arguments.stories)
     result = {
         "machine": machine(),
         "stories": arguments.stories,
-        "names": {kind: {"share": statistics.fmean(own), "mentions": len(own)} for kind, own in shares.items()},
+        "names": story_names(model, tokenizer, arguments.stories),
         "loss_from_the_beginning": loss_from_the_beginning(model, tokenizer, texts),
         "grammar": {"nats_per_token": floor, "standard_error": error},
     }

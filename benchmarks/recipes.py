@@ -13,9 +13,10 @@ The studies, and what was chosen from them:
 
     characters   optimizer and schedule of `shakespeare-char-fast`
     tokenizer    characters or byte pairs, and how many, for 1 MB of one's own text
-    width        width, context and dropout for 1 MB, longer trainings
+    width        width and byte pairs for 1 MB, longer trainings
     small        tokenizer, width and dropout for 20 kB
-    stories      context, optimizer and initial weights of `tinystories`, from generated stories
+    stories      schedule, context, batch, depth and optimizer of `tinystories`, with generated stories; the probability
+                 of the right name (see names.py) stands beside the losses
 """
 
 import argparse
@@ -31,10 +32,11 @@ from typing import Any
 import numpy as np
 import torch
 from measure import machine, print_table, write_result
+from names import story_names
 from steps import train_steps, whole_loss
 
 from gptladder.assembly import GPT2
-from gptladder.tokenizer import BPETokenizer, CharTokenizer
+from gptladder.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from gptladder.training.data.batches import Batches
 from gptladder.training.data.stories import stories
 from gptladder.training.kernels import keep_freed_memory, settle
@@ -57,7 +59,7 @@ class Study:
 _CHARACTERS = PRESETS["shakespeare-char-fast"].replace(max_steps=300)
 _OWN = _CHARACTERS.replace(tokenizer="bpe", vocab_size=1024, n_ctx=128, batch=16, dropout=0.1)
 _SMALL = _OWN.replace(d_model=64, n_layers=2, n_ctx=64, vocab_size=512, dropout=0.2, max_steps=200, warmup_steps=10)
-_STORIES = PRESETS["tinystories"].replace(max_steps=1000, min_lr=0.0, decay="linear")
+_STORIES = PRESETS["tinystories"].replace(max_steps=4000)
 
 STUDIES = {
     "characters": Study(
@@ -76,12 +78,16 @@ STUDIES = {
     "tokenizer": Study(
         SHAKESPEARE,
         _CHARACTERS.replace(decay="cosine", min_lr=2.5e-4),
-        [{}, *({"tokenizer": "bpe", "vocab_size": size} for size in (512, 1024, 2048))],
+        [{}, *({"tokenizer": "bpe", "vocab_size": size} for size in (512, 1024, 2048, 4096))],
     ),
     "width": Study(
         SHAKESPEARE,
         _OWN.replace(max_steps=1200, warmup_steps=60, decay="cosine", min_lr=2.5e-4),
-        [{}, {"d_model": 192, "n_heads": 6, "max_steps": 800, "warmup_steps": 40}, {"dropout": 0.2}],
+        [
+            {},
+            {"d_model": 192, "n_heads": 6, "max_steps": 800, "warmup_steps": 40},
+            {"vocab_size": 2048, "decay": "linear", "min_lr": 0.0},
+        ],
     ),
     "small": Study(
         VERDICT,
@@ -99,9 +105,12 @@ STUDIES = {
         STORIES,
         _STORIES,
         [
-            {"n_ctx": 256, "batch": 4},
+            {},
+            {"decay": "cosine", "min_lr": 2e-4},
             {"n_ctx": 512, "batch": 2},
-            {"n_ctx": 512, "batch": 4, "max_steps": 500, "optimizer": "muon", "muon_lr": 0.03, "lr": 5e-3},
+            {"batch": 8, "max_steps": 2000},
+            {"n_layers": 3},
+            {"optimizer": "muon", "muon_lr": 0.02},
         ],
     ),
 }
@@ -114,7 +123,8 @@ class Tokens:
     train: np.ndarray
     val: np.ndarray
     val_bytes: int
-    n_vocab: int
+    tokenizer: Tokenizer
+    of_stories: bool = False
 
 
 @cache
@@ -129,17 +139,17 @@ def read(folder: Path, name: str, kind: str, vocab_size: int) -> Tokens:
             np.array([token for story in part for token in [*tokenizer.encode(story), tokenizer.eot_id]])
             for part in (found[:cut], found[cut:])
         )
-        return Tokens(train, val, sum(map(len, found[cut:])), tokenizer.n_vocab)
+        return Tokens(train, val, sum(map(len, found[cut:])), tokenizer, of_stories=True)
     text = (folder / name).read_text(encoding="utf-8")
     cut = int(len(text) * 0.9)
     tokenizer = CharTokenizer.from_text([text]) if kind == "char" else BPETokenizer.train([text[:cut]], vocab_size)
     train, val = (np.array(tokenizer.encode(part)) for part in (text[:cut], text[cut:]))
-    return Tokens(train, val, len(text[cut:].encode()), tokenizer.n_vocab)
+    return Tokens(train, val, len(text[cut:].encode()), tokenizer)
 
 
 def train(config: TrainConfig, data: Tokens, evaluations: int) -> dict[str, Any]:
     """Train, and return the losses and the processor seconds at several steps."""
-    config = settle(config.replace(precision="auto", d_vocab=data.n_vocab), torch.device("cpu"), None)
+    config = settle(config.replace(precision="auto", d_vocab=data.tokenizer.n_vocab), torch.device("cpu"), None)
     optim = config.optim
     torch.manual_seed(optim.seed)
     model = GPT2(config.model)
@@ -162,7 +172,8 @@ def train(config: TrainConfig, data: Tokens, evaluations: int) -> dict[str, Any]
         bits = val * len(data.val) / data.val_bytes / math.log(2)
         curve.append({"step": last, "processor_seconds": seconds, "val_loss": val, "bits_per_byte": bits})
     best = min(curve, key=lambda point: point["val_loss"])
-    return {"parameters": model.num_parameters(), "precision": optim.precision, "best": best, "curve": curve}
+    found = {"parameters": model.num_parameters(), "precision": optim.precision, "best": best, "curve": curve}
+    return found if not data.of_stories else {**found, "names": story_names(model.eval(), data.tokenizer, stories=100)}
 
 
 def main() -> None:
@@ -191,7 +202,7 @@ def main() -> None:
         result[name] = {"machine": machine(), "text": study.text, "base": base, "trainings": trained}
         print_table(
             f"{name}: {study.text}",
-            ["changes", "parameters", "steps", "processor s", "validation", "bits per byte", "best"],
+            ["changes", "parameters", "steps", "processor s", "validation", "bits per byte", "best", "right names"],
             [
                 [
                     ", ".join(f"{field}={value}" for field, value in own["changes"].items()) or "base",
@@ -201,6 +212,7 @@ def main() -> None:
                     f"{own['curve'][-1]['val_loss']:.4f}",
                     f"{own['curve'][-1]['bits_per_byte']:.4f}",
                     f"{own['best']['bits_per_byte']:.4f} at {own['best']['step']:,}",
+                    ", ".join(f"{kind} {names['share']:.3f}" for kind, names in own.get("names", {}).items()),
                 ]
                 for own in trained
             ],

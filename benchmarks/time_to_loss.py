@@ -158,7 +158,7 @@ class FromClone:
 
 
 TRANSFORMERS, NANOGPT = "transformers, nanoGPT's recipe", "nanoGPT"
-SHORT = 300
+SHORT = 260
 
 
 def contestants(clone: Path | None, steps: int | None) -> list[Contestant]:
@@ -289,6 +289,7 @@ def summary(races: list[dict[str, list[Point]]], reference: str) -> dict[str, An
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draw loss against seconds of training: a line for each run, one colour for each contestant, and the target."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
@@ -320,7 +321,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     )
     axes.set_xscale("log")
     axes.set_ylim(lowest - 0.08, highest + 0.9)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="seconds of training (evaluations not counted)", ylabel="validation loss, nats per character")
     axes.grid(alpha=0.3, which="both")
     axes.legend(title="final loss, first seed")

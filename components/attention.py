@@ -3,13 +3,12 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from . import initial
-from .dropout import drops
+from .dropout import dropout, drops
 from .kernels import attention, linear
 from .kv_cache import LayerCache
 from .masks import allowed_keys
@@ -124,14 +123,14 @@ class Attention(QKVParameters):
             keys, values = k.transpose(1, 2), v.transpose(1, 2)
         else:
             keys, values = cache.append(k, v)
-        dropout = self.dropout if drops(self) else 0.0
         if self.fused and not (self.hook_attn_scores.active or self.hook_pattern.active):
-            z = attention(q, keys, values, scale=self.scale, padding_mask=padding_mask, dropout=dropout)
+            rate = self.dropout if drops(self) else 0.0
+            z = attention(q, keys, values, scale=self.scale, padding_mask=padding_mask, dropout=rate)
         else:
             scores = self.attention_scores(q, keys, padding_mask)
             pattern = self.attention_pattern(scores)
             z = einsum(
-                F.dropout(pattern, dropout, dropout > 0),
+                dropout(pattern, self.dropout, self),
                 values,
                 "batch n_heads query_pos key_pos, batch n_heads key_pos d_head -> batch query_pos n_heads d_head",
             )

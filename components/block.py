@@ -3,12 +3,11 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .attention import Attention
-from .dropout import drops
+from .dropout import dropout
 from .kv_cache import LayerCache
 from .layer_norm import LayerNorm
 from .mlp import MLP, ActFn
@@ -106,13 +105,13 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch seq d_model={self.d_model}"]:
         """Return the residual stream after this block; ``padding_mask`` and ``cache`` as for `Attention`."""
-        pre_norm, drop = self.norm == "pre", drops(self)
+        pre_norm = self.norm == "pre"
         resid_pre = self.hook_resid_pre(resid_pre)
         attn_in = self.ln1(resid_pre) if pre_norm else resid_pre
         attn_out = self.hook_attn_out(self.attn(attn_in, padding_mask=padding_mask, cache=cache))
-        resid_mid = resid_pre + F.dropout(attn_out, self.resid_dropout, drop)
+        resid_mid = resid_pre + dropout(attn_out, self.resid_dropout, self)
         resid_mid = self.hook_resid_mid(resid_mid if pre_norm else self.ln1(resid_mid))
         mlp_in = self.ln2(resid_mid) if pre_norm else resid_mid
         mlp_out = self.hook_mlp_out(self.mlp(mlp_in))
-        resid_post = resid_mid + F.dropout(mlp_out, self.resid_dropout, drop)
+        resid_post = resid_mid + dropout(mlp_out, self.resid_dropout, self)
         return self.hook_resid_post(resid_post if pre_norm else self.ln2(resid_post))

@@ -1,11 +1,12 @@
-"""Whether a layer drops now, and the switch that turns dropout off for one thread."""
+"""Dropout, and the switch that turns it off for one thread."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .eager import uncompiled
 
@@ -17,6 +18,16 @@ _OURS = __name__.split(".")[0]
 def drops(layer: nn.Module) -> bool:
     """Return whether dropout acts in ``layer``: in training mode, unless `no_dropout` is on in this thread."""
     return layer.training and (torch.compiler.is_compiling() or not _off.get())
+
+
+def dropout(x: Tensor, probability: float, layer: nn.Module) -> Tensor:
+    """Return ``x`` with entries dropped and the others enlarged, if dropout acts in ``layer``; else ``x`` itself.
+
+    Example:
+        >>> dropout(torch.ones(3), 0.5, nn.Identity().eval())
+        tensor([1., 1., 1.])
+    """
+    return F.dropout(x, probability) if probability and drops(layer) else x
 
 
 @contextmanager

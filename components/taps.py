@@ -90,13 +90,13 @@ class Tap(nn.Module):
         """Whether a hook needs this activation, so that a fused kernel, which never forms it, must not be used."""
         if self._forward_hooks or self._forward_pre_hooks:
             return True
-        return not torch.compiler.is_compiling() and any(self in functions for functions in _in_this_thread.get())
+        return any_hooks() and any(self in functions for functions in _in_this_thread.get())
 
     def forward(self, activation: Tensor) -> Tensor:
         """Return the activation as hooks leave it."""
         if self._forward_hooks:  # PyTorch calls these afterwards
             activation = activation.clone()
-        if not torch.compiler.is_compiling():
+        if any_hooks():
             for functions in _in_this_thread.get():
                 for call in functions.get(self, ()):
                     activation = call(activation)
@@ -107,6 +107,9 @@ class Tap(nn.Module):
 _Functions = dict[Tap, list[Callable[[Tensor], Tensor]]]
 _in_this_thread: ContextVar[tuple[_Functions, ...]] = ContextVar("gptladder_hooks", default=())
 
+# Blocks of hooks under way in any thread: usually none, and a tap, of which a model has hundreds, then only looks here.
+_blocks: set[int] = set()
+
 
 def any_hooks() -> bool:
     """Return whether a block of `hooks` is under way in this thread, on any module.
@@ -115,7 +118,7 @@ def any_hooks() -> bool:
         >>> any_hooks()
         False
     """
-    return bool(_in_this_thread.get())
+    return bool(_blocks) and not torch.compiler.is_compiling() and bool(_in_this_thread.get())
 
 
 def named_taps(module: nn.Module) -> dict[str, Tap]:
@@ -164,12 +167,14 @@ def hooks(module: nn.Module, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence
     for names, function in bwd_hooks:
         for name in _matching(points, names):
             functions.setdefault(taps[name], []).append(_on_gradient(function, points[name], handles))
+    _blocks.add(id(functions))
     _in_this_thread.set((*_in_this_thread.get(), functions))
     try:
         with uncompiled():  # compiled code would ignore the hooks
             yield
     finally:
         _in_this_thread.set(tuple(other for other in _in_this_thread.get() if other is not functions))
+        _blocks.discard(id(functions))
         for handle in handles:
             handle.remove()
 

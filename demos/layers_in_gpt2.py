@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import Attention, Block, LayerCache, PosEmbed, Unembed
-from gptladder.weights import to_hf
+from gptladder.weights import from_hf, to_hf
 
 LAYERS = ("embed", "pos_embed", "layer_norm", "attention", "mlp", "block", "unembed")
 
@@ -85,7 +85,7 @@ def replace(hf: Any, *layers: str) -> None:
     """
     if unknown := set(layers) - set(LAYERS):
         raise ValueError(f"there is no layer {sorted(unknown)}; there are {', '.join(LAYERS)}")
-    ours = GPT2.from_hf(hf)
+    ours = from_hf(hf)
     config, stack = ours.config, hf.transformer
     made: dict[str, Any] = {"device": hf.device, "dtype": hf.dtype}
     if "embed" in layers:

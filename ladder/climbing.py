@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .candidate.finder import rungs_of
+from .candidate.isolation import Limits
 from .candidate.layer import Candidate, Reply, Request
 from .candidate.sandbox import Sandbox
 from .candidate.source import CandidateError, Code
@@ -35,6 +36,8 @@ def climb(
     hint: Hint = "what",
     reference: str | None = None,
     chosen: Mapping[str, Any] | None = None,
+    only: str | None = None,
+    limits: Limits | None = None,
     on_start: Callable[[str], None] = lambda rung: None,
     on_end: Callable[[Tried], None] = lambda tried: None,
 ) -> Climb:
@@ -52,6 +55,9 @@ def climb(
         hint: how much the report gives away: ``where``, ``what`` or ``fix``.
         reference: ``transformer-lens`` to judge by TransformerLens's layers (default: our own).
         chosen: values for what a constructor or configuration asks for, by name.
+        only: the one rung to try, whatever else a file holds (default: all that it holds, in order).
+        limits: what a layer given as text may use; with limits it has no network, and writes to a folder of its own
+            alone (default: what the user may).
         on_start: called with each rung's name as it begins.
         on_end: called with its result.
 
@@ -89,11 +95,11 @@ def climb(
     if reference not in (None, "gptladder", "transformer-lens"):
         raise ValueError(f"reference is {reference!r}; it can be gptladder or transformer-lens")
     climbed = Climb(hint=hint)
-    with _Bench(layers, sources, time_limit, dict(chosen or {})) as bench:
+    with _Bench(layers, sources, time_limit, dict(chosen or {}), limits) as bench:
         bench.ready()
         climbed.taken, climbed.left_out = bench.taken, bench.left_out
         for rung in RUNGS:
-            if rung.name not in bench.shown:
+            if rung.name not in bench.shown or only not in (None, rung.name):
                 continue
             on_start(rung.name)
             library = None if reference in (None, "gptladder") else reference
@@ -111,7 +117,12 @@ class _Bench:
     """Where the layers run: those given as text in a sandbox, those given as objects here."""
 
     def __init__(
-        self, layers: Mapping[str, Layer], sources: Sequence[Layer | Path], time_limit: float, chosen: dict[str, Any]
+        self,
+        layers: Mapping[str, Layer],
+        sources: Sequence[Layer | Path],
+        time_limit: float,
+        chosen: dict[str, Any],
+        limits: Limits | None,
     ) -> None:
         texts = {rung: layer for rung, layer in layers.items() if isinstance(layer, str)}
         files = [str(source) for source in sources if isinstance(source, str | Path)]
@@ -132,7 +143,7 @@ class _Bench:
             # FILE.py:CLASS of an unknown rung is found in the sandbox too.
             self._file = file
             texts[""] = file
-        self.sandbox = Sandbox(texts, time_limit, chosen) if texts else None
+        self.sandbox = Sandbox(texts, time_limit, chosen, limits) if texts else None
 
     def __enter__(self) -> "_Bench":
         return self

@@ -174,6 +174,7 @@ class Tried:
         missing: the parameters of GPT-2 that it does not have.
         reading: how its parameters were read, in a line; empty if they have TransformerLens's names.
         notes: what to know of a layer that passed, and of how it was tried.
+        borrowed: what it takes ready-made from libraries: classes, fused functions.
         seconds: how long it took.
     """
 
@@ -187,6 +188,7 @@ class Tried:
     missing: tuple[str, ...] = ()
     reading: str = ""
     notes: tuple[str, ...] = ()
+    borrowed: tuple[str, ...] = ()
     seconds: float = 0.0
 
     @property
@@ -262,6 +264,7 @@ class Tried:
             "reading": self.reading,
             "notes": list(self.notes),
             "note": self.note,
+            "borrowed": list(self.borrowed),
             "seconds": round(self.seconds, 3),
         }
 

@@ -137,6 +137,7 @@ class LayerTrial:
             missing=tuple(sorted(self.missing - set(_OPTIONAL))),
             reading=self._reading(),
             notes=tuple(dict.fromkeys([*self._first_notes(), *notes])),
+            borrowed=self.first.borrowed,
             diagnosis=precise if attempt.fault else None,
         )
         if attempt.fault is not None:

@@ -1,4 +1,4 @@
-"""Beam search: the likeliest text as a whole, as far as a limited number of candidates lets one see it."""
+"""Beam search: an approximate search for the most probable text, with a limited number of candidates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from .transforms.base import number, whole
 __all__ = ["Beam", "EarlyStopping", "beam_search"]
 
 EarlyStopping = Literal[True, False, "never"]
-"""When to end, with as many finished texts as there are beams: at once (True); where the best unfinished one, scored at
-its present length, falls behind the worst of them (False); where it could not catch up at any length ("never")."""
+"""When to end, once as many texts are finished as there are beams: at once (True); when the best unfinished text,
+scored at its present length, is worse than all of them (False); when it would be worse at any length ("never")."""
 
 
 _MOST_PENALTY = 20.0  # the length of a text to this power is still a number
@@ -29,12 +29,16 @@ _MOST_PENALTY = 20.0  # the length of a text to this power is still a number
 
 @dataclass(frozen=True)
 class Beam:
-    """A continuation that beam search has found, without the prompt."""
+    """A continuation that beam search found, without the prompt.
+
+    >>> Beam(text="ab", tokens=[0, 1], score=-0.5, finish_reason="length").score
+    -0.5
+    """
 
     text: str
-    """Without the end token; empty where there is no tokenizer."""
+    """Without the end token; empty without a tokenizer."""
     tokens: list[int]
-    """The end token among them."""
+    """With the end token."""
     score: float
     """The log-probability of all tokens together, divided by their number to the power of the length penalty."""
     finish_reason: FinishReason
@@ -57,24 +61,30 @@ def beam_search(
 ) -> list[Beam]:
     """Search for the continuation with the highest score, the same one as ``transformers.generate(num_beams=...)``.
 
-    At each step every text under way is continued by every token, and the ``num_beams`` likeliest that have not ended
-    go on. One that ends among the ``num_beams`` likeliest is a result, and the best results are kept.
+    At each step, every unfinished text is continued by every token, and the ``num_beams`` most probable continuations
+    that have not ended go on. A continuation that ends and is among the ``num_beams`` most probable is a result.
 
     Reference: Wu et al. 2016, arXiv:1609.08144, section 7 (with the penalty ``length ** length_penalty``);
     ``GenerationMixin._beam_search``.
 
+    >>> from gptladder import GPT2, GPT2Config
+    >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=5, n_ctx=16)).eval()
+    >>> best, second = beam_search(model, [1, 2], num_beams=3, num_return=2, max_new_tokens=4)
+    >>> len(best.tokens), best.score >= second.score
+    (4, True)
+
     Args:
-        params: with ``temperature=0``, which is the default; the other settings on single tokens
+        params: With ``temperature=0``, the default; the other settings on single tokens
             (``no_repeat_ngram_size``, ``repetition_penalty``, …) change log-probabilities here, not logits.
-        num_beams: texts that are followed at a time.
-        num_return: the best of them to give back.
-        length_penalty: above 0 favours long texts, below 0 short ones.
+        num_beams: Number of texts that are followed at a time.
+        num_return: Number of results to return.
+        length_penalty: Above 0 favours long texts, below 0 short ones.
         early_stopping: see `EarlyStopping`.
-        max_new_tokens: at this length a text ends, and at ``n_ctx``, whichever comes first.
+        max_new_tokens: A text ends at this length or at ``n_ctx``, whichever comes first.
         eos_token_ids, tokenizer, transforms: as for `gptladder.sampling.stream.stream`.
 
     Returns:
-        The best first; fewer than ``num_return`` where there are not so many texts that are not banned.
+        The best first; fewer than ``num_return`` if so few texts are not banned.
 
     Raises:
         ValueError: what `stream` refuses in a prompt; a number out of range; no token left.
@@ -110,7 +120,7 @@ def beam_search(
     for length in range(1, longest + 1):
         log_probs = chain(texts, logits.log_softmax(-1))[:, :n_vocab]
         candidates = (scores[:, None] + log_probs).flatten()
-        # So many that num_beams can go on even where each of the likeliest ends.
+        # As many candidates as it takes for num_beams to go on even if each of the most probable ones ends.
         best = candidates.topk(min((1 + max(1, len(eos))) * num_beams, len(candidates)))
         possible = best.values > -torch.inf
         if not possible.any():
@@ -151,7 +161,7 @@ def beam_search(
 
 
 def _follow(cache: KVCache, parents: Tensor) -> None:
-    """Let each row of the cache be that of the text which it continues."""
+    """Reorder the cache so that each row belongs to the text that it continues."""
     if parents.tolist() != list(range(cache.batch)):
         cache.reorder(parents)
 

@@ -1,10 +1,10 @@
-"""From logits to a token: the likeliest, or one drawn by its probability in either of two ways.
+"""From logits to a token: the most probable one, or one drawn by its probability in either of two ways.
 
-`multinomial` draws as transformers does, and at the same state of the generator the same token; the rows of a batch
-share one generator, so what a row gets depends on how many rows there are. `inverse_cdf` takes one uniform number a
-row, from a generator of the row's own (`row_uniforms`): what a row gets depends on that row alone.
+`multinomial` draws as transformers does: from the same state of the generator, the same token. The rows of a batch
+share one generator, so the result of a row depends on the number of rows. `inverse_cdf` takes one uniform number for
+each row, from a generator of that row (`row_uniforms`): its result depends on that row alone.
 
-All three expect float32 or float64 logits, after the transforms, and never choose a banned token.
+All three take float32 or float64 logits, after the transforms, and never choose a banned token.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,13 @@ __all__ = ["greedy", "inverse_cdf", "multinomial", "row_uniforms"]
 
 @jaxtyped(typechecker=beartype)
 def greedy(logits: Float[Tensor, "batch d_vocab"]) -> Int64[Tensor, " batch"]:
-    """Take the likeliest token of each row; of tied ones the first.
+    """Return the most probable token of each row; of tied tokens, the first.
+
+    >>> greedy(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.0, 0.5]]))
+    tensor([1, 0])
 
     Raises:
-        ValueError: a row has no token left, or its logits are no numbers.
+        ValueError: a row has no token left, or its logits are not finite.
     """
     best, tokens = logits.max(-1)
     check_drawable(logits, best)
@@ -33,10 +36,13 @@ def greedy(logits: Float[Tensor, "batch d_vocab"]) -> Int64[Tensor, " batch"]:
 def multinomial(
     logits: Float[Tensor, "batch d_vocab"], generator: torch.Generator | None = None
 ) -> Int64[Tensor, " batch"]:
-    """Draw a token for each row from one generator, torch's own by default, as ``transformers.generate`` does.
+    """Draw a token for each row from one generator (default: torch's global one), as ``transformers.generate`` does.
+
+    >>> multinomial(torch.tensor([[-torch.inf, 0.0], [0.0, -torch.inf]]))
+    tensor([1, 0])
 
     Raises:
-        ValueError: a row has no token left, or its logits are no numbers.
+        ValueError: a row has no token left, or its logits are not finite.
     """
     check_drawable(logits)
     return torch.multinomial(logits.softmax(-1), num_samples=1, generator=generator).squeeze(1)
@@ -49,12 +55,15 @@ def inverse_cdf(logits: Float[Tensor, "batch d_vocab"], uniforms: Float64[Tensor
     The work is done row by row on the CPU, where sums run in one order: a row's token is the same in any batch and for
     any device, and a token of probability zero, which adds nothing to the sum, cannot be the first to exceed anything.
 
+    >>> inverse_cdf(torch.zeros(3, 4), torch.tensor([0.0, 0.3, 0.99], dtype=torch.float64))
+    tensor([0, 1, 3])
+
     Args:
         logits: of each row.
         uniforms: one number in [0, 1) for each row.
 
     Raises:
-        ValueError: a row has no token left, or its logits are no numbers; a uniform outside [0, 1).
+        ValueError: a row has no token left, or its logits are not finite; a uniform outside [0, 1).
     """
     check_drawable(logits)
     if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
@@ -68,15 +77,19 @@ def inverse_cdf(logits: Float[Tensor, "batch d_vocab"], uniforms: Float64[Tensor
 
 
 def row_uniforms(generators: Sequence[torch.Generator]) -> Float64[Tensor, " batch"]:
-    """Take one number in [0, 1) from each row's own generator (on the CPU)."""
+    """Return one number in [0, 1) from each row's own generator, on the CPU.
+
+    >>> row_uniforms([torch.Generator().manual_seed(seed) for seed in (1, 2)]).shape
+    torch.Size([2])
+    """
     return torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
 
 
 def check_drawable(logits: Tensor, best: Tensor | None = None) -> None:
-    """Raise ValueError where a row has no token left, or its logits are no numbers.
+    """Raise ValueError if a row has no token left, or its logits are not finite.
 
     Args:
-        best: the largest logit of each row, where it is known.
+        best: The largest logit of each row (default: computed here).
     """
     best = logits.amax(-1) if best is None else best
     if bool(best.isfinite().all()):

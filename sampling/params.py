@@ -38,6 +38,12 @@ class SamplingParams:
 
     ``temperature=0`` is greedy decoding: the settings from ``temperature`` on are checked, but have no effect.
 
+    >>> params = SamplingParams(temperature=0.8, top_k=50)
+    >>> params.chain(prompt_width=4)
+    Chain(transforms=(Temperature(temperature=0.8), TopK(k=50)))
+    >>> SamplingParams(temperature=0).greedy
+    True
+
     Raises:
         ValueError: a value that its transform refuses.
     """

@@ -19,7 +19,11 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """What to continue."""
+    """What to continue.
+
+    >>> PromptOptions(prompt="Once").text()
+    'Once'
+    """
 
     prompt: Annotated[str | None, tyro.conf.arg(metavar="[PROMPT]"), tyro.conf.Positional] = None
     """The text to continue, in quotes; "" begins a new text; - reads standard input."""

@@ -20,23 +20,31 @@ FinishReason = Literal["eos", "stop", "length", "context"]
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Natural logarithms of the model's own probabilities, before any transform."""
+    """Natural logarithms of the model's own probabilities, before any transform.
+
+    >>> Logprobs(chosen=-0.5, top={7: -0.5, 3: -1.2}).top[3]
+    -1.2
+    """
 
     chosen: float
     """Of the token taken."""
     top: dict[int, float]
-    """Of the likeliest tokens, the likeliest first."""
+    """Of the most probable tokens, the most probable first."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one step adds to one row."""
+    """What one step adds to one row.
+
+    >>> Chunk(row=0, token=7, text=" fox", finish_reason=None).text
+    ' fox'
+    """
 
     row: int
     """``prompt * n + sample``."""
     token: int
     text: str
-    """What can be shown by now; it may lag behind the token."""
+    """The text that is certain by now; it may lag behind the token."""
     finish_reason: FinishReason | None
     """None while the row goes on."""
     logprobs: Logprobs | None = None
@@ -44,19 +52,27 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Completion:
-    """The continuation of a prompt, without the prompt."""
+    """The continuation of a prompt, without the prompt.
+
+    >>> Completion(text=" fox", tokens=[7], finish_reason="length").tokens
+    [7]
+    """
 
     text: str
-    """Without the end token, and cut before the stop string; empty where there is no tokenizer."""
+    """Without the end token, and cut before the stop string; empty without a tokenizer."""
     tokens: list[int]
-    """All that were generated, the end token and those of the stop string among them."""
+    """All generated tokens, with the end token and those of the stop string."""
     finish_reason: FinishReason
     logprobs: list[Logprobs] | None = None
-    """One for each token, where they were asked for."""
+    """One for each token, if they were requested."""
 
 
 def collect(chunks: Sequence[Chunk]) -> Completion:
-    """One row's chunks, the last of which ends it, as a whole."""
+    """Return a row's chunks, the last of which ends it, as a completion.
+
+    >>> collect([Chunk(0, 7, "a", None), Chunk(0, 8, "b", "length")])
+    Completion(text='ab', tokens=[7, 8], finish_reason='length', logprobs=None)
+    """
     finish_reason = chunks[-1].finish_reason
     assert finish_reason is not None
     logprobs = [chunk.logprobs for chunk in chunks if chunk.logprobs is not None]
@@ -69,20 +85,34 @@ def collect(chunks: Sequence[Chunk]) -> Completion:
 
 
 def check_lengths(params: SamplingParams, max_new_tokens: int) -> None:
-    """Raise ValueError if no text can have the lengths that are asked for."""
+    """Raise ValueError if no text can have the lengths that are asked for.
+
+    >>> check_lengths(SamplingParams(min_new_tokens=9), max_new_tokens=4)
+    Traceback (most recent call last):
+    ValueError: min_new_tokens=9 is more than max_new_tokens=4
+    """
     whole("max_new_tokens", max_new_tokens, least=1)
     if params.min_new_tokens > max_new_tokens:
         raise ValueError(f"min_new_tokens={params.min_new_tokens} is more than max_new_tokens={max_new_tokens}")
 
 
 def check_fits(prompt: Sequence[int], n_ctx: int, name: str = "the prompt", mend: str = "shorten it") -> None:
-    """Raise ValueError for a prompt that the model has no positions for."""
+    """Raise ValueError if a prompt has more tokens than the model has positions.
+
+    >>> check_fits([1, 2, 3], n_ctx=2)
+    Traceback (most recent call last):
+    ValueError: the prompt has 3 tokens, and the model reads at most n_ctx=2: shorten it
+    """
     if len(prompt) > n_ctx:
         raise ValueError(f"{name} has {len(prompt)} tokens, and the model reads at most n_ctx={n_ctx}: {mend}")
 
 
 class Row:
     """One text under way: counts its tokens, and notices its end.
+
+    >>> row = Row(0, 3, seed=1, text=None, eos_token_ids=[9], max_new_tokens=5, n_ctx=16)
+    >>> row.append(7).finish_reason, row.append(9).finish_reason
+    (None, 'eos')
 
     Args:
         index: its number, for its chunks.

@@ -32,6 +32,9 @@ class PromptLookup:
 
     Reference: Saxena 2023, "Prompt Lookup Decoding"; ``prompt_lookup_num_tokens`` in transformers.
 
+    >>> PromptLookup(max_ngram=2).propose([5, 6, 7, 8, 5, 6], 2)
+    [7, 8]
+
     Args:
         max_ngram: the most of the last tokens that are looked for; where they are not found, fewer are, down to one.
 
@@ -55,7 +58,11 @@ class PromptLookup:
 
 @dataclass(frozen=True)
 class Speculation(Completion):
-    """A completion, and how well the guessing went."""
+    """A completion, and how well the guessing went.
+
+    >>> Speculation(text="", tokens=[1, 2], finish_reason="length", proposed=4, accepted=1).acceptance_rate
+    0.25
+    """
 
     proposed: int = 0
     """Tokens that were guessed."""
@@ -86,6 +93,12 @@ def speculate(
     transforms: Sequence[LogitsTransform] = (),
 ) -> Speculation:
     """Continue one prompt, letting ``draft`` guess ahead.
+
+    >>> from gptladder import GPT2, GPT2Config
+    >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=5, n_ctx=16)).eval()
+    >>> found = speculate(model, [1, 2, 1, 2], draft=PromptLookup(), max_new_tokens=6)
+    >>> len(found.tokens), found.calls <= 6
+    (6, True)
 
     Args:
         draft: a smaller model of the same vocabulary, or `PromptLookup`.

@@ -1,11 +1,10 @@
 """Text from a model, token by token (`stream`) or all at once (`generate`, which is `stream` collected).
 
-All rows, every prompt's every sample, advance together, one token a step. Prompts of different lengths are padded on
-the left, where neither the model nor a transform sees it. Each prompt is read once, however many samples continue it.
-A row that has ended leaves the batch, so that those still at work do not pay for it. What a row draws comes from a
-generator of its own: its text depends on its prompt, its seed and the settings, and not on its neighbours (but for
-rounding, which in float32 can tip the balance between two tokens that are almost equally likely).
-"""
+All rows (every sample of every prompt) advance together, one token per step. Prompts of different lengths are padded on
+the left; neither the model nor a transform sees the padding. Each prompt is read once, for all of its samples. A row
+that has ended leaves the batch and costs no more time. Each row draws from its own generator: its text depends on its
+prompt, its seed and the settings, not on other rows (except for rounding in float32, which can decide between two
+tokens that are almost equally probable)."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -31,10 +30,10 @@ from .transforms.base import whole
 __all__ = ["Chunk", "Completion", "Draw", "FinishReason", "Logprobs", "PastContext", "generate", "stream"]
 
 PastContext = Literal["stop", "slide"]
-"""Past ``n_ctx`` tokens: end the row; or go on, reading the last ``n_ctx`` tokens anew for each token.
+"""Past ``n_ctx`` tokens: end the row, or continue and read the last ``n_ctx`` tokens again for each new token.
 
-Sliding changes the position of every token, and with learned positions all keys and values with it: nothing cached can
-be used, and a token costs as much as reading ``n_ctx`` tokens.
+Sliding changes the position of every token and, with learned positions, all keys and values: nothing cached can be
+used, and a token costs as much time as reading ``n_ctx`` tokens.
 """
 
 _COLUMNS = 256  # of new tokens that are reserved from the start
@@ -59,21 +58,26 @@ def stream(
     transforms: Sequence[LogitsTransform] = (),
     draw: Draw = "inverse_cdf",
 ) -> Iterator[Chunk]:
-    """Continue prompts, and give out each token as it comes.
+    """Continue prompts, and yield each token as it comes.
+
+    >>> from gptladder import GPT2, GPT2Config
+    >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=5, n_ctx=16)).eval()
+    >>> [chunk.finish_reason for chunk in stream(model, [1, 2], max_new_tokens=3)]
+    [None, None, 'length']
 
     Args:
-        model: in any mode; dropout is off during each step.
+        model: In any mode; dropout is off during each step.
         prompts: one, or several of any lengths: text, or the ids of tokens.
-        params: how tokens are chosen; by default sampled from the model's distribution as it is.
+        params: How tokens are chosen (default: sampled from the model's distribution as it is).
         tokenizer: needed for text in, text out and stop strings. Ids that it lacks are never generated.
-        n: samples of each prompt.
+        n: Number of samples of each prompt.
         seed: sample ``i`` of every prompt is drawn with ``seed + i``; or one seed for each row.
-        max_new_tokens: most tokens that a row gets.
-        eos_token_ids: tokens that end a row; the tokenizer's end of text where it is not given.
+        max_new_tokens: Largest number of tokens of a row.
+        eos_token_ids: Tokens that end a row (default: the tokenizer's end of text).
         stop: strings that end a row.
-        past_context: what happens where ``n_ctx`` is full.
-        logprobs: give the log-probabilities of each token taken, and of so many of the likeliest.
-        transforms: the caller's own, see `SamplingParams.chain`.
+        past_context: What happens when ``n_ctx`` is full.
+        logprobs: Report the log-probability of each token taken, and of this many of the most probable tokens.
+        transforms: The user's own, see `SamplingParams.chain`.
         draw: how tokens are drawn.
 
     Returns:
@@ -140,8 +144,8 @@ def stream(
             chosen = multinomial(transformed, batch.rows[0].generator)
         else:
             chosen = inverse_cdf(transformed, row_uniforms([row.generator for row in batch.rows]))
-        told = [None] * len(batch.rows) if logprobs is None else _logprobs(logits, chosen, logprobs)
-        new = zip(batch.rows, chosen.tolist(), told, strict=True)
+        reported = [None] * len(batch.rows) if logprobs is None else _logprobs(logits, chosen, logprobs)
+        new = zip(batch.rows, chosen.tolist(), reported, strict=True)
         chunks = [row.append(token, token_logprobs) for row, token, token_logprobs in new]
         batch.append(chosen)
         return sorted(chunks, key=lambda chunk: chunk.row)
@@ -170,6 +174,12 @@ def generate(
     draw: Draw = "inverse_cdf",
 ) -> list[Completion]:
     """Continue prompts. Arguments and errors are those of `stream`.
+
+    >>> from gptladder import GPT2, GPT2Config
+    >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=5, n_ctx=16)).eval()
+    >>> greedy, = generate(model, [1, 2], SamplingParams(temperature=0), max_new_tokens=3)
+    >>> [len(row.tokens) for row in generate(model, [[1], [2, 3]], n=2, max_new_tokens=3)]
+    [3, 3, 3, 3]
 
     Returns:
         ``n`` completions of the first prompt, then those of the second, and so on.
@@ -303,7 +313,13 @@ def machine_memory() -> int:
 
 
 def logits_after(model: GPT2, tokens: Tensor, *, last: int = 1, **kwargs: Any) -> Tensor:
-    """The logits after each of the last tokens, Float[batch last d_vocab], in float32 at least, without dropout."""
+    """The logits after each of the last tokens, Float[batch last d_vocab], in float32 at least, without dropout.
+
+    >>> from gptladder import GPT2, GPT2Config
+    >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=5, n_ctx=16)).eval()
+    >>> logits_after(model, torch.tensor([[1, 2, 3]])).shape
+    torch.Size([1, 1, 5])
+    """
     with no_dropout(model):
         logits = model.unembed(model.final_residual(tokens, **kwargs)[:, -last:])
     return logits if logits.dtype == torch.float64 else logits.float()

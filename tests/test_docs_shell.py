@@ -81,6 +81,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("my-texts/a.txt", "my-texts/b.txt", "input.txt"):
         Path(name).write_text(text)
     Path("prompt.txt").write_text("Once upon\n")
+    for name in ("submissions/ann", "submission"):
+        Path(name).mkdir(parents=True)
+        Path(name, "layers.py").write_text("WIDTH = 8\n")
     return tmp_path
 
 
@@ -124,7 +127,7 @@ TRAINING = [
 
 
 @pytest.mark.parametrize("words", TRAINING, ids=" ".join)
-def test_a_line_that_trains_has_valid_options(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_trains_has_valid_options(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     monkeypatch.setattr(training, "run_training", lambda config, **_: read.append(config) or sys.exit(0))
     with pytest.raises(SystemExit) as done:

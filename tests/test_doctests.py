@@ -12,9 +12,17 @@ import pytest
 import torch
 
 # Packages whose public classes and functions each have an example. Others are listed here once theirs have.
-COMPLETE = ("components", "assembly")
+COMPLETE = ("components", "assembly", "weights", "sampling", "sampling.transforms")
 # More modules whose examples run.
-MODULES = ("device", "sampling.packed", "training.loss")
+MODULES = (
+    "files",
+    "device",
+    "extras",
+    "options",
+    "training.loss",
+    "weights.files.torch_files",
+    "weights.files.hub",
+)
 
 
 def modules() -> Iterator[str]:

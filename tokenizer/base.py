@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer as Backend
+from tokenizers import pre_tokenizers
 
 from ..files import write_whole
 
@@ -90,6 +91,8 @@ class Tokenizer(ABC):
         length = config.get("model_max_length")
         self.model_max_length = int(length) if isinstance(length, int | float) and 0 < length < _NO_LIMIT else None
         self._config = {name: value for name, value in config.items() if name not in _NOT_WRITTEN_AGAIN}
+        if isinstance(self._config.get("extra_special_tokens"), list):  # the name in transformers 4, which 5 reads too
+            self._config.setdefault("additional_special_tokens", self._config.pop("extra_special_tokens"))
 
     @property
     def start_id(self) -> int | None:
@@ -140,6 +143,26 @@ class Tokenizer(ABC):
             check_utf8(text, position)
             yield self._encode(text, position, False)
             position += len(text)
+
+    def encode_document(self, chunks: Iterable[str]) -> Iterator[list[int]]:
+        """Yield the ids of one document of training data: those of `encode_stream`, ended by one end-of-text token.
+
+        If the tokenizer's template puts that token before or after each text, it is there once all the same: documents
+        follow each other, so the end of one is the beginning of the next.
+
+        >>> from gptladder.tokenizer import CharTokenizer
+        >>> list(CharTokenizer("abc", end_of_text=True).encode_document(["ca", "b"]))
+        [[2, 0], [1], [3]]
+        """
+        last = None
+        for ids in self.encode_stream(chunks):
+            if last is None and ids[:1] == [self.eot_id]:
+                ids = ids[1:]
+            if ids:
+                last = ids[-1]
+                yield ids
+        if self.eot_id is not None and last != self.eot_id:
+            yield [self.eot_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of some ids. Bytes that are not UTF-8, as of half a character, become U+FFFD.
@@ -197,9 +220,12 @@ class Tokenizer(ABC):
         ...     load_tokenizer(folder).model_max_length
         64
         """
-        content = self._backend().to_str(pretty=True)  # first: if this raises, neither file is written
+        backend = self._backend()
+        content = backend.to_str(pretty=True)  # first: if this raises, neither file is written
         max_length = self.model_max_length if max_length is None else max_length
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self._config}
+        if isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel):  # transformers 4 takes it from here
+            config["add_prefix_space"] = backend.pre_tokenizer.add_prefix_space
         if max_length is not None:
             config["model_max_length"] = max_length
         folder = Path(folder)

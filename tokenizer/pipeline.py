@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
+from ..files import first_sentence
 from .base import TextDecoder, Tokenizer, check_utf8, unknown_id
 from .byte_pairs import bytes_of
 from .cutting import cut, cutting_place
@@ -120,8 +121,13 @@ class PipelineTokenizer(Tokenizer):
         backend = self._special_backend if allow_special else self._text_backend
         try:
             return backend.encode_batch_fast([text], add_special_tokens=template)[0].ids
-        except Exception as error:
-            raise ValueError(f"the tokenizer cannot encode the text: {error}") from None
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic of the package's Rust code is no Exception
+            reason = first_sentence(error)
+            raise ValueError(
+                f"the tokenizer cannot encode the text ({reason}); leave out what its vocabulary lacks"
+            ) from None
 
     def _encode(self, text: str, position: int, allow_special: bool) -> list[int]:
         return self._run(text, allow_special, template=False)

@@ -139,11 +139,15 @@ def _fits(value: Any, hint: Any) -> bool:
 def flat_record(contents: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a snapshot records, by field; those of version 0.1.0 too, as far as it had them."""
     config = contents["config"]
-    values: dict[str, Any] = {name: value for name, value in config.items() if name not in PARTS}
+    values: dict[str, Any] = {str(name): value for name, value in config.items() if name not in PARTS}
     for part in PARTS:
-        values |= {str(name): value for name, value in dict(config.get(part) or {}).items()}
+        fields = config.get(part)
+        if not isinstance(fields, Mapping):
+            raise SnapshotError(f"the snapshot is damaged: it records no settings of {part}; resume from another one")
+        values |= {str(name): value for name, value in fields.items()}
     values["seq"] = contents["data"]["seq"]
     if "model_config" in contents:
+        values.pop("dropout", None)  # the model's three fields say more
         return values | dataclasses.asdict(config_from_ours(contents["model_config"]))
     if values.get("d_mlp") is None:  # 0.1.0: four times d_model
         values.pop("d_mlp", None)

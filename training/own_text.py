@@ -16,7 +16,7 @@ from .recipes import recipe_for_text
 __all__ = ["Start", "check_prompt", "is_own_text", "start_from_preset", "start_from_recipe"]
 
 # A trained model forgets at the learning rates that a fresh one learns by.
-_FINE_TUNING = {"lr": 3e-4, "min_lr": 3e-5}
+_FINE_TUNING = {"optimizer": "adamw", "lr": 3e-4, "min_lr": 3e-5}
 
 _MOST_BYTES_A_TOKEN = 6
 
@@ -36,7 +36,7 @@ class Start:
             sizes = f"{model.n_layers} layers, d_model {model.d_model}, {model.n_heads} heads, n_ctx {model.n_ctx}"
         else:
             sizes = f"starting from {config.init_from}"
-        tokens = text.length if config.data.tokenizer == "char" else text.size_bytes / 3.5
+        tokens = text.length if config.data.tokenizer == "char" else text.size_bytes / 3
         passes = optim.max_epochs
         if optim.max_steps is not None:
             passes = optim.max_steps * optim.batch * config.seq / (tokens * (1 - config.data.val_fraction))
@@ -45,6 +45,7 @@ class Start:
             f"recipe for {config.data.name} ({text.length:,} characters, {text.kinds} different ones): "
             f"tokenizer {config.data.tokenizer}{vocabulary}; model: {sizes}; {length} of {optim.batch} x {config.seq} "
             f"tokens, learning rate {optim.lr:g}"
+            + (f" (Muon: {optim.muon_lr:g})" if optim.optimizer == "muon" else "")
             + (f", about {passes:.3g} passes over the text" if passes is not None else "")
             + f"; samples begin with {config.run.prompt!r}"
         )
@@ -140,12 +141,14 @@ def _prepared_text(folder: Path) -> tuple[TextSurvey, dict[str, Any]]:
     some = data.tokenizer.decode_bytes(first)
     text = some.decode("utf-8", "replace").replace(END_OF_TEXT, "\n").lstrip()
     characters = facts["vocabulary"] if facts["tokenizer"] == "char" else MANY_CHARACTERS
+    length = tokens if facts["tokenizer"] == "char" else tokens * len(text) // len(first)
     seen = TextSurvey(
         size_bytes=tokens * len(some) // len(first),
         documents=data.train.header.documents + data.val.header.documents,
         characters=min(characters, MANY_CHARACTERS),
         opening=text[:200],
-        length=tokens if facts["tokenizer"] == "char" else tokens * len(text) // len(first),
+        length=length,
+        blanks=(text.count(" ") + text.count("\n")) * length // max(1, len(text)),
     )
     return seen, {name: facts[name] for name in ("tokenizer", "vocab_size", "val_fraction") if name in facts}
 

@@ -251,18 +251,19 @@ def _require_positive(config: Any, *names: str) -> None:
 
 
 PRESETS: dict[str, TrainConfig] = {
-    # Short stories that read well, in five minutes on two cores: TinyStories, or without a network stories made here.
+    # Short stories that read well, in three minutes on two cores: TinyStories, or without a network stories made here.
     "tinystories": TrainConfig(
         preset="tinystories",
         data=DataConfig(corpus="tinystories", fraction=0.01, stories_mb=16, tokenizer="bpe", vocab_size=2048),
-        # Untied, and begun with larger weights: names are all equally likely where none was told before, which draws
-        # their rows of a shared table together, and a model this narrow is then slow to tell them apart.
+        # Untied, with larger initial weights: wherever no name was mentioned before, all names are equally likely. This
+        # draws their rows of a tied table together, and a model this narrow is then slow to distinguish them.
         model=GPT2Config(d_model=128, n_layers=2, n_heads=4, n_ctx=256, tie_word_embeddings=False, init_range=0.05),
         optim=OptimConfig(
             batch=4,
             max_steps=8000,
             lr=4e-3,
-            min_lr=2e-4,
+            min_lr=0.0,
+            decay="linear",
             warmup_steps=60,
             beta2=0.99,
             weight_decay=0.01,
@@ -340,7 +341,7 @@ PRESETS: dict[str, TrainConfig] = {
         ),
         run=RunConfig(prompt="\n", sample_tokens=300),
     ),
-    # The same model by Muon, on twice the batch; every value from benchmarks/recipes.py.
+    # The same model by Muon, with twice the batch. The values are from benchmarks/recipes.py.
     "shakespeare-char-fast": TrainConfig(
         preset="shakespeare-char-fast",
         data=DataConfig(corpus="tinyshakespeare.txt", tokenizer="char"),

@@ -14,7 +14,7 @@ from ..assembly.model import GPT2
 from ..device import pick_device
 from ..tokenizer import Tokenizer
 from ..weights.sources import config_from_ours, resolve, tokenizer_folder
-from .changes import changed_options, flat, flat_record
+from .changes import changed_options, flat, flat_record, recorded_config
 from .data.batches import Batches, evaluation_batches
 from .data.config import DataConfig
 from .data.prepare import TextData, load_data, prepare_data
@@ -84,7 +84,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         last_step(config.optim, 1)  # a run without an end is refused before data is prepared
 
         # What the run computes with, its data, its model.
-        recorded = found and found.contents["config"]["optim"]
+        recorded = found and dataclasses.asdict(recorded_config(found.contents, found.path).optim)
         config = processes.share(settle(config, device, recorded) if processes.first else None)
         stack.enter_context(computing_by(config))
         if device.type == "cpu":

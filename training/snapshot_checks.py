@@ -183,9 +183,9 @@ def _check_optimizer(source: Path, contents: Mapping[str, Any], optimizer: Optim
             f"has {len(own['param_groups'])}: resume with the --optimizer that it was made with"
         )
     for there, here in zip(groups, own["param_groups"], strict=True):
+        _check_plain(source, "optimizer_state_dict", there)
         if there.get("params") != here["params"]:
             raise _damaged(source, "optimizer_state_dict", "for other parameters")
-        _check_plain(source, "optimizer_state_dict", there)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     kinds = [
         "momentum" if "momentum" in group else "adamw" for group in optimizer.param_groups for _ in group["params"]

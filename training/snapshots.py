@@ -19,13 +19,14 @@ import contextlib
 import os
 import re
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from ..files import FileError, first_sentence, sync_folder
+from ..files import FileError, file_size, first_sentence, sync_folder
 from ..weights.files.torch_files import load_torch_file
 from .snapshot_checks import SnapshotError, check_contents
 
@@ -59,6 +60,7 @@ def save_snapshot(folder: Path, contents: Mapping[str, Any]) -> Path:
         with open(temporary, "wb") as file:
             torch.save(_rebuilt(contents), file)
             file.flush()
+            _seal(temporary)
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(folder)
@@ -83,10 +85,13 @@ def load_snapshot(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise SnapshotError(f"there is no snapshot {path}")
     try:
-        contents = load_torch_file(path)
-    except FileError as error:
+        sealed = _is_sealed(path)
+        contents = check_contents(load_torch_file(path), path)
+    except (FileError, OSError) as error:
         raise SnapshotError(str(error)) from None
-    return check_contents(contents, path)
+    if not sealed and "model_config" in contents:  # version 0.1 had neither
+        raise SnapshotError(f"{path} is damaged: its checksum is wrong; resume from another snapshot")
+    return contents
 
 
 def newest_snapshot(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
@@ -103,6 +108,45 @@ def prune_snapshots(folder: Path, keep: int) -> None:
     """Delete all snapshots except the ``keep`` newest, and what a killed process left half-written."""
     for path in [*list_snapshots(folder)[:-keep], *folder.glob(".snapshot_step_*.part")]:
         path.unlink()
+
+
+# The checksum of a whole file stands in the comment at the end of its zip archive, which `torch.load` passes over. The
+# checksums of the archive itself leave out the bytes between its records.
+_MARK = b"gptladder crc32 "
+_COMMENT = len(_MARK) + 8
+
+
+def _seal(path: Path) -> None:
+    """Write the checksum of a file that ``torch.save`` wrote into it."""
+    with open(path, "r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(_COMMENT.to_bytes(2, "little"))  # the last field of an archive is the length of its comment
+        length = file.tell()
+        file.write(_MARK + b"%08x" % _checksum(file, length))
+
+
+def _is_sealed(path: Path) -> bool:
+    """Return whether a file ends in the right checksum of all that is before it.
+
+    Raises:
+        FileError: It is not a regular file.
+    """
+    length = file_size(path) - _COMMENT
+    with open(path, "rb") as file:
+        if length <= 0:
+            return False
+        file.seek(length)
+        comment = file.read()
+        return comment == _MARK + b"%08x" % _checksum(file, length)
+
+
+def _checksum(file: BinaryIO, length: int) -> int:
+    """Return the CRC-32 of the first ``length`` bytes of a file, and leave it at their end."""
+    file.seek(0)
+    value = 0
+    while length and (chunk := file.read(min(length, 2**22))):
+        value, length = zlib.crc32(chunk, value), length - len(chunk)
+    return value
 
 
 def _rebuilt(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Weights between ours and everybody's: Hugging Face, HookedTransformer, TransformerBridge, files and names."""
+"""Load, save and convert models: Hugging Face, HookedTransformer, TransformerBridge, nanoGPT, TensorFlow, our runs."""
 
 from ..files import FileError as CheckpointError
 from .files.hub import HubError

@@ -23,7 +23,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertArguments:
-    """A model from one format into another. It is there when it is whole and has the same logits."""
+    """Convert a model from one format into another. The result appears when it is whole and has the same logits."""
 
     source: Annotated[str, tyro.conf.Positional]
     """A folder or file of any format (transformers, ours, HookedTransformer, OpenAI's TensorFlow checkpoint, nanoGPT's
@@ -34,18 +34,18 @@ class ConvertArguments:
     """hf: what transformers reads. hooked: HookedTransformer's configuration and state dict. ours: our own names, which
     every model fits. nanogpt: a checkpoint for nanoGPT."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """What to write the weights as; as they are, where it is not given."""
+    """Dtype of the written weights (default: the source's)."""
     act_fn: ActFn | None = None
-    """What the nanoGPT computes that wrote the source or shall read the result; gelu, where it is not given."""
+    """Activation of the nanoGPT version that wrote the source or will read the result (default: gelu)."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
     """A folder with a tokenizer, or gpt2, for the new folder (default: the source's; for a nanoGPT checkpoint with
     GPT-2's vocabulary, GPT-2's)."""
     shard_gb: float = 5.0
-    """Gigabytes (of 2^30 bytes) from which the weights are split into several files."""
+    """Weights of more gigabytes (of 2^30 bytes) than this are split into several files."""
     overwrite: bool = False
-    """Replace a model that is there."""
+    """Replace the model that is there, with its tokenizer."""
     dry_run: bool = False
-    """Write nothing, and print what would become of each tensor."""
+    """Write nothing, and print how each tensor would be converted."""
     json: bool = False
     """Print one JSON object, and no progress."""
 
@@ -94,11 +94,11 @@ def convert(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps({"destination": str(arguments.destination), **dataclasses.asdict(result), "seconds": seconds}))
     else:
-        print(_told(result, arguments, seconds))
+        print(_summary(result, arguments, seconds))
     return 0
 
 
-def _told(result: Converted, arguments: ConvertArguments, seconds: float) -> str:
+def _summary(result: Converted, arguments: ConvertArguments, seconds: float) -> str:
     weights = "every weight is the same, bit for bit" if result.identical else "the function is the same"
     if arguments.dtype is not None:
         weights += f", as {arguments.dtype} (which moves logits by up to {result.rounding:.1e})"
@@ -115,7 +115,7 @@ def _print_mapping(source: Path, arguments: ConvertArguments) -> None:
     if arguments.json:
         print(json.dumps([dict(zip(names, row, strict=True)) for row in table]))
         return
-    print(f"{source}: what would be written; nothing is")
+    print(f"{source}: these tensors would be written")
     cells = [names, *((origin or "-", str(shape), how, name) for origin, shape, how, name in table)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:

@@ -27,7 +27,7 @@ Target = Literal["hf", "hooked", "ours", "nanogpt"]
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion did, as found by reading the result back.
+    """The result of a conversion, as found by reading it back.
 
     Args:
         kind: the format of the source.
@@ -36,7 +36,7 @@ class Converted:
             `huggingface.without_unembed_bias`.
         difference: the largest absolute one between logits of the source, as the dtype has it, and of the result.
         rounding: the largest absolute one that the dtype makes.
-        tokenizer: where the tokenizer in the new folder is from, as a phrase; empty where none can be.
+        tokenizer: a phrase that says where the new folder's tokenizer is from; empty for nanoGPT.
     """
 
     kind: str
@@ -69,12 +69,12 @@ def convert(
         destination: a folder; for ``nanogpt`` a file, ``….pt``.
         to: ``hf`` (transformers), ``hooked`` (``HookedTransformerConfig``'s fields and a raw state dict), ``ours``
             (``GPT2Config`` and our own names, which holds every model), ``nanogpt``.
-        dtype: what to write; as in the source where not given.
-        act_fn: what nanoGPT computes, where it is the source or the target: see `gptladder.weights.nanogpt`.
+        dtype: the dtype to write (default: the source's).
+        act_fn: activation of the nanoGPT version that wrote the source or will read the result: see `formats.nanogpt`.
         tokenizer: for a folder: another folder with a tokenizer, or ``"gpt2"`` (default: see `companions.companions`).
         max_shard_size: bytes from which a folder's weights are split into several files.
         overwrite: replace a model that is there, with its tokenizer.
-        progress: is told how many tensors are written, and of how many.
+        progress: is called with the number of tensors written, and the number of all.
 
     Raises:
         WeightsError: weights that make no GPT-2, that the format or dtype cannot hold, or that came out otherwise.
@@ -126,7 +126,7 @@ def convert(
 
 
 def mapping(source: Path, *, to: Target, act_fn: ActFn | None = None) -> Iterator[tuple[str, list[int], str, str]]:
-    """What `convert` would do, for each tensor that it would write: from what, of which shape, made how, named what.
+    """Yield for each tensor that `convert` would write: the source's names, the shape, how it is made, and its name.
 
     Raises:
         WeightsError, FileError: as for `convert`.
@@ -165,7 +165,7 @@ _FOLDED = ("unembed.W_U", "ln_final.w", "ln_final.b")
 def _in_format(
     opened: Source, to: Target, act_fn: ActFn | None
 ) -> tuple[GPT2Config, dict[str, Any], Mapping[str, Tensor]]:
-    """The model that a format can hold, what stands beside the tensors in it, and the tensors."""
+    """Return the configuration that a format can hold, the fields that it has beside the tensors, and the tensors."""
     config, state = opened.config, opened.state
     if to == "nanogpt":
         fields, tensors = nanogpt.state_to_nanogpt(config, state, act_fn)
@@ -213,7 +213,7 @@ def _save_nanogpt(
 
 
 def _compare(opened: Source, path: Path, dtype: torch.dtype | None) -> Converted:
-    """Read the result back and hold it against the source.
+    """Read the result back and compare it with the source.
 
     Raises:
         WeightsError: it is another model.
@@ -234,7 +234,7 @@ def _compare(opened: Source, path: Path, dtype: torch.dtype | None) -> Converted
     # A projection with b_U folded into it was rounded once more, to the dtype that was written.
     grain = torch.finfo(precise if identical else again.state["embed.W_E"].dtype).eps
     if not difference <= 256 * grain * expected.abs().max().item():
-        raise WeightsError(f"what was written gives other logits, by {difference:.1e}; nothing was kept of it")
+        raise WeightsError(f"the written model gives other logits, by {difference:.1e}, so it was deleted")
     rounding = 0.0
     if dtype is not None:
         rounding = (expected - streamed_logits(config, exact, tokens, precise)).abs().max().item()
@@ -248,7 +248,7 @@ def _rounded(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Te
 
 @torch.no_grad()
 def streamed_logits(config: GPT2Config, state: Mapping[str, Tensor], tokens: Tensor, dtype: torch.dtype) -> Tensor:
-    """A model's logits [batch seq d_vocab], with the weights of one block in memory at a time.
+    """Return a model's logits [batch seq d_vocab], with the weights of one block in memory at a time.
 
     Args:
         config: what the weights fit.

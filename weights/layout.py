@@ -24,7 +24,13 @@ Format = Literal["ours", "hf", "hooked", "bridge", "nanogpt", "tensorflow"]
 
 
 class WeightsError(ValueError):
-    """Weights that do not make the model: says which, and why, in one line."""
+    """Weights that do not make the model. The message names them and the fault in one line.
+
+    Example:
+        >>> to_ours("hf", GPT2Config(d_model=8, n_heads=2, n_layers=1), {})
+        Traceback (most recent call last):
+        gptladder.weights.layout.WeightsError: missing: wte.weight, wpe.weight, h.0.ln_1.weight, ...
+    """
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,13 @@ class Foreign:
     axes: str
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape of each of the tensors."""
+        """Return the shape of each of the tensors."""
         return _shape(self.axes, sizes)[len(self.names) > 1 :]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One of our parameters, and where each format keeps it; `None` where a format has no place for it."""
+    """One of our parameters, and its tensors in each format; None for a format that has no place for it."""
 
     ours: str
     axes: str
@@ -53,7 +59,7 @@ class Row:
 
 
 def _same(ours: str, axes: str, hf: str, bridge: str, tensorflow: str) -> Row:
-    """A parameter that lies alike in every format. Ours has TransformerLens's name, and nanoGPT's Hugging Face's."""
+    """Return the row of a parameter with one layout in all formats. nanoGPT has the names of Hugging Face."""
     return Row(ours, axes, *(Foreign((name,), axes) for name in (hf, ours, bridge, hf, tensorflow)))
 
 
@@ -147,13 +153,15 @@ TABLE: tuple[Row, ...] = (
 
 
 def rows(kind: Format, config: GPT2Config, *, bridge_conv1d: bool = False) -> Iterator[tuple[str, str, Foreign]]:
-    """Our name, our axes and the other format's tensors, for each parameter of a model of this configuration.
+    """Yield our name, our axes and the other format's tensors, for each parameter of a model of this configuration.
 
     Args:
-        bridge_conv1d: of a bridge whose o, in and out are [in out].
+        kind: the other format.
+        config: the configuration.
+        bridge_conv1d: the bridge's o, in and out are [in out].
 
     Raises:
-        WeightsError: a parameter that the format has no place for.
+        WeightsError: the format has no place for a parameter.
     """
     if config.norm != "pre" and kind != "ours":
         raise WeightsError("a post-norm model has no place in this format, which is GPT-2's pre-norm")
@@ -185,7 +193,7 @@ def to_ours(
     part: str = "",
     bridge_conv1d: bool = False,
 ) -> Lazy:
-    """Our state dict from another format's tensors: views of them where the layout allows it, else copies.
+    """Return our state dict from another format's tensors: views of them where the layout allows it, else copies.
 
     Args:
         part: only the parameters whose name (ours) begins so: ``blocks.0.attn.``.
@@ -208,7 +216,7 @@ def check_depth(config: GPT2Config, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a configuration of far more layers than there are tensors, before anything is done for each of them.
 
     Raises:
-        WeightsError: that is so: a few bytes of a file could ask for any time and memory.
+        WeightsError: it has more: a few bytes of a file could ask for any time and memory.
     """
     if config.n_layers > max(len(tensors), 100):  # of fewer, what is missing is named
         raise WeightsError(f"the configuration has n_layers={config.n_layers}, and there are {len(tensors)} tensors")
@@ -229,7 +237,7 @@ def _one_of_ours(tensors: Mapping[str, Tensor], axes: str, foreign: Foreign, siz
 
 
 def from_ours(kind: Format, config: GPT2Config, ours: Mapping[str, Tensor], *, bridge_conv1d: bool = False) -> Lazy:
-    """Another format's tensors from our state dict: views of them where the layout allows it, else copies.
+    """Return another format's tensors from our state dict: views of them where the layout allows it, else copies.
 
     Raises:
         WeightsError: a parameter that the format has no place for.
@@ -254,13 +262,13 @@ def check_type(owner: str, name: str, value: object, kind: type) -> None:
 
 
 def axis_sizes(config: GPT2Config) -> dict[str, int]:
-    """The length of each axis that the table names."""
+    """Return the length of each axis that the table names."""
     names = ("d_model", "d_vocab", "n_ctx", "n_heads", "d_head", "d_mlp")
     return {"1": 1, "qkv": 3, **{name: getattr(config, name) for name in names}}
 
 
 def _shape(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape that einops axes such as ``d_model (qkv n_heads d_head)`` describe."""
+    """Return the shape that einops axes such as ``d_model (qkv n_heads d_head)`` describe."""
     groups = re.findall(r"\([^)]*\)|\S+", axes)
     return tuple(math.prod(sizes[axis] for axis in group.strip("()").split()) for group in groups)
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Lazy(Mapping[str, Tensor]):
-    """Tensors by name, each made when it is asked for, and kept by nobody but who asked.
+    """Tensors by name, each made anew when it is looked up.
 
     Args:
-        makers: what makes each of them.
+        makers: for each name the function that makes its tensor.
     """
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
@@ -30,11 +30,11 @@ class Lazy(Mapping[str, Tensor]):
 
 
 def chosen(tensors: Mapping[str, Tensor], names: Mapping[str, str] | Iterable[str]) -> Lazy:
-    """Some of the tensors, none of them made yet; a mapping gives them other names: new -> old."""
+    """Return some of the tensors, none of them made yet; a mapping gives them other names: new -> old."""
     renamed = names if isinstance(names, Mapping) else {name: name for name in names}
     return Lazy({new: partial(tensors.__getitem__, old) for new, old in renamed.items()})
 
 
 def layered(*layers: Mapping[str, Tensor]) -> Lazy:
-    """The tensors of several mappings; where two have one name, the first one's."""
+    """Return the tensors of several mappings; for a name that several have, the first mapping's."""
     return Lazy({name: partial(layer.__getitem__, name) for layer in reversed(layers) for name in layer})

@@ -1,7 +1,7 @@
-"""Whole models in and out: folders, published names, and other libraries' models in memory.
+"""Load and save whole models: folders, published names, and other libraries' models in memory.
 
-What comes in is a model in ``eval()`` mode with memory of its own (a folder's file is mapped, not read, until it is
-used). Loading is strict: a key that is missing, left over or misshapen raises and is named.
+A loaded model is in ``eval()`` mode and has memory of its own. Loading is strict: a key that is missing, left over or
+of another shape raises an error that names it.
 """
 
 import importlib
@@ -37,22 +37,33 @@ def from_pretrained(
     dtype: torch.dtype | None = None,
     fused: bool = True,
 ) -> GPT2:
-    """A model from a folder or file in any format that `open_source` knows, or from the hub by name.
+    """Load a model from a folder or file in any format that `open_source` knows, or from the hub by name.
 
     Args:
         name_or_folder: a folder with ``config.json`` and weights (``model.safetensors`` or ``pytorch_model.bin``,
-            sharded or not), or a name such as ``gpt2``, ``gpt2-xl``, ``distilgpt2``, ``someone/model``, whose files are
-            fetched once, then cached.
+            sharded or not); a training run's folder or one of its snapshots; a nanoGPT checkpoint; or a name such as
+            ``gpt2``, ``gpt2-xl``, ``distilgpt2``, ``someone/model``, whose files are fetched once and then cached.
         revision: branch, tag or commit on the hub.
         token: for models that need one.
-        local_files_only: do not ask the network.
-        device, dtype: where and as what to keep the weights; as stored where not given.
+        local_files_only: do not use the network.
+        device: where to hold the weights (default: the CPU).
+        dtype: what to hold them as (default: as they are stored).
         fused: as for `GPT2`.
 
     Raises:
-        WeightsError: weights or configuration that do not make a GPT-2.
-        FileError: a file that is missing, damaged or hostile.
-        HubError: a name that cannot be fetched.
+        WeightsError: the weights or the configuration do not make a GPT-2.
+        FileError: a file is missing, damaged or hostile, or changes while it is read.
+        HubError: the name cannot be fetched.
+
+    Example:
+        >>> import tempfile
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     again = from_pretrained(folder)
+        >>> torch.equal(again.embed.W_E, model.embed.W_E)
+        True
     """
     path = resolve(name_or_folder, revision=revision, token=token, local_files_only=local_files_only)
     return _loaded(open_source(path), device=device, dtype=dtype, fused=fused)
@@ -65,16 +76,16 @@ def from_tensorflow(
     dtype: torch.dtype | None = None,
     fused: bool = True,
 ) -> GPT2:
-    """A model from a folder with OpenAI's TensorFlow checkpoint: ``hparams.json``, ``checkpoint``, ``model.ckpt.*``.
+    """Load a model from OpenAI's TensorFlow checkpoint: ``hparams.json``, ``checkpoint`` and ``model.ckpt.*``.
 
-    Its tokenizer is `gptladder.tokenizer.load_tokenizer`'s, of the same folder.
+    `gptladder.tokenizer.load_tokenizer` loads its tokenizer from the same folder. Example: see `from_pretrained`.
 
     Args:
         device, dtype, fused: as for `from_pretrained`.
 
     Raises:
-        WeightsError: weights or sizes that do not make a GPT-2.
-        FileError: a file that is missing or damaged, or another format.
+        WeightsError: the weights or sizes do not make a GPT-2.
+        FileError: a file is missing, damaged, or of another format.
         ImportError: tensorflow is not installed.
     """
     path = Path(folder)
@@ -93,20 +104,20 @@ def from_nanogpt(
     dtype: torch.dtype | None = None,
     fused: bool = True,
 ) -> GPT2:
-    """A model from a nanoGPT checkpoint, ``ckpt.pt``.
+    """Load a model from a nanoGPT checkpoint, ``ckpt.pt``. Example: see `from_pretrained`, which reads it too.
 
     Args:
-        act_fn: what the program that trained it computes, which nanoGPT does not write down: ``gelu``, unless it is
-            given, as nanoGPT does since June 2023; ``gelu_new`` is what it did before.
+        act_fn: activation of the program that trained it, which nanoGPT does not record (default: ``gelu``, as nanoGPT
+            computes since June 2023; before that it was ``gelu_new``).
         device, dtype, fused: as for `from_pretrained`.
 
     Raises:
-        WeightsError: weights or sizes that do not make a GPT-2.
-        FileError: a file that is missing, damaged or hostile, or another format.
+        WeightsError: the weights or sizes do not make a GPT-2.
+        FileError: a file is missing, damaged, hostile, or of another format.
     """
     source = open_source(Path(path), act_fn=act_fn)
     if source.kind != "nanogpt":
-        raise WeightsError(f"{path}: is no nanoGPT checkpoint; from_pretrained reads it")
+        raise WeightsError(f"{path}: is not a nanoGPT checkpoint; load it with from_pretrained")
     return _loaded(source, device=device, dtype=dtype, fused=fused)
 
 
@@ -116,12 +127,16 @@ def save_pretrained(
     """Write a folder that ``from_pretrained`` and transformers' ``AutoModelForCausalLM`` can read.
 
     Args:
-        max_shard_size: bytes from which the weights are split into several files.
+        model: the model; only its weights and configuration are written, not its tokenizer.
+        folder: a new folder, or one that holds no model; its other files stay.
+        max_shard_size: weights of more bytes than this are split into several files.
         overwrite: replace the model that the folder holds, which may be the one that this model was loaded from.
 
     Raises:
-        WeightsError: a model that transformers' GPT-2 cannot hold (``d_head * n_heads != d_model``, post-norm).
+        WeightsError: transformers' GPT-2 cannot hold the model (``d_head * n_heads != d_model``, post-norm).
         FileError: the folder holds a model already, and ``overwrite`` is false.
+
+    Example: see `from_pretrained`.
     """
     config, tensors = huggingface.state_to_hf(model.config, _state(model))
     dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
@@ -130,14 +145,18 @@ def save_pretrained(
 
 
 def from_hf(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
-    """A model with the weights of a ``transformers.GPT2LMHeadModel`` (or ``GPT2Model``).
+    """Return a model with a copy of the weights of a ``transformers.GPT2LMHeadModel`` (or ``GPT2Model``).
 
     Args:
-        model: the model; or its state dict, with ``config``.
-        config: the ``transformers.GPT2Config``, or its fields in a dict.
+        model: the model; or its state dict, with ``config``. Prefixes of ``torch.compile``, ``DistributedDataParallel``
+            and similar wrappers are removed.
+        config: the ``transformers.GPT2Config``, or its fields in a dict (default: the model's).
+        fused: as for `GPT2`.
 
     Raises:
-        WeightsError: weights or configuration that do not make a GPT-2.
+        WeightsError: the weights or the configuration do not make a GPT-2.
+
+    Example: see `to_hf`.
     """
     tensors, config = _parts(model, config, "config")
     ours = huggingface.config_from_hf(config if isinstance(config, Mapping) else config.to_dict())
@@ -145,13 +164,20 @@ def from_hf(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
 
 
 def to_hf(model: GPT2) -> Any:
-    """A ``transformers.GPT2LMHeadModel`` with this model's weights, in ``eval()`` mode.
+    """Return a ``transformers.GPT2LMHeadModel`` with this model's weights, in ``eval()`` mode.
 
-    A bias ``b_U``, which transformers' GPT-2 lacks, is carried by an untied projection: same logits, to rounding.
+    transformers' GPT-2 has no bias ``b_U``: an untied projection carries it, with the same logits to rounding.
 
     Raises:
-        WeightsError: a model that transformers' GPT-2 cannot hold.
+        WeightsError: transformers' GPT-2 cannot hold the model.
         ImportError: transformers is not installed.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
+        >>> hf = to_hf(model)
+        >>> torch.equal(from_hf(hf).blocks[0].attn.W_Q, model.blocks[0].attn.W_Q)
+        True
     """
     transformers = _reference("transformers")
     config, tensors = huggingface.state_to_hf(model.config, _state(model))
@@ -162,17 +188,20 @@ def to_hf(model: GPT2) -> Any:
 
 
 def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fused: bool = True) -> GPT2:
-    """A model with the weights of a ``HookedTransformer``, raw or processed.
+    """Return a model with a copy of the weights of a ``HookedTransformer``, raw or processed.
 
-    Processed weights give the same log-probabilities as the model that they came from. (Its logits may differ
-    from that model's by one constant for each position: ``center_unembed``.)
+    Processed weights give the same log-probabilities as the model that they came from. (Logits may differ from that
+    model's by one constant for each position: ``center_unembed``.)
 
     Args:
-        model: the model; or its state dict, with ``config``.
-        config: sizes and choices of a bare state dict (whether the projection is tied is read off the weights).
+        model: the model; or its state dict, with ``config``. ARENA's state dicts have the same names.
+        config: sizes and choices of a bare state dict (the weights show whether the projection is tied).
+        fused: as for `GPT2`.
 
     Raises:
-        WeightsError: weights or configuration that do not make a GPT-2.
+        WeightsError: the weights or the configuration do not make a GPT-2.
+
+    Example: see `to_hooked_state_dict`.
     """
     tensors, cfg = _parts(model, config, "cfg")
     ours = cfg if isinstance(cfg, GPT2Config) else hooked_transformer.config_from_hooked(cfg)
@@ -181,14 +210,15 @@ def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fus
 
 
 def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNPre"] = "LN") -> Any:
-    """A ``HookedTransformer`` with this model's weights, as they are.
+    """Return a ``HookedTransformer`` with this model's weights, unprocessed. Example: see `to_hooked_state_dict`.
 
     Args:
-        normalization_type: ``LNPre``, layer norms without parameters, is what ``HookedTransformer.from_pretrained``
-            gives; the model must have been through `fold` for it.
+        model: the model.
+        normalization_type: ``LNPre`` (layer norms without parameters) is what ``HookedTransformer.from_pretrained``
+            has; it needs a model that `fold` returned.
 
     Raises:
-        WeightsError: a post-norm model; ``LNPre``, and a layer norm that is not folded.
+        WeightsError: the model is post-norm; or ``LNPre`` is asked for and a layer norm is not folded.
         ImportError: transformer-lens is not installed.
     """
     lens = _reference("transformer_lens")
@@ -204,23 +234,35 @@ def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNP
 
 
 def to_hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
-    """The state dict of `to_hooked_transformer`'s model, less its constants, without needing transformer-lens.
+    """Return the state dict of `to_hooked_transformer`'s model, without its constants; needs no transformer-lens.
 
     Like any state dict it shares memory with the model, wherever the layouts allow it.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
+        >>> state = to_hooked_state_dict(model)
+        >>> state["blocks.0.attn.W_Q"].shape  # n_heads d_model d_head
+        torch.Size([2, 8, 4])
+        >>> torch.equal(from_hooked_transformer(state, model.config).embed.W_E, model.embed.W_E)
+        True
     """
     return dict(hooked_transformer.state_to_hooked(model.config, _state(model)))
 
 
 def from_bridge(model: Any, config: GPT2Config | None = None, *, fused: bool = True) -> GPT2:
-    """A model with the weights of a ``TransformerBridge`` around a GPT-2, bridged or native.
+    """Return a model with a copy of the weights of a ``TransformerBridge`` around a GPT-2, bridged or native.
 
     Args:
         model: the bridge; or its state dict, with ``config``.
-        config: sizes and choices of a bare state dict (whether the projection is tied is read off the weights).
+        config: sizes and choices of a bare state dict (the weights show whether the projection is tied).
+        fused: as for `GPT2`.
 
     Raises:
-        WeightsError: weights or configuration that do not make a GPT-2; ``d_mlp = d_model``, where the orientation of
-            the matrices cannot be told.
+        WeightsError: the weights or the configuration do not make a GPT-2; or ``d_mlp = d_model``, when the shapes do
+            not show the orientation of the matrices.
+
+    Example: see `to_bridge_state_dict`.
     """
     tensors, cfg = _parts(model, config, "cfg")
     ours = cfg if isinstance(cfg, GPT2Config) else bridge.config_from_bridge(cfg)
@@ -229,18 +271,27 @@ def from_bridge(model: Any, config: GPT2Config | None = None, *, fused: bool = T
 
 
 def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
-    """The state dict of a ``TransformerBridge`` with this model's weights.
+    """Return the state dict of a ``TransformerBridge`` with this model's weights.
 
     Like any state dict it shares memory with the model, wherever the layouts allow it.
 
     Args:
-        conv1d: for a bridge around a Hugging Face GPT-2, whose matrices are [in out]; False for a native one, [out in].
+        model: the model.
+        conv1d: True for a bridge around a Hugging Face GPT-2, whose matrices are [in out]; False for a native bridge,
+            [out in].
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
+        >>> state = to_bridge_state_dict(model, conv1d=False)
+        >>> torch.equal(from_bridge(state, model.config).embed.W_E, model.embed.W_E)
+        True
     """
     return dict(bridge.state_to_bridge(model.config, _state(model), conv1d=conv1d))
 
 
 def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor], Any]:
-    """The state dict and the configuration of a model, or of a bare state dict."""
+    """Return the state dict and the configuration of a model, or of a bare state dict."""
     if isinstance(model, Mapping):
         if config is None:
             raise TypeError("a bare state dict needs its configuration: give config")

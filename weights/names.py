@@ -16,8 +16,9 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     Raises:
         WeightsError: a name that is there twice, with and without a prefix.
 
-    >>> unwrapped(["module._orig_mod.embed.W_E", "module.blocks.0._orig_mod.ln1.w"])
-    {'embed.W_E': 'module._orig_mod.embed.W_E', 'blocks.0.ln1.w': 'module.blocks.0._orig_mod.ln1.w'}
+    Example:
+        >>> unwrapped(["module._orig_mod.embed.W_E", "module.blocks.0._orig_mod.ln1.w"])
+        {'embed.W_E': 'module._orig_mod.embed.W_E', 'blocks.0.ln1.w': 'module.blocks.0._orig_mod.ln1.w'}
     """
     bare: dict[str, str] = {}
     for key in names:

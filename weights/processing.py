@@ -23,7 +23,7 @@ def fold(
     dtype: torch.dtype | None = None,
     fused: bool = True,
 ) -> GPT2:
-    """A new model with processed weights and the log-probabilities of this one; its defaults are TransformerLens's.
+    """Return a new model with processed weights and this one's log-probabilities; the defaults are TransformerLens's.
 
     The projection is no longer the embedding's, and has a bias, as far as the flags need it. ``to_hooked_transformer``
     hands the result on. The logits change by one constant for each position, and only with ``center_unembed``. Of the
@@ -39,11 +39,19 @@ def fold(
         fold_value_biases: ``b_V`` goes through ``W_O`` into ``b_O``, as each row of an attention pattern sums to 1.
         refactor_factored_attn_matrices: each head's ``W_Q W_K^T``, biases included, is halved by its singular value
             decomposition, U sqrt(S) and V sqrt(S); ``W_V W_O`` becomes U S and V^T. Values beyond the rank are 0.
-        dtype: of the result; the model's where not given. The arithmetic is float64, and rounded once.
+        dtype: dtype of the result (default: the model's). The arithmetic is float64, rounded once.
         fused: as for `GPT2`.
 
     Raises:
-        WeightsError: a post-norm model, which TransformerLens has no form of.
+        WeightsError: the model is post-norm, for which TransformerLens has no form.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6)).eval()
+        >>> tokens = torch.tensor([[1, 2, 3]])
+        >>> before, after = model(tokens).log_softmax(-1), fold(model)(tokens).log_softmax(-1)
+        >>> bool((after - before).abs().max() < 1e-5)
+        True
     """
     tensors = to_hooked_state_dict(model)
     dtype = dtype or model.embed.W_E.dtype
@@ -85,7 +93,7 @@ def fold(
 
 
 def _fold_norm(tensors: dict[str, Tensor], norm: str, readers: dict[str, str]) -> None:
-    """A layer norm's gain and bias into the weights [... d_model out] that read from it, and their biases [... out]."""
+    """Fold a layer norm into the weights [... d_model out] that read from it, and into their biases [... out]."""
     w, b = tensors[f"{norm}.w"], tensors[f"{norm}.b"]
     for weight, bias in readers.items():
         W = tensors[weight]
@@ -96,13 +104,13 @@ def _fold_norm(tensors: dict[str, Tensor], norm: str, readers: dict[str, str]) -
 
 
 def _center(tensors: dict[str, Tensor], names: tuple[str, ...]) -> None:
-    """Take away the mean over the last axis."""
+    """Subtract the mean over the last axis."""
     for name in names:
         tensors[name] = tensors[name] - tensors[name].mean(dim=-1, keepdim=True)
 
 
 def _refactor(block: dict[str, Tensor]) -> None:
-    """Each head's two products, split evenly (query and key) and into a rotation and the rest (value and output)."""
+    """Factor each head's two products anew: evenly (query, key), and as a rotation and the rest (value, output)."""
     # The biases are the weights of one more input, which is always 1.
     Q, K = (torch.cat([block[f"attn.W_{x}"], block[f"attn.b_{x}"][:, None]], dim=1) for x in "QK")
     U, S, V = _singular_values(Q, K)

@@ -36,14 +36,14 @@ Kind = Literal["hf", "ours", "hooked", "nanogpt", "tensorflow", "snapshot"]
 
 @dataclass(frozen=True)
 class Source:
-    """A model on the disk.
+    """A model on the disk, whose weights are read when they are looked up. Example: see `open_source`.
 
     Args:
         kind: its format.
         path: the folder or file.
-        config: what the weights fit.
-        state: the weights under our names, each made when it is asked for.
-        names: its tensors' names in the table of `layout` -> in the file, with prefixes.
+        config: the configuration that the weights fit.
+        state: the weights under our names.
+        names: its tensors' names in the table of `layout` -> their names in the file, with prefixes.
     """
 
     kind: Kind
@@ -54,22 +54,31 @@ class Source:
 
     @property
     def layout(self) -> Format:
-        """The column of the table in `layout` that its tensors lie by."""
+        """The column of the table in `layout` that describes its tensors."""
         return "ours" if self.kind == "snapshot" else self.kind
 
 
 def open_source(path: Path, *, act_fn: ActFn | None = None) -> Source:
-    """The model in a folder or file of any format that is read here.
+    """Open the model in a folder or file of any format that is read here.
 
     Args:
-        path: a folder in Hugging Face's format, in ours, HookedTransformer's or OpenAI's; a checkpoint of nanoGPT; a
-            snapshot of a training run.
-        act_fn: of nanoGPT's, whose checkpoints do not say it: see `nanogpt.config_from_nanogpt`.
+        path: a folder in Hugging Face's format, in ours, HookedTransformer's or OpenAI's; a training run's folder or
+            one of its snapshots; a checkpoint of nanoGPT.
+        act_fn: for nanoGPT's checkpoints, which do not record it: see `nanogpt.config_from_nanogpt`.
 
     Raises:
-        WeightsError: weights or configuration that do not make a GPT-2.
-        FileError: a file that is missing, damaged, hostile, or of no format known here.
-        ImportError: a TensorFlow checkpoint, and tensorflow is not installed.
+        WeightsError: the weights or the configuration do not make a GPT-2.
+        FileError: a file is missing, damaged, hostile, or of no format known here.
+        ImportError: it is a TensorFlow checkpoint, and tensorflow is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from gptladder import GPT2
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6)).save_pretrained(folder)
+        ...     source = open_source(Path(folder))
+        ...     source.kind, source.config.d_vocab, source.state["embed.W_E"].shape
+        ('hf', 11, torch.Size([11, 8]))
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -103,6 +112,11 @@ def resolve(
     Raises:
         FileError: the path exists and holds no model.
         HubError: a name that cannot be fetched, or a path that does not exist.
+
+    Example:
+        >>> resolve("runs/no-such-run/final")
+        Traceback (most recent call last):
+        gptladder.weights.files.hub.HubError: there is no file or folder 'runs/no-such-run/final'; ...
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -140,6 +154,15 @@ def tokenizer_folder(path: Path) -> Path | None:
 
     Args:
         path: a folder or file that `resolve` takes or returns. A snapshot's tokenizer is the run's.
+
+    Example:
+        >>> import tempfile
+        >>> from gptladder.tokenizer import CharTokenizer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     before = tokenizer_folder(Path(folder))
+        ...     CharTokenizer("abc").save(folder)
+        ...     before is None, tokenizer_folder(Path(folder)) == Path(folder)
+        (True, True)
     """
     path = Path(path).expanduser()
     if is_run(path):
@@ -154,7 +177,7 @@ def tokenizer_folder(path: Path) -> Path | None:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a training run, by its ``config.json``."""
+    """Return whether a folder is that of a training run, by its ``config.json``."""
     try:
         fields = read_json(file_in(folder, CONFIG_FILE))
     except FileError:
@@ -206,7 +229,7 @@ def _in_run(folder: Path) -> Path:
 
 
 def open_tensorflow(folder: Path) -> Source:
-    """The model in a folder as OpenAI published it, whatever else the folder holds.
+    """Open the model in a folder as OpenAI published it, whatever else the folder holds.
 
     Raises:
         WeightsError, FileError, ImportError: as for `open_source`.
@@ -218,15 +241,20 @@ def open_tensorflow(folder: Path) -> Source:
 
 
 def config_to_ours(config: GPT2Config) -> dict[str, Any]:
-    """``config.json``'s fields in our own format."""
+    """Return the fields of ``config.json`` in our own format.
+
+    Example:
+        >>> config_to_ours(GPT2Config(d_model=8, n_heads=2))["d_mlp"]
+        32
+    """
     return {"model_type": OUR_MODEL_TYPE, **dataclasses.asdict(config)}
 
 
 def config_from_ours(fields: Mapping[str, Any]) -> GPT2Config:
-    """Our configuration from ``config.json``'s fields in our own format.
+    """Return our configuration from ``config.json``'s fields in our own format.
 
     Raises:
-        WeightsError: a field that is not known, or a value that cannot be.
+        WeightsError: a field is not known, or a value is not possible.
     """
     values = {name: value for name, value in fields.items() if name not in ("model_type", "dtype")}
     for field in dataclasses.fields(GPT2Config):
@@ -278,7 +306,7 @@ def _open_file(path: Path, act_fn: ActFn | None) -> Source:
 
 
 def _config_of_snapshot(recorded: Any, tensors: Mapping[str, Tensor]) -> GPT2Config:
-    """The sizes that the weights have, with the choices that the run recorded."""
+    """Return the configuration of a snapshot of 0.1.0: the sizes of the weights, with the choices that it records."""
     try:
         chosen = recorded["model"]
         if chosen["init_from"] is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "build" / "site"
 
-PUBLIC = ("components", "assembly", "weights", "training", "sampling", "ladder", "tokenizer")
+PUBLIC = ("components", "assembly", "weights", "training", "sampling", "ladder", "lens", "tokenizer")
 """Packages and modules with an API page."""
 
 _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...assembly.config import GPT2Config
 from ..numbers import Answer, backward
 from ..results import Fault
+from .borrowed import FusedCalls, borrowed_classes
 from .configuration import FIELDS, SIZES, Builder, Refused, Sizes
 from .parameters import Layout, Reading, Unreadable, read, shapes
 from .source import CandidateError, Code, said
@@ -57,6 +58,7 @@ class Reply:
         passed: arguments that were given another value than the file's default: ``(value, default)``.
         notes: how it was called, if not in the plain way.
         trace: if one was asked for.
+        borrowed: what it takes ready-made from libraries.
     """
 
     answer: Answer | None = None
@@ -67,6 +69,7 @@ class Reply:
     passed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     trace: Trace = field(default_factory=Trace)
+    borrowed: tuple[str, ...] = ()
 
 
 class _Faulty(Exception):
@@ -123,6 +126,7 @@ class Candidate:
         self._passed: dict[str, tuple[Any, Any]] = {}
         self._missing: frozenset[str] = frozenset()
         self._layouts: tuple[tuple[str, str], ...] = ()
+        self._borrowed: set[str] = set()
 
     def respond(self, request: Request) -> Reply:
         """Build the layer, fill it with the request's parameters, and run it forwards and backwards."""
@@ -141,6 +145,7 @@ class Candidate:
             passed=dict(self._passed),
             notes=tuple(self._notes),
             trace=trace,
+            borrowed=tuple(sorted(self._borrowed)),
         )
 
     def _answer(self, request: Request, trace: Trace) -> Answer:
@@ -151,6 +156,7 @@ class Candidate:
                 stack.enter_context(Widened(request.dtype))
             with births:
                 layer, reading = self._build(request, leaves)
+            self._borrowed |= borrowed_classes(layer, request.rung)
             layer.to(request.dtype).eval()
             layout, way = self._layout(layer, reading, request)
             state = layout.fill(leaves)
@@ -169,7 +175,9 @@ class Candidate:
                     output = self._run("forward", lambda: _call(layer, given, way, extras))
                 recorder.ended(output)
             else:
-                output = self._run("forward", lambda: _call(layer, given, way, extras))
+                with FusedCalls(request.rung) as fused:
+                    output = self._run("forward", lambda: _call(layer, given, way, extras))
+                self._borrowed |= fused.names
             output = self._checked(output, given, request)
             self._notes |= dict.fromkeys(sorted(extras))
             if output.requires_grad and request.gradients:  # a layer that cuts the graph has no gradients

@@ -26,6 +26,7 @@ from ...assembly.config import GPT2Config
 from ..numbers import Answer
 from ..results import Fault
 from .finder import find_layers, rungs_of
+from .isolation import OVER_LIMIT, Limits, end, isolated
 from .layer import Candidate, Reply, Request
 from .source import CandidateError, Code, Loaded, load, split
 from .trace import Event, Trace
@@ -44,10 +45,19 @@ class Sandbox:
         sources: ``FILE.py:NAME`` by rung; under ``""`` a whole file, in which the layers are to be found.
         time_limit: seconds that a layer has for one request. Then it is stopped, and has hung.
         chosen: values for what constructors ask for, by name.
+        limits: what it may use; with limits it has no network either, and writes to a folder of its own alone
+            (default: it may do what the user may, but nothing of it outlives it).
     """
 
-    def __init__(self, sources: Mapping[str, str], time_limit: float, chosen: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, str],
+        time_limit: float,
+        chosen: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self.sources = dict(sources)
+        self.limits = limits
         self.time_limit, self.chosen = time_limit, dict(chosen or {})
         self.printed, self.printed_bytes, self._last = b"", 0, b""
         self._code = Code(*(split(source)[0] for source in sources.values()))
@@ -94,27 +104,31 @@ class Sandbox:
         """End the process, and every one that it started."""
         if self._process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        end(self._process)
         self._reader.join(timeout=5)
         self._ours.close()
         self._trace.close()
+        self._folder.cleanup()
         self._process = None
 
     def _start(self) -> None:
         self._ready = False
         self._ours, theirs = Pipe()
         self._trace = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self._process = subprocess.Popen(
+        self._folder = tempfile.TemporaryDirectory(prefix="gptladder-")
+        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        if self.limits is not None:
+            env["TMPDIR"] = self._folder.name
+        self._process = isolated(
             # -P: a file of the user's called random.py is not to stand in for Python's own.
             [sys.executable, "-P", "-c", _OTHER_SIDE, str(theirs.fileno()), str(self._trace.fileno())],
+            writable=None if self.limits is None else Path(self._folder.name),
+            limits=self.limits,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=[theirs.fileno(), self._trace.fileno()],
-            start_new_session=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
         theirs.close()
         assert self._process.stdout is not None
@@ -149,8 +163,11 @@ class Sandbox:
         at, code = self._code.first((name, int(line)) for name, line in frames) or (None, None)
         if hung or left.startswith("Timeout"):
             return Fault("hang", f"no end of {doing} within {limit:g} s", at, code)
-        if ended is not None and ended < 0:
-            crash = f"{doing} crashed Python ({signal.Signals(-ended).name})"
+        if ended == OVER_LIMIT and self.limits is not None:
+            most = f"{self.limits.memory // 2**20} MB, {self.limits.processes} processes"
+            return Fault("limit", f"{doing} used more than it may ({most})", at, code)
+        if ended is not None and ended > 128 and ended - 128 in set(signal.Signals):
+            crash = f"{doing} crashed Python ({signal.Signals(ended - 128).name})"
             return Fault("died", crash, at, code)
         last = self._last.decode(errors="replace").rstrip().rpartition("\n")[2][-200:]
         said = f'; the last that it printed is "{last}"' if last else ""
@@ -291,6 +308,7 @@ def _reply(found: dict[str, Any]) -> Reply:
         layouts=tuple((label, oddity) for label, oddity in found["layouts"]),
         passed={name: (value, default) for name, (value, default) in found["passed"].items()},
         notes=tuple(found["notes"]),
+        borrowed=tuple(found["borrowed"]),
         trace=Trace(events, places, [tuple(part) for part in found["trace"]["parts"]], found["trace"]["output"]),
     )
 

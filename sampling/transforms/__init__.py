@@ -7,7 +7,7 @@ giving it the logit -inf. `Chain` runs several in order, and takes functions of 
 >>> import torch
 >>> chain = Chain((Temperature(0.5), TopK(2), lambda history, logits: logits - logits.amax(-1, keepdim=True)))
 >>> chain(torch.tensor([[4, 2]]), torch.tensor([[1.0, 3.0, 2.0]]))
-tensor([[-inf, 0., -2.]])
+tensor([[-inf,  0., -2.]])
 
 ``history`` holds the text so far, prompt first, one row for each sequence. Two rules make a batch of prompts of
 different lengths give the same result as each row alone:

@@ -19,7 +19,13 @@ PADDING = -1
 
 
 class LogitsTransform(Protocol):
-    """The type of a chain's steps: any function of history and logits that returns the new logits."""
+    """The type of a chain's steps: any function of history and logits that returns the new logits.
+
+    >>> import torch
+    >>> chain = Chain((lambda history, logits: logits + 1,))
+    >>> chain(torch.tensor([[0]]), torch.tensor([[1.0, 2.0]]))
+    tensor([[2., 3.]])
+    """
 
     def __call__(self, history: Tensor, logits: Tensor, /) -> Tensor:
         """Return new logits, or the same tensor if there is nothing to change."""
@@ -78,7 +84,11 @@ class Chain(Transform):
 
 
 def whole(name: str, value: Any, *, least: int) -> int:
-    """Return a setting as an int, or raise ValueError if it is not a whole number of at least ``least``."""
+    """Return a setting as an int, or raise ValueError if it is not a whole number of at least ``least``.
+
+    >>> whole("top_k", 3, least=1)
+    3
+    """
     try:
         found = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -95,22 +105,32 @@ def number(
 
     Settings are limited so that no sum or product of them with logits leaves the range of float32.
 
+    >>> number("top_p", 2, 0, 1, ends="high", meaning=" (which keeps all)")
+    Traceback (most recent call last):
+    ValueError: top_p must be above 0 and at most 1 (which keeps all), not 2
+
     Args:
         ends: Which of the limits are allowed values themselves.
         meaning: What a reader of the message should know of the limits, in brackets.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    allowed = (
-        is_number and low <= value <= high and (ends == "both" or value != low) and (ends != "none" or value != high)
-    )
+    allowed = is_number and _in_range(value, low, high, ends)
     if not allowed:
         start, middle = {"both": ("from", "to"), "high": ("above", "and at most"), "none": ("between", "and")}[ends]
         raise ValueError(f"{name} must be {start} {low:g} {middle} {high:g}{meaning}, not {value!r}")
     return float(value)
 
 
+def _in_range(value: Any, low: float, high: float, ends: str) -> bool:
+    return low <= value <= high and (ends == "both" or value != low) and (ends != "none" or value != high)
+
+
 def token_ids(name: str, ids: Iterable[Any]) -> tuple[int, ...]:
-    """Return token ids as a tuple of ints, or raise ValueError if there is none or one that cannot be an id."""
+    """Return token ids as a tuple of ints, or raise ValueError if there is none or one that cannot be an id.
+
+    >>> token_ids("eos_token_ids", [3, 4])
+    (3, 4)
+    """
     try:
         ids = tuple(ids)
     except TypeError:

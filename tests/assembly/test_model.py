@@ -316,3 +316,10 @@ def test_what_stands_at_padding_reaches_no_token(fused: bool, fill: float) -> No
         cache = model.new_cache(2)
         model.run_with_hooks(tokens()[:, :4], padding_mask=mask[:, :4], cache=cache, fwd_hooks=[(name, spoil)])
         assert (model(tokens()[:, 4:], cache=cache) - expected[:, 4:]).abs().max() < 1e-12, name
+
+
+@pytest.mark.parametrize("name", ["from_tensorflow", "from_nanogpt", "from_hf", "from_hooked_transformer"])
+def test_a_loader_that_moved_to_weights_says_what_to_import(name: str) -> None:
+    assert not hasattr(GPT2, name)
+    with pytest.raises(AttributeError, match=f"from gptladder.weights import {name}"):
+        getattr(GPT2, name)

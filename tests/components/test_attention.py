@@ -149,7 +149,12 @@ def test_another_width_and_a_wrong_mask_are_refused():
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [({"n_heads": 3, "d_head": None}, "n_heads=3 does not divide d_model=10"), ({"dropout": 1.5}, r"dropout is 1\.5")],
+    [
+        ({"n_heads": 3, "d_head": None}, "n_heads=3 does not divide d_model=10"),
+        ({"dropout": 1.5}, r"dropout is 1\.5"),
+        ({"dropout": 1.0}, r"dropout is 1\.0"),
+        ({"dropout": -0.1}, "dropout is -0"),
+    ],
 )
 def test_sizes_that_do_not_go_together_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):

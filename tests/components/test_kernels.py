@@ -1,11 +1,14 @@
-"""The product, whichever kernel computes it."""
+"""Products and attention: the same, whichever kernel computes them; and which one is chosen."""
+
+import contextlib
+import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptladder.components import kernels as module
+from gptladder.components import Attention, HookPoint, kernels, run_with_hooks
 from gptladder.components.kernels import linear
 
 
@@ -18,7 +21,9 @@ from gptladder.components.kernels import linear
     seed=st.integers(0, 2**31),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_it_is_the_product(dtype, rows, d_in, d_out, bias, transposed, seed):
+def test_it_is_the_product(
+    dtype: torch.dtype, rows: int, d_in: int, d_out: int, bias: bool, transposed: bool, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, 1, d_in, generator=generator, dtype=torch.float64)
     # An output projection that is tied is a transposed table.
@@ -34,14 +39,16 @@ def test_it_is_the_product(dtype, rows, d_in, d_out, bias, transposed, seed):
     assert torch.allclose(got.double(), exact, atol=allowed, rtol=0)
 
 
-@pytest.mark.skipif(not module._has_onednn, reason="this PyTorch has no oneDNN")
-def test_few_rows_without_gradients_take_the_other_kernel_and_nothing_else_does(monkeypatch):
+@pytest.mark.skipif(not kernels._has_onednn, reason="this PyTorch has no oneDNN")
+def test_few_rows_without_gradients_take_the_other_kernel_and_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x, W = torch.randn(16, 8), torch.randn(8, 5)
 
-    def plain(*args):
+    def plain(*args: object) -> None:
         raise AssertionError("F.linear")
 
-    monkeypatch.setattr(module.F, "linear", plain)
+    monkeypatch.setattr(kernels.F, "linear", plain)
     with torch.no_grad():
         linear(x, W, None)
         for many, weight in ((torch.randn(17, 8), W), (x.double(), W.double())):
@@ -53,8 +60,70 @@ def test_few_rows_without_gradients_take_the_other_kernel_and_nothing_else_does(
         linear(x, W, None)
 
 
-def test_many_models_at_once():
+def test_many_models_at_once() -> None:
     weights, x = torch.randn(3, 8, 5), torch.randn(3, 2, 8)
     with torch.no_grad():
         got = torch.func.vmap(lambda W, x: linear(x, W, None))(weights, x)
     assert torch.allclose(got, x @ weights, atol=1e-5)
+
+
+def draws(batch: int, query_pos: int, key_pos: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(batch * 100 + query_pos * 10 + key_pos)
+    shapes = ((batch, query_pos, 3, 4), (batch, 3, key_pos, 4), (batch, 3, key_pos, 4))
+    return tuple(torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+
+
+@given(batch=st.integers(1, 3), query_pos=st.integers(1, 8), past=st.integers(0, 5), padded=st.booleans())
+def test_attention_by_products_is_the_fused_kernels(batch: int, query_pos: int, past: int, padded: bool) -> None:
+    q, keys, values = draws(batch, query_pos, query_pos + past)
+    mask = torch.rand(batch, query_pos + past, generator=torch.Generator().manual_seed(past)) > 0.5 if padded else None
+    fused = kernels.attention(q, keys, values, scale=0.3, padding_mask=mask)
+    with torch.autograd.forward_ad.dual_level():
+        by_products = kernels.attention(q, keys, values, scale=0.3, padding_mask=mask)
+    assert fused.isfinite().all()
+    assert (fused - by_products).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("by_products", [True, False])
+def test_attention_drops_entries_of_the_pattern(by_products: bool) -> None:
+    torch.manual_seed(0)
+    q, keys, values = draws(1, 6, 6)
+    with torch.autograd.forward_ad.dual_level() if by_products else contextlib.nullcontext():
+        outputs = torch.stack([kernels.attention(q, keys, values, scale=0.3, dropout=0.5) for _ in range(2000)])
+        expected = kernels.attention(q, keys, values, scale=0.3)
+    assert outputs.std(0).max() > 0.1
+    assert (outputs.mean(0) - expected).abs().max() < 0.15
+
+
+def test_short_bfloat16_with_gradients_takes_the_products_and_nothing_else_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[int] = []
+
+    def products(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, **given: object) -> torch.Tensor:
+        taken.append(q.shape[2])
+        return values
+
+    monkeypatch.setattr(kernels, "_attention_by_products", products)
+    for length in (512, 513):
+        kernels.attention(*draws(1, length, length, torch.bfloat16), scale=0.3)
+    assert taken == [512]
+    short = draws(1, 4, 4, torch.bfloat16)
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    kernels.attention(*short, scale=0.3, padding_mask=mask)
+    kernels.attention(*draws(1, 4, 5, torch.bfloat16), scale=0.3)
+    kernels.attention(*draws(1, 4, 4, torch.float32), scale=0.3)
+    with torch.no_grad():
+        kernels.attention(*short, scale=0.3)
+    assert taken == [512]
+
+
+def test_an_undefined_query_shows_in_its_own_output() -> None:
+    layer = Attention(d_model=6, n_heads=2, fused=False, dtype=torch.float64)  # PyTorch's fused kernel gives 0 there
+
+    def spoil(q: torch.Tensor, hook: HookPoint) -> None:
+        q[:, 2] = math.nan
+
+    output = run_with_hooks(layer, torch.randn(1, 4, 6, dtype=torch.float64), fwd_hooks=[("hook_q", spoil)])
+    assert output[0, [0, 1, 3]].isfinite().all()
+    assert output[0, 2].isnan().all()

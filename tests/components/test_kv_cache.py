@@ -196,3 +196,21 @@ def test_a_block_whose_attention_was_replaced_keeps_nothing_and_counts_no_positi
     assert (torch.cat(split, 1) - model(ids)).abs().max() < 1e-12
     cache.crop(3)
     assert (model(ids[:, 3:], cache=cache.fork(1)) - model(ids)[:, 3:]).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_gradient_reaches_whichever_of_keys_and_values_needs_one(which: int) -> None:
+    cache = LayerCache(batch=1, n_heads=1, d_head=2, capacity=4)
+    new = [torch.randn(1, 2, 1, 2), torch.randn(1, 2, 1, 2)]
+    new[which].requires_grad_()
+    cache.append(*new)[which].sum().backward()
+    assert new[which].grad is not None
+    assert (new[which].grad == 1).all()
+
+
+def test_a_fork_of_a_growing_cache_grows() -> None:
+    cache = LayerCache(batch=1, n_heads=1, d_head=2, capacity=2, growing=True)
+    new = torch.ones(1, 2, 1, 2)
+    cache.append(new, new)
+    twin = cache.select(torch.tensor([0]))
+    assert twin.append(new, new)[0].shape[2] == 4

@@ -45,3 +45,12 @@ def test_its_activations_are_the_scale_and_the_vector_before_the_gain():
 def test_another_width_is_refused_with_both_numbers():
     with pytest.raises(TypeCheckError, match=r"(?s)2,3,7.*d_model.*This LayerNorm has d_model=8"):
         LayerNorm(d_model=8)(torch.zeros(2, 3, 7))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("fused", [True, False])
+def test_in_sixteen_bits_statistics_are_those_of_float32(dtype: torch.dtype, fused: bool) -> None:
+    x = (100 + torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))).to(dtype)
+    found = LayerNorm(d_model=64, fused=fused).to(dtype)(x)
+    exact = LayerNorm(d_model=64, fused=False, dtype=torch.float64)(x.double())
+    assert (found.double() - exact).abs().max() < 0.02  # a mean in 16 bits would be off by up to half

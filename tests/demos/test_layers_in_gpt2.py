@@ -9,7 +9,7 @@ from torch import nn
 from gptladder import GPT2, GPT2Config
 from gptladder.components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed, run_with_cache
 from gptladder.ladder.numbers import randomize
-from gptladder.weights import to_hf
+from gptladder.weights import from_hf, to_hf
 
 transformers = pytest.importorskip("transformers")
 
@@ -110,7 +110,7 @@ def test_it_generates_the_same_with_their_cache(demo, layers, how):
 
 def test_our_activations_can_be_read_there(demo):
     hf = theirs()
-    _, expected = GPT2.from_hf(hf).run_with_cache(TOKENS)
+    _, expected = from_hf(hf).run_with_cache(TOKENS)
     _, cache = run_with_cache(replaced(demo, hf, *OURS).transformer, TOKENS)
     for layer in range(2):
         assert (cache[f"h.{layer}.attn.hook_pattern"] - expected["pattern", layer]).abs().max() < 1e-12

@@ -19,7 +19,8 @@ pytest.importorskip("transformers")
 
 from transformers import AutoTokenizer
 
-from .folders import FOLDERS, model_config, texts, write_json
+from .drawn import texts
+from .folders import FOLDERS, model_config, write_json
 from .mutations import damaged
 
 # Which folders have the file, and hold its most different forms.

@@ -1,5 +1,6 @@
 """Ids, texts and special tokens equal those of ``transformers.AutoTokenizer`` for every kind of folder."""
 
+import json
 import random
 from collections.abc import Callable
 from itertools import chain, pairwise
@@ -19,9 +20,11 @@ from gptladder.tokenizer import (
 
 pytest.importorskip("transformers")
 
+import transformers
 from transformers import AutoTokenizer
 
-from .folders import FOLDERS, model_config, texts
+from .drawn import texts
+from .folders import FOLDERS, byte_level, model_config
 
 # transformers 5 overlooks an `additional_special_tokens` of `special_tokens_map.json` when it takes special tokens as
 # text, and would make it a token for anyone who writes it; transformers 4 and we do not.
@@ -133,6 +136,15 @@ def test_special_tokens_survive_the_round_trip(
     assert (theirs_again.pad_token_id, theirs_again.model_max_length) == (ours.pad_id, 77)
 
 
+def test_a_saved_copy_suits_transformers_4_too(saved_again: Path) -> None:
+    # Version 4 takes a list of tokens under another name, and `add_prefix_space` from this file.
+    config = json.loads((saved_again / "tokenizer_config.json").read_text(encoding="utf-8"))
+    words = json.loads((saved_again / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"] or {}
+    assert not isinstance(config.get("extra_special_tokens"), list)
+    if words.get("type") == "ByteLevel":
+        assert config["add_prefix_space"] == words["add_prefix_space"]
+
+
 def test_text_equals_that_of_transformers(ours: Tokenizer, theirs: Any) -> None:
     draw = random.Random(0)
     for text in texts(60, 2):
@@ -152,6 +164,15 @@ def test_streaming_equals_encoding_whole(ours: Tokenizer) -> None:
             return list(chain.from_iterable(ours.encode_stream(pieces)))
 
         assert ids_of(streamed, text) == ids_of(ours.encode, text)
+
+
+def test_a_document_ends_once(ours: Tokenizer) -> None:
+    body = ours.encode("the cat", allow_special=False) if not isinstance(ids_of(ours.encode, "the cat"), str) else []
+    document = list(chain.from_iterable(ours.encode_document(["the", " cat"])))
+    if ours.eot_id is None:
+        assert document == body
+    else:
+        assert document == [*(i for i in body if i != ours.eot_id), ours.eot_id]
 
 
 def test_text_decoded_as_it_comes_equals_that_of_the_whole(ours: Tokenizer) -> None:
@@ -174,6 +195,33 @@ def test_a_tokenizer_of_the_tokenizers_package_is_taken(theirs: Any) -> None:
         assert ids_of(lambda text: ours.encode(text, allow_special=True), text) == ids_of(
             lambda text: theirs(text, split_special_tokens=False)["input_ids"], text
         )
+
+
+CLASSES = {
+    "bytes": ["GPT2", "GPTNeoX", "Roberta", "CodeGen", "Llama", "Gemma", "Qwen2", "OpenAIGPT", "Whisper", "CLIP"],
+    "pieces": ["XGLM", "T5"],
+    "words": ["Bert"],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in CLASSES.items() for name in names])
+def test_folders_of_other_classes_have_the_ids_of_transformers(kind: str, name: str, tmp_path: Path) -> None:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    if kind == "bytes":
+        special = ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>")
+        model = json.loads(byte_level(special=special).to_str())["model"]
+        vocabulary = {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+    elif kind == "pieces":
+        names = ["<s>", "<pad>", "</s>", "<unk>", "▁"]
+        vocabulary = {"vocab": [*((piece, 0.0) for piece in names), *((letter, -3.0) for letter in letters)]}
+    else:
+        names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+        vocabulary = {"vocab": {piece: i for i, piece in enumerate(names)}}
+    getattr(transformers, f"{name}Tokenizer")(**vocabulary).save_pretrained(tmp_path)
+    model_config(tmp_path)
+    ours, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert differences(ours, theirs, texts(100, 8), ()) == []
 
 
 # The vocabularies that tiktoken runs, ten times as fast.

@@ -16,7 +16,7 @@ import torch
 
 from gptladder.assembly import GPT2
 from gptladder.tokenizer import Tokenizer, load_tokenizer
-from gptladder.training import run as run_module
+from gptladder.training import folder as folder_module
 from gptladder.training.command import prepare, train
 from gptladder.training.display import JSONDisplay, TensorBoardDisplay, TerminalDisplay
 from gptladder.training.metrics import Metrics, read_metrics
@@ -53,9 +53,8 @@ def test_a_run_leaves_everything_in_its_folder(
     pytest.importorskip("matplotlib")
     assert start("--name", "cats") == 0
     folder = tmp_path / "runs" / "cats"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        ["config.json", "metrics.jsonl", "metrics.csv", "speed.jsonl", "samples.md", "loss.png", "snapshots", "final"]
-    )
+    written = "config.json metrics.jsonl metrics.csv speed.jsonl samples.md loss.png snapshots final last tokenizer"
+    assert {path.name for path in folder.iterdir()} == set(written.split())
     assert [path.name for path in list_snapshots(folder / "snapshots")] == [f"snapshot_step_{s}.pt" for s in (2, 4, 6)]
     config = json.loads((folder / "config.json").read_text())
     assert config["optim"]["lr"] == PRESETS["shakespeare-char"].optim.lr
@@ -63,7 +62,7 @@ def test_a_run_leaves_everything_in_its_folder(
     card = (folder / "final" / "README.md").read_text()
     last = read_metrics(folder)[-1]
     assert f"validation: loss {last.val_loss:.4f}" in card
-    assert "6 updates, 192 tokens" in card
+    assert "step 6: 192 tokens" in card
     said = capsys.readouterr().out
     for part in (r"preparing text\.txt", r"step 6 .*validation loss", r"Step 0:\n +The", r"After training.*3 of 3"):
         assert re.search(part, said), part
@@ -122,17 +121,24 @@ def test_resume_goes_on_and_a_run_is_not_overwritten_by_chance(
     assert "nothing to resume in runs/shakespeare-char: the run begins" in capsys.readouterr().out
     folder = tmp_path / "runs" / "shakespeare-char"
     whole = (folder / "metrics.csv").read_bytes()
-    with pytest.raises(ValueError, match=r"runs/shakespeare-char holds a run already: go on with it by --resume auto"):
+    with pytest.raises(ValueError, match=r"runs/shakespeare-char holds a run already: continue it with --resume auto"):
         start()
     start("--resume", "auto", "--lr", "0.5", "--max-steps", "8")
     said = capsys.readouterr().out
     assert "resumed from runs/shakespeare-char/snapshots/snapshot_step_6.pt, at step 6" in said
-    assert "otherwise than before: lr: 0.5 was 0.002" in said
+    assert "changed: lr: 0.5 (was 0.002)" in said
+    assert re.search(r"the learning rate of step 7 is 0\.\d+; that of step 6 was", said)
     assert read_metrics(folder)[-1].step == 8
-    start("--resume", str(folder / "snapshots" / "snapshot_step_4.pt"))
+    start("--resume", str(folder / "snapshots" / "snapshot_step_4.pt"), "--lr", "0.002")
     assert (folder / "metrics.csv").read_bytes() == whole
+    assert "what came after it is in" in capsys.readouterr().out
+    assert [path.name for path in list_snapshots(folder / "branches" / "after-step-4" / "snapshots")] == [
+        "snapshot_step_6.pt",
+        "snapshot_step_8.pt",
+    ]
     start("--overwrite")
     assert (folder / "metrics.csv").read_bytes() == whole
+    assert not (folder / "branches").exists()
 
 
 def test_from_a_trained_model(start: Callable[..., int], tmp_path: Path) -> None:
@@ -164,7 +170,6 @@ WRONG = {
     "heads that do not divide": (None, ["--n-heads", "3"], "--n-heads 3 does not divide --d-model 8"),
     "no such snapshot": (None, ["--resume", "snapshot_step_3.pt"], "there is no snapshot snapshot_step_3.pt"),
     "no such device": (None, ["--device", "cuda:77"], "there is no cuda"),
-    "no such preset": (None, ["--preset", "gpt5"], "there is no preset 'gpt5'; there are tinystories,"),
 }  # fmt: skip
 
 
@@ -187,14 +192,124 @@ def test_negative_and_zero_sizes_are_refused(
     with pytest.raises(SystemExit) as caught:
         start(option, value)
     assert caught.value.code == 2
-    name = option.removeprefix("--").replace("-", "_")
-    assert f"{name} is {value}; it must be" in capsys.readouterr().err
+    assert f"{option} is {value}; it must be" in capsys.readouterr().err
 
 
 def test_sequences_beyond_the_model_are_refused(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         start("--seq", "9")
-    assert "seq=9 is more than the model has positions for" in capsys.readouterr().err
+    assert "--seq 9 is more than the model has positions for" in capsys.readouterr().err
+
+
+def test_an_unknown_preset_is_refused(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start("--preset", "gpt5")
+    assert "gpt5" in capsys.readouterr().err
+
+
+def test_a_failed_start_leaves_the_old_run_and_no_folder(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    folder = tmp_path / "runs" / "shakespeare-char"
+    before = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    final = "runs/shakespeare-char/final"
+    for options, message in (
+        (["--corpus", "missing.txt"], "missing.txt"),
+        (["--init-from", final], "--overwrite would replace runs/shakespeare-char, and --init-from"),
+        (["--init-from", "runs/shakespeare-char"], "--overwrite would replace"),
+        (["--prompt", "Ω"], "--prompt: character 'Ω'"),
+        (["--n-heads", "3"], "--n-heads 3 does not divide --d-model 8"),
+        (["--min-lr", "1e-5", "--target-loss", "1", "--max-steps", "None"], "this run has no end"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            start("--overwrite", *options)
+        if "replace" not in message:
+            with pytest.raises(ValueError, match=re.escape(message)):
+                start("--name", "other", *options)
+        assert {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+        assert [path.name for path in (tmp_path / "runs").iterdir()] == ["shakespeare-char"]
+
+
+def test_an_overwrite_that_diverges_gives_the_old_run_back(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    before = (tmp_path / "runs" / "shakespeare-char" / "metrics.csv").read_bytes()
+    with pytest.raises(ValueError, match="there is no snapshot from before it"):
+        start("--overwrite", "--lr", "1e38", "--grad-clip", "None", "--warmup-steps", "0", "--snapshot-every", "9")
+    assert (tmp_path / "runs" / "shakespeare-char" / "metrics.csv").read_bytes() == before
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["shakespeare-char"]
+
+
+def test_overwrite_keeps_what_no_run_has_written(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    for name in ("notes.md", "snapshots/best.pt", "final/thoughts.txt"):
+        mine = tmp_path / "runs" / "shakespeare-char" / name
+        mine.write_text("months of work")
+        with pytest.raises(ValueError, match=f"holds more than a run, and is not replaced: '{name}'"):
+            start("--overwrite")
+        mine.unlink()
+    start("--overwrite")
+
+
+def test_a_snapshot_of_another_run_begins_a_new_run(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    first, second = (tmp_path / "runs" / name for name in ("shakespeare-char", "second"))
+    before = {str(path): path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    snapshot = str(first / "snapshots" / "snapshot_step_4.pt")
+    start("--name", "second", "--resume", snapshot, "--max-steps", "8")
+    assert {str(path): path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+    assert [row.step for row in read_metrics(second)] == list(range(9))
+    assert read_metrics(second)[:4] == read_metrics(first)[:4]
+    with pytest.raises(ValueError, match="runs/second holds a run already"):
+        start("--name", "second", "--resume", snapshot)
+
+
+def test_resuming_keeps_the_options_that_are_not_given_again(start: Callable[..., int], tmp_path: Path) -> None:
+    start("--dropout", "0.2", "--lr", "0.004")
+    assert train(["--name", "shakespeare-char", "--resume", "auto", "--max-steps", "7"]) == 0
+    config = json.loads((tmp_path / "runs" / "shakespeare-char" / "config.json").read_text())
+    assert (config["optim"]["lr"], config["model"]["attn_dropout"], config["optim"]["max_steps"]) == (0.004, 0.2, 7)
+    for options, message in (
+        (["--d-model", "12"], "is of another model"),
+        (["--seed", "3"], "seed"),
+        (["--order", "shuffled"], "order"),
+        (["--init-range", "0.1"], "--init-range 0.1 cannot be changed when a run resumes, it was 0.02"),
+        (["--optimizer", "muon"], "optimizer"),
+        (["--init-from", "runs/shakespeare-char"], "--init-from"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            start("--resume", "auto", *options)
+
+
+def test_a_run_whose_snapshots_are_all_damaged_is_not_begun_again(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    folder = tmp_path / "runs" / "shakespeare-char"
+    for path in list_snapshots(folder / "snapshots"):
+        path.write_bytes(b"nothing")
+    before = (folder / "metrics.csv").read_bytes()
+    with pytest.raises(ValueError, match=r"none of the 3 snapshots in .* can be read"):
+        start("--resume", "auto")
+    for path in list_snapshots(folder / "snapshots"):
+        path.unlink()
+    with pytest.raises(ValueError, match="has a trained model and no snapshot to continue from"):
+        start("--resume", "auto")
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_a_changed_text_is_noticed_at_equal_length(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    (tmp_path / "text.txt").write_text(TEXT.replace("cat sat", "sat cat"))
+    with pytest.raises(ValueError, match="the text has changed since"):
+        start("--resume", "auto")
+
+
+def test_sizes_beside_a_model_to_start_from(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    options = ["--name", "b", "--init-from", "runs/shakespeare-char", "--max-steps", "1"]
+    with pytest.raises(ValueError, match="--d-model 12 does not fit --init-from runs/shakespeare-char, which has 8"):
+        start(*options, "--d-model", "12")
+    start(*options, "--dropout", "0.5")
+    record = json.loads((tmp_path / "runs" / "b" / "config.json").read_text())
+    assert record["model"]["resid_dropout"] == 0.5
+    assert json.loads((tmp_path / "runs" / "b" / "final" / "config.json").read_text())["resid_pdrop"] == 0.5
 
 
 def test_an_unknown_character_or_another_vocabulary(start: Callable[..., int], tmp_path: Path) -> None:
@@ -217,7 +332,7 @@ def test_damaged_snapshots_are_refused(start: Callable[..., int], tmp_path: Path
         os.truncate(newest, 3000)
     else:
         torch.save({"model_state_dict": Path("x")}, newest)
-    with pytest.raises(ValueError, match=r"snapshot_step_6\.pt is (not whole|refused)"):
+    with pytest.raises(ValueError, match=r"snapshot_step_6\.pt"):
         start("--resume", str(newest))
 
 
@@ -233,8 +348,8 @@ def test_a_run_folder_that_cannot_be_written_is_told_before_anything_begins(
     def read_only(**_: Any) -> None:
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr(run_module.tempfile, "TemporaryFile", read_only)
-    with pytest.raises(ValueError, match=r"cannot be written to \(Read-only file system\): choose another runs_dir"):
+    monkeypatch.setattr(folder_module.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(ValueError, match=r"cannot be written to \(Read-only file system\): choose another --runs-dir"):
         start()
     assert not (tmp_path / "data").exists()
 
@@ -242,7 +357,7 @@ def test_a_run_folder_that_cannot_be_written_is_told_before_anything_begins(
 def test_overwrite_does_not_delete_what_is_no_run(start: Callable[..., int], tmp_path: Path) -> None:
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="runs/mine is not the folder of a run, and is not deleted"):
+    with pytest.raises(ValueError, match="runs/mine is not the folder of a run, and is not touched"):
         start("--name", "mine", "--overwrite")
     assert (tmp_path / "runs" / "mine" / "thesis.txt").exists()
 
@@ -253,7 +368,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
             command(["--preset", "tinystories-char", "--help"])
         assert caught.value.code == 0
     said = capsys.readouterr().out
-    assert "Learning rate after warm-up" in said
+    assert "Learning rate of AdamW after warm-up" in said
     assert "Megabytes of text that the generator of stories writes" in said
 
 
@@ -271,7 +386,7 @@ def test_ctrl_c_ends_with_a_snapshot_and_130(start: Callable[..., int], tmp_path
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=60)
     assert process.returncode == 130, complained
-    step = int(re.search(r"stopped at step (\d+); --resume auto goes on", said)[1])
+    step = int(re.search(r"stopped at step (\d+); continue with --resume auto", said)[1])
     assert [path.name for path in list_snapshots(tmp_path / "runs" / "shakespeare-char" / "snapshots")][-1] == (
         f"snapshot_step_{step}.pt"
     )

@@ -1,5 +1,7 @@
 """What a run computes with: found out once, recorded, and the same to rounding whatever it is."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ PLAIN = PRESETS["shakespeare-char"]
 
 
 @pytest.fixture
-def by_onednn():
+def by_onednn() -> Iterator[None]:
     if not torch.backends.mkldnn.is_available():
         pytest.skip("needs a build of PyTorch with oneDNN")
     before = set_onednn_products(True)
@@ -48,13 +50,18 @@ def test_a_models_loss_and_gradients_are_the_same_to_rounding():
         assert (found[name] - gradient).abs().max() <= 2e-5 * gradient.abs().max() + 1e-6, name
 
 
-def test_it_holds_for_these_products_alone_and_not_for_the_next_ones(by_onednn):
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    x, W, b = torch.randn(2, 3, 8), torch.randn(8, 5, requires_grad=True), torch.randn(5)
-    out = linear(x, W, b)
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
-    out.sum().backward()
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+def test_it_holds_for_these_products_alone_and_not_for_the_next_ones(by_onednn: None) -> None:
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    try:
+        products.fp32_precision = "ieee"
+        x, W, b = torch.randn(2, 3, 8), torch.randn(8, 5, requires_grad=True), torch.randn(5)
+        out = linear(x, W, b)
+        assert products.fp32_precision == "ieee"
+        out.sum().backward()
+        assert products.fp32_precision == "ieee"
+    finally:
+        products.fp32_precision = before
     torch.testing.assert_close(out, x @ W + b)
     torch.testing.assert_close(W.grad, x.sum((0, 1))[:, None].expand(8, 5))
 

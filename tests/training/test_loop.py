@@ -387,3 +387,93 @@ def test_the_display_is_told_of_every_step(tmp_path: Path) -> None:
 
     trainer(tmp_path, display=Watch(), max_steps=2).run()
     assert seen == [(0, -1), (1, 2), (1, -1), (2, 2), (2, -1)]
+
+
+def test_final_is_the_best_model_and_last_the_last(tmp_path: Path) -> None:
+    """The validation text counts downwards: the better the model learns to count up, the worse it becomes."""
+    said: list[str] = []
+
+    class Watch(Display):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    down = counting(6)[::-1].copy()
+    run = trainer(tmp_path, val=lambda: evaluation_batches(down, seq=6, batch_size=3), display=Watch(), max_steps=40)
+    assert run.run() == "max_steps"
+    judged = {row.step: row.val_loss for row in read_metrics(tmp_path) if row.val_loss is not None and row.step}
+    best = min(judged, key=lambda step: judged[step])
+    assert best < 40
+    written = [json.loads((tmp_path / name / "step.json").read_text()) for name in ("final", "last")]
+    assert written == [{"step": step, "val_loss": judged[step]} for step in (best, 40)]
+    for name, step in (("final", best), ("last", 40)):
+        model = GPT2.from_pretrained(tmp_path / name)
+        run.trainer.loss.model.load_state_dict(model.state_dict())
+        assert run.trainer.evaluate().loss == pytest.approx(judged[step], abs=1e-6)
+        assert f"- step {step}: " in (tmp_path / name / "README.md").read_text()
+    warnings = [text for text in said if "the validation loss rises while the training loss falls" in text]
+    assert len(warnings) == 1
+    assert f"at step {best}, kept in final/" in warnings[0]
+    assert said[-1].startswith(f"final/ is the model of step {best}, the best")
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
+    down = counting(6)[::-1].copy()
+    run = trainer(tmp_path, val=lambda: evaluation_batches(down, seq=6, batch_size=3), max_steps=400, patience=2)
+    assert run.run() == "patience"
+    steps = [row.step for row in read_metrics(tmp_path) if row.val_loss is not None]
+    assert run.best is not None
+    assert run.step == steps[-1] == run.best.step + 2 * 3
+    assert load_snapshot(tmp_path / "snapshots" / f"snapshot_step_{run.step}.pt")["step"] == run.step
+
+
+@pytest.mark.parametrize("where", ["evaluation", "sample"])
+def test_an_interrupt_does_not_wait_for_what_can_be_repeated(tmp_path: Path, where: str) -> None:
+    """The snapshot is that of the boundary before the evaluation, which the resumed run repeats."""
+    (tmp_path / "whole").mkdir()
+    trainer(tmp_path / "whole", gpt2(resid_dropout=0.3), sample=drawn).run()
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    stopped = True
+
+    def val() -> Iterator[Batch]:
+        for batch in evaluation_batches(counting(6, first=3), seq=6, batch_size=3):
+            if where == "evaluation" and stopped and run.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+                raise AssertionError("the evaluation went on")
+            yield batch
+
+    def sampler(*arguments: Any, **options: Any) -> str:
+        text = drawn(*arguments, **options)
+        if where == "sample" and stopped and run.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("the sample went on")
+        return text
+
+    run = trainer(folder, gpt2(resid_dropout=0.3), val=val, sample=sampler, run={"snapshot_every": 100})
+    assert run.run() == "interrupted"
+    path = folder / "snapshots" / "snapshot_step_3.pt"
+    stopped = False
+    run = trainer(folder, gpt2(resid_dropout=0.3), val=val, sample=sampler)
+    snapshot = load_snapshot(path)
+    run.resume(snapshot, snapshot["files"])
+    assert run.run() == "max_steps"
+    for name in ("metrics.csv", "samples.md", "final/model.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_snapshots_of_a_diverged_model_are_not_offered(tmp_path: Path) -> None:
+    """Its weights are finite when they are saved, and useless."""
+
+    def explode(batch: int) -> None:
+        with torch.no_grad():
+            if batch == 4:
+                run.trainer.loss.model.unembed.W_U.mul_(1e3)
+            elif batch == 9:
+                poison(run.trainer.loss.model)
+
+    run = trainer(tmp_path, train=Watched(explode), max_steps=20, run={"eval_every": 100, "keep": 2})
+    with pytest.raises(NonFiniteError, match=r"the last good snapshot is \S+snapshot_step_4\.pt \(2 later ones"):
+        run.run()
+    assert [path.name for path in list_snapshots(tmp_path / "snapshots")][-1] == "snapshot_step_4.pt"
+    aside = tmp_path / "branches" / "diverged-at-step-9" / "snapshots"
+    assert [path.name for path in list_snapshots(aside)] == ["snapshot_step_6.pt", "snapshot_step_8.pt"]

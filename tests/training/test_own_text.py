@@ -100,8 +100,8 @@ def test_the_recipe_is_printed_before_anything_begins(here: Path, capsys: pytest
     assert re.fullmatch(
         rf"recipe for my-text \({len(ENGLISH) * 30:,} characters, {len(set(ENGLISH))} different ones\): "
         r"tokenizer char; model: 1 layers, d_model 8, "
-        r"2 heads, n_ctx \d+; 2 steps of 2 x \d+ tokens, learning rate \S+, about \S+ passes over the text; samples "
-        r"begin with 'The cat sat on the mat,'",
+        r"2 heads, n_ctx \d+; 2 steps of 2 x \d+ tokens, learning rate \S+ \(Muon: 0.03\), about \S+ passes over the "
+        r"text; samples begin with 'The cat sat on the mat,'",
         first,
     )
     assert second.startswith("preparing my text.txt in data/my-text-char-")
@@ -122,14 +122,14 @@ def test_as_json_the_recipe_is_a_message(here: Path, capsys: pytest.CaptureFixtu
 def test_every_option_overrides_the_recipe(here: Path, configured: Callable[..., TrainConfig]) -> None:
     Path("a.txt").write_text(ENGLISH * 100)
     options: dict[str, object] = {"lr": 0.5, "batch": 3, "n_ctx": 7, "prompt": "Nobody"}
-    options |= {"val_fraction": 0.3, "tokenizer": "bpe", "name": "n"}
+    options |= {"val_fraction": 0.3, "tokenizer": "char", "name": "n"}
     config = configured(
         "--corpus", "a.txt", *(word for name, value in options.items() for word in (f"--{name}", str(value)))
     )
     assert (config.optim.lr, config.optim.batch, config.model.n_ctx, config.run.prompt) == (0.5, 3, 7, "Nobody")
-    assert (config.data.val_fraction, config.data.tokenizer, config.run.name) == (0.3, "bpe", "n")
+    assert (config.data.val_fraction, config.data.tokenizer, config.run.name) == (0.3, "char", "n")
     plain = configured("--corpus=a.txt")
-    assert (plain.data.tokenizer, plain.run.name, plain.data.fraction) == ("char", "a", 1.0)
+    assert (plain.data.tokenizer, plain.run.name, plain.data.fraction) == ("bpe", "a", 1.0)
 
 
 def test_several_paths_and_an_encoding_are_one_text(here: Path, configured: Callable[..., TrainConfig]) -> None:
@@ -201,7 +201,7 @@ def test_prepared_data_is_a_text_too(here: Path, configured: Callable[..., Train
 
 
 def test_the_recipe_of_prepared_data_is_that_of_its_text(here: Path) -> None:
-    Path("a.txt").write_text(ENGLISH * 100)
+    Path("a.txt").write_text(ENGLISH * 50)
     from_text = start_from_recipe(DataConfig(corpus="a.txt"))
     folder = prepare_data(from_text.config.data, say=lambda line: None)
     from_data = start_from_recipe(DataConfig(corpus=str(folder)))

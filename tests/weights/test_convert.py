@@ -22,10 +22,11 @@ from gptladder import GPT2, GPT2Config
 from gptladder.cli import main
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
-from gptladder.tokenizer import BPETokenizer
+from gptladder.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
 from gptladder.weights import WeightsError, from_pretrained
 from gptladder.weights import convert as conversions
-from gptladder.weights.convert import convert, mapping, streamed_logits
+from gptladder.weights.companions import COMPANIONS
+from gptladder.weights.convert import Target, convert, mapping, streamed_logits
 from gptladder.weights.files.write import write_folder
 from gptladder.weights.sources import config_to_ours
 
@@ -458,3 +459,76 @@ def test_the_report_in_words_and_as_json(tmp_path: Path, capsys: pytest.CaptureF
         "to": "transformer.wte.weight",
     }
     assert main(["convert", str(source), str(tmp_path / "d"), "--to", "hf", "--shard-gb", "0"]) == 1
+
+
+# What stands beside the weights
+
+
+def test_overwriting_leaves_no_file_of_the_old_model(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    our_model().save_pretrained(tmp_path / "bare")
+    our_model().save_pretrained(folder, max_shard_size=1000)
+    for name in (*COMPANIONS, "README.md"):
+        (folder / name).write_text("{}")
+    result = convert(tmp_path / "bare", folder, to="hf", overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert result.tokenizer.startswith("no tokenizer")
+
+
+@pytest.mark.parametrize("to", ["hf", "ours"])
+def test_a_model_converted_over_itself_keeps_everything(tmp_path: Path, to: Target) -> None:
+    folder = tmp_path / "m"
+    model = our_model()
+    model.save_pretrained(folder, max_shard_size=1000)
+    CharTokenizer("ab").save(folder, max_length=5)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
+    names = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+    before = {name: (folder / name).read_bytes() for name in names}
+    convert(folder, folder, to=to, overwrite=True)
+    assert same_weights(from_pretrained(folder), model)
+    assert {name: (folder / name).read_bytes() for name in names} == before
+
+
+def test_a_nanogpt_checkpoint_converted_over_itself_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    convert(write_ours(our_model(act_fn="gelu"), tmp_path / "ours"), path, to="nanogpt")
+    convert(path, path, to="nanogpt", overwrite=True)
+    assert same_weights(from_pretrained(path), our_model(act_fn="gelu"))
+
+
+def test_a_tokenizer_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    CharTokenizer("ab").save(tmp_path / "tokenizer")
+    source = write_ours(our_model(), tmp_path / "ours")
+    given = ["--tokenizer", str(tmp_path / "tokenizer")]
+    assert main(["convert", str(source), str(tmp_path / "out"), "--to", "hf", *given]) == 0
+    assert f"With the tokenizer of {tmp_path / 'tokenizer'}" in capsys.readouterr().out
+    assert load_tokenizer(tmp_path / "out").decode([0, 1]) == "ab"
+    assert load_tokenizer(tmp_path / "out").model_max_length == our_model().config.n_ctx
+    assert main(["convert", str(source), str(tmp_path / "x.pt"), "--to", "nanogpt", *given]) == 1
+    assert "--tokenizer does nothing with --to nanogpt" in capsys.readouterr().err
+    CharTokenizer("".join(map(chr, range(33, 33 + 50)))).save(tmp_path / "tokenizer")
+    assert main(["convert", str(source), str(tmp_path / "no"), "--to", "hf", *given]) == 1
+    assert "tokens and the model" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_snapshot_brings_the_tokenizer_of_its_run(tmp_path: Path) -> None:
+    model = our_model()
+    (tmp_path / "run" / "snapshots").mkdir(parents=True)
+    CharTokenizer("ab").save(tmp_path / "run" / "tokenizer")
+    path = tmp_path / "run" / "snapshots" / "snapshot_step_3.pt"
+    contents = {"model_state_dict": model.state_dict(), "model_config": config_to_ours(model.config)}
+    torch.save(contents, path)
+    convert(path, tmp_path / "out", to="hf")
+    assert load_tokenizer(tmp_path / "out").decode([0, 1]) == "ab"
+
+
+def test_a_nanogpt_checkpoint_of_gpt2s_vocabulary_gets_its_tokenizer(tmp_path: Path) -> None:
+    try:
+        load_tokenizer("gpt2")
+    except OSError as error:
+        pytest.skip(str(error))
+    config = GPT2Config(d_model=4, n_layers=1, n_heads=1, d_vocab=50304, n_ctx=8, act_fn="gelu")
+    convert(write_ours(GPT2(config), tmp_path / "ours"), tmp_path / "ckpt.pt", to="nanogpt")
+    convert(tmp_path / "ckpt.pt", tmp_path / "out", to="hf")
+    assert load_tokenizer(tmp_path / "out").encode("Hello") == [15496]

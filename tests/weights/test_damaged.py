@@ -591,7 +591,7 @@ def damaged_fields(at: Places) -> Damages:
             "n_inner": ("16", 4, 16.5, -1, [16]),
             "model_type": ("bert", 5, ["gpt2"]),
             "add_cross_attention": (True,),
-            "reorder_and_upcast_attn": (True, "no"),
+            "reorder_and_upcast_attn": ("no", 1, None),
             "quantization_config": ({"bits": 4},),
             "rotary": (True, None),
         },

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.rungs import draw_case
-from gptladder.weights.layout import WeightsError, axis_sizes, from_ours, rows, to_ours
+from gptladder.weights.layout import WeightsError, axis_sizes, check_type, from_ours, rows, to_ours
 
 CONFIGS = st.randoms(use_true_random=False).map(lambda source: full(draw_case(source).config))
 FORMATS = [
@@ -87,6 +87,15 @@ def test_each_entry_lies_where_the_format_has_it() -> None:
     nanogpt = from_ours("nanogpt", fitting(config, "nanogpt"), ours)
     tensorflow = from_ours("tensorflow", fitting(config, "tensorflow"), ours)
     W_QKV, W_O = ours["blocks.1.attn.W_QKV"], ours["blocks.1.attn.W_O"]
+    for part, letter in enumerate("QKV"):
+        for head in range(2):
+            for k in range(3):
+                value, column = ours["blocks.1.attn.b_QKV"][part, head, k], 3 * head + k
+                assert hf["h.1.attn.c_attn.bias"][6 * part + column] == value
+                assert nanogpt["h.1.attn.c_attn.bias"][6 * part + column] == value
+                assert tensorflow["model/h1/attn/c_attn/b"][6 * part + column] == value
+                assert hooked[f"blocks.1.attn.b_{letter}"][head, k] == value
+                assert bridge[f"blocks.1.attn.{letter.lower()}.bias"][column] == value
     for d in range(6):
         for head in range(2):
             for k in range(3):
@@ -197,3 +206,41 @@ def test_what_a_format_has_no_place_for_is_refused_not_dropped() -> None:
     for kind in ("hf", "hooked", "bridge", "nanogpt", "tensorflow"):
         with pytest.raises(WeightsError, match="post-norm"):
             from_ours(kind, post, GPT2(post).state_dict())
+
+
+def test_a_post_norm_model_has_no_final_layer_norm() -> None:
+    config = full(GPT2Config(d_model=4, n_layers=1, n_heads=2, d_vocab=5, n_ctx=3, norm="post"))
+    names = [name for name, _, _ in rows("ours", config)]
+    assert sorted(names) == sorted(GPT2(config, device="meta").state_dict())
+    assert not any(name.startswith("ln_final") for name in names)
+
+
+def test_three_tensors_are_stacked_in_the_order_of_their_names() -> None:
+    config, _, hooked = one_state("hooked")
+    back = to_ours("hooked", config, hooked)
+    for part, letter in enumerate("QKV"):
+        assert torch.equal(back["blocks.1.attn.W_QKV"][:, part].transpose(0, 1), hooked[f"blocks.1.attn.W_{letter}"])
+        assert torch.equal(back["blocks.1.attn.b_QKV"][part], hooked[f"blocks.1.attn.b_{letter}"])
+
+
+def test_more_layers_than_tensors_are_refused_before_any_is_named() -> None:
+    config = GPT2Config(d_model=4, n_layers=10**9, n_heads=2, d_vocab=5, n_ctx=3)
+    with pytest.raises(WeightsError, match="n_layers=1000000000, and there are 0 tensors"):
+        to_ours("hf", config, {})
+
+
+@pytest.mark.parametrize("faults", [5, 6])
+def test_the_count_of_unnamed_faults_begins_at_the_sixth(faults: int) -> None:
+    config, _, theirs = one_state("hf")
+    odd = {f"odd{number}": torch.ones(1) for number in range(faults)}
+    with pytest.raises(WeightsError, match="not a parameter of this model: odd0, odd1, odd2, odd3, odd4") as caught:
+        to_ours("hf", config, {**theirs, **odd})
+    assert str(caught.value).endswith("odd4" if faults == 5 else "odd4 (and 1 more)")
+
+
+def test_an_int_is_a_float_and_a_bool_is_neither() -> None:
+    for value, kind in ((1, int), (1, float), (1.5, float), (True, bool), ("a", str)):
+        check_type("config", "x", value, kind)
+    for value, kind in ((True, int), (True, float), (1, bool), (1.0, int), ("1", int), (None, float)):
+        with pytest.raises(WeightsError, match=f"config: x={value!r} is not of type {kind.__name__}"):
+            check_type("config", "x", value, kind)

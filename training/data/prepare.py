@@ -214,7 +214,9 @@ def _cut_by(config: DataConfig) -> list[Any]:
     if not folder.is_dir():
         return [config.tokenizer]  # refused when it is made
     tokenizer = load_tokenizer(folder)
-    return [tokenizer.fingerprint, tokenizer.eot_id]
+    # What gives the same ids, and what is saved with the model too.
+    special = (tokenizer.eot_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.model_max_length)
+    return [tokenizer.fingerprint, *special]
 
 
 def _check_given(folder: Path, config: DataConfig) -> None:
@@ -222,7 +224,7 @@ def _check_given(folder: Path, config: DataConfig) -> None:
     data = load_data(folder)
     facts = read_facts(folder)
     how = facts["tokenizer"]
-    if config.tokenizer == how or _cut_by(config) == [data.tokenizer.fingerprint, data.tokenizer.eot_id]:
+    if config.tokenizer == how or _cut_by(config)[:2] == [data.tokenizer.fingerprint, data.tokenizer.eot_id]:
         return
     raise FileError(
         f"{folder} was prepared with --tokenizer {how}, not {config.tokenizer}: leave --tokenizer out, or give the text"

@@ -271,12 +271,10 @@ def _encode(
                 "build it with one (end_of_text=True)"
             )
         documents += 1
-        for ids in tokenizer.encode_stream(document):
+        for ids in tokenizer.encode_document(document):
             tokens += file.write(np.array(ids, dtype).tobytes()) // dtype.itemsize
             if tokens - told >= _BLOCK:
                 progress(told := tokens)
-        if tokenizer.eot_id is not None:
-            tokens += file.write(np.array([tokenizer.eot_id], dtype).tobytes()) // dtype.itemsize
     return tokens, documents
 
 

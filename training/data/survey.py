@@ -23,6 +23,7 @@ class TextSurvey:
         characters: number of different characters, at most `MANY_CHARACTERS`.
         opening: the first 200 characters that are not white space.
         length: length of the text in characters.
+        blanks: number of spaces and line ends among them.
     """
 
     size_bytes: int
@@ -30,6 +31,7 @@ class TextSurvey:
     characters: int
     opening: str
     length: int
+    blanks: int
 
     @property
     def kinds(self) -> str:
@@ -43,19 +45,20 @@ def survey(corpus: Corpus) -> TextSurvey:
     Raises:
         ValueError: a file that cannot be read as text.
     """
-    size = length = documents = 0
+    size = length = blanks = documents = 0
     characters: set[str] = set()
     opening = ""
     for document in corpus.documents():
         documents += 1
         for piece in document:
             length += len(piece)
+            blanks += piece.count(" ") + piece.count("\n")
             size += len(piece) if piece.isascii() else len(piece.encode("utf-8", "surrogatepass"))
             if len(characters) < MANY_CHARACTERS:
                 characters.update(piece)
             if len(opening) < _OPENING:
                 opening = (opening + piece).lstrip()[:_OPENING]
-    return TextSurvey(size, documents, min(len(characters), MANY_CHARACTERS), opening, length)
+    return TextSurvey(size, documents, min(len(characters), MANY_CHARACTERS), opening, length, blanks)
 
 
 def prompt_from(opening: str) -> str:

@@ -30,11 +30,14 @@ _BUSY = {408, 429, 500, 502, 503, 504}
 
 
 class HubError(OSError):
-    """A model that cannot be had by its name; one line says what was looked for and where, and the mend."""
+    """A model that is not available by its name. The message is one line: what was looked for, where, and the fix.
+
+    Example: see `gptladder.weights.resolve`.
+    """
 
 
 class _OutOfReachError(Exception):
-    """No hub, or none that answers; its text says why."""
+    """The hub does not answer. The message says why."""
 
 
 def fetch(
@@ -46,7 +49,7 @@ def fetch(
     endpoint: str | None = None,
     cache_dir: Path | None = None,
 ) -> Path:
-    """A folder in the cache with the config, weights and tokenizer of a model on the hub; fetches what is not there.
+    """Return a folder in the cache with the files of a model on the hub; fetch those that are not there.
 
     A connection that is cut is taken up again where it broke. With the hub out of reach, a whole copy in the cache
     will do.
@@ -78,7 +81,7 @@ def fetch(
 
 
 def _ask(name: str, revision: str | None, token: str | None, endpoint: str) -> "ModelInfo":
-    """The hub's list of the model's files, with their checksums."""
+    """Return the hub's list of the model's files, with their checksums."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -167,7 +170,7 @@ def _from_hub(
 
 
 def _from_cache(name: str, revision: str | None, cache: Path, reason: str) -> Path:
-    """The folder of a whole copy in the cache, or the error that says what is missing."""
+    """Return the folder of a whole copy in the cache, or raise an error that names what is missing."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -204,7 +207,7 @@ def _missing(folder: Path) -> list[str]:
 
 
 def _verify(path: Path, file: "RepoSibling") -> None:
-    """Hold a file just fetched to the checksum that the hub lists for it (the package compares the length alone)."""
+    """Compare a fetched file with the checksum that the hub lists for it (the package compares the length alone)."""
     if file.lfs is not None:
         digest, expected = hashlib.sha256(), file.lfs.sha256
     else:  # a small file, named by git: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
@@ -235,7 +238,7 @@ def _remove(path: Path) -> None:
 
 
 def _refusal(error: Exception, name: str, revision: str | None, endpoint: str) -> HubError:
-    """What the hub's refusal means, and what to do about it."""
+    """Return the error for a refusal by the hub: what it means, and what to do about it."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
@@ -254,5 +257,5 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str) -
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error's text, or its name where it has none."""
+    """Return the first line of an error's text, or its name if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -35,12 +35,13 @@ def load_torch_file(path: Path) -> Any:
     Raises:
         FileError: not a regular file, damaged, or holding other Python objects, which are never built.
 
-    >>> import tempfile, torch
-    >>> from gptladder.weights import load_torch_file
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     torch.save({"step": 3, "w": torch.ones(2)}, f"{folder}/x.pt")
-    ...     load_torch_file(f"{folder}/x.pt")
-    {'step': 3, 'w': tensor([1., 1.])}
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "x.pt")
+        ...     torch.save({"step": 3, "w": torch.ones(2)}, path)
+        ...     load_torch_file(path)
+        {'step': 3, 'w': tensor([1., 1.])}
     """
     storages: dict[tuple[int, torch.dtype], Tensor] = {}
 

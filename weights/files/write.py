@@ -45,14 +45,14 @@ def write_folder(
     was; then ``config.json`` is taken away, the weights are exchanged by renaming, and ``config.json`` is put back. Who
     reads in that moment, or after a crash in it, finds no ``config.json``: never a mixture of the two models.
 
-    The tensors may be maps of the very files that are replaced. Memory: a copy of one tensor at most, and only of one
+    The tensors may be read from the very files that are replaced. Memory: a copy of one tensor at most, and only of one
     that is not contiguous or not on the CPU. Each name is looked up twice, so a mapping may make its tensors on demand.
 
     Args:
         folder: where; its parents are made.
-        config: what ``config.json`` shall say.
+        config: the fields of ``config.json``.
         tensors: dense tensors by name; those sharing memory are written one by one.
-        dtype: what to write floating-point numbers as; each tensor's own where not given.
+        dtype: the dtype to write floating-point numbers as (default: each tensor's own).
         files: more files of the folder, by name: a tokenizer's.
         replaces: names of files that belong to the model that is replaced, and go with it.
         watch: is given each tensor as it is about to be written.
@@ -130,7 +130,7 @@ def _specs(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | Non
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """The config and weights that a folder holds, stray shards included."""
+    """Return the config and weights that a folder holds, stray shards included."""
     named = [folder / name for name in (CONFIG_FILE, *WEIGHT_FILES) if os.path.lexists(folder / name)]
     return named + sorted(path for pattern in _SHARDS for path in folder.glob(pattern))
 
@@ -142,7 +142,7 @@ def _write_weights(
     max_shard_size: int,
     watch: Callable[[str, Tensor], None],
 ) -> list[str]:
-    """Write one file, or shards and their index; returns the names of the files."""
+    """Write one file, or shards and their index; return the names of the files."""
     shards: list[list[str]] = []
     room = 0
     for name, spec in specs.items():
@@ -167,7 +167,7 @@ def _write_weights(
 def _write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], specs: Mapping[str, _Spec], watch: Callable[[str, Tensor], None]
 ) -> None:
-    """The safetensors format: header length (uint64, little-endian), header (JSON), then the tensors, row-major.
+    """Write the safetensors format: header length (uint64, little-endian), header (JSON), then the tensors, row-major.
 
     The package's own ``save_file`` takes neither strided tensors nor two that share memory, and its older versions
     hold a second copy of all.

@@ -13,7 +13,7 @@ from .hooked_transformer import config_from_hooked, simplified, untied, with_une
 
 
 def config_from_bridge(cfg: Any) -> GPT2Config:
-    """Our configuration from a ``TransformerBridgeConfig``; tying is for the weights to show.
+    """Return our configuration from a ``TransformerBridgeConfig``; the weights will show whether they are tied.
 
     Raises:
         WeightsError: a model that is not a GPT-2.
@@ -29,7 +29,7 @@ def config_from_bridge(cfg: Any) -> GPT2Config:
 
 
 def state_from_bridge(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
-    """Our state dict from a bridge's, and the configuration that it fits.
+    """Return our state dict from a bridge's, and the configuration that it fits.
 
     A bridge around a Hugging Face GPT-2 holds ``o``, ``in`` and ``out`` as Conv1D does, [in out]; a native one holds
     them [out in]. ``o`` is square, so it is the shape of ``in`` that tells. A projection that equals
@@ -57,7 +57,7 @@ def state_from_bridge(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tupl
 
 
 def state_to_bridge(config: GPT2Config, ours: Mapping[str, Tensor], *, conv1d: bool) -> Mapping[str, Tensor]:
-    """A bridge's state dict.
+    """Return a bridge's state dict.
 
     Args:
         conv1d: for a bridge around a Hugging Face GPT-2; False for a native one.

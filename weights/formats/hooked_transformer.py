@@ -64,7 +64,7 @@ _IGNORED = re.compile(
 
 
 def config_from_hooked(cfg: Any) -> GPT2Config:
-    """Our configuration from a ``HookedTransformerConfig`` (or the bridge's); tying is for the weights to show.
+    """Return our configuration from a ``HookedTransformerConfig``, or a bridge's; the weights will show tying.
 
     Every field that is not read here, and is not known to leave the logits alone, must stand at its default: a field
     that a later version adds is then refused by name as soon as a model uses it.
@@ -104,7 +104,7 @@ def config_from_hooked(cfg: Any) -> GPT2Config:
 
 
 def config_from_hooked_fields(fields: Mapping[str, Any]) -> GPT2Config:
-    """`config_from_hooked` of a ``HookedTransformerConfig``'s fields in a file, without needing transformer-lens.
+    """Return our configuration from a ``HookedTransformerConfig``'s fields in a file; needs no transformer-lens.
 
     Raises:
         WeightsError: a field that is missing, or not GPT-2's.
@@ -127,7 +127,7 @@ def config_from_hooked_fields(fields: Mapping[str, Any]) -> GPT2Config:
 
 
 def state_from_hooked(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
-    """Our state dict from HookedTransformer's, and the configuration that it fits.
+    """Return our state dict from HookedTransformer's, and the configuration that it fits.
 
     Weights that TransformerLens has processed (folded, centred, …) come in as they are: where no layer norm has
     parameters any more, all get gain 1 and bias 0, which is what ``LNPre`` computes. Raw GPT-2 weights become tied
@@ -152,7 +152,7 @@ def state_from_hooked(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tupl
 
 
 def state_to_hooked(config: GPT2Config, ours: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """HookedTransformer's state dict, less the constants ``mask`` and ``IGNORE``.
+    """Return HookedTransformer's state dict, without the constants ``mask`` and ``IGNORE``.
 
     It always has a ``W_U`` of its own and a ``b_U``.
     """
@@ -160,7 +160,7 @@ def state_to_hooked(config: GPT2Config, ours: Mapping[str, Tensor]) -> Mapping[s
 
 
 def without_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of HookedTransformer's for ``LNPre``, whose layer norms have no parameters.
+    """Return a state dict of HookedTransformer's for ``LNPre``, whose layer norms have no parameters.
 
     Raises:
         WeightsError: a gain that is not 1 or a bias that is not 0, which would be lost.
@@ -186,18 +186,18 @@ def simplified(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Conf
 
 
 def with_unembedding(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
-    """`simplified`, undone: an output projection of its own, with a bias."""
+    """Undo `simplified`: add an output projection of its own, with a bias."""
     W_E = ours["embed.W_E"]
     return untied(config), layered(ours, {"unembed.W_U": W_E.T, "unembed.b_U": W_E.new_zeros(config.d_vocab)})
 
 
 def untied(config: GPT2Config) -> GPT2Config:
-    """The same model with an output projection of its own, and a bias in it: TransformerLens's only form."""
+    """Return the configuration with an output projection of its own and a bias: TransformerLens's only form."""
     return dataclasses.replace(config, tie_word_embeddings=False, unembed_bias=True)
 
 
 def hooked_config_fields(config: GPT2Config) -> dict[str, Any]:
-    """The arguments of ``HookedTransformerConfig`` for a model of ours.
+    """Return the arguments of ``HookedTransformerConfig`` for a model of ours.
 
     Raises:
         WeightsError: a model that HookedTransformer cannot hold.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...assembly.config import GPT2Config
-from ..layout import WeightsError, from_ours, to_ours
+from ..layout import WeightsError, check_type, from_ours, to_ours
 from ..lazy import Lazy, chosen, layered
 from ..names import unwrapped
 
@@ -60,13 +60,14 @@ _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> GPT2Config:
-    """Our configuration from ``config.json``'s fields (``transformers.GPT2Config.to_dict()``).
+    """Return our configuration from ``config.json``'s fields (``transformers.GPT2Config.to_dict()``).
 
     Raises:
         WeightsError: a model of another kind; a field that changes the arithmetic in a way that is not supported, or
             that is not known; sizes that do not go together.
     """
     kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(GPT2Config)}
+    check_type("config", "reorder_and_upcast_attn", fields.get("reorder_and_upcast_attn", False), bool)
     for name, value in fields.items():
         if name in _MUST_BE:
             if value != _MUST_BE[name] and value is not None:
@@ -91,7 +92,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> GPT2Config:
 
 
 def config_to_hf(config: GPT2Config) -> dict[str, Any]:
-    """``config.json``'s fields from our configuration.
+    """Return ``config.json``'s fields from our configuration.
 
     Raises:
         WeightsError: a model that transformers' GPT-2 cannot hold.
@@ -115,7 +116,7 @@ def config_to_hf(config: GPT2Config) -> dict[str, Any]:
 
 
 def state_from_hf(config: GPT2Config, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Our state dict from Hugging Face's, with or without the prefix ``transformer.`` and the mask buffers.
+    """Return our state dict from Hugging Face's, with or without the prefix ``transformer.`` and the mask buffers.
 
     Raises:
         WeightsError: a key that is missing, left over or misshapen; a tied projection that differs from the embedding.
@@ -146,7 +147,7 @@ def parameter_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def without_tied_head(bare: Lazy, tied: str) -> Lazy:
-    """The tensors without the ``lm_head.weight`` that a tied model may have beside the embedding it equals.
+    """Return the tensors without the ``lm_head.weight`` that a tied model may have beside the embedding it equals.
 
     Args:
         tied: why it has to be equal, for the message.
@@ -164,7 +165,7 @@ def without_tied_head(bare: Lazy, tied: str) -> Lazy:
 
 
 def state_to_hf(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
-    """Hugging Face's state dict, with the prefix as ``save_pretrained`` writes it, and the configuration that it fits.
+    """Return Hugging Face's state dict, with prefixes as ``save_pretrained`` writes them, and its configuration.
 
     transformers' GPT-2 has no ``b_U``. One that is zero is left out; another is carried by an untied projection that
     gives the same logits to rounding (see `without_unembed_bias`).
@@ -180,7 +181,7 @@ def state_to_hf(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Con
 
 
 def without_unembed_bias(config: GPT2Config, ours: Mapping[str, Tensor]) -> tuple[GPT2Config, Mapping[str, Tensor]]:
-    """The same function without ``b_U``: bit for bit where it is zero, else untied and exact to rounding.
+    """Return the same function without ``b_U``: bit for bit if it is zero, else untied and exact to rounding.
 
     The last layer norm puts out ``n * w + b`` where ``n`` has mean 0 over d_model, so adding a constant to a column of
     the projection changes nothing unless ``b`` is there to be multiplied by it. With ``w = b = 1`` the logits are

@@ -32,12 +32,12 @@ _ACT_FN_KEY = "act_fn"  # ours, beside model_args: nanoGPT's programs pass over 
 
 
 def config_from_nanogpt(saved: Mapping[str, Any], act_fn: ActFn | None = None) -> GPT2Config:
-    """Our configuration from a checkpoint's ``model_args``.
+    """Return our configuration from a checkpoint's ``model_args``.
 
     Args:
         saved: the checkpoint.
-        act_fn: what the program that trained it computes; where it is not given, what the checkpoint says if it was
-            written here, else ``gelu``, as nanoGPT does now.
+        act_fn: activation of the program that trained it (default: the one that the checkpoint records, if it was
+            written here; else ``gelu``, as nanoGPT computes now).
 
     Raises:
         WeightsError: a field that is missing or not known, or sizes that do not go together.
@@ -80,7 +80,7 @@ def _fields(saved: Mapping[str, Any]) -> tuple[Any, ActFn]:
 
 
 def state_from_nanogpt(config: GPT2Config, tensors: Mapping[str, Tensor], *, bias: bool = True) -> Mapping[str, Tensor]:
-    """Our state dict from nanoGPT's, with or without torch.compile's prefix ``_orig_mod.`` and the mask buffers.
+    """Return our state dict from nanoGPT's, with or without the prefixes of wrappers and the mask buffers.
 
     Args:
         bias: ``model_args["bias"]``; without it all biases, also those of layer norms, are zero.
@@ -112,12 +112,12 @@ def state_from_nanogpt(config: GPT2Config, tensors: Mapping[str, Tensor], *, bia
 def state_to_nanogpt(
     config: GPT2Config, ours: Mapping[str, Tensor], act_fn: ActFn | None = None
 ) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    """A checkpoint's plain values, and the state dict that belongs under its ``model``.
+    """Return a checkpoint's plain values, and the state dict that belongs under its ``model``.
 
     ``bias=False`` is written where every bias is zero. A ``b_U`` of zeros is left out.
 
     Args:
-        act_fn: what the program that will read it computes; ``gelu`` where it is not given.
+        act_fn: activation of the program that will read it (default: ``gelu``).
 
     Raises:
         WeightsError: a model that nanoGPT cannot hold.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...assembly.config import GPT2Config
-from ...files import FileError, file_in
+from ...files import FileError, file_in, first_sentence
 from ..files.folders import read_config
 from ..layout import WeightsError
 from ..lazy import Lazy
@@ -28,7 +28,7 @@ _DTYPES = {"float16", "float32", "float64"}
 
 
 def read_tensorflow(folder: Path) -> tuple[GPT2Config, Lazy]:
-    """Our configuration from OpenAI's folder, and its tensors, each of them read when it is asked for.
+    """Return our configuration from OpenAI's folder, and its tensors, each of which is read when it is looked up.
 
     Raises:
         WeightsError: sizes that do not make a GPT-2, or numbers of another kind.
@@ -56,7 +56,7 @@ def read_tensorflow(folder: Path) -> tuple[GPT2Config, Lazy]:
 
 
 def config_from_hparams(fields: Mapping[str, Any]) -> GPT2Config:
-    """Our configuration from ``hparams.json``.
+    """Return our configuration from ``hparams.json``.
 
     Raises:
         WeightsError: a field that is missing or not known, or sizes that do not go together.
@@ -70,7 +70,7 @@ def config_from_hparams(fields: Mapping[str, Any]) -> GPT2Config:
 
 
 def _prefix(folder: Path) -> Path:
-    """What the names of the checkpoint's files begin with.
+    """Return the path that the names of the checkpoint's files begin with.
 
     ``checkpoint`` names it, often with the path that it had where it was trained; only this folder is looked in.
     """
@@ -86,8 +86,8 @@ def _prefix(folder: Path) -> Path:
 
 
 def _damaged(prefix: Path, error: Exception) -> FileError:
-    told = " ".join(str(error).split())[:120]
-    return FileError(f"{prefix}: tensorflow cannot read it ({type(error).__name__}: {told}); fetch it again")
+    reason = first_sentence(error)
+    return FileError(f"{prefix}: tensorflow cannot read it ({type(error).__name__}: {reason}); fetch it again")
 
 
 def _tensorflow() -> Any:

@@ -13,7 +13,7 @@ def test_a_survey_counts_bytes_documents_and_characters(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("One.<|endoftext|>Two.")
     result = survey(TextFiles(tmp_path))
     assert result == TextSurvey(
-        size_bytes=17 + 8, documents=3, characters=15, opening="Füchse. 🙂One.Two.", length=13 + 8
+        size_bytes=17 + 8, documents=3, characters=15, opening="Füchse. 🙂One.Two.", length=13 + 8, blanks=5
     )
     assert result.kinds == "15"
 

@@ -259,7 +259,7 @@ def test_published_configurations_are_the_presets(name: str) -> None:
         ("model_type", "gptj"),
         ("model_type", "gpt_bigcode"),
         ("add_cross_attention", True),
-        ("reorder_and_upcast_attn", True),
+        ("reorder_and_upcast_attn", 1),
         ("is_encoder_decoder", True),
         ("quantization_config", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
         ("pruned_heads", {"0": [1]}),

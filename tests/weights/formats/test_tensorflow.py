@@ -17,7 +17,7 @@ from gptladder.cli import main
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.tokenizer import END_OF_TEXT, BPETokenizer, load_tokenizer
-from gptladder.weights import CheckpointError, WeightsError, from_hf, from_pretrained
+from gptladder.weights import CheckpointError, WeightsError, from_hf, from_pretrained, from_tensorflow
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tensorflow = pytest.importorskip("tensorflow", reason="tensorflow is not installed: make test-tensorflow")
@@ -114,7 +114,7 @@ def test_a_published_folder_is_the_model_that_transformers_has(tmp_path: Path, s
     shutil.rmtree(tmp_path)
     hf = hf_model(source)
     write(tmp_path, hf)
-    ours = GPT2.from_tensorflow(tmp_path)
+    ours = from_tensorflow(tmp_path)
     assert same_weights(ours, from_hf(hf))
     theirs = logits(hf, hf.config.vocab_size, hf.config.n_positions)
     assert (logits(ours, hf.config.vocab_size, hf.config.n_positions) - theirs).abs().max() < 5e-5

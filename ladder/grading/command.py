@@ -1,0 +1,160 @@
+"""``gptladder grade``."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from ... import __version__
+from ...files import write_whole
+from ...options import parse
+from ..candidate.isolation import Isolation, probe
+from .grade import Settings
+from .grade import grade as grade_all
+from .outcomes import Outcome, as_classroom, as_csv, as_gradescope, as_json
+from .page import class_page
+from .submissions import find_submissions
+
+_RUNGS = ("embed", "pos-embed", "layer-norm", "attention", "mlp", "block", "unembed", "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradeArguments:
+    """Judge a folder of submissions: each on each rung, in a sandbox of its own. It can be stopped and run again."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A folder with one folder, .py file or notebook for each student."""
+    rungs: str
+    """Layers to judge, separated by commas, such as attention,mlp; attention=10 gives a rung 10 points (default: 1)."""
+    out: Path = Path("results")
+    """Folder for results.csv, results.json, index.html, and what is needed to continue."""
+    single: bool = False
+    """The folder is one student's submission."""
+    gradescope: bool = False
+    """Write Gradescope's results.json for each student too: OUT/gradescope/STUDENT.json."""
+    classroom: bool = False
+    """Write GitHub Classroom's result for each student too: OUT/classroom/STUDENT.json."""
+    hint: Literal["where", "what", "fix"] = "what"
+    """How much the students are shown."""
+    withhold_hints: bool = False
+    """Keep hints out of what Gradescope shows; they stay in results.json."""
+    jobs: int | None = None
+    """Submissions judged at a time (default: as many as there are processors)."""
+    time_limit: float = 20.0
+    """Seconds that a layer has for one case; three times as long for the whole rung."""
+    memory_mb: int = 2048
+    """Memory of one submission on one rung, in MB (2^20 bytes)."""
+    processes: int = 32
+    """Processes that a submission may have at a time."""
+    cases: int = 25
+    """Random configurations for each layer."""
+    seed: int = 0
+    """Seed of the configurations and of every number in them."""
+
+
+def grade(argv: list[str]) -> int:
+    """Run ``gptladder grade`` and return 0, or 1 if something could not be graded.
+
+    Raises:
+        ValueError, OSError: a folder, a rung or a number that cannot be used.
+    """
+    arguments = parse(GradeArguments, argv, prog="gptladder grade")
+    points = _points(arguments.rungs)
+    for name in ("time_limit", "memory_mb", "processes", "cases"):
+        if getattr(arguments, name) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be above 0")
+    submissions = find_submissions(arguments.folder.expanduser(), single=arguments.single)
+    settings = Settings(
+        points=points,
+        version=__version__,
+        seed=arguments.seed,
+        cases=arguments.cases,
+        time_limit=arguments.time_limit,
+        memory=arguments.memory_mb * 2**20,
+        processes=arguments.processes,
+        hint=arguments.hint,
+    )
+    out = arguments.out.expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    isolation = _described(probe())
+    console = Console(stderr=True, highlight=False)
+    console.print(isolation, soft_wrap=True)
+
+    from .judge import judge  # imports torch
+
+    total, outcomes = len(submissions) * len(points), []
+    judging = grade_all(
+        submissions, judge, settings, folder=out / "outcomes", jobs=arguments.jobs or os.cpu_count() or 1
+    )
+    try:
+        for outcome in judging:
+            outcomes.append(outcome)
+            console.print(f"{len(outcomes)}/{total} {outcome.student} {outcome.rung}: {outcome.status}", markup=False)
+    except KeyboardInterrupt:
+        print(f"{len(outcomes)} of {total} are graded; run the same command again to continue", file=sys.stderr)
+        raise
+    finally:
+        judging.close()
+    order = {name: place for place, name in enumerate(each.student for each in submissions)}
+    outcomes.sort(key=lambda each: (order[each.student], list(points).index(each.rung)))
+    _write(out, outcomes, arguments, isolation)
+    failed = sum(each.status == "not graded" for each in outcomes)
+    print(f"{out / 'results.csv'}: {len(submissions)} submissions, {total - failed} of {total} graded")
+    return 1 if failed else 0
+
+
+def _points(rungs: str) -> dict[str, float]:
+    """Return what each rung is worth.
+
+    Raises:
+        ValueError: an unknown rung, a rung twice, or points that are not a number above 0.
+    """
+    points: dict[str, float] = {}
+    for part in rungs.split(","):
+        name, _, number = part.strip().partition("=")
+        name = {"layernorm": "layer-norm", "layer_norm": "layer-norm", "pos_embed": "pos-embed"}.get(name, name)
+        if name not in _RUNGS:
+            raise ValueError(f"--rungs names {name!r}; the rungs are {', '.join(_RUNGS)}")
+        if name in points:
+            raise ValueError(f"--rungs names {name} twice")
+        try:
+            points[name] = float(number or 1)
+        except ValueError:
+            points[name] = 0.0
+        if not 0 < points[name] < float("inf"):
+            raise ValueError(f"--rungs gives {name} {number!r} points; give a number above 0, such as {name}=10")
+    return points
+
+
+def _described(isolation: Isolation) -> str:
+    what = {
+        "processes": "nothing of a submission outlives it",
+        "network": "it has no network",
+        "files": "it writes to a folder of its own alone",
+    }
+    text = "Sandbox: " + ("; ".join(what[name] for name in isolation.available) or "limits of time and memory") + "."
+    if isolation.missing:
+        missing = ", ".join(isolation.missing)
+        text += f" Not available on this system: isolation of {missing}; grade in a container (docs/teachers.md)."
+    return text
+
+
+def _write(out: Path, outcomes: Sequence[Outcome], arguments: GradeArguments, isolation: str) -> None:
+    write_whole(out / "results.csv", as_csv(outcomes))
+    write_whole(out / "results.json", as_json(outcomes))
+    write_whole(out / "index.html", class_page(outcomes, isolation=isolation))
+    students = dict.fromkeys(each.student for each in outcomes)
+    for student in students:
+        own = [each for each in outcomes if each.student == student]
+        if arguments.gradescope:
+            (out / "gradescope").mkdir(exist_ok=True)
+            text = as_gradescope(own, withhold_hints=arguments.withhold_hints)
+            write_whole(out / "gradescope" / f"{student}.json", text)
+        if arguments.classroom:
+            (out / "classroom").mkdir(exist_ok=True)
+            write_whole(out / "classroom" / f"{student}.json", as_classroom(own))

@@ -1,0 +1,197 @@
+"""Judge many submissions at a time, each layer in a process of its own, and keep what has been judged."""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from ...files import FileError, read_json, write_whole
+from .outcomes import Outcome, outcome_from_json
+from .submissions import Submission
+
+# Beyond a submission's own limit: to start the two processes and to describe the mistake.
+_GRACE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every submission is judged.
+
+    Args:
+        seed: of the cases.
+        cases: for each rung.
+        time_limit: seconds of wall time for one submission and rung.
+        memory: bytes of all processes of one submission and rung.
+        processes: that a submission may have at a time.
+        hint: how much the student is shown: ``where``, ``what`` or ``fix``.
+        points: what each rung is worth.
+        version: of gptladder.
+    """
+
+    points: Mapping[str, float]
+    version: str
+    seed: int = 0
+    cases: int = 25
+    time_limit: float = 60.0
+    memory: int = 2 * 2**30
+    processes: int = 32
+    hint: str = "what"
+
+
+Judge = Callable[[Submission, str, Settings], Outcome]
+"""Judges one submission on one rung. It runs in a process of its own, so it must be importable by name."""
+
+
+@dataclass
+class _Running:
+    submission: Submission
+    rung: str
+    process: Any
+    pipe: Connection
+    began: float
+    late: bool = False
+
+
+def grade(
+    submissions: Sequence[Submission], judge: Judge, settings: Settings, *, folder: Path, jobs: int
+) -> Iterator[Outcome]:
+    """Judge every submission on every rung, and yield each outcome as it is there.
+
+    Outcomes that are in ``folder`` already, of the same files and settings, are not judged again. Each outcome is
+    written by this process, whole, after the submission's processes have ended.
+
+    Args:
+        submissions: what to judge.
+        judge: judges one of them on one rung.
+        settings: how; ``settings.points`` names the rungs.
+        folder: where the outcomes are kept.
+        jobs: how many are judged at a time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting: list[tuple[Submission, str]] = []
+    for submission in submissions:
+        for rung in settings.points:
+            kept = _kept(folder, submission, rung, settings)
+            if kept is not None:
+                yield kept
+            else:
+                waiting.append((submission, rung))
+    waiting.reverse()
+    running: list[_Running] = []
+    context = _context()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_started(context, judge, settings, *waiting.pop()))
+            for each in _ended(running, settings):
+                outcome = _outcome_of(each, settings)
+                write_whole(_place(folder, each.submission, each.rung, settings), json.dumps(_plain(outcome)) + "\n")
+                yield outcome
+    finally:
+        for each in running:
+            _stop(each)
+
+
+def _context() -> Any:
+    """Processes that begin with everything imported, where the system can fork; else each imports it anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"{__package__}.judge"])
+    return context
+
+
+def _started(context: Any, judge: Judge, settings: Settings, submission: Submission, rung: str) -> _Running:
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, judge, submission, rung, settings), daemon=True)
+    process.start()
+    theirs.close()
+    return _Running(submission, rung, process, ours, time.monotonic())
+
+
+def _work(pipe: Connection, judge: Judge, submission: Submission, rung: str, settings: Settings) -> None:
+    """In the process of its own: judge, and report."""
+    try:
+        message = _plain(judge(submission, rung, settings))
+    except Exception as error:  # reported, so that one submission cannot stop the others
+        message = {"failed": f"{type(error).__name__}: {error}"}
+    pipe.send_bytes(json.dumps(message).encode())
+    pipe.close()
+
+
+def _ended(running: list[_Running], settings: Settings) -> Iterator[_Running]:
+    """Wait until some have reported, ended, or used up their time; take them off the list."""
+    deadline = min(each.began for each in running) + settings.time_limit + _GRACE_SECONDS
+    handles = [handle for each in running for handle in (each.pipe, each.process.sentinel)]
+    ready = wait(handles, timeout=max(0.0, deadline - time.monotonic()))
+    for each in list(running):
+        each.late = time.monotonic() - each.began > settings.time_limit + _GRACE_SECONDS
+        if each.pipe in ready or each.process.sentinel in ready or each.late:
+            running.remove(each)
+            yield each
+
+
+def _outcome_of(each: _Running, settings: Settings) -> Outcome:
+    message: dict[str, Any] | None = None
+    if each.pipe.poll():
+        with suppress(EOFError, OSError, ValueError):
+            message = json.loads(each.pipe.recv_bytes())
+    seconds = round(time.monotonic() - each.began, 2)
+    if message is None and not each.late:
+        each.process.join(timeout=5)  # its end of the pipe closes a moment before it ends
+    _stop(each)
+    if message is not None and "failed" not in message:
+        return dataclasses.replace(outcome_from_json(message), seconds=seconds)
+    empty = Outcome(
+        student=each.submission.student,
+        file="",
+        sha256=each.submission.sha256,
+        rung=each.rung,
+        status="not graded",
+        score=0.0,
+        max_score=settings.points[each.rung],
+        seconds=seconds,
+        version=settings.version,
+        seed=settings.seed,
+    )
+    if message is not None:
+        return dataclasses.replace(empty, hint=message["failed"])
+    if each.late:
+        limit = f"it did not end within {settings.time_limit:g} s, nor in the {_GRACE_SECONDS:g} s after them"
+        return dataclasses.replace(empty, status="hung", hint=limit)
+    return dataclasses.replace(empty, hint=f"the judging process ended with status {each.process.exitcode}")
+
+
+def _stop(each: _Running) -> None:
+    each.process.kill()
+    each.process.join()
+    each.pipe.close()
+
+
+def _kept(folder: Path, submission: Submission, rung: str, settings: Settings) -> Outcome | None:
+    """The outcome that an earlier call has left, unless it is damaged or a fault of the grader's own."""
+    path = _place(folder, submission, rung, settings)
+    if not path.exists():
+        return None
+    try:
+        outcome = outcome_from_json(read_json(path))
+    except (FileError, TypeError):
+        return None
+    return None if outcome.status == "not graded" else outcome
+
+
+def _place(folder: Path, submission: Submission, rung: str, settings: Settings) -> Path:
+    """The file of an outcome. Its name holds a hash of all that the outcome depends on."""
+    depends = [submission.student, submission.sha256, rung, dataclasses.asdict(settings)]
+    return folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]}.json"
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return dataclasses.asdict(outcome)
