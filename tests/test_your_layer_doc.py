@@ -42,7 +42,7 @@ def without_rounding(text):
     return re.sub(r"\d\.\de-(0[6-9]|1\d)", "?.?e-??", re.sub(r" +$", "", text, flags=re.MULTILINE)).rstrip()
 
 
-def mend(name, diff):
+def apply(name, diff):
     old, new = ("".join(line[1:] + "\n" for line in diff.splitlines() if line[0] == sign) for sign in "-+")
     source = Path(name).read_text()
     assert source.count(old) == 1
@@ -55,7 +55,7 @@ def test_the_session(capsys):
         if kind == "python":
             name = write(text)
         elif kind == "diff":
-            mend(name, text)
+            apply(name, text)
         else:
             command, shown = text.split("\n", 1)
             statuses.append(main(shlex.split(command.removeprefix("$ gptladder "))))
@@ -78,18 +78,18 @@ def test_the_test_of_ones_own(finished):
     name = write(next(text for kind, text in blocks if kind == "python"))
     for kind, text in blocks:
         if kind == "diff" and finished:
-            mend(name, text)
+            apply(name, text)
     names = {}
     exec(example, names)
-    told = nullcontext() if finished else pytest.raises(AssertionError, match="forward raises NotImplementedError")
-    with told:
+    outcome = nullcontext() if finished else pytest.raises(AssertionError, match="forward raises NotImplementedError")
+    with outcome:
         names["test_my_attention_is_gpt2s"]()
 
 
 def test_the_readme_leads_there():
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert "(docs/your-layer.md)" in readme
-    # What it shows is what the session says.
+    # The README shows the output of the session.
     shown = next(text for kind, text in BLOCKS.findall(SESSION) if "The mistake" in text).removeprefix("$ ")
     command, rest = shown.split("\n", 1)
     for part in (command, *rest.strip().split("\n\n")):
