@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what the help says of it, and where it is defined."""
+    """A command: its line in the help text, and where it is defined."""
 
     module: str
     options: str

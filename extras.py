@@ -37,7 +37,7 @@ def import_extra(module: str) -> ModuleType:
     ImportError: no_such_package is not installed: pip install no_such_package
 
     Raises:
-        ImportError: The package is not installed, or a version of it that does not fit; the message says what to do.
+        ImportError: The package is not installed, or its version is outside the range; the message has the remedy.
     """
     name = module.partition(".")[0]
     extra = EXTRAS.get(name)

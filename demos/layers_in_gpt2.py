@@ -145,8 +145,8 @@ def main(argv: list[str] | None = None) -> None:
         off = (hf(tokens).logits - expected).abs().max()
         same = torch.equal(hf.generate(tokens, attention_mask=torch.ones_like(tokens), **greedy), continued)
         name = "all seven" if len(layers) > 1 else layers[0]
-        told = "the same" if same else "OTHERS"
-        print(f"{name:>10}: logits off by {off:.1e}; 20 tokens generated with its cache: {told}")
+        result = "the same" if same else "OTHERS"
+        print(f"{name:>10}: logits off by {off:.1e}; 20 tokens generated with its cache: {result}")
 
 
 if __name__ == "__main__":

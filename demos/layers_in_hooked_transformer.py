@@ -157,8 +157,9 @@ def main(argv: list[str] | None = None) -> None:
         # Scores are minus infinity at what the mask hides, in both.
         off_cached = max((cache[name] - cached[name]).nan_to_num(0).abs().max() for name in cache)
         name = "all seven" if len(layers) > 1 else layers[0]
-        told = "the same" if torch.equal(hooked.generate(tokens, **greedy), continued) else "OTHERS"
-        print(f"{name:>10}: logits off by {off:.1e}, {len(cache)} activations by {off_cached:.1e}; 20 tokens: {told}")
+        same = torch.equal(hooked.generate(tokens, **greedy), continued)
+        result = "the same" if same else "OTHERS"
+        print(f"{name:>10}: logits off by {off:.1e}, {len(cache)} activations by {off_cached:.1e}; 20 tokens: {result}")
 
 
 if __name__ == "__main__":

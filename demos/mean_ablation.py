@@ -1,4 +1,4 @@
-"""Mean ablation: how much worse the model predicts repeated tokens when a head says the same to every prompt.
+"""Mean ablation: how much worse the model predicts repeated tokens if a head's output is the same for all prompts.
 
     python demos/mean_ablation.py [--model gpt2]
 

@@ -105,8 +105,8 @@ def activation_patching(
 def ablation(model: GPT2, tokens: Tensor, loss: Metric, *, kind: Literal["zero", "mean"] = "mean") -> Labelled:
     """Return by how much a loss rises without each head.
 
-    Zero ablation replaces a head's ``z`` by 0. Mean ablation replaces it by its mean over the prompts at each position:
-    what the head says on average stays, and what it says of this prompt goes.
+    Zero ablation replaces a head's ``z`` by 0. Mean ablation replaces it by its mean over the prompts at each position,
+    so that what the head adds for every prompt stays, and what it adds for this prompt alone is removed.
 
     Args:
         model: in evaluation mode.

@@ -1,4 +1,4 @@
-"""What the residual stream says: the logit lens, and how much each part of the model adds to an answer."""
+"""The residual stream, read as logits: the logit lens, and how much each part of the model adds to an answer."""
 
 from typing import Any
 

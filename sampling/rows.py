@@ -96,7 +96,7 @@ def check_lengths(params: SamplingParams, max_new_tokens: int) -> None:
         raise ValueError(f"min_new_tokens={params.min_new_tokens} is more than max_new_tokens={max_new_tokens}")
 
 
-def check_fits(prompt: Sequence[int], n_ctx: int, name: str = "the prompt", mend: str = "shorten it") -> None:
+def check_fits(prompt: Sequence[int], n_ctx: int, name: str = "the prompt", advice: str = "shorten it") -> None:
     """Raise ValueError if a prompt has more tokens than the model has positions.
 
     >>> check_fits([1, 2, 3], n_ctx=2)
@@ -104,7 +104,7 @@ def check_fits(prompt: Sequence[int], n_ctx: int, name: str = "the prompt", mend
     ValueError: the prompt has 3 tokens, and the model reads at most n_ctx=2: shorten it
     """
     if len(prompt) > n_ctx:
-        raise ValueError(f"{name} has {len(prompt)} tokens, and the model reads at most n_ctx={n_ctx}: {mend}")
+        raise ValueError(f"{name} has {len(prompt)} tokens, and the model reads at most n_ctx={n_ctx}: {advice}")
 
 
 class Row:

@@ -116,7 +116,7 @@ def stream(
     n_ctx = model.config.n_ctx
     for prompt, name in zip(tokens, names, strict=True):
         if past_context == "stop":
-            check_fits(prompt, n_ctx, name, mend="shorten it, or let it slide (past_context='slide')")
+            check_fits(prompt, n_ctx, name, advice="shorten it, or let it slide (past_context='slide')")
     rows = [
         Row(
             row,

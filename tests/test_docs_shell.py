@@ -166,7 +166,7 @@ def test_a_line_of_make_names_a_target(words: list[str], tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("prompt", ['He said "hello".', "It's 5 `now`", "back\\slash \\n", "a  b", "x=$5", "# 50%"])
+@pytest.mark.parametrize("prompt", ['He wrote "hello".', "It's 5 `now`", "back\\slash \\n", "a  b", "x=$5", "# 50%"])
 def test_make_generate_passes_the_prompt_as_typed(prompt: str, tmp_path: Path) -> None:
     program = tmp_path / "bin" / "gptladder"
     program.parent.mkdir()

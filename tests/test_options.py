@@ -1,4 +1,4 @@
-"""How command lines are read: values, paths, and what a user is told about a command line that is wrong."""
+"""How command lines are read: values, paths, and the message for a command line that is wrong."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -82,15 +82,15 @@ def test_the_test_of_ones_own(finished: bool) -> None:
             fix(name, text)
     names: dict = {}
     exec(example, names)
-    told = nullcontext() if finished else pytest.raises(AssertionError, match="forward raises NotImplementedError")
-    with told:
+    outcome = nullcontext() if finished else pytest.raises(AssertionError, match="forward raises NotImplementedError")
+    with outcome:
         names["test_my_attention_is_gpt2s"]()
 
 
 def test_the_readme_leads_there() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert "(docs/your-layer.md)" in readme
-    # What it shows is what the session says.
+    # The README shows the output of the session.
     shown = next(text for kind, text in BLOCKS.findall(SESSION) if "The mistake" in text).removeprefix("$ ")
     command, rest = shown.split("\n", 1)
     for part in (command, *rest.strip().split("\n\n")):

@@ -17,8 +17,8 @@ class CharTokenizer(Tokenizer):
 
     Args:
         characters: the vocabulary.
-        end_of_text: add an end-of-text token after them. A text in one document needs none; without it, documents
-            cannot be told apart.
+        end_of_text: add an end-of-text token after them. A text in one document needs none; without it, a
+            sequence of ids does not show where a document ends.
 
     Raises:
         ValueError: no characters, one given twice, or something that is not one character.

@@ -153,7 +153,7 @@ def _read_pipeline(folder: Path) -> tuple[Backend, dict[str, Any]]:
 
 
 def _make_gpt2s(backend: Backend, config: Mapping[str, Any], path: Path) -> None:
-    """Give a backend the parts that transformers' ``GPT2Tokenizer`` builds itself, whatever the file says."""
+    """Give a backend the parts that transformers' ``GPT2Tokenizer`` builds itself, whatever the file holds."""
     model = backend.model
     if not isinstance(model, models.BPE):
         raise FileError(

@@ -27,7 +27,7 @@ _GPT2_VOCABULARIES = range(50257, 50305)
 
 
 class Companions(NamedTuple):
-    """Files for a new model folder, by name, and a phrase that says where the tokenizer is from."""
+    """Files for a new model folder, by name, and a phrase that names where the tokenizer is from."""
 
     files: dict[str, bytes]
     origin: str

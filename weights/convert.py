@@ -36,7 +36,7 @@ class Converted:
             `huggingface.without_unembed_bias`.
         difference: the largest absolute one between logits of the source, as the dtype has it, and of the result.
         rounding: the largest absolute one that the dtype makes.
-        tokenizer: a phrase that says where the new folder's tokenizer is from; empty for nanoGPT.
+        tokenizer: a phrase that names where the new folder's tokenizer is from; empty for nanoGPT.
     """
 
     kind: str

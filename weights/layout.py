@@ -1,6 +1,6 @@
 """One table of parameters: what each is called, and how it lies, in each format. Read both ways.
 
-A tensor's layout is written as einops reads it, ours and the other's with the same axes, so that one line says names,
+A tensor's layout is written as einops reads it, ours and the other's with the same axes, so that one line holds names,
 shapes and the transformation in both directions: Hugging Face's ``c_attn.weight`` of shape
 ``d_model (qkv n_heads d_head)`` is our ``W_QKV`` of shape ``d_model qkv n_heads d_head``. Where a format keeps several
 tensors for one of ours, they are stacked along a new first axis.

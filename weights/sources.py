@@ -88,7 +88,10 @@ def open_source(path: Path, *, act_fn: ActFn | None = None) -> Source:
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     if act_fn is not None and source.kind != "nanogpt":
-        raise WeightsError(f"{path}: computes {source.config.act_fn}, and says so; act_fn is for nanoGPT's checkpoints")
+        raise WeightsError(
+            f"{path}: its configuration names the activation ({source.config.act_fn}); leave act_fn out: it is for "
+            "nanoGPT's checkpoints"
+        )
     return source
 
 

@@ -236,7 +236,7 @@ class AllowedTokens(Transform):
     """Ban every token but these.
 
     transformers' ``PrefixConstrainedLogitsProcessor`` with one list for all prefixes, except that tokens banned before
-    stay banned where no other is left; drawing then says so.
+    stay banned even if no other token is left; drawing then raises an error.
 
     >>> AllowedTokens([0, 2])(torch.tensor([[1]]), torch.tensor([[1.0, 2.0, 3.0]]))
     tensor([[1., -inf, 3.]])

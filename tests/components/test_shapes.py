@@ -1,4 +1,4 @@
-"""The shape check: on by default, said in the layer's own sizes, once for each shape, free where it must be."""
+"""The shape check: it is on by default, names the layer's own sizes, and checks each shape once."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ GOOD = torch.zeros(2, 4)
 
 
 @pytest.mark.parametrize(
-    ("args", "kwargs", "says"),
+    ("args", "kwargs", "message"),
     [
         ((torch.zeros(2, 5),), {}, r"'x'.*f32\[2,5\].*width.*This Layer has width=4"),
         ((torch.zeros(2, 4).long(),), {}, r"'x'.*i64\[2,4\]"),
@@ -45,8 +45,8 @@ GOOD = torch.zeros(2, 4)
         ((GOOD,), {"double": True}, r"return.*width"),
     ],
 )
-def test_a_wrong_argument_or_result_is_named(args, kwargs, says):
-    with pytest.raises(TypeCheckError, match=f"(?s){says}"):
+def test_a_wrong_argument_or_result_is_named(args, kwargs, message):
+    with pytest.raises(TypeCheckError, match=f"(?s){message}"):
         Layer()(*args, **kwargs)
 
 
@@ -93,7 +93,7 @@ def test_the_environment_switches_it_off():
         "except Exception as error: print(type(error).__name__)\n"
         "else: print('taken')\n"
     )
-    said = [
+    printed = [
         subprocess.run(
             [sys.executable, "-c", code],
             env={"GPTLADDER_TYPECHECK": switch},
@@ -103,7 +103,7 @@ def test_the_environment_switches_it_off():
         ).stdout.strip()
         for switch in ("0", "1")
     ]
-    assert said == ["taken", "TypeCheckError"]
+    assert printed == ["taken", "TypeCheckError"]
 
 
 def test_an_inner_layers_error_tells_of_the_inner_layer_alone():

@@ -36,14 +36,14 @@ def test_with_a_model_folder(demo, tmp_path, capsys):
     GPT2(GPT2Config(d_model=16, n_layers=1, n_heads=2, d_vocab=257, n_ctx=64)).save_pretrained(tmp_path)
     BPETokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256}).save(tmp_path)
     demo.main(["Once [bold] upon", "--model", str(tmp_path), "--new", "6"])
-    said = capsys.readouterr().out
-    assert all(way in said for way in (*WAYS, "random weights", "trained weights", "guesses taken"))
-    assert "Once [bold] upon …" in said
+    printed = capsys.readouterr().out
+    assert all(way in printed for way in (*WAYS, "random weights", "trained weights", "guesses taken"))
+    assert "Once [bold] upon …" in printed
 
 
 def test_a_model_is_trained_where_none_is_given(demo, capsys):
     demo.main(["--seconds", "0.2", "--new", "4"])
-    said = capsys.readouterr().out
-    assert "trained for" in said
-    assert "Once upon a time …" in said
-    assert all(way in said for way in WAYS)
+    printed = capsys.readouterr().out
+    assert "trained for" in printed
+    assert "Once upon a time …" in printed
+    assert all(way in printed for way in WAYS)

@@ -130,11 +130,11 @@ def test_an_unknown_layer_is_refused_and_nothing_is_replaced(demo):
     assert isinstance(hf.transformer.wte, nn.Embedding)
 
 
-def test_the_demo_says_that_all_are_the_same(demo, capsys, tmp_path):
+def test_the_demo_reports_that_all_are_the_same(demo, capsys, tmp_path):
     GPT2(GPT2Config(d_model=12, n_layers=1, n_heads=3, d_vocab=17, n_ctx=48)).save_pretrained(tmp_path)
     for argv in ([], ["--model", str(tmp_path)]):
         demo.main(argv)
-        said = capsys.readouterr().out.splitlines()
-        assert said[0] == f"weights: {argv[1] if argv else 'random, 3 layers'}; float64"
-        assert len(said) == 9
-        assert all(line.endswith("the same") for line in said[1:])
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"weights: {argv[1] if argv else 'random, 3 layers'}; float64"
+        assert len(lines) == 9
+        assert all(line.endswith("the same") for line in lines[1:])

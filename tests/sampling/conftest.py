@@ -1,4 +1,4 @@
-"""A small model with strong opinions, a tokenizer that needs no network, and a model that says what it is told."""
+"""A small model with peaked distributions, a tokenizer that needs no network, transforms that force given tokens."""
 
 from collections.abc import Callable
 

@@ -31,14 +31,14 @@ def test_generate_writes_what_the_library_gives(
 ) -> None:
     options = ["--temperature", "0.8", "--top-k", "20", "--max-new-tokens", "15", "--seed", "3", "--stop", "zq"]
     assert command.generate(["Once", "--model", str(folder), *options]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     params = sampling.SamplingParams(temperature=0.8, top_k=20)
     model = from_pretrained(folder)
     found = sampling.generate(model, "Once", params, tokenizer=byte_tokenizer, max_new_tokens=15, seed=3, stop="zq")
-    assert said.out == f"Once{found[0].text}\n"
-    assert f"weights: {folder}; {model.num_parameters():,} parameters, on cpu" in said.err
-    assert "15 tokens" in said.err
-    assert "length 1" in said.err
+    assert printed.out == f"Once{found[0].text}\n"
+    assert f"weights: {folder}; {model.num_parameters():,} parameters, on cpu" in printed.err
+    assert "15 tokens" in printed.err
+    assert "length 1" in printed.err
 
 
 def test_top_k_is_50_where_nothing_is_said(
@@ -122,9 +122,9 @@ def test_beams(folder: Path, byte_tokenizer: Tokenizer, capsys: pytest.CaptureFi
 def test_random_weights_are_said_to_be_random(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, sizes in (([], "a small model of bytes"), (["--model", str(folder)], f"the sizes of {folder}")):
         assert command.generate(["Grüße", "--random-init", "--max-new-tokens", "4", *options]) == 0
-        said = capsys.readouterr()
-        assert f"weights: random ones (seed 0, {sizes}), so expect noise" in said.err
-        assert said.out.startswith("Grüße")
+        printed = capsys.readouterr()
+        assert f"weights: random ones (seed 0, {sizes}), so expect noise" in printed.err
+        assert printed.out.startswith("Grüße")
 
 
 def test_sliding_past_the_context(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

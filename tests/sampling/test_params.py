@@ -156,7 +156,7 @@ def test_without_an_end_token_there_is_none_to_hold_back() -> None:
 
 
 def test_an_end_token_among_the_bad_words_is_banned() -> None:
-    """transformers drops it from the list and says nothing."""
+    """transformers drops it from the list without a warning."""
     logits = torch.zeros(1, D_VOCAB)
     history = torch.zeros(1, 0, dtype=torch.long)
     chain = SamplingParams(bad_words_ids=[[EOS]]).chain(prompt_width=0, eos_token_ids=[EOS])

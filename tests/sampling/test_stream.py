@@ -260,7 +260,7 @@ def test_no_end_before_the_least_number_of_tokens(model):
 
 
 @pytest.mark.parametrize(
-    ("said", "stop", "text"),
+    ("written", "stop", "text"),
     [
         ("one. Two", ".", "one"),
         ("aaabc", "aab", "a"),  # overlaps itself
@@ -273,8 +273,8 @@ def test_no_end_before_the_least_number_of_tokens(model):
         ("ends in a", "ab", None),  # what was held back is given out at the end
     ],
 )
-def test_stop_strings(byte_model, byte_tokenizer, saying, said, stop, text):
-    script = list(said.encode())
+def test_stop_strings(byte_model, byte_tokenizer, saying, written, stop, text):
+    script = list(written.encode())
     settings: dict[str, Any] = {
         "tokenizer": byte_tokenizer,
         "stop": stop,
@@ -282,7 +282,7 @@ def test_stop_strings(byte_model, byte_tokenizer, saying, said, stop, text):
         "transforms": [saying(script)],
     }
     found = generate(byte_model, "x", **settings)[0]
-    assert found.text == (said if text is None else text)
+    assert found.text == (written if text is None else text)
     assert found.finish_reason == ("length" if text is None else "stop")
     shown = ""
     for chunk in stream(byte_model, "x", **settings):

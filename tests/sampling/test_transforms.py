@@ -407,12 +407,12 @@ def test_rows_in_which_all_is_banned_stay_so(transform: Any) -> None:
 @each
 def test_calling_changes_nothing_about_the_dataclass(transform: Any) -> None:
     fresh = copy.deepcopy(transform)
-    said = repr(transform)
+    text = repr(transform)
     transform(torch.tensor([[0, 1, 2]]), torch.tensor([[3.0, 2.0, 1.0, 0.0]]))
     for other in (fresh, dataclasses.replace(transform), pickle.loads(pickle.dumps(transform))):
         assert transform == other
         assert hash(transform) == hash(other)
-        assert repr(other) == said
+        assert repr(other) == text
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(transform, dataclasses.fields(transform)[0].name, 1)
 

@@ -17,7 +17,7 @@ from .support import ALPHABET, SHARED
 
 @pytest.fixture(scope="session", autouse=True)
 def vocabulary_folder() -> Iterator[None]:
-    """Let tiktoken find GPT-2's vocabulary in the shared folder, unless it is told another place."""
+    """Let tiktoken find GPT-2's vocabulary in the shared folder, unless the environment names another one."""
     with pytest.MonkeyPatch.context() as patch:
         if "TIKTOKEN_CACHE_DIR" not in os.environ and (SHARED / "tiktoken").is_dir():
             patch.setenv("TIKTOKEN_CACHE_DIR", str(SHARED / "tiktoken"))

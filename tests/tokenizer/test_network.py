@@ -32,12 +32,12 @@ def test_offline_is_said_in_one_line_with_the_files_to_get(no_cache: Path, monke
     monkeypatch.setattr(requests, "head", refuse)
     with pytest.raises(OfflineError) as caught:
         BPETokenizer.gpt2()
-    said = str(caught.value)
-    assert "\n" not in said
+    message = str(caught.value)
+    assert "\n" not in message
     for part in (str(no_cache), "ConnectionError", "TIKTOKEN_CACHE_DIR", "vocab.json and merges.txt"):
-        assert part in said
+        assert part in message
     for name in ("6d1cbeee0f20b3d9449abfede4726ed8212e3aee", "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6"):
-        assert name in said
+        assert name in message
 
 
 @pytest.mark.usefixtures("no_cache")

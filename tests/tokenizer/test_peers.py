@@ -114,7 +114,7 @@ def test_a_saved_copy_has_the_same_ids(
     ours: Tokenizer, theirs: Any, theirs_again: Any, overlooked: tuple[str, ...]
 ) -> None:
     assert differences(ours, theirs_again, texts(60, 0), overlooked) == []
-    for text in texts(60, 0):  # with nothing said about special tokens, too
+    for text in texts(60, 0):  # with the defaults for special tokens, too
         if not any(token in text for token in overlooked):
             assert ids_of(lambda text: theirs_again(text)["input_ids"], text) == ids_of(
                 lambda text: theirs(text)["input_ids"], text

@@ -75,10 +75,10 @@ def test_shakespeare_has_65_characters() -> None:
 )
 def test_an_unknown_character_is_named_with_its_place(chunks: list[str], position: int) -> None:
     tokenizer = CharTokenizer("ab")
-    said = rf"character 'é' \(U\+00E9\) at position {position} is not among the 2 characters"
-    with pytest.raises(ValueError, match=said):
+    message = rf"character 'é' \(U\+00E9\) at position {position} is not among the 2 characters"
+    with pytest.raises(ValueError, match=message):
         tokenizer.encode("".join(chunks))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         streamed(tokenizer, chunks)
 
 

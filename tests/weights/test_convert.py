@@ -220,7 +220,7 @@ def test_a_source_that_cannot_be_told_is_refused_in_one_line(
     torch.save(our_model().state_dict(), tmp_path / "weights.pt")
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pt").write_text("text")
-    for path, told in [
+    for path, message in [
         (source / "model.safetensors", "is one file of a model folder; give the folder"),
         (tmp_path / "weights.pt", "is no checkpoint of a training run"),
         (tmp_path / "empty", "no config.json in it"),
@@ -228,10 +228,10 @@ def test_a_source_that_cannot_be_told_is_refused_in_one_line(
         (tmp_path / "gone", "there is no file or folder"),
     ]:
         assert main(["convert", str(path), str(tmp_path / "out"), "--to", "hf"]) == 1
-        said = capsys.readouterr().err
-        assert told in said
-        assert said.startswith("gptladder convert: ")
-        assert said.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.startswith("gptladder convert: ")
+        assert printed.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -444,13 +444,13 @@ def test_the_dry_run_says_what_is_not_taken_over(tmp_path: Path) -> None:
 def test_the_report_in_words_and_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_ours(our_model(), tmp_path / "ours")
     assert main(["convert", str(source), str(tmp_path / "a"), "--to", "hf", "--dtype", "bfloat16"]) == 0
-    told = capsys.readouterr()
-    assert "every weight is the same, bit for bit, as bfloat16 (which moves logits by up to" in told.out
-    assert told.err == ""
+    printed = capsys.readouterr()
+    assert "every weight is the same, bit for bit, as bfloat16 (which moves logits by up to" in printed.out
+    assert printed.err == ""
     assert main(["convert", str(source), str(tmp_path / "b"), "--to", "hooked", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["parameters"] == our_model().num_parameters()
-    assert (told["kind"], told["identical"], told["difference"], told["rounding"]) == ("ours", True, 0.0, 0.0)
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] == our_model().num_parameters()
+    assert (report["kind"], report["identical"], report["difference"], report["rounding"]) == ("ours", True, 0.0, 0.0)
     assert main(["convert", str(source), str(tmp_path / "c"), "--to", "hf", "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0] == {
         "from": "embed.W_E",

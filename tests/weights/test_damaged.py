@@ -733,9 +733,9 @@ def test_the_code_of_the_damages_would_run(tmp_path: Path) -> None:
 
 
 def test_messages_name_the_fault(tmp_path: Path, whole: dict[str, Path]) -> None:
-    """The words of the commonest faults, as their readers meet them."""
+    """The messages for the most common faults."""
 
-    def told(label: str) -> str:
+    def message(label: str) -> str:
         folder = tmp_path / str(len(list(tmp_path.iterdir()))) / "model"
         kind, damage = next((kind, damage) for other, kind, damage in damages(folder) if other == label)
         shutil.copytree(whole[kind], folder)
@@ -744,28 +744,30 @@ def test_messages_name_the_fault(tmp_path: Path, whole: dict[str, Path]) -> None
         assert isinstance(text, str)
         return text
 
-    assert "holds Python objects other than tensors ('posix.system')" in told("code: os.system")
-    assert "under 'model', 'step'; save the model's state_dict() alone" in told(".bin: nested")
-    assert "compressed archive" in told("archive: bomb")
-    assert "two records of one name" in told("archive: twice")
-    assert "contents larger than the file" in told("archive: an entry claims 1000000 bytes in field 24")
-    assert "'wte.weight' more than once" in told("safetensors header: a name twice, with another shape")
-    assert "its header claims 1,048,576 bytes, the file has" in told("safetensors header: claims 1048576 bytes")
-    assert "not a whole safetensors file" in told("safetensors: model.safetensors without its last byte")
-    assert "names '../x.safetensors' as a shard" in told("shards: shard named '../x.safetensors'")
-    assert "outside the folder" in told("shards: model-00001-of-00002.safetensors a link to outside")
-    assert "no such file" in told("shards: model-00001-of-00002.safetensors missing")
-    assert "lists 'more', which the shards do not hold" in told("shards: the index lists a tensor too many")
-    assert "holds 'wte.weight', which" in told("shards: the index lists a tensor too few")
-    assert "'pos_embed.W_pos' holds values that are not finite" in told("safetensors: nan in torch.float32")
-    assert "model: missing: h.0.ln_2.bias" in told("safetensors: a tensor missing")
-    assert "wpe.weight has the shape [4, 5], but the configuration asks for [5, 4]" in told("bin: a tensor transposed")
-    assert "wpe.weight holds torch.int64, not floating-point numbers" in told("shards: a tensor of integers")
-    assert "n_embd='4' is not of type int" in told("safetensors: n_embd is '4'")
-    assert "n_layers=1000000000, and there are 17 tensors" in told("nanogpt: n_layer is 1000000000")
-    assert "fails its checksum" in told("archive: a flipped number")
-    assert "'n_layer' more than once" in told("config.json: a key twice")
-    assert "NaN is not a JSON number" in told("config.json: NaN")
-    assert "1e999 is too large a number" in told("config.json: a number beyond all")
-    assert "repeats a smaller tensor" in told(".bin: expanded")
-    assert "there is no file or folder" in told("no folder")
+    assert "holds Python objects other than tensors ('posix.system')" in message("code: os.system")
+    assert "under 'model', 'step'; save the model's state_dict() alone" in message(".bin: nested")
+    assert "compressed archive" in message("archive: bomb")
+    assert "two records of one name" in message("archive: twice")
+    assert "contents larger than the file" in message("archive: an entry claims 1000000 bytes in field 24")
+    assert "'wte.weight' more than once" in message("safetensors header: a name twice, with another shape")
+    assert "its header claims 1,048,576 bytes, the file has" in message("safetensors header: claims 1048576 bytes")
+    assert "not a whole safetensors file" in message("safetensors: model.safetensors without its last byte")
+    assert "names '../x.safetensors' as a shard" in message("shards: shard named '../x.safetensors'")
+    assert "outside the folder" in message("shards: model-00001-of-00002.safetensors a link to outside")
+    assert "no such file" in message("shards: model-00001-of-00002.safetensors missing")
+    assert "lists 'more', which the shards do not hold" in message("shards: the index lists a tensor too many")
+    assert "holds 'wte.weight', which" in message("shards: the index lists a tensor too few")
+    assert "'pos_embed.W_pos' holds values that are not finite" in message("safetensors: nan in torch.float32")
+    assert "model: missing: h.0.ln_2.bias" in message("safetensors: a tensor missing")
+    assert "wpe.weight has the shape [4, 5], but the configuration asks for [5, 4]" in message(
+        "bin: a tensor transposed"
+    )
+    assert "wpe.weight holds torch.int64, not floating-point numbers" in message("shards: a tensor of integers")
+    assert "n_embd='4' is not of type int" in message("safetensors: n_embd is '4'")
+    assert "n_layers=1000000000, and there are 17 tensors" in message("nanogpt: n_layer is 1000000000")
+    assert "fails its checksum" in message("archive: a flipped number")
+    assert "'n_layer' more than once" in message("config.json: a key twice")
+    assert "NaN is not a JSON number" in message("config.json: NaN")
+    assert "1e999 is too large a number" in message("config.json: a number beyond all")
+    assert "repeats a smaller tensor" in message(".bin: expanded")
+    assert "there is no file or folder" in message("no folder")

@@ -1,6 +1,6 @@
-"""Every reader of weights against mutated files: each is refused in one line, or read as what it says.
+"""Every reader of weights against mutated files: each is refused in one line, or read with the contents that it has.
 
-``python tests/weights/test_fuzz.py`` prints, for each reader, how many mutations were tried and what came of them.
+``python tests/weights/test_fuzz.py`` prints, for each reader, how many mutations were tried, and with which outcomes.
 """
 
 import json
@@ -238,8 +238,8 @@ def safetensors(source: random.Random, content: bytes) -> bytes:
     length = int.from_bytes(content[:8], "little")
     header, numbers = content[8 : 8 + length].rstrip(), content[8 + length :]
     header = odd_json(source, header)
-    said = source.choice([len(header)] * 6 + [0, 1, len(content) * 2, 2**63])
-    return said.to_bytes(8, "little") + header + numbers
+    claimed = source.choice([len(header)] * 6 + [0, 1, len(content) * 2, 2**63])
+    return claimed.to_bytes(8, "little") + header + numbers
 
 
 REWRITTEN = b"rewritten"

@@ -1,4 +1,4 @@
-"""A model folder says where texts end, and transformers' pipeline works on it with no further argument."""
+"""A model folder records where texts end, and transformers' pipeline works on it with no further argument."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_pipeline_with_no_further_argument_never_leaves_the_positions(n_ctx: i
         found = generate("x" * length, return_tensors=True)[0]["generated_token_ids"]
         assert length < len(found) <= n_ctx
     assert len(generate("", return_tensors=True)[0]["generated_token_ids"]) <= n_ctx
-    with pytest.raises(ValueError, match="max_length"):  # transformers says what is too long; no IndexError
+    with pytest.raises(ValueError, match="max_length"):  # transformers names what is too long; no IndexError
         generate("x" * n_ctx)
     assert generate.tokenizer.model_max_length == n_ctx
     assert load_tokenizer(tmp_path).model_max_length == n_ctx

@@ -419,7 +419,7 @@ def test_a_folder_that_is_wrong_is_named_with_its_fault(tmp_path: Path) -> None:
     write_published(hf, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
 
-    def told() -> str:
+    def message() -> str:
         with pytest.raises(WeightsError) as caught:
             from_pretrained(tmp_path)
         assert str(caught.value).startswith(f"{tmp_path}: ")
@@ -427,9 +427,9 @@ def test_a_folder_that_is_wrong_is_named_with_its_fault(tmp_path: Path) -> None:
         return str(caught.value)
 
     (tmp_path / "config.json").write_text(json.dumps({**config, "add_cross_attention": True}))
-    assert "add_cross_attention=True" in told()
+    assert "add_cross_attention=True" in message()
     (tmp_path / "config.json").write_text(json.dumps({**config, "rope_theta": 1e4}))
-    assert "rope_theta=10000.0" in told()
+    assert "rope_theta=10000.0" in message()
     (tmp_path / "config.json").write_text(json.dumps(config))
 
     def save(state: dict[str, Tensor]) -> None:
@@ -437,20 +437,20 @@ def test_a_folder_that_is_wrong_is_named_with_its_fault(tmp_path: Path) -> None:
 
     state = published(hf)
     save({name: tensor for name, tensor in state.items() if name != "h.0.mlp.c_proj.bias"})
-    assert "missing: h.0.mlp.c_proj.bias" in told()
+    assert "missing: h.0.mlp.c_proj.bias" in message()
     save({**state, "h.0.attn.rotary.inv_freq": torch.ones(2)})
-    assert "not a parameter of this model: h.0.attn.rotary.inv_freq" in told()
+    assert "not a parameter of this model: h.0.attn.rotary.inv_freq" in message()
     save({**state, "wpe.weight": state["wpe.weight"][1:].clone()})
-    assert f"wpe.weight has the shape {list(state['wpe.weight'][1:].shape)}" in told()
+    assert f"wpe.weight has the shape {list(state['wpe.weight'][1:].shape)}" in message()
     save({**state, "ln_f.bias": state["ln_f.bias"].int()})
-    assert "ln_f.bias holds torch.int32" in told()
+    assert "ln_f.bias holds torch.int32" in message()
     save({**state, "transformer.ln_f.bias": state["ln_f.bias"].clone()})
-    assert "ln_f.bias is there twice" in told()
+    assert "ln_f.bias is there twice" in message()
     save(state)
     assert same_model(from_pretrained(tmp_path), from_hf(hf))
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model"])
+@pytest.mark.parametrize("name", ["no-such-model", "no-such-owner/no-such-model"])
 def test_a_name_that_is_not_there_says_so_without_a_network(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(HubError, match=name):
@@ -464,9 +464,9 @@ def test_a_path_that_is_not_there_says_so(tmp_path: Path) -> None:
         from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(("changes", "told"), [({"d_head": 5}, r"2 \* 5 is not 6"), ({"norm": "post"}, "post-norm")])
-def test_what_the_format_cannot_hold_leaves_no_folder(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=told):
+@pytest.mark.parametrize(("changes", "message"), [({"d_head": 5}, r"2 \* 5 is not 6"), ({"norm": "post"}, "post-norm")])
+def test_what_the_format_cannot_hold_leaves_no_folder(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=message):
         save_pretrained(our_model(**changes), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

@@ -1,7 +1,7 @@
 """Reading model folders: ``config.json`` and one of ``WEIGHT_FILES``, so that no file can harm its reader.
 
 Nothing here knows what a model is: names are strings, tensors are tensors. A folder holds all weights in one file, or
-an index that says in which file (shard) each tensor lies. The files are safetensors
+an index that lists the file (shard) of each tensor. The files are safetensors
 (https://github.com/huggingface/safetensors, format) or written by ``torch.save``. Tensors are read when they are asked
 for, into memory of their own.
 
@@ -54,7 +54,7 @@ def open_tensors(folder: Path) -> Lazy:
 
     Raises:
         FileError: no weights, a file that `open_tensor_file` refuses, or shards that do not hold exactly the tensors
-            which the index says they hold.
+            that the index lists for them.
     """
     name = next((name for name in WEIGHT_FILES if os.path.lexists(Path(folder, name))), None)
     if name is None:

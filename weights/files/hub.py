@@ -37,7 +37,7 @@ class HubError(OSError):
 
 
 class _OutOfReachError(Exception):
-    """The hub does not answer. The message says why."""
+    """The hub does not answer. The message gives the reason."""
 
 
 def fetch(
@@ -247,7 +247,7 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str) -
         return HubError(f"{name!r} on {endpoint} has no revision {revision!r}; give a branch, tag or commit it has")
     if isinstance(error, GatedRepoError):
         return HubError(f"{name!r} is gated: accept its terms at {endpoint}/{name}, then {with_token} ({status})")
-    if status == 401:  # the hub says this of what is not there as well, to those it does not know
+    if status == 401:  # without a valid token the hub answers this for models that do not exist, too
         return HubError(f"{endpoint} has no {name!r}, or it is private: check the name, or {with_token} (401)")
     if status == 403:
         return HubError(f"{endpoint} does not let this token read {name!r}: {with_token} of one who may (403)")

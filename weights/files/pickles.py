@@ -43,7 +43,7 @@ class Named:
 
 @dataclass
 class Record:
-    """The fields of an instance of somebody's class, in place of the instance."""
+    """The fields of an instance of a class that this reader does not load, in place of the instance."""
 
     kind: Named
     fields: dict[str, Any]

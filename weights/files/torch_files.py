@@ -177,11 +177,11 @@ def _open_legacy(file: StableFile, opened: BinaryIO, records: bool) -> Any:
         numel = int.from_bytes(opened.read(8), "little")
         view = named.get(key)
         if view is None:
-            raise PickleError(f"nothing is said of its storage {listed([key])}")
+            raise PickleError(f"the storage {listed([key])} belongs to no tensor")
         nbytes = _nbytes(view.storage, view.dtype)
         end += 8
         if numel != view.storage.numel or end + nbytes > file.size:
-            raise PickleError("it ends early, or its storages have other sizes than it says")
+            raise PickleError("it ends early, or the size of a storage is not the one that the pickle gives")
         places[key] = Storage(file, end, view.dtype, nbytes // view.dtype.itemsize, None, f"the storage {key}")
         end += nbytes
     if end != file.size:

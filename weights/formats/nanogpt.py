@@ -93,7 +93,7 @@ def state_from_nanogpt(config: GPT2Config, tensors: Mapping[str, Tensor], *, bia
     if bias:
         return to_ours("nanogpt", config, bare)
     if present := [name for name in bare if name.endswith(".bias")]:
-        raise WeightsError(f"model_args says bias=False, but {present[0]} is there")
+        raise WeightsError(f"model_args has bias=False, but {present[0]} is there")
     sizes = axis_sizes(config)
     like = bare.get("ln_f.weight", torch.empty(0))  # a small one for its dtype; that it is missing is found below
 

@@ -96,7 +96,7 @@ def refusal(call: Callable[..., object], *args: object, **options: object) -> st
     assert text.isprintable()
     assert len(text) < 700
     assert ": " in text
-    assert "; " in text, "says no mend"
+    assert "; " in text, "does not name a fix"
     return text
 
 

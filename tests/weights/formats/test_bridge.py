@@ -30,7 +30,7 @@ RANDOM = st.randoms(use_true_random=False)
 
 
 def draw_config(source: random.Random) -> GPT2Config:
-    """Sizes that are all different. (The ladder's own cases cannot be had where TransformerLens is 4.)"""
+    """Return a configuration whose sizes all differ. (The ladder's own cases need TransformerLens below 4.)"""
     n_heads, d_head, *others = source.sample(range(2, 7), 2) + source.sample(range(7, 30), 4)
     d_mlp, d_vocab, n_ctx, d_model = others
     return GPT2Config(
@@ -266,18 +266,18 @@ def test_a_wrong_key_is_named_whatever_it_is(conv1d: bool, source: random.Random
     state = to_bridge_state_dict(GPT2(config), conv1d=conv1d)
     key = source.choice(sorted(state))
 
-    def told(state: dict[str, Tensor]) -> str:
+    def message(state: dict[str, Tensor]) -> str:
         with pytest.raises(WeightsError) as caught:
             from_bridge(state, config)
         return str(caught.value)
 
     less = {name: tensor for name, tensor in state.items() if name != key}
     other_orientation = conv1d and key == "blocks.0.mlp.in.weight"  # what tells which it is
-    assert told(less) == f"missing: {key}"
-    assert told({**state, key + "2": state[key]}) == f"not a parameter of this model: {key}2"
+    assert message(less) == f"missing: {key}"
+    assert message({**state, key + "2": state[key]}) == f"not a parameter of this model: {key}2"
     if not other_orientation:
-        assert f"{key} has the shape " in told({**state, key: state[key][None]})
-    assert told({**state, key: state[key].long()}) == f"{key} holds torch.int64, not floating-point numbers"
+        assert f"{key} has the shape " in message({**state, key: state[key][None]})
+    assert message({**state, key: state[key].long()}) == f"{key} holds torch.int64, not floating-point numbers"
 
 
 def test_orientations_that_contradict_each_other_are_refused() -> None:

@@ -193,7 +193,7 @@ def test_a_state_dict_alone_needs_only_the_configuration(source: random.Random) 
     folded = processed(raw, {"fold_ln": True})
     for hooked in (raw, folded):
         expected = from_hooked_transformer(hooked)
-        # Whatever it says of the projection is read off the weights.
+        # What it holds about the projection is ignored: the weights decide.
         for tied in (False, True):
             config = dataclasses.replace(expected.config, tie_word_embeddings=tied, unembed_bias=tied)
             ours = from_hooked_transformer(dict(hooked.state_dict()), config)
@@ -276,9 +276,9 @@ def test_what_is_no_gpt2_is_refused_by_field(field: str, value: Any, with_it: di
     cfg = small(**{field: value}, **with_it)
     with pytest.raises(WeightsError) as caught:
         config_from_hooked(cfg)
-    told = str(caught.value)
-    assert any(f"HookedTransformerConfig: {name}={getattr(cfg, name)!r}" in told for name in (field, *with_it))
-    assert "\n" not in told
+    message = str(caught.value)
+    assert any(f"HookedTransformerConfig: {name}={getattr(cfg, name)!r}" in message for name in (field, *with_it))
+    assert "\n" not in message
     with pytest.raises(WeightsError, match="HookedTransformerConfig: "):  # not only when asked for the configuration
         from_hooked_transformer({}, cfg)
 
@@ -329,17 +329,17 @@ def test_a_wrong_key_is_named_whatever_it_is(source: random.Random) -> None:
     state = parameters(hooked)
     key = source.choice(sorted(state))
 
-    def told(state: dict[str, Tensor]) -> str:
+    def message(state: dict[str, Tensor]) -> str:
         with pytest.raises(WeightsError) as caught:
             from_hooked_transformer(state, hooked.cfg)
         return str(caught.value)
 
-    assert told({name: tensor for name, tensor in state.items() if name != key}) == f"missing: {key}"
-    assert told({**state, key + "2": state[key]}) == f"not a parameter of this model: {key}2"
-    assert f"{key} has the shape " in told({**state, key: state[key][None]})
-    assert told({**state, key: state[key].long()}) == f"{key} holds torch.int64, not floating-point numbers"
+    assert message({name: tensor for name, tensor in state.items() if name != key}) == f"missing: {key}"
+    assert message({**state, key + "2": state[key]}) == f"not a parameter of this model: {key}2"
+    assert f"{key} has the shape " in message({**state, key: state[key][None]})
+    assert message({**state, key: state[key].long()}) == f"{key} holds torch.int64, not floating-point numbers"
     if fold:
-        assert "blocks.0.ln1.b" in told({**state, "blocks.0.ln1.w": torch.ones(6)})
+        assert "blocks.0.ln1.b" in message({**state, "blocks.0.ln1.w": torch.ones(6)})
 
 
 def test_the_wrong_number_of_heads_is_refused() -> None:
@@ -348,9 +348,9 @@ def test_the_wrong_number_of_heads_is_refused() -> None:
     wrong = dataclasses.replace(config_from_hooked(hooked.cfg), n_heads=3, d_head=4)
     with pytest.raises(WeightsError) as caught:
         from_hooked_transformer(hooked.state_dict(), wrong)
-    told = str(caught.value)
-    assert "blocks.0.attn.W_Q has the shape [4, 12, 3]" in told
-    assert "[3, 12, 4] (qkv n_heads d_model d_head)" in told
+    message = str(caught.value)
+    assert "blocks.0.attn.W_Q has the shape [4, 12, 3]" in message
+    assert "[3, 12, 4] (qkv n_heads d_model d_head)" in message
 
 
 def test_post_norm_is_refused() -> None:

@@ -289,7 +289,7 @@ def test_what_would_change_the_arithmetic_is_refused_by_name(field: str, value: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"n_head": 7}, "n_heads=7 does not divide d_model=768"),
         ({"n_head": 0}, "n_heads is 0"),
@@ -301,10 +301,10 @@ def test_what_would_change_the_arithmetic_is_refused_by_name(field: str, value: 
         ({"attn_pdrop": 1.5}, "attn_dropout is 1.5"),
     ],
 )
-def test_sizes_that_make_no_model_are_refused_with_the_numbers(changes: dict[str, Any], told: str) -> None:
+def test_sizes_that_make_no_model_are_refused_with_the_numbers(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(WeightsError, match="config: ") as caught:
         config_from_hf({**PUBLISHED, **changes})
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 # State dicts that are wrong.
@@ -321,9 +321,9 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_refused() -> No
     hf = hf_model(small())
     head = hf.lm_head.weight.detach()
     for other in (head + 1e-9, head[:-1], head[:, :-1], head.flatten()[:1]):
-        told = refusal({**hf.state_dict(), "lm_head.weight": other}, hf.config)
-        assert "lm_head.weight differs from wte.weight" in told
-        assert "tie_word_embeddings" in told
+        message = refusal({**hf.state_dict(), "lm_head.weight": other}, hf.config)
+        assert "lm_head.weight differs from wte.weight" in message
+        assert "tie_word_embeddings" in message
 
 
 def test_a_key_that_is_there_twice_is_refused() -> None:
@@ -365,9 +365,9 @@ def test_heads_for_another_task_are_refused_by_name() -> None:
 def test_a_mixture_of_dtypes_is_refused() -> None:
     hf = hf_model(small(), dtype=torch.float32)
     state = {**hf.state_dict(), "transformer.ln_f.bias": hf.transformer.ln_f.bias.detach().half()}
-    told = refusal(state, hf.config)
-    assert "ln_final.b is torch.float16" in told
-    assert "is torch.float32" in told
+    message = refusal(state, hf.config)
+    assert "ln_final.b is torch.float16" in message
+    assert "is torch.float32" in message
 
 
 def test_a_bare_state_dict_needs_its_configuration() -> None:
@@ -429,10 +429,10 @@ def test_a_bias_is_carried_in_float64_whatever_the_weights_are() -> None:
 
 
 @pytest.mark.parametrize("bias", [0.0, 1.0])
-@pytest.mark.parametrize(("changes", "told"), [({"d_head": 5}, r"2 \* 5 is not 6"), ({"norm": "post"}, "post-norm")])
-def test_what_transformers_cannot_hold_is_refused(changes: dict[str, Any], told: str, bias: float) -> None:
+@pytest.mark.parametrize(("changes", "message"), [({"d_head": 5}, r"2 \* 5 is not 6"), ({"norm": "post"}, "post-norm")])
+def test_what_transformers_cannot_hold_is_refused(changes: dict[str, Any], message: str, bias: float) -> None:
     config = GPT2Config(d_model=6, n_layers=1, n_heads=2, d_vocab=11, n_ctx=5, unembed_bias=True, **changes)
     model = GPT2(config)
     torch.nn.init.constant_(model.unembed.b_U, bias)
-    with pytest.raises(WeightsError, match=told):
+    with pytest.raises(WeightsError, match=message):
         to_hf(model)

@@ -164,7 +164,7 @@ def test_the_activation_is_kept_by_what_is_written_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"tie_word_embeddings": False}, "an output projection of its own"),
         ({"unembed_bias": True}, "an output bias b_U"),
@@ -177,14 +177,14 @@ def test_the_activation_is_kept_by_what_is_written_here(tmp_path: Path) -> None:
         ({"act_fn": "relu"}, "computes relu"),
     ],
 )
-def test_what_nanogpt_has_no_place_for_is_refused(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+def test_what_nanogpt_has_no_place_for_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     config = {"d_model": 8, "n_layers": 2, "n_heads": 2, "d_vocab": 11, "n_ctx": 5, "act_fn": "gelu", **changes}
     model = GPT2(GPT2Config(**config))
     randomize(model, torch.Generator().manual_seed(0))
     write_ours(model, tmp_path / "ours")
     with pytest.raises(WeightsError) as caught:
         convert(tmp_path / "ours", tmp_path / "ckpt.pt", to="nanogpt")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
 
 
@@ -232,14 +232,14 @@ def damaged(change: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ("missing", "missing: h.0.mlp.c_fc.weight"),
         ("left over", "not a parameter of this model: h.0.lora"),
         ("twice", "h.0.mlp.c_fc.weight is there twice"),
         ("transposed", "h.0.mlp.c_fc.weight has the shape"),
         ("untied", "lm_head.weight differs from wte.weight, but nanoGPT ties them"),
-        ("biases", "model_args says bias=False, but h.0.ln_1.bias is there"),
+        ("biases", "model_args has bias=False, but h.0.ln_1.bias is there"),
         ("field", "the field use_rmsnorm is not nanoGPT's"),
         ("no sizes", "model_args must have"),
         ("no arguments", "model_args must have"),
@@ -251,13 +251,13 @@ def damaged(change: str) -> dict[str, Any]:
         ("nested", "nested more than 100 deep"),
     ],
 )
-def test_a_checkpoint_that_is_wrong_is_named_with_its_fault(tmp_path: Path, change: str, told: str) -> None:
+def test_a_checkpoint_that_is_wrong_is_named_with_its_fault(tmp_path: Path, change: str, message: str) -> None:
     path = tmp_path / "ckpt.pt"
     torch.save(damaged(change), path)
     with pytest.raises((WeightsError, CheckpointError)) as caught:
         from_nanogpt(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

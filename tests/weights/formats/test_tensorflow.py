@@ -133,12 +133,12 @@ def test_on_the_command_line_with_its_tokenizer(tmp_path: Path, capsys: pytest.C
     assert "1 d_model (qkv n_heads d_head) -> d_model (qkv n_heads d_head)" in capsys.readouterr().out
     assert not out.exists()
     assert main(["convert", str(folder), str(out), "--to", "hf", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["kind"], told["identical"], told["difference"]) == ("tensorflow", True, 0)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["kind"], report["identical"], report["difference"]) == ("tensorflow", True, 0)
     read = transformers.AutoModelForCausalLM.from_pretrained(out, local_files_only=True)
     assert same_weights(read, hf)
     theirs = transformers.AutoTokenizer.from_pretrained(out, local_files_only=True)
-    text = f"the text says: {END_OF_TEXT} über"
+    text = f"the text is: {END_OF_TEXT} über"
     assert theirs(text)["input_ids"] == tokenizer.encode(text)
 
     assert main(["generate", "the", "--model", str(folder), "--max-new-tokens", "2", "--device", "cpu"]) == 0
@@ -160,7 +160,7 @@ def refusal(folder: Path, kind: type[Exception]) -> str:
 
 def test_a_variable_that_is_missing_left_over_or_misshapen_is_named(tmp_path: Path) -> None:
     hf = hf_model(random.Random(1))
-    for number, (changes, told) in enumerate(
+    for number, (changes, message) in enumerate(
         [
             ({"model/ln_f/g": None}, "missing: model/ln_f/g"),
             (
@@ -173,7 +173,7 @@ def test_a_variable_that_is_missing_left_over_or_misshapen_is_named(tmp_path: Pa
     ):
         folder = tmp_path / str(number)
         write(folder, hf, **changes)
-        assert refusal(folder, WeightsError).startswith(f"{folder}: {told}")
+        assert refusal(folder, WeightsError).startswith(f"{folder}: {message}")
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "model.ckpt.index", "model.ckpt.data-00000-of-00001", "hparams.json"])
