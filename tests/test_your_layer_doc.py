@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,7 +21,7 @@ BLOCKS = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -31,25 +32,25 @@ def folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-def write(text):
+def write(text: str) -> str:
     name = re.match(r"# (\S+\.py)\n", text).group(1)
     Path(name).write_text(text)
     return name
 
 
-def without_rounding(text):
+def without_rounding(text: str) -> str:
     """Differences that are rounding are other ones on another machine: 9.5e-07 becomes ?.?e-??; 1.6e+00 stays."""
     return re.sub(r"\d\.\de-(0[6-9]|1\d)", "?.?e-??", re.sub(r" +$", "", text, flags=re.MULTILINE)).rstrip()
 
 
-def apply(name, diff):
+def apply(name: str, diff: str) -> None:
     old, new = ("".join(line[1:] + "\n" for line in diff.splitlines() if line[0] == sign) for sign in "-+")
     source = Path(name).read_text()
     assert source.count(old) == 1
     Path(name).write_text(source.replace(old, new))
 
 
-def test_the_session(capsys):
+def test_the_session(capsys: pytest.CaptureFixture[str]) -> None:
     statuses = []
     for kind, text in BLOCKS.findall(SESSION):
         if kind == "python":
@@ -64,7 +65,7 @@ def test_the_session(capsys):
 
 
 @pytest.mark.parametrize("block", [text for kind, text in BLOCKS.findall(REST) if "def attention(cfg" in text])
-def test_the_adapters(block):
+def test_the_adapters(block: str) -> None:
     name = write(block)
     assert f"\n    gptladder climb --attention {name}:attention\n" in TEXT
     adapter, _ = find(f"{name}:attention")
@@ -72,7 +73,7 @@ def test_the_adapters(block):
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_the_test_of_ones_own(finished):
+def test_the_test_of_ones_own(finished: bool) -> None:
     (example,) = [text for kind, text in BLOCKS.findall(REST) if "def test_" in text]
     blocks = BLOCKS.findall(SESSION)
     name = write(next(text for kind, text in blocks if kind == "python"))
@@ -86,7 +87,7 @@ def test_the_test_of_ones_own(finished):
         names["test_my_attention_is_gpt2s"]()
 
 
-def test_the_readme_leads_there():
+def test_the_readme_leads_there() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     assert "(docs/your-layer.md)" in readme
     # The README shows the output of the session.
