@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -96,7 +96,7 @@ def test_completion_for_an_unknown_shell_is_refused(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
-def test_each_command_explains_itself(command, capsys):
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])
     assert stopped.value.code == 0
@@ -104,8 +104,10 @@ def test_each_command_explains_itself(command, capsys):
 
 
 @pytest.mark.parametrize("error", [ValueError("it is 3"), OSError("disk full"), ImportError("no such extra")])
-def test_what_goes_wrong_is_said_in_one_line(monkeypatch, capsys, error):
-    def fail(argv):
+def test_an_error_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail(argv: list[str]) -> NoReturn:
         raise error
 
     monkeypatch.setattr("gptladder.ladder.command.ladder", fail)
@@ -113,8 +115,8 @@ def test_what_goes_wrong_is_said_in_one_line(monkeypatch, capsys, error):
     assert capsys.readouterr().err == f"gptladder ladder: {error}\n"
 
 
-def test_a_bug_is_not_hidden(monkeypatch):
-    def fail(argv):
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(argv: list[str]) -> NoReturn:
         raise ZeroDivisionError
 
     monkeypatch.setattr("gptladder.ladder.command.ladder", fail)
@@ -122,8 +124,8 @@ def test_a_bug_is_not_hidden(monkeypatch):
         cli.main(["ladder"])
 
 
-def test_ctrl_c_ends_with_its_own_status(monkeypatch, capsys):
-    def interrupt(argv):
+def test_ctrl_c_ends_with_its_own_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(argv: list[str]) -> NoReturn:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gptladder.ladder.command.ladder", interrupt)
@@ -131,7 +133,7 @@ def test_ctrl_c_ends_with_its_own_status(monkeypatch, capsys):
     assert capsys.readouterr().err == "gptladder ladder: stopped\n"
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_a_reader_that_goes_away_is_no_error() -> None:
     code = "import sys, gptladder.cli as cli; sys.stdin.read(); sys.exit(cli.main(['--help']))"
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as writer:

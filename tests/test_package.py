@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,12 +20,12 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-def run(code: str, **kwargs) -> subprocess.CompletedProcess[str]:
+def run(code: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **kwargs)
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # In a copy: setuptools leaves its build folder beside the sources.
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
@@ -43,7 +44,7 @@ def wheel(tmp_path_factory) -> Path:
     return made
 
 
-def test_a_wheel_installs_one_single_name_with_every_module(wheel):
+def test_a_wheel_installs_one_single_name_with_every_module(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gptladder"}
@@ -54,7 +55,7 @@ def test_a_wheel_installs_one_single_name_with_every_module(wheel):
     assert {name.removeprefix("gptladder/") for name in names if name.startswith("gptladder/")} == expected
 
 
-def test_a_layer_from_the_wheel_works_where_the_names_are_taken_and_the_extras_absent(wheel, tmp_path):
+def test_a_layer_from_the_wheel_works_without_the_extras(wheel: Path, tmp_path: Path) -> None:
     site, project = tmp_path / "site", tmp_path / "project"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
@@ -74,7 +75,7 @@ print(list(Attention(d_model=8, n_heads=2)(torch.zeros(1, 3, 8)).shape))
     assert done.stdout.strip() == "[1, 3, 8]"
 
 
-def test_importing_it_brings_in_no_reference():
+def test_importing_it_brings_in_no_reference() -> None:
     code = "import sys, gptladder; {}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     assert "torch" not in run(code.format("gptladder.__version__"), check=True).stdout.split()
     loaded = set(run(code.format("gptladder.GPT2, gptladder.sampling"), check=True).stdout.split())
@@ -91,7 +92,7 @@ def test_importing_it_brings_in_no_reference():
 
 
 @pytest.mark.parametrize("command", ["ladder", "parity"])
-def test_a_command_without_its_extra_names_the_extra(command):
+def test_a_command_without_its_extra_names_the_extra(command: str) -> None:
     done = run(f"{WITHOUT_EXTRAS}\nfrom gptladder.cli import main\nsys.exit(main([{command!r}]))")
     assert done.returncode == 1
     assert done.stderr.strip().endswith("is not installed: pip install 'gptladder[reference]'")

@@ -12,12 +12,12 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_one_layer_in_another_model(capsys):
+def test_one_layer_in_another_model(capsys: pytest.CaptureFixture[str]) -> None:
     exec(EXAMPLES[0], {})
     assert capsys.readouterr().out == "torch.Size([8, 4, 10, 10])\n"
 
 
-def test_moving_weights(tmp_path, monkeypatch):
+def test_moving_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformer_lens")
     monkeypatch.chdir(tmp_path)
     GPT2(GPT2Config(d_model=12, n_layers=2, n_heads=3, n_ctx=16)).save_pretrained("gpt2")
@@ -29,10 +29,10 @@ def test_moving_weights(tmp_path, monkeypatch):
     assert names["cache"]["pattern", 0].shape == (1, 3, 5, 5)
 
 
-def test_every_file_that_it_names_is_there():
+def test_every_file_that_it_names_is_there() -> None:
     for name in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (Path(__file__).parents[1] / name).exists(), name
 
 
-def test_there_are_no_other_examples():
+def test_there_are_no_other_examples() -> None:
     assert len(EXAMPLES) == 2

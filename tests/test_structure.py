@@ -55,7 +55,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             yield (node.module or "").split(".")[0], node in late
 
 
-def test_the_package_is_found():
+def test_the_package_is_found() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in FILES} >= {
         "components",
         "assembly",
@@ -68,7 +68,7 @@ def test_the_package_is_found():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_downwards(path):
+def test_imports_point_downwards(path: Path) -> None:
     here = str(path.relative_to(ROOT))
     floor = here.split("/")[0].removesuffix(".py")
     if floor in ("__init__", "__main__"):
@@ -84,7 +84,7 @@ def test_imports_point_downwards(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_extras_are_loaded_only_when_used(path):
+def test_extras_are_loaded_only_when_used(path: Path) -> None:
     here = str(path.relative_to(ROOT))
     early = {target for target, late in imports(path) if not late} & EXTRAS
     assert not early or here in MAY_IMPORT_EXTRAS, f"{here} imports {early} at once"
@@ -94,7 +94,7 @@ FORBIDDEN = {"MultiheadAttention", "LayerNorm", "Embedding"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_layer_is_torchs(path):
+def test_no_layer_is_torchs(path: Path) -> None:
     if path.relative_to(ROOT).parts[:2] in (("ladder", "references.py"), ("ladder", "candidate")):
         return  # there they are what ours are compared with, or what users' layers are built from
     for node in ast.walk(ast.parse(path.read_text())):

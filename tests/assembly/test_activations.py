@@ -1,15 +1,17 @@
 """Activations: every one that HookedTransformer has too is the same, with its gradient; and what it has beyond ours."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from einops import einsum, repeat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
-from gptladder.components import named_taps
+from gptladder.components import HookPoint, named_taps
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import to_hooked_transformer
@@ -20,13 +22,13 @@ pytest.importorskip("transformer_lens")
 NOT_OURS = {"unembed.hook_in", "unembed.hook_out"}
 
 
-def pair(config, seed=0):
+def pair(config: GPT2Config, seed: int = 0) -> tuple[GPT2, Any]:
     ours = GPT2(config, dtype=torch.float64)
     randomize(ours, torch.Generator().manual_seed(seed))
     return ours.eval(), to_hooked_transformer(ours)
 
 
-def off(a, b):
+def off(a: Tensor, b: Tensor) -> Tensor:
     """The largest difference; what is infinite (masked scores) must be so in both, and alike."""
     assert a.shape == b.shape
     finite = a.isfinite()
@@ -36,7 +38,7 @@ def off(a, b):
 
 @settings(max_examples=25)
 @given(source=st.randoms(use_true_random=False))
-def test_every_activation_is_theirs_at_any_size(source: random.Random):
+def test_every_activation_is_theirs_at_any_size(source: random.Random) -> None:
     case = draw_case(source)
     ours, theirs = pair(case.config, case.seed)
     tokens = torch.randint(case.config.d_vocab, (case.batch, case.seq))
@@ -51,7 +53,7 @@ CONFIG = GPT2Config(d_model=10, n_layers=2, n_heads=3, d_head=4, d_mlp=14, d_voc
 TOKENS = torch.randint(17, (3, 7), generator=torch.Generator().manual_seed(1))
 
 
-def test_with_padding_every_activation_at_a_token_is_theirs():
+def test_with_padding_every_activation_at_a_token_is_theirs() -> None:
     ours, theirs = pair(CONFIG)
     mask = torch.arange(7) >= torch.tensor([[0], [2], [4]])
     _, cache = ours.run_with_cache(TOKENS, padding_mask=mask)
@@ -62,13 +64,13 @@ def test_with_padding_every_activation_at_a_token_is_theirs():
         assert off(*at_tokens) < 1e-12, name
 
 
-def test_every_gradient_is_theirs():
+def test_every_gradient_is_theirs() -> None:
     models, gradients = pair(CONFIG), []
     names = list(named_taps(models[0]))
     for model in models:
         found = {}
 
-        def keep(gradient, hook, found=found):
+        def keep(gradient: Tensor, hook: HookPoint, found: dict[str, Any] = found) -> None:
             # Theirs calls ln1 three times, for queries, keys and values; the gradients add.
             found[hook.name] = found.get(hook.name, 0) + gradient
 
@@ -80,7 +82,7 @@ def test_every_gradient_is_theirs():
         assert off(gradients[0][name], gradients[1][name]) < 1e-12, name
 
 
-def test_what_they_offer_beyond_ours_can_be_had_from_ours():
+def test_what_only_theirs_offers_can_be_computed_from_ours() -> None:
     ours, theirs = pair(CONFIG)
     beyond = set(theirs.hook_dict) - set(named_taps(ours)) - NOT_OURS
     per_block = {"attn.hook_result", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in"}

@@ -2,17 +2,22 @@
 
 import copy
 import pickle
+import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
+from gptladder.assembly.config import Norm
 from gptladder.components import Embed, HookPoint, TypeCheckError, named_taps
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.numbers import Reference, randomize
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("model")
@@ -20,14 +25,14 @@ CONFIG = GPT2Config(d_model=10, n_layers=2, n_heads=3, d_head=4, d_mlp=14, d_voc
 PATHS = pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"])
 
 
-def made(*, fused: bool = True, dtype: torch.dtype = torch.float64, **changes) -> GPT2:
+def made(*, fused: bool = True, dtype: torch.dtype = torch.float64, **changes: Any) -> GPT2:
     config = GPT2Config(**{**{name: getattr(CONFIG, name) for name in CONFIG.__dataclass_fields__}, **changes})
     model = GPT2(config, fused=fused, dtype=dtype)
     randomize(model, torch.Generator().manual_seed(0))
     return model.eval()
 
 
-def tokens(batch=2, seq=7, seed=0):
+def tokens(batch: int = 2, seq: int = 7, seed: int = 0) -> Tensor:
     return torch.randint(17, (batch, seq), generator=torch.Generator().manual_seed(seed))
 
 
@@ -35,13 +40,13 @@ def tokens(batch=2, seq=7, seed=0):
 @pytest.mark.parametrize("reference", RUNG.references, ids=lambda reference: reference.library)
 @settings(max_examples=50)
 @given(source=st.randoms(use_true_random=False))
-def test_equals_the_reference(reference, dtype, source):
+def test_equals_the_reference(reference: Reference, dtype: torch.dtype, source: random.Random) -> None:
     check(RUNG, reference, draw_case(source), dtype)
 
 
 @PATHS
 @given(seq=st.integers(2, 9), data=st.data())
-def test_logits_are_blind_to_later_tokens_to_the_bit(fused, seq, data):
+def test_logits_are_blind_to_later_tokens_to_the_bit(fused: bool, seq: int, data: st.DataObject) -> None:
     model = made(fused=fused)
     changed = data.draw(st.integers(1, seq - 1))
     ids = tokens(2, seq)
@@ -51,7 +56,7 @@ def test_logits_are_blind_to_later_tokens_to_the_bit(fused, seq, data):
     assert not torch.equal(model(ids)[:, changed], model(other)[:, changed])
 
 
-def test_the_order_of_tokens_matters_through_their_positions():
+def test_the_order_of_tokens_matters_through_their_positions() -> None:
     model = made()
     ids = torch.tensor([[3, 5, 3, 5]])
     assert not torch.allclose(model(ids)[0, 0], model(ids)[0, 2])
@@ -60,7 +65,7 @@ def test_the_order_of_tokens_matters_through_their_positions():
 
 
 @given(padding=st.lists(st.integers(0, 4), min_size=3, max_size=3))
-def test_left_padding_makes_no_difference_and_equals_transformers(padding):
+def test_left_padding_makes_no_difference_and_equals_transformers(padding: list[int]) -> None:
     from gptladder.weights import to_hf
 
     model = made(d_model=12, unembed_bias=False)
@@ -75,7 +80,7 @@ def test_left_padding_makes_no_difference_and_equals_transformers(padding):
 
 
 @pytest.mark.parametrize("where", ["embed_dropout", "attn_dropout", "resid_dropout"])
-def test_dropout_acts_in_training_alone(where):
+def test_dropout_acts_in_training_alone(where: str) -> None:
     model, plain = made(**{where: 0.4}), made()
     assert torch.equal(model(tokens()), plain(tokens()))
     model.train()
@@ -84,7 +89,7 @@ def test_dropout_acts_in_training_alone(where):
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_post_norm_ends_without_a_final_norm(norm):
+def test_post_norm_ends_without_a_final_norm(norm: Norm) -> None:
     model = made(norm=norm)
     assert ("ln_final.w" in model.state_dict()) == (norm == "pre")
     assert model(tokens()).isfinite().all()
@@ -101,7 +106,7 @@ def test_post_norm_ends_without_a_final_norm(norm):
         (torch.zeros(1, 3), TypeCheckError, "Int"),
     ],
 )
-def test_wrong_tokens_are_refused(wrong, error, message):
+def test_wrong_tokens_are_refused(wrong: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         made()(wrong)
 
@@ -117,7 +122,7 @@ def test_wrong_tokens_are_refused(wrong, error, message):
     ],
     ids=["deepcopy", "pickle", "to", "state dict"],
 )
-def test_a_copy_computes_the_same_and_is_tied_as_the_first(take, tied):
+def test_a_copy_computes_the_same_and_is_tied_as_the_first(take: Callable[[Any], Any], tied: bool) -> None:
     model = made(dtype=torch.float32, tie_word_embeddings=tied).double()
     expected, ids = model(tokens()), tokens()
     taken = take(model)
@@ -136,7 +141,7 @@ def _through_state_dict(model: GPT2) -> GPT2:
     return other
 
 
-def test_functional_call_swaps_a_tied_matrix_in_both_places():
+def test_functional_call_swaps_a_tied_matrix_in_both_places() -> None:
     model = made()
     other = {name: torch.randn_like(p) for name, p in model.named_parameters()}
     expected = copy.deepcopy(model)
@@ -144,7 +149,7 @@ def test_functional_call_swaps_a_tied_matrix_in_both_places():
     assert torch.equal(torch.func.functional_call(model, other, (tokens(),)), expected(tokens()))
 
 
-def test_hooked_transformers_state_dict_loads_as_it_is():
+def test_hooked_transformers_state_dict_loads_as_it_is() -> None:
     transformer_lens = pytest.importorskip("transformer_lens")
     from gptladder.weights.formats.hooked_transformer import hooked_config_fields
 
@@ -158,7 +163,7 @@ def test_hooked_transformers_state_dict_loads_as_it_is():
 
 # torch's compiler looks at the inner tensors' .grad, and is warned by torch.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_compiled_without_a_graph_break_it_computes_the_same_gradients_too():
+def test_compiled_without_a_graph_break_it_computes_the_same_gradients_too() -> None:
     torch.compiler.reset()
     model, plain = made(), made()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -171,7 +176,7 @@ def test_compiled_without_a_graph_break_it_computes_the_same_gradients_too():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_twelve_blocks_compile_one_by_one():
+def test_twelve_blocks_compile_one_by_one() -> None:
     torch.compiler.reset()
     model, plain = made(n_layers=12), made(n_layers=12)
     for block in model.blocks:
@@ -181,20 +186,20 @@ def test_twelve_blocks_compile_one_by_one():
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs g++")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_inductor_compiles_it_too():
+def test_inductor_compiles_it_too() -> None:
     torch.compiler.reset()
     model = made(dtype=torch.float32)
     assert (torch.compile(model, fullgraph=True)(tokens()) - model(tokens())).abs().max() < 5e-5
 
 
-def test_it_exports():
+def test_it_exports() -> None:
     model = made()
     exported = torch.export.export(model, (tokens(),))
     assert torch.equal(exported.module()(tokens()), model(tokens()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_in_sixteen_bits_it_stays_near_float32(dtype):
+def test_in_sixteen_bits_it_stays_near_float32(dtype: torch.dtype) -> None:
     model = made(dtype=torch.float32)
     expected = model(tokens())
     scale = expected.abs().max()
@@ -260,7 +265,7 @@ def test_a_replaced_table_and_a_wrapper_keep_the_tie() -> None:
     assert torch.equal(model.unembed.W_U, 2 * table.T)
 
 
-def test_an_embedding_that_cannot_be_the_projection_is_refused_and_changes_nothing() -> None:
+def test_an_unfit_embedding_for_a_tied_model_is_refused() -> None:
     model = made()
     expected, embed = model(tokens()), model.embed
     with pytest.raises(ValueError, match="d_vocab=18"):
@@ -319,7 +324,7 @@ def test_what_stands_at_padding_reaches_no_token(fused: bool, fill: float) -> No
 
 
 @pytest.mark.parametrize("name", ["from_tensorflow", "from_nanogpt", "from_hf", "from_hooked_transformer"])
-def test_a_loader_that_moved_to_weights_says_what_to_import(name: str) -> None:
+def test_a_loader_that_moved_to_weights_names_the_import(name: str) -> None:
     assert not hasattr(GPT2, name)
     with pytest.raises(AttributeError, match=f"from gptladder.weights import {name}"):
         getattr(GPT2, name)

@@ -1,6 +1,8 @@
 """Attention: against the reference layers, and what the references do not show."""
 
 import math
+import random
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.components import Attention, LayerCache, TypeCheckError, run_with_cache
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.numbers import Reference, randomize
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("attention")
@@ -17,11 +19,11 @@ RUNG = rung("attention")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("reference", RUNG.references, ids=lambda reference: reference.library)
 @given(source=st.randoms(use_true_random=False))
-def test_equals_the_reference(reference, dtype, source):
+def test_equals_the_reference(reference: Reference, dtype: torch.dtype, source: random.Random) -> None:
     check(RUNG, reference, draw_case(source), dtype)
 
 
-def made(*, fused: bool = True, seed: int = 0, dropout: float = 0.0, **sizes) -> Attention:
+def made(*, fused: bool = True, seed: int = 0, dropout: float = 0.0, **sizes: Any) -> Attention:
     sizes = {"d_model": 10, "n_heads": 3, "d_head": 4, **sizes}
     layer = Attention(**sizes, fused=fused, dropout=dropout, dtype=torch.float64)
     randomize(layer, torch.Generator().manual_seed(seed))
@@ -38,7 +40,7 @@ PATHS = pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"
     cached=st.integers(0, 7),
     seed=st.integers(0, 2**31),
 )
-def test_the_kernel_and_the_formula_agree(batch, seq, padding, cached, seed):
+def test_the_kernel_and_the_formula_agree(batch: int, seq: int, padding: int, cached: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, seq, 10, dtype=torch.float64, generator=generator)
     mask = torch.rand(batch, seq, generator=generator) > 0.3 if padding else None
@@ -57,7 +59,7 @@ def test_the_kernel_and_the_formula_agree(batch, seq, padding, cached, seed):
 
 @PATHS
 @given(seq=st.integers(2, 9), data=st.data())
-def test_a_position_is_blind_to_later_ones_to_the_bit(fused, seq, data):
+def test_a_position_is_blind_to_later_ones_to_the_bit(fused: bool, seq: int, data: st.DataObject) -> None:
     changed = data.draw(st.integers(1, seq - 1))
     layer = made(fused=fused)
     x = torch.randn(2, seq, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(seq))
@@ -68,7 +70,7 @@ def test_a_position_is_blind_to_later_ones_to_the_bit(fused, seq, data):
 
 
 @PATHS
-def test_nobody_attends_to_padding(fused):
+def test_no_position_attends_to_padding(fused: bool) -> None:
     layer = made(fused=fused)
     x = torch.randn(1, 6, 10, dtype=torch.float64)
     mask = torch.tensor([[False, False, True, True, False, True]])
@@ -81,7 +83,7 @@ def test_nobody_attends_to_padding(fused):
 
 
 @PATHS
-def test_a_query_with_no_key_gets_the_output_bias_and_no_bad_gradient(fused):
+def test_a_query_with_no_key_gets_the_output_bias_and_no_bad_gradient(fused: bool) -> None:
     layer = made(fused=fused)
     x = torch.randn(2, 4, 10, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[False, False, True, True], [True, True, True, True]])
@@ -92,20 +94,20 @@ def test_a_query_with_no_key_gets_the_output_bias_and_no_bad_gradient(fused):
 
 
 @pytest.mark.parametrize("causal_alone", [True, False])
-def test_in_float32_the_paths_agree_to_rounding(causal_alone):
+def test_in_float32_the_paths_agree_to_rounding(causal_alone: bool) -> None:
     x = torch.randn(2, 9, 10)
     mask = None if causal_alone else torch.ones(2, 9, dtype=torch.bool)
     fused, explicit = (made(fused=fused).float()(x, padding_mask=mask) for fused in (True, False))
     assert (fused - explicit).abs().max() < 5e-6
 
 
-def test_heads_need_not_fill_the_model():
+def test_heads_need_not_fill_the_model() -> None:
     layer = Attention(d_model=10, n_heads=3, d_head=7)
     assert layer(torch.randn(1, 2, 10)).shape == (1, 2, 10)
     assert layer.W_O.shape == (3, 7, 10)
 
 
-def test_transformer_lenss_parameters_are_views():
+def test_transformer_lenss_parameters_are_views() -> None:
     layer = made()
     for index, (W, b) in enumerate([("W_Q", "b_Q"), ("W_K", "b_K"), ("W_V", "b_V")]):
         assert getattr(layer, W).shape == (3, 10, 4)
@@ -114,7 +116,7 @@ def test_transformer_lenss_parameters_are_views():
         assert torch.equal(getattr(layer, b), layer.b_QKV[index])
 
 
-def test_the_pattern_is_causal_and_sums_to_one():
+def test_the_pattern_is_causal_and_sums_to_one() -> None:
     layer = made()
     _, cache = run_with_cache(layer, torch.randn(2, 5, 10, dtype=torch.float64))
     pattern, scores = cache["hook_pattern"], cache["hook_attn_scores"]
@@ -127,7 +129,7 @@ def test_the_pattern_is_causal_and_sums_to_one():
 
 
 @PATHS
-def test_dropout_acts_in_training_alone_and_keeps_the_mean(fused):
+def test_dropout_acts_in_training_alone_and_keeps_the_mean(fused: bool) -> None:
     torch.manual_seed(0)
     layer, plain = made(fused=fused, dropout=0.5), made(fused=fused)
     x = torch.randn(1, 4, 10, dtype=torch.float64)
@@ -137,7 +139,7 @@ def test_dropout_acts_in_training_alone_and_keeps_the_mean(fused):
     assert torch.equal(layer.eval()(x), plain(x))
 
 
-def test_another_width_and_a_wrong_mask_are_refused():
+def test_another_width_and_a_wrong_mask_are_refused() -> None:
     layer = made()
     with pytest.raises(TypeCheckError, match=r"(?s)normalized_resid_pre.*d_model.*This Attention has d_model=10"):
         layer(torch.zeros(1, 2, 11, dtype=torch.float64))
@@ -156,12 +158,12 @@ def test_another_width_and_a_wrong_mask_are_refused():
         ({"dropout": -0.1}, "dropout is -0"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(sizes, message):
+def test_sizes_that_do_not_go_together_are_refused(sizes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made(**sizes)
 
 
-def test_a_state_dict_with_one_projection_missing_is_refused():
+def test_a_state_dict_with_one_projection_missing_is_refused() -> None:
     state = {name: torch.zeros(3, 10, 4) for name in ("W_Q", "W_K")}
     with pytest.raises(RuntimeError, match="W_QKV"):
         made().load_state_dict(state)

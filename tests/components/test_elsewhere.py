@@ -3,10 +3,11 @@
 import copy
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gptladder.components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
 from gptladder.ladder.numbers import randomize
@@ -28,27 +29,27 @@ EACH_PATH = pytest.mark.parametrize(
 SIXTEEN = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
-def made(name, *, seed=0, dtype=torch.float64, **choices) -> nn.Module:
+def made(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **choices: Any) -> nn.Module:
     layer = LAYERS[name](dtype=dtype, **choices)
     randomize(layer, torch.Generator().manual_seed(seed))
     return layer
 
 
-def given(name, *, batch=2, seq=7, dtype=torch.float64):
+def given(name: str, *, batch: int = 2, seq: int = 7, dtype: torch.dtype = torch.float64) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     if name in ("embed", "pos_embed"):
         return torch.randint(17, (batch, seq), generator=generator)
     return torch.randn(batch, seq, 10, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def through_a_file(layer):
+def through_a_file(layer: nn.Module) -> dict[str, Tensor]:
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
     return torch.load(file)
 
 
-def through_a_state_dict(layer, name):
+def through_a_state_dict(layer: nn.Module, name: str) -> nn.Module:
     other = made(name, seed=5)
     other.load_state_dict(through_a_file(layer))
     return other
@@ -63,7 +64,7 @@ COPIES = {
 
 @EACH
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_computes_the_same_in_memory_of_its_own(name, how):
+def test_a_copy_computes_the_same_in_memory_of_its_own(name: str, how: str) -> None:
     layer, x = made(name), given(name)
     expected = layer(x).detach().clone()  # the layer has been used before it is copied
     taken = COPIES[how](layer, name)
@@ -76,7 +77,7 @@ def test_a_copy_computes_the_same_in_memory_of_its_own(name, how):
 
 
 @EACH
-def test_a_copy_has_hooks_of_its_own(name):
+def test_a_copy_has_hooks_of_its_own(name: str) -> None:
     from gptladder.components import named_taps, run_with_hooks
 
     layer, x = made(name), given(name)
@@ -88,7 +89,7 @@ def test_a_copy_has_hooks_of_its_own(name):
 
 
 @EACH
-def test_a_state_dict_is_strict(name):
+def test_a_state_dict_is_strict(name: str) -> None:
     layer = made(name)
     state = layer.state_dict()
     first = next(iter(state))
@@ -101,7 +102,7 @@ def test_a_state_dict_is_strict(name):
 
 
 @EACH
-def test_it_exports_for_any_batch_and_length(name):
+def test_it_exports_for_any_batch_and_length(name: str) -> None:
     layer, x = made(name), given(name)
     shapes = ({0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("seq", min=2, max=9)},)
     exported = torch.export.export(layer, (x,), dynamic_shapes=shapes).module()
@@ -111,7 +112,7 @@ def test_it_exports_for_any_batch_and_length(name):
 
 
 @EACH
-def test_an_export_survives_a_file(name):
+def test_an_export_survives_a_file(name: str) -> None:
     layer, x = made(name), given(name)
     file = io.BytesIO()
     torch.export.save(torch.export.export(layer, (x,)), file)
@@ -120,7 +121,7 @@ def test_an_export_survives_a_file(name):
 
 
 @EACH
-def test_functional_call_uses_the_parameters_it_is_given_alone(name):
+def test_functional_call_uses_the_parameters_it_is_given_alone(name: str) -> None:
     layer, other, x = made(name), made(name, seed=5), given(name)
     before = layer(x)
     assert torch.equal(torch.func.functional_call(layer, dict(other.named_parameters()), (x,)), other(x))
@@ -129,7 +130,7 @@ def test_functional_call_uses_the_parameters_it_is_given_alone(name):
 
 @EACH
 @torch.no_grad()
-def test_used_for_decoding_first_it_still_sees_its_parameters_change(name):
+def test_used_for_decoding_first_it_still_sees_its_parameters_change(name: str) -> None:
     # Few float32 rows without gradients take a kernel of their own, whose preparations must not outlive the weights.
     layer, other, x = made(name, dtype=torch.float32), made(name, seed=5, dtype=torch.float32), given(name, batch=1)
     x = x.float() if x.is_floating_point() else x
@@ -152,13 +153,13 @@ MAPPED_BY_A_LOOP = pytest.mark.filterwarnings("ignore:There is a performance dro
 
 @MAPPED_BY_A_LOOP
 @EACH_PATH
-def test_many_layers_at_once(name, choices):
+def test_many_layers_at_once(name: str, choices: dict[str, Any]) -> None:
     layers = [made(name, seed=seed, **choices) for seed in range(3)]
     x = given(name)
     parameters, _ = torch.func.stack_module_state(layers)
     base = copy.deepcopy(layers[0]).to("meta")
 
-    def call(parameters, x):
+    def call(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(base, parameters, (x,))
 
     together = torch.vmap(call, in_dims=(0, None))(parameters, x)
@@ -168,11 +169,11 @@ def test_many_layers_at_once(name, choices):
 
 @MAPPED_BY_A_LOOP
 @EACH
-def test_gradients_for_each_example_by_vmap(name):
+def test_gradients_for_each_example_by_vmap(name: str) -> None:
     layer, x = made(name), given(name, batch=4)
     parameters = {key: value.detach() for key, value in layer.named_parameters()}
 
-    def loss(parameters, example):
+    def loss(parameters: dict[str, Tensor], example: Tensor) -> Tensor:
         return torch.func.functional_call(layer, parameters, (example[None],)).sigmoid().sum()
 
     found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
@@ -184,7 +185,7 @@ def test_gradients_for_each_example_by_vmap(name):
 
 
 @pytest.mark.parametrize("name", WITH_TWO_PATHS)
-def test_second_derivatives_are_right(name):
+def test_second_derivatives_are_right(name: str) -> None:
     layer, x = made(name, fused=False), given(name, batch=1, seq=3)
     x.requires_grad_()
     assert torch.autograd.gradgradcheck(layer, (x,))
@@ -198,7 +199,9 @@ SPACING = {torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 @EACH_PATH
 @SIXTEEN
-def test_in_sixteen_bits_it_stays_within_rounding_of_float32(name, choices, dtype):
+def test_in_sixteen_bits_it_stays_within_rounding_of_float32(
+    name: str, choices: dict[str, Any], dtype: torch.dtype
+) -> None:
     layer, x = made(name, dtype=torch.float32, **choices), given(name, dtype=torch.float32)
     expected = layer(x)
     allowed = STEPS * SPACING[dtype] * expected.abs().max()
@@ -215,7 +218,7 @@ def test_in_sixteen_bits_it_stays_within_rounding_of_float32(name, choices, dtyp
 
 @EACH
 @SIXTEEN
-def test_under_autocast_too_and_the_parameters_stay_float32(name, dtype):
+def test_under_autocast_too_and_the_parameters_stay_float32(name: str, dtype: torch.dtype) -> None:
     layer, x = made(name, dtype=torch.float32), given(name, dtype=torch.float32)
     expected = layer(x)
     with torch.autocast("cpu", dtype=dtype):
@@ -230,7 +233,7 @@ def test_under_autocast_too_and_the_parameters_stay_float32(name, dtype):
 
 
 @EACH
-def test_it_is_made_without_memory_and_given_some_later(name):
+def test_it_is_made_without_memory_and_given_some_later(name: str) -> None:
     expected = made(name)
     with torch.device("meta"):
         layer = LAYERS[name](dtype=torch.float64)

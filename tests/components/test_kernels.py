@@ -40,7 +40,7 @@ def test_it_is_the_product(
 
 
 @pytest.mark.skipif(not kernels._has_onednn, reason="this PyTorch has no oneDNN")
-def test_few_rows_without_gradients_take_the_other_kernel_and_nothing_else_does(
+def test_only_few_rows_without_gradients_take_the_other_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     x, W = torch.randn(16, 8), torch.randn(8, 5)
@@ -95,7 +95,7 @@ def test_attention_drops_entries_of_the_pattern(by_products: bool) -> None:
     assert (outputs.mean(0) - expected).abs().max() < 0.15
 
 
-def test_short_bfloat16_with_gradients_takes_the_products_and_nothing_else_does(
+def test_only_short_bfloat16_with_gradients_takes_the_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken: list[int] = []

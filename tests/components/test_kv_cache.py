@@ -1,25 +1,29 @@
 """Keys and values kept between calls: the same logits for any split, and rows that go where they are sent."""
 
+from collections.abc import Callable
+from typing import NoReturn
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
-from gptladder.components import KVCache, LayerCache
+from gptladder.components import HookPoint, KVCache, LayerCache
 from gptladder.ladder.numbers import randomize
 
 CONFIG = GPT2Config(d_model=10, n_layers=2, n_heads=3, d_head=4, d_mlp=14, d_vocab=17, n_ctx=12)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["fused", "explicit"])
-def model(request):
+def model(request: pytest.FixtureRequest) -> GPT2:
     made = GPT2(CONFIG, fused=request.param, dtype=torch.float64)
     randomize(made, torch.Generator().manual_seed(0))
     return made.eval()
 
 
-def tokens(batch, seq, seed=0):
+def tokens(batch: int, seq: int, seed: int = 0) -> Tensor:
     return torch.randint(17, (batch, seq), generator=torch.Generator().manual_seed(seed))
 
 
@@ -29,7 +33,9 @@ def tokens(batch, seq, seed=0):
     padding=st.lists(st.integers(0, 3), min_size=3, max_size=3),
     growing=st.booleans(),
 )
-def test_any_split_gives_the_same_logits_left_padding_included(model, batch, parts, padding, growing):
+def test_any_split_gives_the_same_logits_left_padding_included(
+    model: GPT2, batch: int, parts: list[int], padding: list[int], growing: bool
+) -> None:
     seq = sum(parts)
     ids = tokens(batch, seq)
     mask = torch.arange(seq) >= torch.tensor(padding[:batch])[:, None]
@@ -48,7 +54,7 @@ def test_any_split_gives_the_same_logits_left_padding_included(model, batch, par
 
 
 @given(data=st.data())
-def test_with_a_cache_too_a_position_is_blind_to_later_ones(model, data):
+def test_with_a_cache_too_a_position_is_blind_to_later_ones(model: GPT2, data: st.DataObject) -> None:
     seq = data.draw(st.integers(2, 8))
     cut = data.draw(st.integers(1, seq - 1))
     changed = data.draw(st.integers(1, seq - 1))
@@ -63,7 +69,7 @@ def test_with_a_cache_too_a_position_is_blind_to_later_ones(model, data):
     assert not torch.equal(outputs[0][:, changed], outputs[1][:, changed])
 
 
-def test_cropping_forgets(model):
+def test_cropping_forgets(model: GPT2) -> None:
     ids = tokens(2, 9)
     cache = model.new_cache(2)
     model(tokens(2, 9, seed=5), cache=cache)
@@ -76,7 +82,7 @@ def test_cropping_forgets(model):
 
 
 @given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=5), padded=st.booleans())
-def test_reordering_sends_rows_where_they_are_asked_to(model, rows, padded):
+def test_reordering_sends_rows_where_they_are_asked_to(model: GPT2, rows: list[int], padded: bool) -> None:
     ids = tokens(3, 5)
     mask = torch.arange(5) >= torch.tensor([0, 2, 1])[:, None] if padded else None
     cache = model.new_cache(3)
@@ -91,7 +97,7 @@ def test_reordering_sends_rows_where_they_are_asked_to(model, rows, padded):
     assert (model(following, cache=cache) - expected).abs().max() < 1e-12
 
 
-def test_a_row_that_does_not_exist_changes_nothing(model):
+def test_a_row_that_does_not_exist_changes_nothing(model: GPT2) -> None:
     cache = model.new_cache(2)
     model(tokens(2, 3), cache=cache)
     before = cache.layers[0].keys.clone()
@@ -101,7 +107,7 @@ def test_a_row_that_does_not_exist_changes_nothing(model):
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_fork_continues_each_prompt_and_leaves_the_first_alone(model, n):
+def test_a_fork_continues_each_prompt_and_leaves_the_first_alone(model: GPT2, n: int) -> None:
     ids = tokens(2, 4)
     mask = torch.tensor([[False, True, True, True], [True] * 4])
     cache = model.new_cache(2)
@@ -117,7 +123,7 @@ def test_a_fork_continues_each_prompt_and_leaves_the_first_alone(model, n):
     assert (again - got[::n]).abs().max() < 1e-12
 
 
-def test_a_static_cache_takes_its_memory_once_and_is_full_at_its_capacity(model):
+def test_a_static_cache_takes_its_memory_once_and_is_full_at_its_capacity(model: GPT2) -> None:
     cache = model.new_cache(1, capacity=5)
     where = cache.layers[0].keys.data_ptr()
     model(tokens(1, 3), cache=cache)
@@ -128,7 +134,7 @@ def test_a_static_cache_takes_its_memory_once_and_is_full_at_its_capacity(model)
     assert cache.length == 5
 
 
-def test_a_growing_cache_doubles():
+def test_a_growing_cache_doubles() -> None:
     cache = LayerCache(batch=1, n_heads=1, d_head=2, capacity=2, growing=True)
     sizes = []
     for _ in range(9):
@@ -137,12 +143,12 @@ def test_a_growing_cache_doubles():
     assert sizes == [2, 2, 4, 4, 8, 8, 8, 8, 16]
 
 
-def test_a_call_that_raises_leaves_the_cache_as_it_was(model):
+def test_a_call_that_raises_leaves_the_cache_as_it_was(model: GPT2) -> None:
     ids = tokens(2, 6)
     cache = model.new_cache(2)
     model(ids[:, :3], cache=cache)
 
-    def fail(activation, hook):
+    def fail(activation: Tensor, hook: HookPoint) -> NoReturn:
         raise RuntimeError("half-way")
 
     mask = torch.tensor([[False, True, True], [True, True, True]])
@@ -152,7 +158,7 @@ def test_a_call_that_raises_leaves_the_cache_as_it_was(model):
     assert (model(ids[:, 3:], cache=cache) - model(ids)[:, 3:]).abs().max() < 1e-12
 
 
-def test_past_the_context_is_refused_with_the_numbers(model):
+def test_past_the_context_is_refused_with_the_numbers(model: GPT2) -> None:
     cache = model.new_cache(1, capacity=20)
     model(tokens(1, 11), cache=cache)
     with pytest.raises(ValueError, match="2 tokens from position 11 do not fit into n_ctx=12"):
@@ -161,30 +167,30 @@ def test_past_the_context_is_refused_with_the_numbers(model):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_another_batch_size_is_refused(model, masked):
+def test_another_batch_size_is_refused(model: GPT2, masked: bool) -> None:
     mask = torch.ones(2, 3, dtype=torch.bool) if masked else None
     with pytest.raises(ValueError, match="made for a batch of 3, not 2"):
         model(tokens(2, 3), padding_mask=mask, cache=model.new_cache(3))
 
 
 @pytest.mark.parametrize("wrong", [lambda: KVCache(n_layers=1, batch=1, n_heads=1, d_head=1, capacity=0)])
-def test_a_cache_of_nothing_is_refused(wrong):
+def test_a_cache_of_nothing_is_refused(wrong: Callable[[], KVCache]) -> None:
     with pytest.raises(ValueError, match="capacity is 0"):
         wrong()
 
 
-def test_a_fork_of_none_is_refused(model):
+def test_a_fork_of_none_is_refused(model: GPT2) -> None:
     with pytest.raises(ValueError, match="continue each sequence 0 times"):
         model.new_cache(1).fork(0)
 
 
-def test_what_is_kept_carries_no_gradient(model):
+def test_what_is_kept_carries_no_gradient(model: GPT2) -> None:
     cache = model.new_cache(1)
     model(tokens(1, 3), cache=cache)
     assert not cache.layers[0].keys.requires_grad
 
 
-def test_a_block_whose_attention_was_replaced_keeps_nothing_and_counts_no_positions() -> None:
+def test_a_block_with_replaced_attention_caches_nothing() -> None:
     class Constant(torch.nn.Module):
         def forward(self, x: torch.Tensor, **given: object) -> torch.Tensor:
             return torch.full_like(x, 0.5)

@@ -1,11 +1,14 @@
 """LayerNorm: against the reference layers, and what the references do not show."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.components import LayerNorm, TypeCheckError, run_with_cache
+from gptladder.ladder.numbers import Reference
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("layernorm")
@@ -14,12 +17,12 @@ RUNG = rung("layernorm")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("reference", RUNG.references, ids=lambda reference: reference.library)
 @given(source=st.randoms(use_true_random=False))
-def test_equals_the_reference(reference, dtype, source):
+def test_equals_the_reference(reference: Reference, dtype: torch.dtype, source: random.Random) -> None:
     check(RUNG, reference, draw_case(source), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_the_kernel_and_the_formula_agree(dtype):
+def test_the_kernel_and_the_formula_agree(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     fused, written = (LayerNorm(d_model=16, layer_norm_eps=1e-3, fused=fused, dtype=dtype) for fused in (True, False))
     with torch.no_grad():
@@ -33,7 +36,7 @@ def test_the_kernel_and_the_formula_agree(dtype):
     assert written(x).dtype == fused(x).dtype == dtype
 
 
-def test_its_activations_are_the_scale_and_the_vector_before_the_gain():
+def test_its_activations_are_the_scale_and_the_vector_before_the_gain() -> None:
     torch.manual_seed(0)
     layer = LayerNorm(d_model=16, dtype=torch.float64)
     x = torch.randn(2, 5, 16, dtype=torch.float64)
@@ -42,7 +45,7 @@ def test_its_activations_are_the_scale_and_the_vector_before_the_gain():
     assert (cache["hook_normalized"] - (x - x.mean(-1, keepdim=True)) / cache["hook_scale"]).abs().max() < 1e-14
 
 
-def test_another_width_is_refused_with_both_numbers():
+def test_another_width_is_refused_with_both_numbers() -> None:
     with pytest.raises(TypeCheckError, match=r"(?s)2,3,7.*d_model.*This LayerNorm has d_model=8"):
         LayerNorm(d_model=8)(torch.zeros(2, 3, 7))
 

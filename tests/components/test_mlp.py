@@ -1,11 +1,14 @@
 """MLP: against the reference layers, and what the references do not show."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.components import MLP
+from gptladder.ladder.numbers import Reference
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("mlp")
@@ -14,16 +17,16 @@ RUNG = rung("mlp")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("reference", RUNG.references, ids=lambda reference: reference.library)
 @given(source=st.randoms(use_true_random=False))
-def test_equals_the_reference(reference, dtype, source):
+def test_equals_the_reference(reference: Reference, dtype: torch.dtype, source: random.Random) -> None:
     check(RUNG, reference, draw_case(source), dtype)
 
 
-def test_the_hidden_width_is_four_times_the_models_unless_given():
+def test_the_hidden_width_is_four_times_the_models_unless_given() -> None:
     assert MLP(d_model=6).W_in.shape == (6, 24)
     assert MLP(d_model=6, d_mlp=5).W_out.shape == (5, 6)
 
 
-def test_gelu_new_is_the_tanh_form_as_published():
+def test_gelu_new_is_the_tanh_form_as_published() -> None:
     x = torch.linspace(-5, 5, 101, dtype=torch.float64)[None, :, None]
     layer = MLP(d_model=1, d_mlp=1, dtype=torch.float64)
     with torch.no_grad():
@@ -33,12 +36,12 @@ def test_gelu_new_is_the_tanh_form_as_published():
     assert (layer(x) - formula).abs().max() < 1e-14
 
 
-def test_an_unknown_activation_is_refused_with_the_known_ones():
+def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'swish'; it can be gelu_new, gelu, relu"):
         MLP(d_model=6, act_fn="swish")
 
 
-def test_transposed_inputs_are_taken():
+def test_transposed_inputs_are_taken() -> None:
     x = torch.randn(5, 2, 6).transpose(0, 1)
     layer = MLP(d_model=6)
     assert torch.allclose(layer(x), layer(x.contiguous()), atol=1e-7)

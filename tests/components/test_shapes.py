@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -45,12 +46,12 @@ GOOD = torch.zeros(2, 4)
         ((GOOD,), {"double": True}, r"return.*width"),
     ],
 )
-def test_a_wrong_argument_or_result_is_named(args, kwargs, message):
+def test_a_wrong_argument_or_result_is_named(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(TypeCheckError, match=f"(?s){message}"):
         Layer()(*args, **kwargs)
 
 
-def test_it_runs_once_for_each_shape_and_still_sees_every_new_one(monkeypatch):
+def test_it_runs_once_for_each_shape_and_still_sees_every_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer()
     for shape in ((2, 4), (2, 4), (3, 4)):
         layer(torch.zeros(shape))
@@ -63,20 +64,20 @@ def test_it_runs_once_for_each_shape_and_still_sees_every_new_one(monkeypatch):
         layer(torch.zeros(2, 4).int())
 
 
-def test_layers_of_one_class_do_not_share_what_they_have_seen():
+def test_layers_of_one_class_do_not_share_what_they_have_seen() -> None:
     Layer(4)(GOOD)
     with pytest.raises(TypeCheckError, match="This Layer has width=5"):
         Layer(5)(GOOD)
 
 
-def test_what_is_remembered_is_bounded():
+def test_what_is_remembered_is_bounded() -> None:
     layer = Layer()
     for batch in range(1100):
         layer(torch.zeros(batch, 4))
     assert len(layer.__dict__["_shapes_seen"]["forward"]) <= 512
 
 
-def test_it_can_be_switched_off_for_a_block():
+def test_it_can_be_switched_off_for_a_block() -> None:
     layer = Layer()
     with typecheck(False):
         assert layer(torch.zeros(2, 9)).shape == (2, 9)
@@ -86,7 +87,7 @@ def test_it_can_be_switched_off_for_a_block():
         layer(torch.zeros(2, 9))
 
 
-def test_the_environment_switches_it_off():
+def test_the_environment_switches_it_off() -> None:
     code = (
         "import torch; from gptladder.components import LayerNorm\n"
         "try: LayerNorm(d_model=4)(torch.zeros(4, 4))\n"
@@ -106,7 +107,7 @@ def test_the_environment_switches_it_off():
     assert printed == ["taken", "TypeCheckError"]
 
 
-def test_an_inner_layers_error_tells_of_the_inner_layer_alone():
+def test_an_inner_layers_error_tells_of_the_inner_layer_alone() -> None:
     block = Block(d_model=6, n_heads=2)
     block.mlp = nn.Sequential(Layer(4))
     with pytest.raises(TypeCheckError) as caught:
@@ -115,10 +116,10 @@ def test_an_inner_layers_error_tells_of_the_inner_layer_alone():
     assert "This Block" not in str(caught.value)
 
 
-def test_it_breaks_no_graph_and_costs_no_compilation_for_each_layer():
+def test_it_breaks_no_graph_and_costs_no_compilation_for_each_layer() -> None:
     graphs = []
 
-    def backend(graph, example_inputs):
+    def backend(graph: torch.fx.GraphModule, example_inputs: list[Tensor]) -> torch.fx.GraphModule:
         graphs.append(graph)
         return graph
 
@@ -130,6 +131,6 @@ def test_it_breaks_no_graph_and_costs_no_compilation_for_each_layer():
     assert len(graphs) <= 2  # the first, and at most one more for what differs
 
 
-def test_the_signature_and_the_docstring_stay():
+def test_the_signature_and_the_docstring_stay() -> None:
     assert Block.forward.__doc__.startswith("Return the residual stream")
     assert Block.forward.__name__ == "forward"

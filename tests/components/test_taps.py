@@ -1,9 +1,10 @@
 """Named activations: as HookedTransformer's, and what it does not promise."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
+from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import (
@@ -30,16 +31,16 @@ def model() -> GPT2:
 
 
 @pytest.fixture(scope="module")
-def ours():
+def ours() -> GPT2:
     return model()
 
 
 @pytest.fixture(scope="module")
-def theirs(ours):
+def theirs(ours: GPT2) -> Any:
     return to_hooked_transformer(ours)
 
 
-def equal(a, b):
+def equal(a: Tensor, b: Tensor) -> bool:
     finite = a.isfinite()
     return (
         torch.equal(finite, b.isfinite())
@@ -48,7 +49,7 @@ def equal(a, b):
     )
 
 
-def test_every_activation_is_hooked_transformers(ours, theirs):
+def test_every_activation_is_hooked_transformers(ours: GPT2, theirs: Any) -> None:
     logits, cache = ours.run_with_cache(TOKENS)
     their_logits, their_cache = theirs.run_with_cache(TOKENS)
     assert equal(logits, their_logits)
@@ -63,7 +64,7 @@ def test_every_activation_is_hooked_transformers(ours, theirs):
     ["blocks.1.attn.hook_pattern", ["hook_embed", "ln_final.hook_scale"], lambda name: name.endswith("resid_mid")],
     ids=["one", "several", "predicate"],
 )
-def test_a_filter_keeps_what_hooked_transformers_keeps(ours, theirs, names):
+def test_a_filter_keeps_what_hooked_transformers_keeps(ours: GPT2, theirs: Any, names: Any) -> None:
     assert set(ours.run_with_cache(TOKENS, names_filter=names)[1]) == set(
         theirs.run_with_cache(TOKENS, names_filter=names)[1]
     )
@@ -73,12 +74,12 @@ ALL_NAMES = sorted(named_taps(model()))
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)
-def test_replacing_any_activation_changes_what_it_changes_in_hooked_transformer(ours, theirs, name):
-    def halve(activation, hook):
+def test_replacing_an_activation_acts_as_in_hooked_transformer(ours: GPT2, theirs: Any, name: str) -> None:
+    def halve(activation: Tensor, hook: HookPoint) -> Tensor:
         assert hook.name == name
         return activation / 2
 
-    def halve_in_place(activation, hook):
+    def halve_in_place(activation: Tensor, hook: HookPoint) -> None:
         activation /= 2
 
     with torch.no_grad():
@@ -92,23 +93,23 @@ def test_replacing_any_activation_changes_what_it_changes_in_hooked_transformer(
         assert all(torch.equal(tensor, state[key]) for key, tensor in ours.state_dict().items())
 
 
-def test_hooks_apply_in_the_order_given(ours):
+def test_hooks_apply_in_the_order_given(ours: GPT2) -> None:
     name = "blocks.0.hook_resid_pre"
     add, double = (lambda x, hook: x + 1), (lambda x, hook: x * 2)
     seen = []
 
-    def keep(activation, hook):
+    def keep(activation: Tensor, hook: HookPoint) -> None:
         seen.append(activation.detach())
 
     ours.run_with_hooks(TOKENS, fwd_hooks=[(name, keep), (name, add), (name, double), (name, keep)])
     assert torch.equal(seen[1], (seen[0] + 1) * 2)
 
 
-def test_gradients_can_be_read_and_replaced(ours, theirs):
+def test_gradients_can_be_read_and_replaced(ours: GPT2, theirs: Any) -> None:
     name = "blocks.1.hook_resid_mid"
     seen = {}
 
-    def keep(gradient, hook):
+    def keep(gradient: Tensor, hook: HookPoint) -> None:
         seen[hook.name] = gradient
 
     for each in (ours, theirs):
@@ -129,7 +130,7 @@ def test_gradients_can_be_read_and_replaced(ours, theirs):
 @pytest.mark.parametrize(
     "names", ["blocks.0.attn.hook_patern", ["hook_embed", "blocks.9.hook_resid_pre"], lambda name: False]
 )
-def test_a_name_that_matches_nothing_raises_and_leaves_nothing(ours, names):
+def test_a_name_that_matches_nothing_raises_and_leaves_nothing(ours: GPT2, names: Any) -> None:
     for call in (
         lambda: ours.run_with_cache(TOKENS, names_filter=names),
         lambda: ours.run_with_hooks(
@@ -141,15 +142,15 @@ def test_a_name_that_matches_nothing_raises_and_leaves_nothing(ours, names):
     assert not any(tap.active for tap in named_taps(ours).values())
 
 
-def test_a_misspelt_name_is_answered_with_the_right_one(ours):
+def test_a_misspelt_name_is_answered_with_the_right_one(ours: GPT2) -> None:
     with pytest.raises(ValueError, match=r"'blocks.0.attn.hook_patern'; did you mean blocks.0.attn.hook_pattern"):
         ours.run_with_cache(TOKENS, names_filter="blocks.0.attn.hook_patern")
 
 
-def test_nothing_stays_when_a_hook_raises(ours):
+def test_nothing_stays_when_a_hook_raises(ours: GPT2) -> None:
     before = ours(TOKENS)
 
-    def fail(activation, hook):
+    def fail(activation: Tensor, hook: HookPoint) -> NoReturn:
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
@@ -158,13 +159,13 @@ def test_nothing_stays_when_a_hook_raises(ours):
     assert torch.equal(ours(TOKENS), before)
 
 
-def test_a_kept_activation_is_detached_and_the_models_own_is_not(ours):
+def test_a_kept_activation_is_detached_and_the_models_own_is_not(ours: GPT2) -> None:
     logits, cache = ours.run_with_cache(TOKENS)
     assert logits.requires_grad
     assert not any(activation.requires_grad for activation in cache.values())
 
 
-def test_the_batch_axis_can_be_left_out(ours):
+def test_the_batch_axis_can_be_left_out(ours: GPT2) -> None:
     _, cache = ours.run_with_cache(TOKENS[:1], remove_batch_dim=True)
     assert cache["pattern", 0].shape == (3, 7, 7)
     with pytest.raises(ValueError, match="batch of 2"):
@@ -181,7 +182,7 @@ def test_the_batch_axis_can_be_left_out(ours):
         ("embed", "hook_embed"),
     ],
 )
-def test_short_names_are_transformer_lenss(ours, theirs, short, name):
+def test_short_names_are_transformer_lenss(ours: GPT2, theirs: Any, short: Any, name: str) -> None:
     from transformer_lens.utilities import get_act_name
 
     parts = [short] if isinstance(short, str) else short
@@ -191,12 +192,12 @@ def test_short_names_are_transformer_lenss(ours, theirs, short, name):
     assert equal(cache[short], theirs.run_with_cache(TOKENS)[1][short])
 
 
-def test_an_activation_that_was_not_kept_is_named():
+def test_an_activation_that_was_not_kept_is_named() -> None:
     with pytest.raises(KeyError, match=r"blocks.0.attn.hook_pattern is not cached"):
         ActivationCache()["pattern", 0]
 
 
-def test_a_tap_knows_its_block(ours):
+def test_a_tap_knows_its_block(ours: GPT2) -> None:
     layers = {}
     ours.run_with_hooks(
         TOKENS, fwd_hooks=[(lambda n: "hook_z" in n, lambda x, hook: layers.update({hook.name: hook.layer()}))]
@@ -204,7 +205,7 @@ def test_a_tap_knows_its_block(ours):
     assert layers == {f"blocks.{i}.attn.hook_z": i for i in range(3)}
 
 
-def test_one_layer_in_a_strangers_model():
+def test_one_layer_in_a_strangers_model() -> None:
     stranger = torch.nn.Sequential(torch.nn.Linear(5, 10), Attention(d_model=10, n_heads=2))
     x = torch.randn(1, 4, 5)
     _, cache = run_with_cache(stranger, x)
@@ -218,7 +219,7 @@ def test_one_layer_in_a_strangers_model():
 # torch's compiler looks at the inner tensors' .grad, and is warned by torch.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("how", ["model", "blocks in place", "blocks wrapped"])
-def test_compiled_models_too(how):
+def test_compiled_models_too(how: str) -> None:
     torch.compiler.reset()
     compiled, plain = model(), model()
     if how == "model":
@@ -234,7 +235,7 @@ def test_compiled_models_too(how):
     assert cache.keys() == expected.keys()
     assert all(equal(cache[name], expected[name]) for name in cache)
 
-    def ablate(z, hook):
+    def ablate(z: Tensor, hook: HookPoint) -> None:
         z[:, :, 1] = 0
 
     hook = [("blocks.1.attn.hook_z", ablate)]
@@ -242,7 +243,7 @@ def test_compiled_models_too(how):
     assert equal(compiled(TOKENS), plain(TOKENS))
 
 
-def test_a_gradient_may_be_returned_in_a_tuple_as_transformer_lenss_hooks_do(ours: GPT2, theirs: Any) -> None:
+def test_a_hook_may_return_a_gradient_in_a_tuple(ours: GPT2, theirs: Any) -> None:
     gradients = []
     for each in (ours, theirs):
         each.zero_grad()

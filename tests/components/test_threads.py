@@ -145,7 +145,7 @@ def test_an_added_hook_can_be_removed_alone_and_others_are_left() -> None:
     assert len(gradients) == 1
 
 
-def test_generating_beside_training_drops_nothing_itself_and_leaves_trainings_dropout() -> None:
+def test_generating_during_training_applies_dropout_to_training_only() -> None:
     config = GPT2Config(**{**vars(CONFIG), "embed_dropout": 0.5, "attn_dropout": 0.5, "resid_dropout": 0.5})
     model = GPT2(config).train()
     greedy = SamplingParams(temperature=0)

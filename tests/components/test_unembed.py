@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.components import Embed, Unembed
+from gptladder.ladder.numbers import Reference
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("unembed")
@@ -17,7 +21,7 @@ RUNG = rung("unembed")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("reference", RUNG.references, ids=lambda reference: reference.library)
 @given(source=st.randoms(use_true_random=False))
-def test_equals_the_reference(reference, dtype, source):
+def test_equals_the_reference(reference: Reference, dtype: torch.dtype, source: random.Random) -> None:
     check(RUNG, reference, draw_case(source), dtype)
 
 
@@ -26,7 +30,7 @@ def tied() -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict({"embed": embed, "unembed": Unembed(d_model=3, d_vocab=7, bias=False, tied_to=embed)})
 
 
-def test_tied_it_has_no_matrix_of_its_own():
+def test_tied_it_has_no_matrix_of_its_own() -> None:
     layers = tied()
     assert [name for name, _ in layers.named_parameters()] == ["embed.W_E"]
     assert layers["unembed"].W_U.data_ptr() == layers["embed"].W_E.data_ptr()
@@ -39,21 +43,21 @@ def test_tied_it_has_no_matrix_of_its_own():
     [copy.deepcopy, lambda layers: pickle.loads(pickle.dumps(layers)), lambda layers: layers.double()],
     ids=["deepcopy", "pickle", "to"],
 )
-def test_it_stays_tied(take):
+def test_it_stays_tied(take: Callable[[Any], Any]) -> None:
     layers = take(tied())
     with torch.no_grad():
         layers["embed"].W_E.fill_(2.0)
     assert (layers["unembed"].W_U == 2.0).all()
 
 
-def test_it_stays_tied_when_a_meta_model_is_given_memory():
+def test_it_stays_tied_when_a_meta_model_is_given_memory() -> None:
     with torch.device("meta"):
         layers = tied()
     layers.to_empty(device="cpu")
     assert layers["unembed"].W_U.data_ptr() == layers["embed"].W_E.data_ptr()
 
 
-def test_both_uses_of_a_tied_matrix_add_to_its_gradient():
+def test_both_uses_of_a_tied_matrix_add_to_its_gradient() -> None:
     layers = tied().double()
     W_E = layers["embed"].W_E
     tokens = torch.tensor([[1, 2]])
@@ -63,7 +67,7 @@ def test_both_uses_of_a_tied_matrix_add_to_its_gradient():
     assert (W_E.grad - given.grad).abs().max() < 1e-14
 
 
-def test_an_embedding_of_other_sizes_is_refused():
+def test_an_embedding_of_other_sizes_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"d_vocab=8, d_model=3 cannot be tied to an embedding of d_vocab=7, d_model=3"
     ):

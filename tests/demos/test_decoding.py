@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ WAYS = [
 
 
 @pytest.fixture
-def demo(monkeypatch):
+def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setenv("COLUMNS", "160")
     path = Path(__file__).parents[2] / "demos" / "decoding.py"
     spec = importlib.util.spec_from_file_location("demo_decoding", path)
@@ -31,7 +32,7 @@ def demo(monkeypatch):
     return module
 
 
-def test_with_a_model_folder(demo, tmp_path, capsys):
+def test_with_a_model_folder(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     GPT2(GPT2Config(d_model=16, n_layers=1, n_heads=2, d_vocab=257, n_ctx=64)).save_pretrained(tmp_path)
     BPETokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256}).save(tmp_path)
@@ -41,7 +42,7 @@ def test_with_a_model_folder(demo, tmp_path, capsys):
     assert "Once [bold] upon …" in printed
 
 
-def test_a_model_is_trained_where_none_is_given(demo, capsys):
+def test_a_model_is_trained_where_none_is_given(demo: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     demo.main(["--seconds", "0.2", "--new", "4"])
     printed = capsys.readouterr().out
     assert "trained for" in printed

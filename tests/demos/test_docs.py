@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 DOCS = ("layers-elsewhere", "interpretability")
 
 
-def examples(name):
+def examples(name: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{name}.md").read_text(), flags=re.DOTALL)
 
 
-def test_the_attention_that_translates():
+def test_the_attention_that_translates() -> None:
     pytest.importorskip("transformers")
     (code,) = examples("layers-elsewhere")
     names: dict = {}
@@ -32,7 +32,7 @@ def test_the_attention_that_translates():
     assert (hf(tokens, attention_mask=mask, use_cache=False).logits - expected)[mask.bool()].abs().max() < 1e-12
 
 
-def test_the_first_steps():
+def test_the_first_steps() -> None:
     names: dict = {}
     for code in examples("interpretability"):
         exec(code, names)
@@ -42,7 +42,7 @@ def test_the_first_steps():
 
 
 @pytest.mark.parametrize("name", DOCS)
-def test_every_file_that_is_named_is_there(name):
+def test_every_file_that_is_named_is_there(name: str) -> None:
     text = (ROOT / "docs" / f"{name}.md").read_text()
     for linked in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (ROOT / "docs" / linked).exists(), linked

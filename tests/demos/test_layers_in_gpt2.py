@@ -1,6 +1,9 @@
 """Our layers in transformers' GPT-2: the same logits, gradients and continuations, each alone and all at once."""
 
 import copy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +31,7 @@ EACH = pytest.mark.parametrize("layers", [*((name,) for name in OURS), tuple(OUR
 TOKENS = torch.randint(17, (3, 7), generator=torch.Generator().manual_seed(1))
 
 
-def theirs(dtype=torch.float64, *, attention="sdpa", **changes):
+def theirs(dtype: torch.dtype = torch.float64, *, attention: str = "sdpa", **changes: Any) -> Any:
     config = GPT2Config(d_model=12, n_layers=2, n_heads=3, d_mlp=14, d_vocab=17, n_ctx=20, **changes)
     model = GPT2(config, dtype=dtype)
     randomize(model, torch.Generator().manual_seed(0))
@@ -37,7 +40,7 @@ def theirs(dtype=torch.float64, *, attention="sdpa", **changes):
     return hf
 
 
-def replaced(demo, hf, *layers):
+def replaced(demo: ModuleType, hf: Any, *layers: str) -> Any:
     hf = copy.deepcopy(hf)
     demo.replace(hf, *layers)
     return hf
@@ -46,7 +49,7 @@ def replaced(demo, hf, *layers):
 @EACH
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_the_logits_are_the_same(demo, layers, dtype, attention):
+def test_the_logits_are_the_same(demo: ModuleType, layers: tuple[str, ...], dtype: torch.dtype, attention: str) -> None:
     hf = theirs(dtype, attention=attention)
     ours = replaced(demo, hf, *layers)
     for name in layers:
@@ -63,12 +66,12 @@ def test_the_logits_are_the_same(demo, layers, dtype, attention):
     ],
     ids=str,
 )
-def test_every_choice_of_the_configuration_is_carried_over(demo, changes):
+def test_every_choice_of_the_configuration_is_carried_over(demo: ModuleType, changes: dict[str, Any]) -> None:
     hf = theirs(**changes)
     assert (replaced(demo, hf, *OURS)(TOKENS).logits - hf(TOKENS).logits).abs().max() < 1e-12
 
 
-def test_with_all_seven_nothing_that_computes_is_theirs(demo):
+def test_with_all_seven_nothing_that_computes_is_theirs(demo: ModuleType) -> None:
     ours = replaced(demo, theirs(), *OURS)
     kinds = {type(module) for module in ours.modules() if next(module.parameters(recurse=False), None) is not None}
     assert kinds == {Embed, demo.PositionsPosEmbed, LayerNorm, Attention, MLP}  # a tied Unembed has no parameter
@@ -78,7 +81,7 @@ def test_with_all_seven_nothing_that_computes_is_theirs(demo):
 
 @EACH
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_with_padding_too(demo, layers, attention):
+def test_with_padding_too(demo: ModuleType, layers: tuple[str, ...], attention: str) -> None:
     hf = theirs(attention=attention)
     mask = torch.arange(7) >= torch.tensor([[0], [2], [4]])
     given = {"attention_mask": mask.long(), "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
@@ -87,7 +90,7 @@ def test_with_padding_too(demo, layers, attention):
 
 
 @EACH
-def test_gradients_reach_the_input(demo, layers):
+def test_gradients_reach_the_input(demo: ModuleType, layers: tuple[str, ...]) -> None:
     hf = theirs()
     embeds = torch.randn(3, 7, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     gradients = []
@@ -100,7 +103,7 @@ def test_gradients_reach_the_input(demo, layers):
 
 @EACH
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"use_cache": False}], ids=["greedy", "beams", "no cache"])
-def test_it_generates_the_same_with_their_cache(demo, layers, how):
+def test_it_generates_the_same_with_their_cache(demo: ModuleType, layers: tuple[str, ...], how: dict[str, Any]) -> None:
     hf = theirs()
     mask = (torch.arange(7) >= torch.tensor([[0], [2], [4]])).long()
     given = {"do_sample": False, "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None, **how}
@@ -108,7 +111,7 @@ def test_it_generates_the_same_with_their_cache(demo, layers, how):
     assert torch.equal(replaced(demo, hf, *layers).generate(TOKENS, attention_mask=mask, **given), expected)
 
 
-def test_our_activations_can_be_read_there(demo):
+def test_our_activations_can_be_read_there(demo: ModuleType) -> None:
     hf = theirs()
     _, expected = from_hf(hf).run_with_cache(TOKENS)
     _, cache = run_with_cache(replaced(demo, hf, *OURS).transformer, TOKENS)
@@ -116,21 +119,23 @@ def test_our_activations_can_be_read_there(demo):
         assert (cache[f"h.{layer}.attn.hook_pattern"] - expected["pattern", layer]).abs().max() < 1e-12
 
 
-def test_a_cache_with_room_left_over_is_refused(demo):
+def test_a_cache_with_room_left_over_is_refused(demo: ModuleType) -> None:
     hf = replaced(demo, theirs(), "attention")
     cache = transformers.StaticCache(config=hf.config, max_cache_len=12)
     with pytest.raises(ValueError, match="use a dynamic cache"):
         hf(TOKENS, past_key_values=cache, use_cache=True)
 
 
-def test_an_unknown_layer_is_refused_and_nothing_is_replaced(demo):
+def test_an_unknown_layer_is_refused_and_nothing_is_replaced(demo: ModuleType) -> None:
     hf = theirs()
     with pytest.raises(ValueError, match=r"no layer \['norm'\]; there are embed, pos_embed"):
         demo.replace(hf, "embed", "norm")
     assert isinstance(hf.transformer.wte, nn.Embedding)
 
 
-def test_the_demo_reports_that_all_are_the_same(demo, capsys, tmp_path):
+def test_the_demo_reports_that_all_are_the_same(
+    demo: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     GPT2(GPT2Config(d_model=12, n_layers=1, n_heads=3, d_vocab=17, n_ctx=48)).save_pretrained(tmp_path)
     for argv in ([], ["--model", str(tmp_path)]):
         demo.main(argv)

@@ -1,9 +1,13 @@
 """Our layers in HookedTransformer: the same logits and activations, and its own tools go on working."""
 
 import copy
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
@@ -27,20 +31,20 @@ EACH = pytest.mark.parametrize("layers", [*((name,) for name in OURS), tuple(OUR
 TOKENS = torch.randint(17, (3, 7), generator=torch.Generator().manual_seed(1))
 
 
-def theirs(dtype=torch.float64, **changes):
+def theirs(dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     config = GPT2Config(d_model=10, n_layers=2, n_heads=3, d_head=4, d_mlp=14, d_vocab=17, n_ctx=12, **changes)
     model = GPT2(config, dtype=dtype)
     randomize(model, torch.Generator().manual_seed(0))
     return to_hooked_transformer(model)
 
 
-def replaced(demo, hooked, *layers):
+def replaced(demo: ModuleType, hooked: Any, *layers: str) -> Any:
     hooked = copy.deepcopy(hooked)
     demo.replace(hooked, *layers)
     return hooked
 
 
-def off(a, b):
+def off(a: Tensor, b: Tensor) -> Tensor:
     """The largest difference; what is infinite (masked scores) must be so in both."""
     assert torch.equal(a.isfinite(), b.isfinite())
     return (a - b)[a.isfinite()].abs().max()
@@ -48,7 +52,9 @@ def off(a, b):
 
 @EACH
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_the_logits_and_every_activation_are_the_same(demo, layers, dtype):
+def test_the_logits_and_every_activation_are_the_same(
+    demo: ModuleType, layers: tuple[str, ...], dtype: torch.dtype
+) -> None:
     hooked = theirs(dtype)
     ours = replaced(demo, hooked, *layers)
     for name in layers:
@@ -70,19 +76,19 @@ def test_the_logits_and_every_activation_are_the_same(demo, layers, dtype):
     ],
     ids=str,
 )
-def test_every_choice_of_the_configuration_is_carried_over(demo, changes):
+def test_every_choice_of_the_configuration_is_carried_over(demo: ModuleType, changes: dict[str, Any]) -> None:
     hooked = theirs(**changes)
     assert off(replaced(demo, hooked, *OURS)(TOKENS), hooked(TOKENS)) < 1e-12
 
 
-def test_with_all_seven_nothing_that_computes_is_theirs(demo):
+def test_with_all_seven_nothing_that_computes_is_theirs(demo: ModuleType) -> None:
     ours = replaced(demo, theirs(), *OURS)
     kinds = {type(module) for module in ours.modules() if next(module.parameters(recurse=False), None) is not None}
     assert kinds == {Embed, demo.TheirPosEmbed, LayerNorm, Attention, MLP, Unembed}
 
 
 @EACH
-def test_with_padding_and_with_their_cache(demo, layers):
+def test_with_padding_and_with_their_cache(demo: ModuleType, layers: tuple[str, ...]) -> None:
     hooked = theirs()
     ours = replaced(demo, hooked, *layers)
     mask = torch.arange(7) >= torch.tensor([[0], [2], [4]])
@@ -98,7 +104,7 @@ def test_with_padding_and_with_their_cache(demo, layers):
     assert off(results[2][mask], results[3][mask]) < 1e-12
 
 
-def test_parts_called_alone_with_their_cache_and_no_mask(demo):
+def test_parts_called_alone_with_their_cache_and_no_mask(demo: ModuleType) -> None:
     hooked = theirs()
     ours = replaced(demo, hooked, *OURS)
     assert off(ours.pos_embed(TOKENS, 4), hooked.pos_embed(TOKENS, 4)) < 1e-12
@@ -109,7 +115,7 @@ def test_parts_called_alone_with_their_cache_and_no_mask(demo):
         assert off(torch.cat(parts, dim=1), hooked.blocks[0](residual)) < 1e-12
 
 
-def test_their_hooks_act_on_every_activation_of_ours(demo):
+def test_their_hooks_act_on_every_activation_of_ours(demo: ModuleType) -> None:
     hooked = theirs()
     ours = replaced(demo, hooked, *OURS)
     for name in ours.run_with_cache(TOKENS)[1]:
@@ -118,7 +124,7 @@ def test_their_hooks_act_on_every_activation_of_ours(demo):
     assert off(ours(TOKENS), hooked(TOKENS)) < 1e-12
 
 
-def test_what_would_be_silently_wrong_is_refused(demo):
+def test_what_would_be_silently_wrong_is_refused(demo: ModuleType) -> None:
     split = theirs()
     split.set_use_split_qkv_input(True)
     processed = theirs()
@@ -130,7 +136,9 @@ def test_what_would_be_silently_wrong_is_refused(demo):
         demo.replace(theirs(), "norm")
 
 
-def test_the_demo_reports_that_all_are_the_same(demo, capsys, tmp_path):
+def test_the_demo_reports_that_all_are_the_same(
+    demo: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     GPT2(GPT2Config(d_model=12, n_layers=1, n_heads=3, d_vocab=17, n_ctx=48)).save_pretrained(tmp_path)
     for argv in ([], ["--model", str(tmp_path)]):
         demo.main(argv)

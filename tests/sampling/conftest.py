@@ -23,12 +23,12 @@ def tiny() -> Callable[..., GPT2]:
 
 
 @pytest.fixture(scope="session")
-def model(tiny) -> GPT2:
+def model(tiny: Callable[..., GPT2]) -> GPT2:
     return tiny()
 
 
 @pytest.fixture(scope="session")
-def byte_model(tiny) -> GPT2:
+def byte_model(tiny: Callable[..., GPT2]) -> GPT2:
     """With the vocabulary of ``byte_tokenizer``."""
     return tiny(d_vocab=257, n_ctx=128)
 

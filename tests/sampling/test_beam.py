@@ -2,12 +2,16 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from gptladder import GPT2
 from gptladder.sampling import SamplingParams, beam_search, generate
+from gptladder.sampling.beam import EarlyStopping
+from gptladder.tokenizer import BPETokenizer
 from gptladder.weights import to_hf
 
 EARLY = [True, False, "never"]
@@ -38,7 +42,9 @@ def transformers_beams(model: GPT2, prompt: list[int], **settings: object) -> li
 @each_early_stopping
 @each_penalty
 @pytest.mark.parametrize(("num_beams", "seed"), [(1, 0), (2, 1), (3, 2), (5, 3)])
-def test_beams_are_those_of_transformers(tiny, early_stopping, length_penalty, num_beams, seed):
+def test_beams_are_those_of_transformers(
+    tiny: Callable[..., GPT2], early_stopping: EarlyStopping, length_penalty: float, num_beams: int, seed: int
+) -> None:
     model = tiny(seed, torch.float32, d_vocab=12)
     prompt = [3, 1, 4, 1]
     if num_beams == 1:  # with one beam transformers decodes greedily
@@ -55,7 +61,7 @@ def test_beams_are_those_of_transformers(tiny, early_stopping, length_penalty, n
     assert [beam.score for beam in ours] == pytest.approx([score for _, score in theirs], **FLOAT32)
 
 
-def test_the_three_modes_of_stopping_differ(tiny):
+def test_the_three_modes_of_stopping_differ(tiny: Callable[..., GPT2]) -> None:
     """Were they all one, the comparisons above would not notice."""
     found = {}
     for seed in range(12):
@@ -75,7 +81,7 @@ def test_the_three_modes_of_stopping_differ(tiny):
     assert found[True] != found[False] != found["never"] != found[True]
 
 
-def test_penalties_and_bans_act_on_log_probabilities_as_in_transformers(tiny):
+def test_penalties_and_bans_act_on_log_probabilities_as_in_transformers(tiny: Callable[..., GPT2]) -> None:
     model = tiny(5, torch.float32, d_vocab=12)
     ours = beam_search(
         model,
@@ -116,7 +122,9 @@ def every_text(model: GPT2, prompt: list[int], longest: int) -> dict[tuple[int, 
 
 @each_early_stopping
 @each_penalty
-def test_the_optimum_over_all_texts_of_a_vocabulary_of_four(tiny, early_stopping, length_penalty):
+def test_the_optimum_over_all_texts_of_a_vocabulary_of_four(
+    tiny: Callable[..., GPT2], early_stopping: EarlyStopping, length_penalty: float
+) -> None:
     model, longest = tiny(7, d_vocab=4), 4
     texts = every_text(model, [3, 1], longest)
     assert len(texts) == 1 + 3 + 9 + 27 * 4
@@ -147,7 +155,7 @@ def test_the_optimum_over_all_texts_of_a_vocabulary_of_four(tiny, early_stopping
     assert tuple(narrow[0].tokens) == best[0]
 
 
-def test_no_ban_leaks_between_beams(model):
+def test_no_ban_leaks_between_beams(model: GPT2) -> None:
     """With every beam's own bans, and no others, each text's score is that of the same text scored alone."""
     params = SamplingParams(temperature=0, no_repeat_ngram_size=2)
     prompt = [3, 1, 4, 1]
@@ -169,7 +177,7 @@ def test_no_ban_leaks_between_beams(model):
         assert beam.score == pytest.approx(score / len(beam.tokens), abs=1e-12)
 
 
-def test_reasons_to_end(tiny, byte_model, byte_tokenizer):
+def test_reasons_to_end(tiny: Callable[..., GPT2], byte_model: GPT2, byte_tokenizer: BPETokenizer) -> None:
     model = tiny(1)
     assert beam_search(model, [1] * 4, max_new_tokens=3)[0].finish_reason == "length"
     cut = beam_search(model, [1] * 20, max_new_tokens=30)[0]
@@ -205,6 +213,6 @@ def test_reasons_to_end(tiny, byte_model, byte_tokenizer):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(model, settings, message):
+def test_what_cannot_be_is_refused(model: GPT2, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         beam_search(model, **{"prompt": [1, 2], **settings})

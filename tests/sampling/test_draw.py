@@ -1,6 +1,7 @@
 """Drawing: the same tokens as transformers, the frequencies that the probabilities ask for, and nothing else ever."""
 
 import math
+from collections.abc import Callable
 
 import hypothesis.extra.numpy as npst
 import numpy as np
@@ -72,7 +73,9 @@ def by_a_generator_for_each_row(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("draw", [by_multinomial, by_one_generator, by_a_generator_for_each_row])
 @pytest.mark.parametrize("logits", [FLAT, PEAKED], ids=["flat", "peaked"])
 @pytest.mark.parametrize("chain", [Chain(), Chain([TopK(10)]), Chain([TopP(0.99)]), Chain([MinP(0.002)])], ids=str)
-def test_tokens_come_as_often_as_they_are_probable(draw, logits: Tensor, chain: Chain) -> None:
+def test_tokens_come_as_often_as_they_are_probable(
+    draw: Callable[[Tensor], Tensor], logits: Tensor, chain: Chain
+) -> None:
     logits = chain(torch.zeros(1, 0, dtype=torch.long), logits[None])[0]
     probs = logits.double().softmax(-1)
     counts = draw(logits).bincount(minlength=len(logits))
@@ -82,7 +85,7 @@ def test_tokens_come_as_often_as_they_are_probable(draw, logits: Tensor, chain: 
 
 
 @pytest.mark.parametrize("draw", [by_multinomial, by_one_generator, by_a_generator_for_each_row])
-def test_the_frequencies_would_betray_a_wrong_temperature(draw) -> None:
+def test_the_frequencies_would_betray_a_wrong_temperature(draw: Callable[[Tensor], Tensor]) -> None:
     counts = draw(PEAKED).bincount(minlength=len(PEAKED))
     assert goodness_of_fit(counts, (PEAKED / 1.1).softmax(-1)) < ALPHA
 
@@ -172,7 +175,7 @@ def test_the_largest_uniform_stays_under_a_rounded_total() -> None:
 
 
 @each_draw
-def test_the_only_token_left_is_taken(draw) -> None:
+def test_the_only_token_left_is_taken(draw: Callable[[Tensor], Tensor]) -> None:
     logits = torch.full((6, 6), -torch.inf).fill_diagonal_(-3.0)
     assert draw(logits).tolist() == [0, 1, 2, 3, 4, 5]
 
@@ -225,7 +228,7 @@ def test_inverse_cdf_draws_the_same_on_a_gpu() -> None:
 
 
 @each_draw
-def test_a_row_that_cannot_be_drawn_from_is_named(draw) -> None:
+def test_a_row_that_cannot_be_drawn_from_is_named(draw: Callable[[Tensor], Tensor]) -> None:
     fine = [0.0, 1.0, -torch.inf]
     with pytest.raises(
         ValueError, match=r"^no token is left to choose in row 1: all 3 are banned; loosen .*bad_words_ids"
@@ -239,7 +242,7 @@ def test_a_row_that_cannot_be_drawn_from_is_named(draw) -> None:
         draw(torch.tensor([[0.0, torch.inf, 1.0], fine]))
 
 
-def test_a_chain_that_bans_everything_is_told_at_drawing() -> None:
+def test_drawing_refuses_a_chain_that_bans_everything() -> None:
     params = SamplingParams(allowed_token_ids=[1, 2], bad_words_ids=[[1], [2]])
     logits = params.chain(prompt_width=0)(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 5))
     with pytest.raises(ValueError, match="no token is left to choose in row 0: all 5 are banned"):

@@ -3,15 +3,16 @@
 import builtins
 import io
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gptladder import GPT2, sampling
+from gptladder.sampling import Chunk, model_options
 from gptladder.sampling import generate_command as command
-from gptladder.sampling import model_options
 from gptladder.sampling.prompt_options import unescaped
 from gptladder.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from gptladder.weights import from_pretrained
@@ -41,9 +42,7 @@ def test_generate_writes_what_the_library_gives(
     assert "length 1" in printed.err
 
 
-def test_top_k_is_50_where_nothing_is_said(
-    folder: Path, byte_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_top_k_is_50_by_default(folder: Path, byte_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     command.generate(["Once", "--model", str(folder), "--temperature", "3"])
     params = sampling.SamplingParams(temperature=3, top_k=50)
     found = sampling.generate(from_pretrained(folder), "Once", params, tokenizer=byte_tokenizer, seed=42)
@@ -69,7 +68,7 @@ def test_the_text_is_shown_as_it_comes(
     shown = []
     original = command.stream
 
-    def watched(*args, **kwargs):
+    def watched(*args: Any, **kwargs: Any) -> Iterator[Chunk]:
         for chunk in original(*args, **kwargs):
             yield chunk
             if chunk.row == 0:
@@ -119,7 +118,7 @@ def test_beams(folder: Path, byte_tokenizer: Tokenizer, capsys: pytest.CaptureFi
     assert capsys.readouterr().out == "".join(expected)
 
 
-def test_random_weights_are_said_to_be_random(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_weights_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, sizes in (([], "a small model of bytes"), (["--model", str(folder)], f"the sizes of {folder}")):
         assert command.generate(["Grüße", "--random-init", "--max-new-tokens", "4", *options]) == 0
         printed = capsys.readouterr()
@@ -140,7 +139,7 @@ def test_ctrl_c_leaves_the_line_ended(
 ) -> None:
     original = command.stream
 
-    def interrupted(*args, **kwargs):
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[Chunk]:
         yield from itertools.islice(original(*args, **kwargs), 3)
         raise KeyboardInterrupt
 

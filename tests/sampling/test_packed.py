@@ -108,7 +108,7 @@ def test_other_weights_and_devices_are_refused() -> None:
         pack(random_model().to("meta"), "int8")
 
 
-def test_saving_a_packed_model_says_why_not(tmp_path: Path) -> None:
+def test_saving_a_packed_model_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="packed"):
         pack(random_model(d_head=16), "float32").save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()

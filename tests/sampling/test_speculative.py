@@ -2,22 +2,26 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptladder import GPT2
 from gptladder.sampling import PromptLookup, SamplingParams, generate, speculate
 from gptladder.sampling.speculative import _Chooser, _Guess
 from gptladder.sampling.transforms import Chain
+from gptladder.tokenizer import BPETokenizer
 
 GREEDY = SamplingParams(temperature=0)
 ALPHA = 1e-6
 
 
 @pytest.fixture(scope="module")
-def drafts(tiny):
+def drafts(tiny: Callable[..., GPT2]) -> dict[str, GPT2 | PromptLookup]:
     """A good one, a bad one, the model itself, and none."""
     near = tiny()
     with torch.no_grad():
@@ -40,7 +44,9 @@ each_draft = pytest.mark.parametrize("draft", ["near", "far", "itself", "lookup"
     ],
     ids=["plain", "penalties", "bans"],
 )
-def test_greedy_output_is_the_model_s_alone(model, drafts, draft, lookahead, params):
+def test_greedy_output_is_the_model_s_alone(
+    model: GPT2, drafts: dict[str, GPT2 | PromptLookup], draft: str, lookahead: int, params: SamplingParams
+) -> None:
     for prompt, new in (([3, 1, 4], 18), ([9, 9, 9, 9], 40), ([5], 4)):
         alone = generate(model, prompt, params, max_new_tokens=new, eos_token_ids=[0])[0]
         found = speculate(
@@ -50,7 +56,7 @@ def test_greedy_output_is_the_model_s_alone(model, drafts, draft, lookahead, par
         assert found.calls + found.accepted in (len(found.tokens), len(found.tokens) + 1)
 
 
-def test_the_acceptance_rate(model, drafts):
+def test_the_acceptance_rate(model: GPT2, drafts: dict[str, GPT2 | PromptLookup]) -> None:
     itself = speculate(model, [3, 1, 4], GREEDY, draft=drafts["itself"], lookahead=4, max_new_tokens=20)
     assert itself.acceptance_rate == 1
     assert (itself.calls, itself.accepted, itself.proposed) == (4, 16, 16)  # 4 guesses and one of its own a call
@@ -62,7 +68,7 @@ def test_the_acceptance_rate(model, drafts):
     assert (alone.acceptance_rate, alone.proposed) == (0, 0)
 
 
-def test_sampling_from_itself_accepts_everything(model, drafts):
+def test_sampling_from_itself_accepts_everything(model: GPT2, drafts: dict[str, GPT2 | PromptLookup]) -> None:
     found = speculate(model, [3, 1, 4], SamplingParams(top_k=7), draft=drafts["itself"], max_new_tokens=20)
     assert found.acceptance_rate == 1
 
@@ -83,7 +89,7 @@ def chi_square(counts: Counter[tuple[int, ...]], probs: dict[tuple[int, ...], fl
     return float(torch.special.gammaincc(torch.tensor((len(bins) - 1) / 2), torch.tensor(statistic / 2)))
 
 
-def expected_of_two(model, prompt: list[int], params: SamplingParams) -> dict[tuple[int, ...], float]:
+def expected_of_two(model: GPT2, prompt: list[int], params: SamplingParams) -> dict[tuple[int, ...], float]:
     """The probability of each pair of next tokens."""
     chain = params.chain(prompt_width=len(prompt))
     with torch.inference_mode():
@@ -96,7 +102,7 @@ def expected_of_two(model, prompt: list[int], params: SamplingParams) -> dict[tu
 
 
 @pytest.mark.parametrize("draft", ["near", "far", "lookup"])
-def test_sampled_output_has_the_model_s_distribution(tiny, draft):
+def test_sampled_output_has_the_model_s_distribution(tiny: Callable[..., GPT2], draft: str) -> None:
     """From end to end: the first two tokens of 1,000 runs, the second of which is checked after the first."""
     sizes = {"d_vocab": 6, "d_model": 8, "n_heads": 1, "n_layers": 1, "init_range": 0.5}
     model, far = tiny(1, **sizes), tiny(2, **sizes)
@@ -117,7 +123,7 @@ def test_sampled_output_has_the_model_s_distribution(tiny, draft):
 
 
 @pytest.mark.parametrize("kind", ["flat", "peaked", "certain"])
-def test_accepting_and_drawing_again_give_the_distribution(kind):
+def test_accepting_and_drawing_again_give_the_distribution(kind: str) -> None:
     """The rule alone, 20,000 times: guesses from one distribution come out as draws from another."""
     p = torch.tensor([0.05, 0.30, 0.15, 0.0, 0.42, 0.08], dtype=torch.float64)
     q = {
@@ -147,12 +153,12 @@ def test_accepting_and_drawing_again_give_the_distribution(kind):
         ([4], 5, []),
     ],
 )
-def test_prompt_lookup(tokens, most, guessed):
+def test_prompt_lookup(tokens: list[int], most: int, guessed: list[int]) -> None:
     assert PromptLookup(max_ngram=2).propose(tokens, most) == guessed
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.integers(0, 6), st.integers(1, 4))
-def test_prompt_lookup_guesses_what_the_text_holds(tokens, most, size):
+def test_prompt_lookup_guesses_what_the_text_holds(tokens: list[int], most: int, size: int) -> None:
     guessed = PromptLookup(size).propose(tokens, most)
     assert len(guessed) <= most
     if guessed:
@@ -160,14 +166,14 @@ def test_prompt_lookup_guesses_what_the_text_holds(tokens, most, size):
         assert f"{tokens[-1]}," + "".join(f"{token}," for token in guessed) in text
 
 
-def test_text_and_stop_strings(byte_model, byte_tokenizer):
+def test_text_and_stop_strings(byte_model: GPT2, byte_tokenizer: BPETokenizer) -> None:
     settings = {"tokenizer": byte_tokenizer, "max_new_tokens": 40, "stop": "a"}
     alone = generate(byte_model, "Once", GREEDY, **settings)[0]
     found = speculate(byte_model, "Once", GREEDY, draft=byte_model, **settings)
     assert (found.text, found.tokens, found.finish_reason) == (alone.text, alone.tokens, alone.finish_reason)
 
 
-def test_a_draft_with_a_shorter_context(model, tiny):
+def test_a_draft_with_a_shorter_context(model: GPT2, tiny: Callable[..., GPT2]) -> None:
     short = tiny(3, n_ctx=6)
     alone = generate(model, [3, 1, 4], GREEDY, max_new_tokens=40)[0]
     assert speculate(model, [3, 1, 4], GREEDY, draft=short, max_new_tokens=40).tokens == alone.tokens
@@ -185,12 +191,12 @@ def test_a_draft_with_a_shorter_context(model, tiny):
         ({"params": SamplingParams(logit_bias=dict.fromkeys(range(31), -math.inf))}, "no token is left.*loosen"),
     ],
 )
-def test_what_cannot_be_is_refused(model, settings, message):
+def test_what_cannot_be_is_refused(model: GPT2, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         speculate(model, **{"prompt": [1, 2], "draft": PromptLookup(), **settings})
 
 
-def test_a_draft_of_another_vocabulary(model, tiny):
+def test_a_draft_of_another_vocabulary(model: GPT2, tiny: Callable[..., GPT2]) -> None:
     with pytest.raises(ValueError, match="the draft's vocabulary has 30 tokens and the model's 31"):
         speculate(model, [1], draft=tiny(d_vocab=30))
     with pytest.raises(ValueError, match="max_ngram must be a whole number of at least 1, not 0"):

@@ -1,6 +1,7 @@
 """`stream` and `generate` against transformers, against the model called plainly, and against what must hold."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gptladder import GPT2
-from gptladder.sampling import SamplingParams, generate, stream
+from gptladder.sampling import PastContext, SamplingParams, generate, stream
 from gptladder.sampling.draw import greedy, inverse_cdf, row_uniforms
 from gptladder.sampling.text import TextStream
 from gptladder.sampling.transforms import PADDING
-from gptladder.tokenizer import Tokenizer
+from gptladder.tokenizer import BPETokenizer, Tokenizer
 from gptladder.weights import to_hf
 
 GREEDY = SamplingParams(temperature=0)
@@ -55,7 +56,7 @@ def plainly(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_greedy_is_that_of_transformers(tiny, dtype):
+def test_greedy_is_that_of_transformers(tiny: Callable[..., GPT2], dtype: torch.dtype) -> None:
     model = tiny(1, dtype)
     prompt = torch.tensor([[3, 1, 4], [9, 2, 6]])
     theirs = to_hf(model).generate(
@@ -81,7 +82,9 @@ def test_greedy_is_that_of_transformers(tiny, dtype):
     ],
 )
 @pytest.mark.parametrize("seed", [0, 1, 42])
-def test_multinomial_is_that_of_transformers(tiny, settings, same, seed):
+def test_multinomial_is_that_of_transformers(
+    tiny: Callable[..., GPT2], settings: dict[str, Any], same: dict[str, Any] | None, seed: int
+) -> None:
     model = tiny(2, torch.float32)
     prompt = torch.tensor([[3, 1, 4]])
     reference = to_hf(model)
@@ -106,7 +109,7 @@ def test_multinomial_is_that_of_transformers(tiny, settings, same, seed):
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(), BUSY], ids=["greedy", "sampled", "busy"])
 @pytest.mark.parametrize("past_context", ["stop", "slide"])
-def test_rows_of_a_batch_are_the_definition_s(model, params, past_context):
+def test_rows_of_a_batch_are_the_definition_s(model: GPT2, params: SamplingParams, past_context: PastContext) -> None:
     new = 30 if past_context == "slide" else 16
     found = generate(
         model, MIXED, params, n=5, seed=7, max_new_tokens=new, eos_token_ids=[0], past_context=past_context
@@ -118,7 +121,7 @@ def test_rows_of_a_batch_are_the_definition_s(model, params, past_context):
 
 
 @given(data=st.data())
-def test_a_row_depends_on_its_prompt_and_seed_alone(model, data):
+def test_a_row_depends_on_its_prompt_and_seed_alone(model: GPT2, data: st.DataObject) -> None:
     prompts = data.draw(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_size=1, max_size=5))
     seeds = data.draw(st.lists(st.integers(0, 2**40), min_size=len(prompts), max_size=len(prompts)))
     settings: dict[str, Any] = {"max_new_tokens": 6, "eos_token_ids": [0, 1, 2]}
@@ -132,7 +135,7 @@ def test_a_row_depends_on_its_prompt_and_seed_alone(model, data):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_logits_are_those_of_each_row_alone(tiny, dtype):
+def test_logits_are_those_of_each_row_alone(tiny: Callable[..., GPT2], dtype: torch.dtype) -> None:
     model = tiny(3, dtype)
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -149,14 +152,14 @@ def test_logits_are_those_of_each_row_alone(tiny, dtype):
                 torch.testing.assert_close(ours, alone, atol=1e-5 if dtype == torch.float32 else 1e-12, rtol=0)
 
 
-def test_samples_differ_and_repeat(model):
+def test_samples_differ_and_repeat(model: GPT2) -> None:
     first, again = (generate(model, [3, 1, 4], n=4, seed=5) for _ in range(2))
     assert first == again
     assert len({tuple(row.tokens) for row in first}) == 4
     assert generate(model, [3, 1, 4], seed=6)[0] == first[1]
 
 
-def test_the_prompt_is_read_once_for_all_its_samples(model, monkeypatch):
+def test_the_prompt_is_read_once_for_all_its_samples(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     final_residual = model.final_residual
 
@@ -169,7 +172,9 @@ def test_the_prompt_is_read_once_for_all_its_samples(model, monkeypatch):
     assert shapes == [(2, 3), (6, 1), (6, 1)]
 
 
-def test_rows_that_have_ended_leave_the_batch(model, saying, monkeypatch):
+def test_rows_that_have_ended_leave_the_batch(
+    model: GPT2, saying: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = []
     final_residual = model.final_residual
 
@@ -190,7 +195,7 @@ def test_rows_that_have_ended_leave_the_batch(model, saying, monkeypatch):
     assert rows == [3, 3, 2, 1]
 
 
-def test_only_the_last_position_is_projected(model, monkeypatch):
+def test_only_the_last_position_is_projected(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     forward = type(model.unembed).forward
 
@@ -203,7 +208,7 @@ def test_only_the_last_position_is_projected(model, monkeypatch):
     assert shapes == [(2, 1, 24), (2, 1, 24)]
 
 
-def test_a_model_in_training_is_left_so_and_drops_nothing_out(tiny):
+def test_a_model_in_training_is_left_so_and_drops_nothing_out(tiny: Callable[..., GPT2]) -> None:
     model = tiny(4, resid_dropout=0.5, embed_dropout=0.5, attn_dropout=0.5)
     still = generate(model, [3, 1, 4], GREEDY)
     model.train()
@@ -215,7 +220,7 @@ def test_a_model_in_training_is_left_so_and_drops_nothing_out(tiny):
     assert not model.blocks[0].mlp.training
 
 
-def test_half_precision_is_sampled_in_float32(tiny):
+def test_half_precision_is_sampled_in_float32(tiny: Callable[..., GPT2]) -> None:
     model = tiny(5, torch.bfloat16)
     found = generate(model, [[3, 1, 4], [1]], SamplingParams(top_p=0.9), max_new_tokens=5, logprobs=1)
     assert all(len(row.tokens) == 5 for row in found)
@@ -224,7 +229,7 @@ def test_half_precision_is_sampled_in_float32(tiny):
 # Ends
 
 
-def test_past_the_context(model):
+def test_past_the_context(model: GPT2) -> None:
     prompt = [1] * 20
     stopped = generate(model, prompt, GREEDY, max_new_tokens=30)[0]
     assert (len(stopped.tokens), stopped.finish_reason) == (5, "context")  # the 24th token is read, the 25th is not
@@ -235,14 +240,16 @@ def test_past_the_context(model):
     assert (exact.tokens, exact.finish_reason) == (stopped.tokens, "length")
 
 
-def test_a_prompt_longer_than_the_context_slides_from_the_beginning(model):
+def test_a_prompt_longer_than_the_context_slides_from_the_beginning(model: GPT2) -> None:
     prompts = [list(range(30)), [3, 1], [5] * 24]
     found = generate(model, prompts, seed=3, max_new_tokens=8, past_context="slide")
     expected = [plainly(model, prompt, SamplingParams(), seed=3, new=8, end=None) for prompt in prompts]
     assert [row.tokens for row in found] == expected
 
 
-def test_the_end_token_ends_the_text_and_is_no_part_of_it(byte_model, byte_tokenizer, saying):
+def test_the_end_token_ends_the_text_and_is_no_part_of_it(
+    byte_model: GPT2, byte_tokenizer: BPETokenizer, saying: Callable[..., Any]
+) -> None:
     script = [*b"So.", 256, *b"never"]
     found = generate(byte_model, "x", tokenizer=byte_tokenizer, transforms=[saying(script)])[0]
     assert (found.text, found.tokens, found.finish_reason) == ("So.", script[:4], "eos")
@@ -252,7 +259,7 @@ def test_the_end_token_ends_the_text_and_is_no_part_of_it(byte_model, byte_token
     assert (going_on.text, going_on.finish_reason) == ("So.<|endoftext|>ne", "length")
 
 
-def test_no_end_before_the_least_number_of_tokens(model):
+def test_no_end_before_the_least_number_of_tokens(model: GPT2) -> None:
     always = SamplingParams(temperature=0, logit_bias={0: 1e4}, min_new_tokens=4)
     found = generate(model, [[1, 2, 3], [4]], always, eos_token_ids=[0], max_new_tokens=9)
     assert [len(row.tokens) for row in found] == [5, 5]
@@ -273,7 +280,14 @@ def test_no_end_before_the_least_number_of_tokens(model):
         ("ends in a", "ab", None),  # what was held back is given out at the end
     ],
 )
-def test_stop_strings(byte_model, byte_tokenizer, saying, written, stop, text):
+def test_stop_strings(
+    byte_model: GPT2,
+    byte_tokenizer: BPETokenizer,
+    saying: Callable[..., Any],
+    written: str,
+    stop: str | list[str],
+    text: str | None,
+) -> None:
     script = list(written.encode())
     settings: dict[str, Any] = {
         "tokenizer": byte_tokenizer,
@@ -308,7 +322,7 @@ class Pieces:
     stops=st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
     data=st.data(),
 )
-def test_stop_strings_wherever_tokens_begin(text, stops, data):
+def test_stop_strings_wherever_tokens_begin(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(1, max(len(text) - 1, 1)))))
     pieces = [text[a:b].encode() for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     ends = [(end, len(stop)) for end in range(len(text) + 1) for stop in stops if text[:end].endswith(stop)]
@@ -328,7 +342,7 @@ def test_stop_strings_wherever_tokens_begin(text, stops, data):
 
 
 @given(text=st.text(max_size=12), data=st.data())
-def test_streamed_text_never_shows_half_a_character(text, data):
+def test_streamed_text_never_shows_half_a_character(text: str, data: st.DataObject) -> None:
     encoded = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(1, max(len(encoded) - 1, 1)))))
     pieces = [encoded[a:b] for a, b in zip([0, *cuts], [*cuts, len(encoded)], strict=True)]
@@ -341,7 +355,7 @@ def test_streamed_text_never_shows_half_a_character(text, data):
     assert shown + turning.finish() == text
 
 
-def test_bytes_that_are_no_text(byte_model, byte_tokenizer, saying):
+def test_bytes_that_are_no_text(byte_model: GPT2, byte_tokenizer: BPETokenizer, saying: Callable[..., Any]) -> None:
     script = [0xE2, 0x82, *b"a", 0xFF, *b"b", 0xF0, 0x9F]  # the beginning of a €, a stray byte, half of an emoji
     found = generate(byte_model, "x", tokenizer=byte_tokenizer, transforms=[saying(script)], max_new_tokens=7)[0]
     assert found.text == "\N{REPLACEMENT CHARACTER}a\N{REPLACEMENT CHARACTER}b"
@@ -351,7 +365,7 @@ def test_bytes_that_are_no_text(byte_model, byte_tokenizer, saying):
 # Log-probabilities, chunks, vocabulary
 
 
-def test_logprobs_are_the_model_s_own(model):
+def test_logprobs_are_the_model_s_own(model: GPT2) -> None:
     prompts = [[3, 1, 4, 1, 5], [9, 2]]
     found = generate(model, prompts, SamplingParams(temperature=0.5, top_k=3), logprobs=5, max_new_tokens=6)
     for prompt, row in zip(prompts, found, strict=True):
@@ -368,7 +382,7 @@ def test_logprobs_are_the_model_s_own(model):
     assert generate(model, [1], max_new_tokens=1)[0].logprobs is None
 
 
-def test_the_stream_collected_is_what_generate_gives(byte_model, byte_tokenizer):
+def test_the_stream_collected_is_what_generate_gives(byte_model: GPT2, byte_tokenizer: BPETokenizer) -> None:
     settings: dict[str, Any] = {"tokenizer": byte_tokenizer, "n": 2, "max_new_tokens": 9, "logprobs": 2, "stop": "a"}
     chunks = list(stream(byte_model, ["Once", "up"], **settings))
     for row, found in enumerate(generate(byte_model, ["Once", "up"], **settings)):
@@ -380,7 +394,7 @@ def test_the_stream_collected_is_what_generate_gives(byte_model, byte_tokenizer)
     assert [chunk.row for chunk in chunks[:4]] == [0, 1, 2, 3]
 
 
-def test_a_stream_works_only_as_far_as_it_is_read(model, monkeypatch):
+def test_a_stream_works_only_as_far_as_it_is_read(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     final_residual = model.final_residual
     monkeypatch.setattr(model, "final_residual", lambda *a, **k: calls.append(1) or final_residual(*a, **k))
@@ -393,7 +407,9 @@ def test_a_stream_works_only_as_far_as_it_is_read(model, monkeypatch):
     assert not torch.is_inference_mode_enabled()
 
 
-def test_ids_that_the_tokenizer_lacks_are_never_generated(tiny, byte_tokenizer):
+def test_ids_that_the_tokenizer_lacks_are_never_generated(
+    tiny: Callable[..., GPT2], byte_tokenizer: BPETokenizer
+) -> None:
     padded = tiny(6, d_vocab=300, n_ctx=64)
     with torch.no_grad():
         padded.embed.W_E[257:] *= 50  # the likeliest by far, if they were allowed
@@ -416,11 +432,11 @@ def test_ids_that_the_tokenizer_lacks_are_never_generated(tiny, byte_tokenizer):
     ],
     ids=["list", "tensor", "lists", "tensors", "matrix", "tuples"],
 )
-def test_one_prompt_in_every_form(model, prompts):
+def test_one_prompt_in_every_form(model: GPT2, prompts: Any) -> None:
     assert generate(model, prompts, GREEDY) == generate(model, [3, 1, 4], GREEDY)
 
 
-def test_text_and_tokens_in_one_batch(byte_model, byte_tokenizer):
+def test_text_and_tokens_in_one_batch(byte_model: GPT2, byte_tokenizer: BPETokenizer) -> None:
     found = generate(byte_model, ["Once", [79, 110, 99, 101]], tokenizer=byte_tokenizer, max_new_tokens=5)
     assert found[0] == found[1]
 
@@ -450,7 +466,9 @@ def test_text_and_tokens_in_one_batch(byte_model, byte_tokenizer):
         ([1], {"eos_token_ids": [257]}, "eos_token_ids holds 257"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(byte_model, byte_tokenizer, prompts, settings, message):
+def test_what_cannot_be_is_refused_at_once(
+    byte_model: GPT2, byte_tokenizer: BPETokenizer, prompts: Any, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         stream(byte_model, prompts, **{"tokenizer": byte_tokenizer, **settings})
 
@@ -464,12 +482,12 @@ def test_what_cannot_be_is_refused_at_once(byte_model, byte_tokenizer, prompts, 
         ({"top_k": -1}, "top_k must be a whole number of at least 0, not -1"),
     ],
 )
-def test_settings_out_of_range(settings, message):
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingParams(**settings)
 
 
-def test_text_needs_a_tokenizer(model):
+def test_text_needs_a_tokenizer(model: GPT2) -> None:
     with pytest.raises(ValueError, match="the prompt is text: pass tokenizer"):
         stream(model, "Once")
     with pytest.raises(ValueError, match="stop strings are looked for in text"):
@@ -477,7 +495,7 @@ def test_text_needs_a_tokenizer(model):
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams()])
-def test_everything_banned(model, params):
+def test_everything_banned(model: GPT2, params: SamplingParams) -> None:
     ban = SamplingParams(temperature=params.temperature, logit_bias=dict.fromkeys(range(31), -math.inf))
     with pytest.raises(ValueError, match="no token is left to choose in row 0: all 31 are banned; loosen"):
         generate(model, [1], ban)

@@ -25,7 +25,7 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_offline_is_said_in_one_line_with_the_files_to_get(no_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_is_reported_in_one_line_with_the_files_to_get(no_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise requests.exceptions.ConnectionError("no route to host")
 

@@ -175,7 +175,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
         load_tokenizer(tmp_path)
 
 
-def test_a_folder_without_a_tokenizer_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError, match=r"neither tokenizer\.json nor both of vocab\.json and merges\.txt"):

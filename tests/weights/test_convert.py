@@ -213,9 +213,7 @@ def test_a_snapshot_of_a_run_is_a_source(tmp_path: Path, monkeypatch: pytest.Mon
 # What is refused
 
 
-def test_a_source_that_cannot_be_told_is_refused_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unrecognised_source_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_ours(our_model(), tmp_path / "ours")
     torch.save(our_model().state_dict(), tmp_path / "weights.pt")
     (tmp_path / "empty").mkdir()
@@ -331,9 +329,7 @@ for left in range(1000):
 
 
 @pytest.mark.parametrize(("to", "at_least"), [("hf", 40), ("nanogpt", 30)])
-def test_a_conversion_that_is_killed_leaves_nothing_that_could_be_taken_for_whole(
-    tmp_path: Path, to: str, at_least: int
-) -> None:
+def test_a_killed_conversion_leaves_no_incomplete_model(tmp_path: Path, to: str, at_least: int) -> None:
     """At each of its steps in turn: a tensor, a file, a rename, the comparison."""
     source = write_ours(our_model(), tmp_path / "source")
     command = [sys.executable, "-c", KILLED, source, tmp_path / "out", to]
@@ -426,7 +422,7 @@ def test_the_dry_run_names_every_tensor_and_how_it_is_made(
             assert written[name].numel() * (3 if " of 3" in how else 1) == read[origin].numel()
 
 
-def test_the_dry_run_says_what_is_not_taken_over(tmp_path: Path) -> None:
+def test_the_dry_run_reports_what_is_not_taken_over(tmp_path: Path) -> None:
     source = write_ours(our_model(unembed_bias=True), tmp_path / "ours")
     made = {name: how for _, _, how, name in mapping(source, to="hf")}
     assert made["lm_head.weight"] == made["transformer.ln_f.weight"] == "with b_U folded in"

@@ -264,7 +264,7 @@ def test_dtype_is_what_is_asked_for(tmp_path: Path) -> None:
     assert same_model(from_pretrained(tmp_path / "model"), model)
 
 
-def test_a_mixture_of_dtypes_needs_to_be_told_which(tmp_path: Path) -> None:
+def test_a_mixture_of_dtypes_needs_the_dtype_argument(tmp_path: Path) -> None:
     hf = hf_model(random.Random(0), torch.float32)
     write_published(hf, tmp_path)
     state = published(hf)
@@ -451,13 +451,13 @@ def test_a_folder_that_is_wrong_is_named_with_its_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "no-such-owner/no-such-model"])
-def test_a_name_that_is_not_there_says_so_without_a_network(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_missing_name_is_reported_without_a_network(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(HubError, match=name):
         from_pretrained(name, local_files_only=True)
 
 
-def test_a_path_that_is_not_there_says_so(tmp_path: Path) -> None:
+def test_a_missing_path_is_reported(tmp_path: Path) -> None:
     with pytest.raises(HubError, match="there is no file or folder"):
         from_pretrained(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"config\.json"):

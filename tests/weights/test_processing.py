@@ -164,7 +164,7 @@ def test_the_numbers_are_those_of_transformer_lens(flags: dict[str, bool], sourc
 
 
 @pytest.mark.parametrize("refactor", [False, True])
-def test_a_hooked_transformer_that_processes_the_weights_itself_holds_the_same_to_float32(refactor: bool) -> None:
+def test_processing_by_hooked_transformer_gives_the_same_weights(refactor: bool) -> None:
     model = small(torch.float32)
     hooked = transformer_lens.HookedTransformer(to_hooked_transformer(model).cfg)
     raw = {name: tensor.clone() for name, tensor in to_hooked_state_dict(model).items()}

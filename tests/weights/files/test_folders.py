@@ -142,7 +142,7 @@ def test_kinds_are_looked_for_in_the_order_of_transformers(tmp_path: Path) -> No
     assert all(name in refusal(open_tensors, tmp_path) for name in WEIGHT_FILES)
 
 
-def test_parameters_and_shared_and_strided_tensors_of_a_state_dict_are_read(tmp_path: Path) -> None:
+def test_shared_and_strided_tensors_of_a_state_dict_are_read(tmp_path: Path) -> None:
     shared = torch.randn(3, 4)
     table = OrderedDict(a=torch.nn.Parameter(shared), b=shared, c=shared.t(), d=shared[:, :0])
     for zipped in (True, False):
@@ -297,7 +297,7 @@ def load_nothing_but_finite(folder: Path) -> None:
     check_finite(open_tensors(folder), folder)
 
 
-def test_links_within_the_folder_and_within_the_hubs_cache_are_followed(tmp_path: Path, whole) -> None:
+def test_links_within_the_folder_and_within_the_hubs_cache_are_followed(tmp_path: Path, whole: dict[str, Path]) -> None:
     beside = shutil.copytree(whole["safetensors"], tmp_path / "beside")
     put_link(beside / "model.safetensors", (beside / "model.safetensors").rename(beside / "weights").name)
     assert same(load(beside), some_tensors())
@@ -326,7 +326,9 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
         assert "yours to read" in refusal(open_tensors, folder)
 
 
-def test_a_file_that_the_system_does_not_give(tmp_path: Path, whole, monkeypatch) -> None:
+def test_a_file_that_the_system_does_not_give(
+    tmp_path: Path, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def denied(*args: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -345,7 +347,7 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
     assert "give a .safetensors" in refusal(read_tensor_file, tmp_path / "model.h5")
 
 
-def test_json_larger_than_any_config(tmp_path: Path, monkeypatch) -> None:
+def test_json_larger_than_any_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (files, folders):
         monkeypatch.setattr(module, "MAX_JSON_BYTES", 100)
     (tmp_path / "config.json").write_text('{"a": "' + "x" * 100 + '"}')

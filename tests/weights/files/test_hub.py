@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -31,7 +32,7 @@ TOKENIZER = {name: b'{"a": 0}' + name.encode() for name in hub_module.TOKENIZER_
 
 
 @pytest.fixture(autouse=True)
-def _nobody_else_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _only_the_loopback_hub_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No token of the user's, no telemetry, no proxy, no bar."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
@@ -43,11 +44,11 @@ def _nobody_else_is_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def get(hub, tmp_path: Path) -> Callable[..., Path]:
+def get(hub: Any, tmp_path: Path) -> Callable[..., Path]:
     return lambda name, **options: fetch(name, endpoint=hub.url, cache_dir=tmp_path / "cache", **options)
 
 
-def add(hub, name: str = "gpt2", files: dict[str, bytes] | None = None, **options):
+def add(hub: Any, name: str = "gpt2", files: dict[str, bytes] | None = None, **options: Any) -> None:
     whole = {"config.json": CONFIG, "model.safetensors": b"weights", **TOKENIZER}
     return hub.add(name, whole if files is None else files, **options)
 
@@ -62,13 +63,13 @@ def refusal(call: Callable[..., object], *args: object, **options: object) -> st
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2", "owner/name"])
-def test_a_name_becomes_a_folder_that_holds_the_files(hub, get, name: str) -> None:
+def test_a_name_becomes_a_folder_that_holds_the_files(hub: Any, get: Callable[..., Path], name: str) -> None:
     model = add(hub, name)
     folder = get(name)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == model.files
 
 
-def test_a_second_time_no_content_is_asked_for(hub, get) -> None:
+def test_a_second_time_no_content_is_asked_for(hub: Any, get: Callable[..., Path]) -> None:
     add(hub)
     first = get("gpt2")
     hub.requests.clear()
@@ -77,13 +78,15 @@ def test_a_second_time_no_content_is_asked_for(hub, get) -> None:
     assert len(hub.requests) <= 2
 
 
-def test_a_moved_name_is_followed(hub, get) -> None:
+def test_a_moved_name_is_followed(hub: Any, get: Callable[..., Path]) -> None:
     add(hub, "openai-community/gpt2")
     hub.moved["gpt2"] = "openai-community/gpt2"
     assert (get("gpt2") / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_what_was_saved_is_read_through_the_links_of_the_cache(hub, get, tmp_path: Path) -> None:
+def test_what_was_saved_is_read_through_the_links_of_the_cache(
+    hub: Any, get: Callable[..., Path], tmp_path: Path
+) -> None:
     tensors = {f"layer.{i}": torch.randn(5, 7) for i in range(4)}
     write_folder(tmp_path / "saved", {"n_layer": 4}, tensors, max_shard_size=300)
     add(hub, files={path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()})
@@ -101,7 +104,9 @@ def test_what_was_saved_is_read_through_the_links_of_the_cache(hub, get, tmp_pat
         (["pytorch_model.bin", "pytorch_model.bin.index.json"], ["pytorch_model.bin"]),
     ],
 )
-def test_nothing_needless_is_fetched(hub, get, weights: list[str], expected: list[str]) -> None:
+def test_nothing_needless_is_fetched(
+    hub: Any, get: Callable[..., Path], weights: list[str], expected: list[str]
+) -> None:
     needless = [
         *("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "onnx/decoder_model.onnx", "README.md"),
         *("64.tflite", ".gitattributes", "generation_config.json", "subfolder/config.json"),
@@ -114,7 +119,7 @@ def test_nothing_needless_is_fetched(hub, get, weights: list[str], expected: lis
     assert sorted(path.name for path in folder.iterdir()) == wanted
 
 
-def test_only_the_shards_that_the_index_lists_are_fetched(hub, get) -> None:
+def test_only_the_shards_that_the_index_lists_are_fetched(hub: Any, get: Callable[..., Path]) -> None:
     index = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}).encode()
     shards = {f"model-{i}-of-2.safetensors": b"%d" % i for i in (1, 2, 3)}
     add(hub, files={"config.json": CONFIG, "model.safetensors.index.json": index, **shards})
@@ -122,20 +127,20 @@ def test_only_the_shards_that_the_index_lists_are_fetched(hub, get) -> None:
     assert "model-2-of-2.safetensors" in hub.fetched()
 
 
-def test_a_shard_name_that_leaves_the_folder_is_not_followed(hub, get) -> None:
+def test_a_shard_name_that_leaves_the_folder_is_not_followed(hub: Any, get: Callable[..., Path]) -> None:
     index = json.dumps({"weight_map": {"a": "../../x.safetensors"}}).encode()
     add(hub, files={"config.json": CONFIG, "model.safetensors.index.json": index, "../../x.safetensors": b"x"})
     with pytest.raises(CheckpointError, match=r"names '\.\./\.\./x\.safetensors' as a shard"):
         get("gpt2")
 
 
-def test_a_shard_that_the_hub_lacks_is_named(hub, get) -> None:
+def test_a_shard_that_the_hub_lacks_is_named(hub: Any, get: Callable[..., Path]) -> None:
     index = json.dumps({"weight_map": {"a": "model-1-of-1.safetensors"}}).encode()
     add(hub, files={"config.json": CONFIG, "model.safetensors.index.json": index})
     assert "model-1-of-1.safetensors" in refusal(get, "gpt2")
 
 
-def test_revisions(hub, get, tmp_path: Path) -> None:
+def test_revisions(hub: Any, get: Callable[..., Path], tmp_path: Path) -> None:
     add(hub, branches=("main", "tuned"))
     assert get("gpt2", revision="tuned").name == hub.models["gpt2"].commit
     assert get("gpt2", revision=hub.models["gpt2"].commit) == get("gpt2", revision="tuned")
@@ -145,7 +150,7 @@ def test_revisions(hub, get, tmp_path: Path) -> None:
     assert "no copy of gpt2 at older" in refusal(get, "gpt2", revision="older", local_files_only=True)
 
 
-def test_a_new_commit_is_fetched_and_the_old_one_stays(hub, get) -> None:
+def test_a_new_commit_is_fetched_and_the_old_one_stays(hub: Any, get: Callable[..., Path]) -> None:
     add(hub)
     old = get("gpt2")
     add(hub, files={"config.json": CONFIG, "model.safetensors": b"new weights"}, commit="1" * 40)
@@ -155,7 +160,7 @@ def test_a_new_commit_is_fetched_and_the_old_one_stays(hub, get) -> None:
     assert get("gpt2", local_files_only=True) == new
 
 
-def test_a_token_opens_a_private_model_and_stays_on_the_hub(hub, get) -> None:
+def test_a_token_opens_a_private_model_and_stays_on_the_hub(hub: Any, get: Callable[..., Path]) -> None:
     add(hub, token="hf_right")
     for options in ({}, {"token": "hf_wrong"}):
         text = refusal(get, "gpt2", **options)
@@ -170,7 +175,7 @@ def test_a_token_opens_a_private_model_and_stays_on_the_hub(hub, get) -> None:
     assert by_host == {False: {"Bearer hf_right"}, True: {None}}
 
 
-def test_a_token_does_not_follow_a_name_to_another_host(hub, get) -> None:
+def test_a_token_does_not_follow_a_name_to_another_host(hub: Any, get: Callable[..., Path]) -> None:
     add(hub, "owner/new")
     hub.moved["owner/old"] = "owner/new"
     hub.moved_to = hub.storage_url
@@ -181,7 +186,7 @@ def test_a_token_does_not_follow_a_name_to_another_host(hub, get) -> None:
     assert set(tokens.values()) == {None}
 
 
-def test_a_gated_model_says_how_to_get_in(hub, get) -> None:
+def test_a_gated_model_is_refused_with_how_to_get_access(hub: Any, get: Callable[..., Path]) -> None:
     add(hub, "owner/gated", token="hf_right", gated=True)
     text = refusal(get, "owner/gated")
     assert f"accept its terms at {hub.url}/owner/gated" in text
@@ -189,19 +194,21 @@ def test_a_gated_model_says_how_to_get_in(hub, get) -> None:
     assert get("owner/gated", token="hf_right").is_dir()
 
 
-def test_an_unknown_name_is_said_plainly(hub, get) -> None:
+def test_an_unknown_name_is_reported(hub: Any, get: Callable[..., Path]) -> None:
     text = refusal(get, "gpt3")
     assert "no model 'gpt3' (404)" in text
 
 
 @pytest.mark.parametrize("name", ["a//b", "a b", "--x", "x" * 200])
 @pytest.mark.parametrize("local_files_only", [False, True])
-def test_a_name_that_cannot_be_is_not_asked_for(hub, get, name: str, local_files_only: bool) -> None:
+def test_a_name_that_cannot_be_is_not_asked_for(
+    hub: Any, get: Callable[..., Path], name: str, local_files_only: bool
+) -> None:
     assert repr(name) in refusal(get, name, local_files_only=local_files_only)
     assert hub.requests == []
 
 
-def test_a_model_without_pytorch_weights_says_what_it_has(hub, get) -> None:
+def test_a_model_without_pytorch_weights_is_refused_with_what_it_has(hub: Any, get: Callable[..., Path]) -> None:
     add(hub, files={"config.json": CONFIG, "tf_model.h5": b"x"})
     text = refusal(get, "gpt2")
     assert "no safetensors or PyTorch weights" in text
@@ -209,7 +216,7 @@ def test_a_model_without_pytorch_weights_says_what_it_has(hub, get) -> None:
     assert hub.fetched() == []
 
 
-def test_a_cut_connection_is_taken_up_where_it_broke(hub, get) -> None:
+def test_a_cut_connection_is_taken_up_where_it_broke(hub: Any, get: Callable[..., Path]) -> None:
     content = os.urandom(15 * 2**20)
     add(hub, files={"config.json": CONFIG, "model.safetensors": content})
     hub.cut["model.safetensors"] = 12 * 2**20
@@ -222,7 +229,9 @@ def test_a_cut_connection_is_taken_up_where_it_broke(hub, get) -> None:
     assert (second.range, second.sent) == (f"bytes={piece}-", len(content) - piece)
 
 
-def test_after_a_kill_whole_files_are_kept_and_the_one_in_hand_begins_anew(hub, get, tmp_path: Path) -> None:
+def test_after_a_kill_whole_files_are_kept_and_the_one_in_hand_begins_anew(
+    hub: Any, get: Callable[..., Path], tmp_path: Path
+) -> None:
     """The package gives each transfer a name of its own: what a killed one leaves is never taken up, nor for whole."""
     index = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}).encode()
     shards = {f"model-{i}-of-2.safetensors": os.urandom(3 * 2**20) for i in (1, 2)}
@@ -246,7 +255,9 @@ def test_after_a_kill_whole_files_are_kept_and_the_one_in_hand_begins_anew(hub, 
 
 
 @pytest.mark.parametrize("file_name", ["model.safetensors", "config.json", "vocab.json"])
-def test_contents_with_the_wrong_checksum_are_refused_and_removed(hub, get, tmp_path: Path, file_name: str) -> None:
+def test_contents_with_the_wrong_checksum_are_refused_and_removed(
+    hub: Any, get: Callable[..., Path], tmp_path: Path, file_name: str
+) -> None:
     model = add(hub)
     hub.altered.add(file_name)
     text = refusal(get, "gpt2")
@@ -260,7 +271,9 @@ def test_contents_with_the_wrong_checksum_are_refused_and_removed(hub, get, tmp_
     assert (get("gpt2") / file_name).read_bytes() == model.files[file_name]
 
 
-def test_an_interrupted_check_leaves_nothing_unchecked(hub, get, monkeypatch, tmp_path: Path) -> None:
+def test_an_interrupted_check_leaves_nothing_unchecked(
+    hub: Any, get: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     add(hub)
 
     class Interrupted:
@@ -273,7 +286,7 @@ def test_an_interrupted_check_leaves_nothing_unchecked(hub, get, monkeypatch, tm
     assert not list((tmp_path / "cache").rglob("model.safetensors"))
 
 
-def test_a_hub_that_fails_leaves_the_copy_in_the_cache(hub, get, tmp_path: Path) -> None:
+def test_a_hub_that_fails_leaves_the_copy_in_the_cache(hub: Any, get: Callable[..., Path], tmp_path: Path) -> None:
     add(hub)
     hub.status = 503
     text = refusal(get, "gpt2")
@@ -288,7 +301,7 @@ def test_a_hub_that_fails_leaves_the_copy_in_the_cache(hub, get, tmp_path: Path)
     assert "418" in refusal(get, "gpt2")
 
 
-def test_offline_asks_nobody(hub, get, monkeypatch) -> None:
+def test_offline_sends_no_request(hub: Any, get: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     add(hub)
     folder = get("gpt2")
     hub.requests.clear()
@@ -300,7 +313,7 @@ def test_offline_asks_nobody(hub, get, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
-def test_an_incomplete_copy_is_said(hub, get, missing: str) -> None:
+def test_an_incomplete_copy_is_reported(hub: Any, get: Callable[..., Path], missing: str) -> None:
     add(hub)
     folder = get("gpt2")
     (folder / missing).unlink()
@@ -309,7 +322,7 @@ def test_an_incomplete_copy_is_said(hub, get, missing: str) -> None:
     assert ("config.json" if missing == "config.json" else "the weights") in text
 
 
-def test_an_incomplete_set_of_shards_is_said(hub, get) -> None:
+def test_an_incomplete_set_of_shards_is_reported(hub: Any, get: Callable[..., Path]) -> None:
     index = json.dumps({"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}).encode()
     shards = {f"model-{i}-of-2.safetensors": b"%d" % i for i in (1, 2)}
     add(hub, files={"config.json": CONFIG, "model.safetensors.index.json": index, **shards})
@@ -319,7 +332,7 @@ def test_an_incomplete_set_of_shards_is_said(hub, get) -> None:
     assert "lacks model-2-of-2.safetensors" in refusal(get, "gpt2", local_files_only=True)
 
 
-def test_an_address_that_refuses_is_said_at_once(tmp_path: Path) -> None:
+def test_an_address_that_refuses_is_reported_at_once(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     start = time.monotonic()
@@ -329,7 +342,9 @@ def test_an_address_that_refuses_is_said_at_once(tmp_path: Path) -> None:
     assert f"the cache {tmp_path} holds no copy of gpt2" in text
 
 
-def test_an_address_that_never_answers_is_given_up_within_ten_seconds(monkeypatch, tmp_path: Path) -> None:
+def test_an_address_that_never_answers_is_given_up_within_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert hub_module._PATIENCE < 9
     monkeypatch.setattr(hub_module, "_PATIENCE", 1.0)  # a test need not wait for all of it
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -340,7 +355,7 @@ def test_an_address_that_never_answers_is_given_up_within_ten_seconds(monkeypatc
     assert f"{endpoint} did not answer within 1 seconds" in text
 
 
-def test_many_slow_addresses_take_no_longer(monkeypatch, tmp_path: Path) -> None:
+def test_many_slow_addresses_take_no_longer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub_module, "_PATIENCE", 0.2)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: time.sleep(3))
     start = time.monotonic()
@@ -348,12 +363,12 @@ def test_many_slow_addresses_take_no_longer(monkeypatch, tmp_path: Path) -> None
     assert time.monotonic() - start < 1
 
 
-def test_an_endpoint_that_is_no_hub(hub, get) -> None:
+def test_an_endpoint_that_is_no_hub(hub: Any, get: Callable[..., Path]) -> None:
     hub.status = 200
     assert "check HF_ENDPOINT" in refusal(get, "gpt2")
 
 
-def test_endpoint_and_cache_come_from_the_environment(hub, tmp_path: Path) -> None:
+def test_endpoint_and_cache_come_from_the_environment(hub: Any, tmp_path: Path) -> None:
     add(hub)
     code = "from gptladder.weights.files.hub import fetch; print(fetch('gpt2'))"
     environment = {
@@ -373,7 +388,7 @@ def test_endpoint_and_cache_come_from_the_environment(hub, tmp_path: Path) -> No
     assert "Bearer hf_mine" in {request.token for request in hub.requests}
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch) -> None:
+def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text("{}")
     assert resolve(tmp_path / "gpt2") == tmp_path / "gpt2"
@@ -390,7 +405,9 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch) -> None:
         *("dir/pytorch_model.bin", r"C:\models\gpt2", Path("gpt2")),
     ],
 )
-def test_what_looks_like_a_path_is_not_asked_for(hub, path: str | Path, tmp_path: Path, monkeypatch) -> None:
+def test_what_looks_like_a_path_is_not_asked_for(
+    hub: Any, path: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = refusal(resolve, path, endpoint=hub.url, cache_dir=tmp_path)
     assert "there is no file or folder" in text
@@ -404,7 +421,7 @@ def test_a_file_in_place_of_its_folder(tmp_path: Path) -> None:
     assert str(refused.value).endswith(str(tmp_path))
 
 
-def test_a_name_is_fetched(hub, tmp_path: Path) -> None:
+def test_a_name_is_fetched(hub: Any, tmp_path: Path) -> None:
     add(hub, "owner/name")
     folder = resolve("owner/name", endpoint=hub.url, cache_dir=tmp_path)
     assert resolve("owner/name", endpoint=hub.url, cache_dir=tmp_path, local_files_only=True) == folder
@@ -413,7 +430,9 @@ def test_a_name_is_fetched(hub, tmp_path: Path) -> None:
     assert resolve("owner/private", token="hf_right", endpoint=hub.url, cache_dir=tmp_path).is_dir()
 
 
-def test_a_model_comes_from_the_hub_with_nothing_but_its_own_files(hub, tmp_path: Path, monkeypatch) -> None:
+def test_a_model_comes_from_the_hub_with_nothing_but_its_own_files(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the door that users go through: a gated model, at a revision, beside other frameworks' weights."""
     place = {"endpoint": hub.url, "cache_dir": tmp_path / "cache"}
     monkeypatch.setattr(hub_module, "fetch", lambda name, **options: fetch(name, **{**options, **place}))
@@ -443,7 +462,7 @@ def test_a_model_comes_from_the_hub_with_nothing_but_its_own_files(hub, tmp_path
     assert hub.requests == []
 
 
-def test_a_disk_that_is_full_is_said(hub, get, monkeypatch) -> None:
+def test_a_full_disk_is_reported(hub: Any, get: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     add(hub)
 
     def no_space(*args: object, **options: object) -> str:
@@ -455,11 +474,13 @@ def test_a_disk_that_is_full_is_said(hub, get, monkeypatch) -> None:
     assert "No space left on device" in text
 
 
-def test_a_model_that_changes_meanwhile_is_not_mixed(hub, get, monkeypatch) -> None:
+def test_a_model_that_changes_meanwhile_is_not_mixed(
+    hub: Any, get: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     add(hub)
     ask = hub_module._ask
 
-    def ask_then_change(*args):
+    def ask_then_change(*args: Any) -> Any:
         info = ask(*args)
         hub.models["gpt2"].commit = "2" * 40
         return info

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -200,7 +201,7 @@ def test_a_model_is_replaced_by_tensors_that_are_maps_of_it(tmp_path: Path, old:
 @pytest.mark.parametrize("old", ["none", *KINDS])
 @pytest.mark.parametrize("most", [10**9, 100])
 def test_a_crash_at_any_step_leaves_the_old_model_or_none_or_the_new(
-    tmp_path: Path, whole, monkeypatch, old: str, most: int
+    tmp_path: Path, whole: dict[str, Path], monkeypatch: pytest.MonkeyPatch, old: str, most: int
 ) -> None:
     new = {name: tensor.clone().fill_(1) for name, tensor in some_tensors().items()}
 
@@ -299,7 +300,7 @@ def test_tensors_may_be_made_on_demand(tmp_path: Path) -> None:
     class Lazy(dict):
         made = 0
 
-        def items(self):
+        def items(self) -> Any:
             return ((name, self[name]) for name in self)
 
         def __getitem__(self, name: str) -> Tensor:
@@ -341,7 +342,7 @@ def test_a_file_or_folder_in_the_way_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "model" / "config.json").read_text() == "{}"
 
 
-def test_replacing_links_leaves_what_they_lead_to(tmp_path: Path, whole) -> None:
+def test_replacing_links_leaves_what_they_lead_to(tmp_path: Path, whole: dict[str, Path]) -> None:
     folder = shutil.copytree(whole["safetensors"], tmp_path / "model")
     kept = (folder / "model.safetensors").rename(tmp_path / "kept")
     (folder / "model.safetensors").symlink_to(kept)

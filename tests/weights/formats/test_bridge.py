@@ -140,7 +140,7 @@ def test_ours_go_out_and_come_back_bit_for_bit(conv1d: bool, source: random.Rand
     assert same_bits(dict(back.state_dict()), dict(model.state_dict()))
 
 
-def test_a_folder_that_the_bridge_boots_gives_the_model_that_we_read_from_it(tmp_path: Path) -> None:
+def test_a_folder_gives_the_bridge_and_us_the_same_model(tmp_path: Path) -> None:
     hf = hf_model(random.Random(5), torch.float32)
     hf.save_pretrained(tmp_path)
     words = {"<|endoftext|>": 0, "a": 1}
