@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate docs wheel test-wheel bench bench-gpu bench-peers test-bridge test-tensorflow clean
-LAYERS := embed pos-embed layernorm attention mlp block unembed model
+LAYERS := embed pos-embed layer-norm layernorm attention mlp block unembed model
 .PHONY: $(addprefix test-,$(LAYERS))
 
 help: ## list the targets
@@ -69,7 +69,7 @@ lint: $(VENV)/.ready ## ruff, the linter and the formatter
 types: $(VENV)/.ready ## pyright on the package
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-test-layernorm: FILE = tests/components/test_layer_norm.py
+test-layernorm test-layer-norm: FILE = tests/components/test_layer_norm.py
 test-model: FILE = tests/assembly/test_model.py
 FILE = tests/components/test_$(subst -,_,$*).py
 $(addprefix test-,$(LAYERS)): test-%: $(VENV)/.ready

@@ -96,7 +96,9 @@ def climb(argv: list[str]) -> int:
     _at_least_one(arguments.cases)
     layers = {name: getattr(arguments, name) for name in _RUNGS}
     console = Console(quiet=arguments.json, highlight=False)
-    with console.status("reading the file") as status, _references():
+    if arguments.reference == "transformer-lens":
+        import_extra("transformer_lens")
+    with console.status("reading the file") as status, _without_warnings():
         from .candidate.source import CandidateError
         from .climbing import climb as climb_with
         from .report import html, terminal
@@ -229,10 +231,17 @@ def _progress(console: Console, first: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _references() -> Iterator[None]:
-    """Check that the references are installed, and keep their deprecation warnings out of the report."""
+def _without_warnings() -> Iterator[None]:
+    """Keep the libraries' warnings out of the report."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _references() -> Iterator[None]:
+    """Check that the references are installed, and keep their deprecation warnings out of the report."""
+    with _without_warnings():
         import_extra("transformer_lens")
         import_extra("transformers")
         yield

@@ -301,7 +301,8 @@ class Climb:
         """Of all rungs together."""
         if not self.rungs:
             return "refused"
-        return next((each.status for each in self.rungs if not each.passed), "passed")
+        failed: list[Status] = [each.status for each in self.rungs if not each.passed]
+        return failed[0] if failed else "passed"
 
     def raise_if_failed(self) -> None:
         """For a test of your own.

@@ -12,23 +12,20 @@ from torch import Tensor
 
 from .candidate.configuration import SIZES
 from .candidate.layer import Reply, Request
-from .diagnosis import Respond, Subject, diagnose, in_any_block, own_trial, small_stream, without
-from .experiments import Located, shrink
+from .diagnosis import diagnose, small_stream
+from .drawing import Draw, as_gpt2, drawing
+from .experiments import shrink
+from .location import Located
 from .numbers import Answer, Reference, close
 from .results import Diagnosis, Fault, Finding, Tried, Verdict
-from .rungs import RANGES, Case, Difference, Rung, Trial, altered, distance, draw_case, make_trial
+from .rungs import RANGES, Case, Difference, Rung, Trial, altered, distance, make_trial
+from .subject import Respond, Subject, in_any_block, own_trial, without
 
 # Long enough for a mask or a table that was made too short.
 _LONG = (33, 130)
 # Their sums are longer than those of the rungs' own cases, and a layer may order them as it likes: in float32 four
 # times as much is allowed. What is wrong shows in float64.
 _FLOAT32 = 4
-# GPT-2's own choices. Others are tried on a layer that reads the field of that name.
-_GPT2: dict[str, tuple[str, Any]] = {
-    "act_fn": ("act_fn", "gelu_new"),
-    "scale": ("scale_attn_weights", True),
-    "layer_norm_eps": ("layer_norm_eps", 1e-5),
-}
 _HEADS = ("d_model", "n_heads", "d_head")
 # The sizes that a rung's layer has to do with.
 _SIZES_OF: dict[str, tuple[str, ...]] = {
@@ -52,14 +49,6 @@ class Ask(Protocol):
 
     def __call__(self, request: Request) -> Reply:
         """Return the layer's reply."""
-        ...
-
-
-class Draw(Protocol):
-    """Draws a case."""
-
-    def __call__(self, source: random.Random, *, seq: tuple[int, int] = ...) -> Case:
-        """Return a case, with a sequence of this length."""
         ...
 
 
@@ -158,12 +147,12 @@ class LayerTrial:
 
     def _begin(self) -> Draw:
         """Find out what the layer reads and lacks, and how its parameters lie."""
-        trial = self.trial(_drawing(frozenset(), frozenset())(random.Random(self.seed)), torch.float64)
+        trial = self.trial(drawing(frozenset(), frozenset())(random.Random(self.seed)), torch.float64)
         self.first = self.ask(trial)
         self.asked, self.missing = self.first.asked, frozenset(map(in_any_block, self.first.missing))
         if self.first.fault and self.first.fault.kind in ("raises", "dtype"):
             self._try_float32()
-        draw = _drawing(self.asked, self.missing)
+        draw = drawing(self.asked, self.missing)
         self._choose_layout(draw)
         return draw
 
@@ -171,7 +160,7 @@ class LayerTrial:
         """Find out whether the layer fails in float64 only because a step of it is in float32 whatever the input is."""
         fault = self.first.fault
         assert fault is not None
-        draw = _drawing(self.asked, self.missing)
+        draw = drawing(self.asked, self.missing)
         exact, plain = (self.trial(draw(random.Random(self.seed)), dtype) for dtype in (torch.float64, torch.float32))
         if self.ask(exact, wide=True).answer is not None and self.ask(plain).answer is not None:
             self.wide = True
@@ -184,7 +173,7 @@ class LayerTrial:
         """Choose the way to read the parameters under which the layer is right, if there is one."""
         if len(self.first.layouts) < 2:
             return
-        trial = self.trial(_as_gpt2(draw(random.Random(self.seed)), frozenset()), torch.float64)
+        trial = self.trial(as_gpt2(draw(random.Random(self.seed)), frozenset()), torch.float64)
         for layout in range(len(self.first.layouts)):
             reply = self.ask(trial, layout=layout, gradients=False)
             if reply.answer is not None and distance(reply.answer, trial.expected).output <= 1e-4:
@@ -199,15 +188,18 @@ class LayerTrial:
 
     def _attempts(self, draw: Draw) -> tuple[_Attempt, list[str]]:
         """Try the layer on all that it reads; if it fails, on GPT-2's own choices alone."""
-        attempt = self._attempt(draw)
+        attempt = self._attempt(draw, self.number)
         varied = self.asked & {"d_head", "act_fn", "scale"}
         if attempt.fault is None or attempt.fault.kind in _FATAL or not varied:
             return attempt, []
 
         def draw_gpt2(source: random.Random, *, seq: tuple[int, int] = RANGES["seq"]) -> Case:
-            return _as_gpt2(draw(source, seq=seq), self.asked & {"layer_norm_eps", "d_mlp"})
+            return as_gpt2(draw(source, seq=seq), self.asked & {"layer_norm_eps", "d_mlp"})
 
-        again = self._attempt(draw_gpt2)
+        # A few cases tell whether it is worth the while.
+        again = self._attempt(draw_gpt2, min(self.number, 3))
+        if again.fault is None or attempt.verdict is None:
+            again = self._attempt(draw_gpt2, self.number)
         if again.fault is None:
             note = (
                 "It is right for GPT-2's own choices (gelu_new, scores divided by sqrt(d_head), n_heads * d_head = "
@@ -217,15 +209,15 @@ class LayerTrial:
         # Numbers that are wrong tell more than a fault that only other choices bring about.
         return (again if attempt.verdict is None and again.verdict is not None else attempt), []
 
-    def _attempt(self, draw: Draw) -> _Attempt:
+    def _attempt(self, draw: Draw, number: int) -> _Attempt:
         """Run over the cases, in float64 and float32."""
         source = random.Random(self.seed)
         largest = {torch.float64: 0.0, torch.float32: 0.0}
         gradient, worst = 0.0, 0
         wrong: dict[str, tuple[Trial, str]] = {}
         exact: list[tuple[Trial, Difference]] = []
-        for index in range(self.number):
-            long = index % 5 == 4 or index == self.number - 1
+        for index in range(number):
+            long = index % 5 == 4 or index == number - 1
             case = draw(source, seq=_LONG if long else RANGES["seq"])
             for dtype in largest:
                 trial = self.trial(case, dtype)
@@ -244,7 +236,7 @@ class LayerTrial:
         verdict = Verdict(
             rung=self.rung.name,
             reference=self.reference_name,
-            cases=self.number,
+            cases=number,
             float64=largest[torch.float64],
             float32=largest[torch.float32],
             gradient=gradient,
@@ -392,7 +384,7 @@ class LayerTrial:
             fault = replace(fault, at=at, code=code)
         if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
             fault, diagnosis = self._diagnosed(fault, trial, attempt)
-        elif kind in ("large", "context", "state"):
+        elif kind in ("large", "context", "state") and not fault.at:
             finding = self._finding(trial, before=attempt.before)
             diagnosis = Diagnosis(finding=finding) if finding else None
         smallest = dict(diagnosis.smallest) if diagnosis else {}
@@ -508,36 +500,6 @@ def _biases(names: Sequence[str]) -> list[str]:
     return list(
         dict.fromkeys(name if not name.startswith("blocks.#.") else name.removeprefix("blocks.#.") for name in ordered)
     )
-
-
-def _drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
-    """Return what draws cases for a layer that reads these fields and lacks these parameters."""
-    tied = "unembed.W_U" in missing
-    lacks = bool(missing & {"b_U", "unembed.b_U"})
-    but = (asked | {"d_mlp"}) if "d_mlp" in asked and "ratio" not in asked else asked - {"d_mlp"}
-
-    def draw(source: random.Random, *, seq: tuple[int, int] = RANGES["seq"]) -> Case:
-        while True:
-            case = _as_gpt2(draw_case(source, seq=seq), but)
-            config = replace(case.config, tie_word_embeddings=tied, unembed_bias=not lacks)
-            case = replace(case, config=config)
-            sizes = [case.batch, case.seq, *(getattr(config, name) for name in RANGES if hasattr(config, name))]
-            tables = {config.n_ctx, config.d_model, 3 * config.d_model, config.d_mlp, config.d_vocab}
-            # So that no two axes, and no two tables, can be taken for one another.
-            if len(set(sizes)) == len(sizes) and len(tables) == 5:
-                return case
-
-    return draw
-
-
-def _as_gpt2(case: Case, but: frozenset[str]) -> Case:
-    """Return the case with GPT-2's own choices, but for some fields."""
-    config = replace(case.config, **dict(value for name, value in _GPT2.items() if name not in but))
-    if "d_head" not in but:
-        config = replace(config, d_model=config.n_heads * config.d_head)
-    if "d_mlp" not in but:
-        config = replace(config, d_mlp=4 * config.d_model)
-    return replace(case, config=config)
 
 
 def _limit(rung: Rung, dtype: torch.dtype) -> float:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformer_lens")
-
 from gptladder.cli import main
 from gptladder.ladder import climb
 from gptladder.ladder.candidate.source import find
@@ -43,7 +41,7 @@ def without_rounding(text: str) -> str:
     return re.sub(r"\d\.\de-(0[6-9]|1\d)", "?.?e-??", re.sub(r" +$", "", text, flags=re.MULTILINE)).rstrip()
 
 
-def apply(name: str, diff: str) -> None:
+def fix(name: str, diff: str) -> None:
     old, new = ("".join(line[1:] + "\n" for line in diff.splitlines() if line[0] == sign) for sign in "-+")
     source = Path(name).read_text()
     assert source.count(old) == 1
@@ -56,7 +54,7 @@ def test_the_session(capsys: pytest.CaptureFixture[str]) -> None:
         if kind == "python":
             name = write(text)
         elif kind == "diff":
-            apply(name, text)
+            fix(name, text)
         else:
             command, shown = text.split("\n", 1)
             statuses.append(main(shlex.split(command.removeprefix("$ gptladder "))))
@@ -68,6 +66,8 @@ def test_the_session(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_adapters(block: str) -> None:
     name = write(block)
     assert f"\n    gptladder climb --attention {name}:attention\n" in TEXT
+    if "transformers" in block:
+        pytest.importorskip("transformers")
     adapter, _ = find(f"{name}:attention")
     climb(attention=adapter, cases=3).raise_if_failed()
 
@@ -79,8 +79,8 @@ def test_the_test_of_ones_own(finished: bool) -> None:
     name = write(next(text for kind, text in blocks if kind == "python"))
     for kind, text in blocks:
         if kind == "diff" and finished:
-            apply(name, text)
-    names = {}
+            fix(name, text)
+    names: dict = {}
     exec(example, names)
     outcome = nullcontext() if finished else pytest.raises(AssertionError, match="forward raises NotImplementedError")
     with outcome:

@@ -76,7 +76,8 @@ def isolated(
     launcher = [sys.executable, "-I", "-S", __file__, json.dumps(settings), *command]
     if os.name == "posix":
         options["start_new_session"] = True
-    return subprocess.Popen(launcher, env=dict(env), **options)
+    start: Any = subprocess.Popen
+    return start(launcher, env=dict(env), **options)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
@@ -176,7 +177,7 @@ def _become(command: Sequence[str], settings: Mapping[str, Any]) -> None:
             os.set_inheritable(descriptor, True)
         if settings["writable"]:
             os.chdir(settings["writable"])
-        os.execv(command[0], command)
+        os.execv(command[0], list(command))
     except BaseException as error:
         os.write(2, f"the sandbox could not be set up: {error}\n".encode())
     finally:

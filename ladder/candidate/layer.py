@@ -406,10 +406,13 @@ def _pull_back(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[st
             names.setdefault(id(place), name)  # a tied one has two names, and one gradient
     if not names:
         return {}
-    grads = [layer.get_parameter(name).grad for name in names.values()]
     # As one number: autograd.grad with several outputs imports sympy to check their shapes.
-    both = zip(names.values(), grads, strict=True)
-    total = torch.stack([(state[name] * grad).sum() for name, grad in both]).sum()
+    terms = []
+    for name in names.values():
+        grad = layer.get_parameter(name).grad
+        assert grad is not None
+        terms.append((state[name] * grad).sum())
+    total = torch.stack(terms).sum()
     pulled = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return {name: found for name, found in zip(leaves, pulled, strict=True) if found is not None}
 

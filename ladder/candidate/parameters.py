@@ -64,7 +64,7 @@ class _Parameter:
     def kept(self) -> str:
         """How its module keeps a matrix: ``out in``, ``in out``, or unknown."""
         name = type(self.owner).__name__.lower()
-        if isinstance(self.owner, nn.Linear | nn.MultiheadAttention) or "linear" in name:
+        if "linear" in name or name == "multiheadattention":
             return "out in"
         return "in out" if "conv1d" in name else ""
 
@@ -477,9 +477,7 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> Reading:
             and len(names) <= 2
             and all(found[n].tensor.numel() == config.d_model for n in names)
         )
-        return small and (
-            isinstance(found[names[0]].owner, nn.LayerNorm) or bool(re.search(r"norm|ln", path.lower() + kind))
-        )
+        return small and bool(re.search(r"norm|ln", path.lower() + kind))
 
     norms = [names for path, names in groups.items() if is_norm(path, names)]
     rest = [name for name in found if name not in wide and not any(name in names for names in norms)]

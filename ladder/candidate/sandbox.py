@@ -223,6 +223,7 @@ def _candidates(sources: Mapping[str, str], chosen: Mapping[str, Any], told: dic
         path, name = split(sources[""])
         layers = _layers(loaded[path], name, sources[""], chosen)
         if not layers and not found:
+            _check_parsed(loaded[path], sources[""])
             has = ", ".join(loaded[path].classes) or "no nn.Module class"
             why = f" ({'; '.join(loaded[path].notes)})" if loaded[path].notes else ""
             raise CandidateError(
@@ -245,9 +246,17 @@ def _layers(loaded: Loaded, name: str, source: str, chosen: Mapping[str, Any]) -
     return {rungs[0]: [name]} if rungs else {}
 
 
+def _check_parsed(loaded: Loaded, source: str) -> None:
+    """Refuse a file that has no class because it does not parse."""
+    broken = next((note for note in loaded.notes if "does not parse" in note), None)
+    if broken and not loaded.classes:
+        raise CandidateError(f"{source}: {broken}")
+
+
 def _first(loaded: Loaded, rung: str, chosen: Mapping[str, Any], source: str) -> str:
     layers = find_layers(loaded, chosen)
     if rung not in layers:
+        _check_parsed(loaded, source)
         has = ", ".join(loaded.classes) or "no nn.Module class"
         raise CandidateError(f"{source}: no class of it could be taken for {rung}; it has {has}: write {source}:CLASS")
     return layers[rung][0]

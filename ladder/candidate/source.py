@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from .configuration import canonical
+from .slicing import binds, is_docstring, is_main, keeps, parts, reachable
 from .standins import StandIn
 
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -217,17 +217,17 @@ class _Slicer:
         sys.modules[self.name] = module
 
         statements = list(self._statements())
-        bound = set().union(*(_binds(node) for _, node in statements))
+        bound = set().union(*(binds(node) for _, node in statements))
         # If a name that is asked for is not there, all are read, to list them.
         wanted = self.wanted if self.wanted <= bound else set()
-        needed = bound if self.imported else _reachable([node for _, node in statements], wanted)
+        needed = bound if self.imported else reachable([node for _, node in statements], wanted)
         left_out, failed = [], []
         for file, node in statements:
-            names = _binds(node)
-            if not _keeps(node):
+            names = binds(node)
+            if not keeps(node):
                 left_out.append((file, node, names))
                 continue
-            for part in _parts(node, needed):
+            for part in parts(node, needed):
                 error = self._run(part, file, namespace)
                 if error is None:
                     continue
@@ -235,7 +235,7 @@ class _Slicer:
                 reason = f"{place[0]}: {said(error)}"
                 if isinstance(part, ast.ClassDef | ast.FunctionDef) and part.name in self.wanted:
                     raise CandidateError(f"{place[0]}: reading it raises {said(error)}: {place[1]}") from error
-                for name in _binds(part):
+                for name in binds(part):
                     namespace[name] = StandIn(name, reason)
                     if isinstance(part, ast.Import | ast.ImportFrom):
                         failed.append(name)
@@ -249,7 +249,7 @@ class _Slicer:
         return Loaded(module, self.code, list(dict.fromkeys(self.notes)))
 
     def _tell(self, left_out: list[Any], failed: list[str]) -> None:
-        script = [node.lineno for _, node, _ in left_out if not _is_docstring(node) and not _is_main(node)]
+        script = [node.lineno for _, node, _ in left_out if not is_docstring(node) and not is_main(node)]
         if script:
             shown = ", ".join(map(str, script[:4])) + (", …" if len(script) > 4 else "")
             self.notes.append(f"the file's script part was not run (line{'s' * (len(script) > 1)} {shown})")
@@ -378,156 +378,6 @@ def _free_name(stem: str) -> str:
     while name in sys.modules or name in sys.stdlib_module_names:
         name += "_"
     return name
-
-
-# ---- which statements are kept ------------------------------------------------------------------------------------
-
-# What a constant may call.
-_PLAIN_CALLS = {
-    "dict",
-    "int",
-    "float",
-    "str",
-    "bool",
-    "range",
-    "len",
-    "tuple",
-    "list",
-    "set",
-    "max",
-    "min",
-    "field",
-    "namedtuple",
-    "TypeVar",
-    "NewType",
-    "is_available",
-    "device",
-    "SimpleNamespace",
-    "sqrt",
-    "partial",
-    "Path",
-    "getLogger",
-    "cpu_count",
-    "type",
-}
-
-
-def _keeps(node: ast.stmt) -> bool:
-    """Return whether a top-level statement is a definition rather than a part of the script."""
-    if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        return True
-    if isinstance(node, ast.If | ast.Try) and not _is_main(node):
-        inside = [*node.body, *node.orelse, *(each for h in getattr(node, "handlers", []) for each in h.body)]
-        return all(isinstance(each, ast.Pass) or (_keeps(each) and not isinstance(each, ast.If)) for each in inside)
-    if _is_path(node):
-        return True
-    if isinstance(node, ast.Assign | ast.AnnAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        if node.value is None:
-            return False
-        # Attention.forward = forward, as notebooks write it
-        if all(isinstance(each, ast.Attribute) and isinstance(each.value, ast.Name) for each in targets):
-            return isinstance(node.value, ast.Name | ast.Lambda)
-        return all(isinstance(each, ast.Name | ast.Tuple) for each in targets) and _is_constant(node.value)
-    return False
-
-
-def _is_constant(value: ast.expr) -> bool:
-    for node in ast.walk(value):
-        if isinstance(node, ast.Call):
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called not in _PLAIN_CALLS and not re.search("config|args|params", called, re.IGNORECASE):
-                return False
-        if isinstance(node, ast.Await | ast.Yield | ast.NamedExpr):
-            return False
-    return True
-
-
-def _is_path(node: ast.stmt) -> bool:
-    """Return whether a statement extends the path that imports are found on."""
-    return isinstance(node, ast.Expr) and bool(re.match(r"sys\.path\.(insert|append|extend)\(", ast.unparse(node)))
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-
-def _is_main(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
-
-
-def _binds(node: ast.stmt) -> set[str]:
-    """Return the names that a statement defines."""
-    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        return {node.name}
-    found = set()
-    for each in ast.walk(node):
-        if isinstance(each, ast.Import | ast.ImportFrom):
-            found |= {(alias.asname or alias.name).split(".")[0] for alias in each.names}
-        elif isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store):
-            found.add(each.id)
-        elif isinstance(each, ast.ClassDef | ast.FunctionDef):
-            found.add(each.name)
-    return found
-
-
-def _uses(node: ast.AST) -> set[str]:
-    """Return the names that a statement needs; annotations do not count, unless they name a configuration."""
-    found: set[str] = set()
-    stack: list[ast.AST] = [node]
-    while stack:
-        each = stack.pop()
-        if isinstance(each, ast.Name):
-            found.add(each.id)
-        for name, value in ast.iter_fields(each):
-            if name in ("annotation", "returns"):
-                if name == "annotation" and value is not None and "onfig" in ast.unparse(value):
-                    found |= {inner.id for inner in ast.walk(value) if isinstance(inner, ast.Name)}
-                continue
-            stack += [inner for inner in (value if isinstance(value, list) else [value]) if isinstance(inner, ast.AST)]
-    return found
-
-
-def _reachable(nodes: list[ast.stmt], wanted: set[str]) -> set[str]:
-    """Return the names that the wanted classes need, and that those need, and configurations."""
-    needed = set(wanted)
-    for node in nodes:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            configures = isinstance(node, ast.ClassDef) and re.search("config|args|param", node.name, re.IGNORECASE)
-            needed |= {node.name} if configures or not wanted else set()
-        elif _is_path(node):
-            needed |= _uses(node)
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            sizes = [key for key in node.value.keys if isinstance(key, ast.Constant) and canonical(str(key.value))]
-            if len(sizes) >= 3:
-                needed |= _binds(node)
-    before = -1
-    while len(needed) > before:
-        before = len(needed)
-        for node in nodes:
-            patched = [
-                target.value.id
-                for target in getattr(node, "targets", [])
-                if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name)
-            ]
-            if _binds(node) & needed or set(patched) & needed:
-                needed |= _uses(node)
-    return needed
-
-
-def _parts(node: ast.stmt, needed: set[str]) -> Iterator[ast.stmt]:
-    """Yield the parts of a kept statement that are needed: of an import, one name at a time."""
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        for alias in node.names:
-            if alias.name == "*" or (alias.asname or alias.name).split(".")[0] in needed:
-                if isinstance(node, ast.Import):
-                    yield ast.copy_location(ast.Import([alias]), node)
-                else:
-                    yield ast.copy_location(ast.ImportFrom(node.module, [alias], node.level), node)
-    else:
-        patches = any(isinstance(target, ast.Attribute) for target in getattr(node, "targets", []))
-        if patches or _is_path(node) or _binds(node) & needed:
-            yield node
 
 
 def _defined_in(module: types.ModuleType, value: Any) -> bool:

@@ -79,7 +79,7 @@ class Births:
             if forward is None or not code.owns(forward.co_filename):
                 places[id(module)] = code.running()
 
-        nn.Module.__init__ = noting
+        nn.Module.__init__ = noting  # pyright: ignore[reportAttributeAccessIssue]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -201,8 +201,8 @@ class Recorder(TorchFunctionMode):
             given = next(_tensors([args]), None)
             if id(module) in names and output is not None and given is not None:
                 self._paused = True
-                plain = (each.detach().as_subclass(Tensor).clone() for each in (given, output))
-                self.trace.parts.append((names[id(module)], *plain))
+                before, after = (each.detach().as_subclass(Tensor).clone() for each in (given, output))
+                self.trace.parts.append((names[id(module)], before, after))
                 self._paused = False
 
         handles = [

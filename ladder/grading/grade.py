@@ -5,7 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -61,7 +61,7 @@ class _Running:
 
 def grade(
     submissions: Sequence[Submission], judge: Judge, settings: Settings, *, folder: Path, jobs: int
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Judge every submission on every rung, and yield each outcome as it is there.
 
     Outcomes that are in ``folder`` already, of the same files and settings, are not judged again. Each outcome is

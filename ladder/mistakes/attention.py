@@ -283,13 +283,13 @@ ATTENTION: tuple[Mistake, ...] = (
     ),
     _wrong(
         "queries from W_K",
-        "The queries are made with W_K and b_K. Make them with W_Q and b_Q.",
+        "The queries are made with W_K. Make them with W_Q and b_Q.",
         queries=lambda self, x: self.heads(x, self.W_K, self.b_K),
         or_else={"queries": lambda self, x: self.heads(x, self.W_K, self.b_Q)},
     ),
     _wrong(
         "values from W_K",
-        "The values are the keys. Make them with W_V and b_V.",
+        "The values are made with W_K. Make them with W_V and b_V.",
         values=lambda self, x: self.heads(x, self.W_K, self.b_K),
         or_else={"values": lambda self, x: self.heads(x, self.W_K, self.b_V)},
     ),
@@ -313,7 +313,7 @@ ATTENTION: tuple[Mistake, ...] = (
     ),
     _wrong(
         "values from W_Q",
-        "The values are the queries. Make them with W_V and b_V.",
+        "The values are made with W_Q. Make them with W_V and b_V.",
         values=lambda self, x: self.heads(x, self.W_Q, self.b_Q),
         or_else={"values": lambda self, x: self.heads(x, self.W_Q, self.b_V)},
     ),

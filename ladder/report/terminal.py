@@ -50,8 +50,9 @@ def climb_head(verbose: bool = False) -> str:
 def climb_begin(climbed: Climb) -> Text:
     """Return what was understood of a file: which class is which layer, and what was left out."""
     text = Text()
-    for rung, taken in climbed.taken.items():
-        text.append(f"{rung}: {taken}\n")
+    if climbed.taken:
+        taken = [f"{rung} is {name}" for rung, name in climbed.taken.items()]
+        text.append(f"Found: {'; '.join(taken)}.\n")
     for note in climbed.left_out:
         text.append(f"Note: {note}.\n")
     return text

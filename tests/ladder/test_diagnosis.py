@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from gptladder.ladder.candidate.layer import Candidate, Request
 from gptladder.ladder.candidate.source import Code
 from gptladder.ladder.candidate.trace import Trace
-from gptladder.ladder.diagnosis import Respond, Subject, diagnose
-from gptladder.ladder.experiments import Located, factor_of, shrink
+from gptladder.ladder.diagnosis import diagnose
+from gptladder.ladder.experiments import shrink
+from gptladder.ladder.location import Located, factor_of
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
 from gptladder.ladder.mistakes.attention import PlainAttention
 from gptladder.ladder.mistakes.mistake import with_steps
@@ -24,6 +25,7 @@ from gptladder.ladder.numbers import Answer
 from gptladder.ladder.quantities import quantities
 from gptladder.ladder.results import Diagnosis
 from gptladder.ladder.rungs import RUNGS, Build, Case, Rung, Trial, answer, draw_case, make_trial, rung
+from gptladder.ladder.subject import Respond, Subject
 
 SPELLED = [(mistake, build) for mistake in MISTAKES for build in mistake.builds]
 NAMES = [f"{mistake.rung}: {mistake.name}" for mistake, _ in SPELLED]

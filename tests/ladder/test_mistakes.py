@@ -77,7 +77,7 @@ def test_the_catalogue_names_each_mistake_once_on_each_rung():
     assert {mistake.rung for mistake in MISTAKES} == {
         "embed",
         "pos-embed",
-        "layernorm",
+        "layer-norm",
         "attention",
         "mlp",
         "block",

@@ -8,8 +8,8 @@ import torch
 from gptladder import GPT2, GPT2Config, weights
 from gptladder.cli import main
 from gptladder.ladder import parity as parity_module
-from gptladder.ladder import report
 from gptladder.ladder.parity import run
+from gptladder.ladder.report import picture, terminal
 
 SHAPE = GPT2Config(d_model=12, n_layers=2, n_heads=3, d_vocab=101, n_ctx=16)
 
@@ -64,7 +64,7 @@ def test_a_weight_that_comes_in_wrong_is_seen(monkeypatch):
 
 
 def test_the_reports_say_what_was_found(found, tmp_path):
-    report.write_json(found, tmp_path / "deep" / "parity.json")
+    terminal.write_json(found, tmp_path / "deep" / "parity.json")
     written = json.loads((tmp_path / "deep" / "parity.json").read_text())
     assert written["passed"] is True
     assert written["layers"][0] == {
@@ -77,9 +77,10 @@ def test_the_reports_say_what_was_found(found, tmp_path):
         "tolerance64": 1e-12,
         "tolerance32": 1e-06,
         "worst": written["layers"][0]["worst"],
+        "lenient": False,
         "passed": True,
     }
-    report.draw(found, tmp_path / "parity.png")
+    picture.draw(found, tmp_path / "parity.png")
     assert (tmp_path / "parity.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert sorted(path.name for path in tmp_path.rglob("*.p*")) == ["parity.png"]
 
@@ -109,4 +110,4 @@ def test_the_ladder_command_stops_where_it_fails(capsys, monkeypatch):
     assert "All 8 rungs hold." in capsys.readouterr().out
     monkeypatch.setattr("gptladder.components.layer_norm.F.layer_norm", lambda x, *args: x)
     assert main(["ladder", "--cases", "1"]) == 1
-    assert "Stopped at layernorm. Its own tests say more: make test-layernorm" in capsys.readouterr().out
+    assert "Stopped at layer-norm. Its own tests say more: make test-layer-norm" in capsys.readouterr().out

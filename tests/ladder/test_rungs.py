@@ -80,7 +80,7 @@ def test_a_layer_that_leaves_a_gradient_out_fails(each):
 
 
 def test_an_unknown_rung_is_answered_with_the_known():
-    with pytest.raises(ValueError, match="'atention'; there are embed, pos-embed, layernorm, attention"):
+    with pytest.raises(ValueError, match="'atention'; there are embed, pos-embed, layer-norm, attention"):
         rung("atention")
 
 

@@ -1,5 +1,8 @@
 """Kills, full disks, two starts at once, forks, branches and flipped bits lose nothing of a run and mix nothing."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -133,7 +133,7 @@ def test_what_is_not_utf8_is_named_by_line_and_byte(
         ("UTF-16".encode("utf-16"), r"text\.txt is UTF-16 text: add --encoding utf-16, or save it as UTF-8"),
         (b"\xfe\xff" + "UTF-16".encode("utf-16-be"), r"text\.txt is UTF-16 text: add --encoding utf-16"),
         ("UTF-32".encode("utf-32"), r"text\.txt is UTF-32 text: add --encoding utf-32"),
-        (gzip.compress(b"text"), r"text\.txt is gzip data: let its name end in \.gz"),
+        (gzip.compress(b"text", mtime=0), r"text\.txt is gzip data: let its name end in \.gz"),
         (b"PK\x03\x04\x14\0\0\0", r"text\.txt is a zip archive, as \.docx and \.epub are: save its text as \.txt"),
         (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", r"text\.txt is a PDF: save its text as \.txt"),
         (b"PAR1\x15\x04\x15\x10\0", r"text\.txt is a Parquet file: let its name end in \.parquet"),

@@ -1,0 +1,52 @@
+"""Cases for a layer, by what it reads of its configuration and what it lacks."""
+
+import random
+from dataclasses import replace
+from typing import Any, Protocol
+
+from .rungs import RANGES, Case, draw_case
+
+# GPT-2's own choices. Others are tried on a layer that reads the field of that name.
+_GPT2: dict[str, tuple[str, Any]] = {
+    "act_fn": ("act_fn", "gelu_new"),
+    "scale": ("scale_attn_weights", True),
+    "layer_norm_eps": ("layer_norm_eps", 1e-5),
+}
+
+
+class Draw(Protocol):
+    """Draws a case."""
+
+    def __call__(self, source: random.Random, *, seq: tuple[int, int] = ...) -> Case:
+        """Return a case, with a sequence of this length."""
+        ...
+
+
+def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
+    """Return what draws cases for a layer that reads these fields and lacks these parameters."""
+    tied = "unembed.W_U" in missing
+    lacks = bool(missing & {"b_U", "unembed.b_U"})
+    but = (asked | {"d_mlp"}) if "d_mlp" in asked and "ratio" not in asked else asked - {"d_mlp"}
+
+    def draw(source: random.Random, *, seq: tuple[int, int] = RANGES["seq"]) -> Case:
+        while True:
+            case = as_gpt2(draw_case(source, seq=seq), but)
+            config = replace(case.config, tie_word_embeddings=tied, unembed_bias=not lacks)
+            case = replace(case, config=config)
+            sizes = [case.batch, case.seq, *(getattr(config, name) for name in RANGES if hasattr(config, name))]
+            tables = {config.n_ctx, config.d_model, 3 * config.d_model, config.d_mlp, config.d_vocab}
+            # So that no two axes, and no two tables, can be taken for one another.
+            if len(set(sizes)) == len(sizes) and len(tables) == 5:
+                return case
+
+    return draw
+
+
+def as_gpt2(case: Case, but: frozenset[str]) -> Case:
+    """Return the case with GPT-2's own choices, but for some fields."""
+    config = replace(case.config, **dict(value for name, value in _GPT2.items() if name not in but))
+    if "d_head" not in but:
+        config = replace(config, d_model=config.n_heads * config.d_head)
+    if "d_mlp" not in but:
+        config = replace(config, d_mlp=4 * config.d_model)
+    return replace(case, config=config)

@@ -1,0 +1,190 @@
+"""Which mistakes of the catalogue give a layer's very answers."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..components.shapes import typecheck
+from .mistakes import INSIDE, MISTAKES, Mistake
+from .mistakes.mistake import with_steps
+from .mistakes.wiring import with_parts
+from .numbers import Answer, close, same
+from .rungs import Build, Rung, Trial, answer
+from .subject import Subject, without
+
+
+@dataclass(frozen=True)
+class Named:
+    """The mistakes that explain a layer's answers.
+
+    Args:
+        mistakes: the catalogued mistakes; several of one kind give the same answers.
+        build: a layer that makes them.
+        names: how they are called.
+    """
+
+    mistakes: tuple[Mistake, ...]
+    build: Build
+    either: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the mistakes."""
+        names = tuple(each.name for each in self.mistakes)
+        return (" or ".join(names),) if self.either else names
+
+    @property
+    def what(self) -> tuple[str, ...]:
+        """What is wrong, a text for each."""
+        either = ("Either of these gives the layer's answers.",) if self.either else ()
+        return (*either, *(each.what for each in self.mistakes))
+
+    @property
+    def fix(self) -> tuple[str, ...]:
+        """How to fix it, a text for each."""
+        return tuple(each.fix for each in self.mistakes if each.fix)
+
+
+class Naming:
+    """Looks for the mistakes of the catalogue that give a layer's very answers.
+
+    Args:
+        rung: the layer's.
+        subject: the layer.
+        answered: trials with its answers.
+        parts: the layers inside it that are wrong by themselves, with their own trial and output; None if not known.
+    """
+
+    def __init__(
+        self,
+        rung: Rung,
+        subject: Subject,
+        answered: Sequence[tuple[Trial, Answer]],
+        parts: list[tuple[str, Trial, Tensor]] | None,
+    ) -> None:
+        self.rung, self.subject, self.answered, self.parts = rung, subject, answered, parts
+        self.strict = True
+        self.own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
+
+    def named(self) -> Named | None:
+        """Return the mistakes; None if the catalogue does not explain the answers."""
+        with typecheck(False):  # every one is a new layer, whose shapes would be checked anew
+            found = (
+                self._one(self.own)
+                or self._in_parts()
+                or (self._one(INSIDE.get(self.rung.name, ())) if not self.parts else None)
+                or self._two()
+            )
+            if found is None:
+                # A parameter that is read without effect has a gradient of zeros, and so has one that is never read.
+                self.strict = False
+                found = self._one(self.own) or self._otherwise_read()
+            return found
+
+    def _reproduces(self, build: Build) -> bool:
+        for trial, found in self.answered:
+            made = without(answer(build(trial.config, trial.dtype), trial), self.subject.missing)
+            read = not self.strict or made.gradients.keys() == found.gradients.keys()
+            if not (read and same(made, found)):
+                return False
+        return True
+
+    def _one(self, mistakes: Sequence[Mistake]) -> Named | None:
+        fitting = [(each, build) for each in mistakes for build in each.builds if self._reproduces(build)]
+        if not fitting:
+            return None
+        told = tuple(dict.fromkeys(each for each, _ in fitting))
+        return Named(told, fitting[0][1], either=len(told) > 1)
+
+    def _two(self) -> Named | None:
+        """Return two mistakes that are made together."""
+        for one, other in itertools.combinations(self.own, 2):
+            for first, second in itertools.product(one.spellings, other.spellings):
+                if first.keys().isdisjoint(second) and self._reproduces(
+                    build := with_steps(one.base, {**first, **second})
+                ):
+                    return Named((one, other), build)
+        return None
+
+    def _in_parts(self) -> Named | None:
+        """Return the mistakes of the layers inside, each found by itself, if together they explain the answers."""
+        if not self.parts:
+            return None
+        # A part that contains a wrong part is wrong for that reason, or wired wrongly as well.
+        inner = [part for part in self.parts if not any(other[0].startswith(f"{part[0]}.") for other in self.parts)]
+        options = [list(self._of_part(trial, output)) for _, trial, output in inner]
+        if not all(options):
+            return None
+        base = self.own[0].base
+        for wiring in (None, *self.own):
+            for spelling in wiring.spellings if wiring else ({},):
+                for chosen in itertools.islice(itertools.product(*options), 20):
+                    builds = {path: build for (path, _, _), (_, build) in zip(inner, chosen, strict=True)}
+                    if self._reproduces(build := with_parts(base, builds, spelling)):
+                        mistakes = _grouped(
+                            [(path, each) for (path, _, _), (each, _) in zip(inner, chosen, strict=True)]
+                        )
+                        return Named((*((wiring,) if wiring else ()), *mistakes), build)
+        return None
+
+    def _of_part(self, trial: Trial, output: Tensor) -> Iterator[tuple[Mistake, Build]]:
+        """Yield the mistakes that give a part's own output."""
+        own = [each for each in MISTAKES if each.rung == trial.rung]
+        for each in own:
+            for build in each.builds:
+                if close(answer(build(trial.config, trial.dtype), trial).output, output.to(trial.dtype)):
+                    yield each, build
+
+    def _otherwise_read(self) -> Named | None:
+        """Return a mistake that gives the layer's answers if its parameters are read in another way."""
+        if not self.subject.other or not self.answered:
+            return None
+        trial = self.answered[0][0]
+        made = [
+            (each, build, answer(build(trial.config, trial.dtype), trial).output)
+            for each in self.own
+            for build in each.builds
+        ]
+        for respond in self.subject.other:
+            found = respond(trial)
+            if found is None:
+                continue
+            for each, build, output in made:
+                if close(output, found.output):
+                    answered = [(t, a) for t, _ in self.answered if (a := respond(t)) is not None]
+                    if Naming(self.rung, self.subject, answered, None)._reproduces(build):
+                        return Named((each,), build)
+        return None
+
+
+_PLACES = {"attn": "the block's attention", "mlp": "the block's MLP", "ln1": "ln1", "ln2": "ln2"}
+
+
+def _grouped(found: Sequence[tuple[str, Mistake]]) -> list[Mistake]:
+    """Return mistakes inside a layer with their places, once for what all blocks do alike."""
+    places: dict[str, list[str]] = {}
+    mistakes = {each.name: each for _, each in found}
+    for path, each in found:
+        places.setdefault(each.name, []).append(path)
+    named = []
+    for name, paths in places.items():
+        lasts = {path.rpartition(".")[2] for path in paths}
+        blocks = {path.split(".")[1] for path in paths if path.startswith("blocks.")}
+        if lasts == {"ln1", "ln2"} and not blocks:
+            where = "both layer norms"
+        elif lasts >= {"ln1", "ln2", "ln_final"}:
+            where = "every layer norm"
+        elif lasts == {"ln1", "ln2"}:
+            where = "every block's layer norms"
+        elif blocks and len(lasts) == 1:
+            last = next(iter(lasts))
+            what = {"attn": "attention", "mlp": "MLP"}.get(last, last)
+            whole = "every block" if last.isdigit() else f"every block's {what}"
+            where = whole if len(blocks) > 1 else f"block {next(iter(blocks))}'s {what}"
+        else:
+            where = " and ".join(_PLACES.get(last, last) for last in sorted(lasts))
+        each = mistakes[name]
+        named.append(replace(each, name=f"{where}: {name}", hint=f"In {where}: {each.hint}"))
+    return named
