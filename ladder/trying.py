@@ -39,7 +39,7 @@ _SIZES_OF: dict[str, tuple[str, ...]] = {
     "model": SIZES,
 }
 # After these, another case would cost a new process.
-_FATAL = ("hang", "died")
+_FATAL = ("hang", "died", "limit")
 # Parameters that GPT-2 does not have, or has only once.
 _OPTIONAL = ("b_U", "unembed.b_U", "unembed.W_U")
 
@@ -310,6 +310,8 @@ class LayerTrial:
                 replace(long, seq=seq, batch=3 if seq == 16 else 2), torch.float64, _generator(seq)
             )
             fault, off = self._off(trial, limit, before=(earlier,))
+            if fault is not None and fault.kind in _FATAL:  # it says nothing of what the layer computes
+                return fault, trial, ()
             if off:
                 again, alone = self._off(trial, limit)
                 if alone:

@@ -187,7 +187,15 @@ def test_a_full_disk_is_reported_in_one_line() -> None:
 def test_ctrl_c_during_import_ends_without_a_traceback(seconds: float) -> None:
     command = [sys.executable, "-m", "gptladder", "generate", "A", "--random-init", "--max-new-tokens", "100000"]
     command += ["--past-context", "slide"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=os.sep) as process:
+    # A shell starts background commands with SIGINT ignored, and these tests may run in one.
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=os.sep,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         try:

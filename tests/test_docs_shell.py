@@ -5,6 +5,7 @@ checked by ``make -n``. Other tests convert OpenAI's checkpoint (tests/weights/t
 and the adapters of docs/your-layer.md (tests/test_your_layer_doc.py).
 """
 
+import json
 import os
 import re
 import shlex
@@ -59,6 +60,48 @@ def lines(program: str, *, training_too: bool = False) -> list[list[str]]:
     return [list(words) for words in sorted(unique) if training_too or "train" not in words[:2]]
 
 
+LAYERS = """
+import torch
+from torch import nn
+
+
+class {attention}(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.n_heads, width = cfg.n_heads, cfg.n_heads * cfg.d_head
+        self.qkv, self.proj = nn.Linear(cfg.d_model, 3 * width), nn.Linear(width, cfg.d_model)
+
+    def forward(self, x):
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        z = scores.masked_fill(later, -torch.inf).softmax(dim=-1) @ v
+        return self.proj(z.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(cfg.d_model, cfg.d_mlp), nn.GELU(approximate="tanh"), nn.Linear(cfg.d_mlp, cfg.d_model)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+"""
+
+
+def write_layers() -> None:
+    """Write the files with layers that the lines of ``gptladder climb`` name."""
+    Path("package").mkdir()
+    for name in ("my_file.py", "my_gpt.py", "package/module.py", "package/__init__.py"):
+        Path(name).write_text(LAYERS.format(attention="MyAttention"))
+    for name in ("a.py", "b.py"):
+        Path(name).write_text(LAYERS.format(attention="Attention"))
+    cell = {"cell_type": "code", "source": LAYERS.format(attention="MyAttention"), "outputs": [], "metadata": {}}
+    Path("notebook.ipynb").write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+
+
 def write_model(folder: Path) -> GPT2:
     torch.manual_seed(0)
     model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=2, d_vocab=257, n_ctx=64)).eval()
@@ -81,6 +124,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("my-texts/a.txt", "my-texts/b.txt", "input.txt"):
         Path(name).write_text(text)
     Path("prompt.txt").write_text("Once upon\n")
+    write_layers()
     for name in ("submissions/ann", "submission"):
         Path(name).mkdir(parents=True)
         Path(name, "layers.py").write_text("WIDTH = 8\n")

@@ -82,10 +82,10 @@ class Sandbox:
             found = self._receive(_START_LIMIT, "reading it")
             if isinstance(found, Fault):
                 files = sorted({str(split(source)[0]) for source in self.sources.values()})
-                raise CandidateError(f"{', '.join(files)}: {found}")
+                raise CandidateError(f"{', '.join(files)}: {found}", found.kind)
             if found["error"]:
                 self.close()
-                raise CandidateError(found["error"])
+                raise CandidateError(found["error"], found["kind"])
             self.layers, self.notes = found["layers"], tuple(found["notes"])
             self._ready = True
 
@@ -184,12 +184,12 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     start = _unpacked(connection.recv_bytes())
     candidates: dict[str, Candidate] = {}
-    told: dict[str, Any] = {"error": None, "layers": {}, "notes": []}
+    told: dict[str, Any] = {"error": None, "kind": "", "layers": {}, "notes": []}
     faulthandler.dump_traceback_later(_START_LIMIT, exit=True, file=trace)
     try:
         candidates = _candidates(start["sources"], start["chosen"], told)
     except CandidateError as refused:
-        told["error"] = str(refused)
+        told["error"], told["kind"] = str(refused), refused.kind
     faulthandler.cancel_dump_traceback_later()
     _send(connection, told)
     while True:
@@ -228,7 +228,8 @@ def _candidates(sources: Mapping[str, str], chosen: Mapping[str, Any], told: dic
             why = f" ({'; '.join(loaded[path].notes)})" if loaded[path].notes else ""
             raise CandidateError(
                 f"{sources['']}: none of its classes could be taken for a layer of GPT-2; it has {has}{why}. Say which "
-                "is which: --attention FILE.py:CLASS"
+                "is which: --attention FILE.py:CLASS",
+                "no layer",
             )
         for rung, classes in layers.items():
             if rung not in found:

@@ -26,7 +26,15 @@ _FLAGS = __future__.annotations.compiler_flag
 
 
 class CandidateError(ValueError):
-    """A layer that cannot be tried: its file, its name, or its constructor's arguments are not usable."""
+    """A layer that cannot be tried: its file, its name, or its constructor's arguments are not usable.
+
+    ``kind`` is that of the `Fault` if reading the file ended the sandbox (``hang``, ``died``, ``limit``); ``no layer``
+    if the file was read and holds none; and otherwise empty.
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class Code:

@@ -46,7 +46,7 @@ class GradeArguments:
     jobs: int | None = None
     """Submissions judged at a time (default: as many as there are processors)."""
     time_limit: float = 20.0
-    """Seconds that a layer has for one case; three times as long for the whole rung."""
+    """Seconds that a layer has for one case; the whole rung may take 30 seconds more."""
     memory_mb: int = 2048
     """Memory of one submission on one rung, in MB (2^20 bytes)."""
     processes: int = 32

@@ -39,8 +39,8 @@ def judge(submission: Submission, rung: str, settings: Settings) -> Outcome:
             )
         except CandidateError as error:
             # A file without any layer is no fault, if another one has what is asked for.
-            if status == "no layer" and "could be taken for" not in str(error):
-                status, hint = "cannot be read", str(error)
+            if status == "no layer" and error.kind != "no layer":
+                status, hint = _STATUS_OF_FAULT.get(error.kind, "cannot be read"), str(error)
             continue
         if climbed.rungs:
             return _outcome(submission, file, climbed, climbed.rungs[0], settings)

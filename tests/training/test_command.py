@@ -216,7 +216,7 @@ def test_a_failed_start_leaves_the_old_run_and_no_folder(start: Callable[..., in
         (["--corpus", "missing.txt"], "missing.txt"),
         (["--init-from", final], "--overwrite would replace runs/shakespeare-char, and --init-from"),
         (["--init-from", "runs/shakespeare-char"], "--overwrite would replace"),
-        (["--prompt", "Ω"], "--prompt: character 'Ω'"),
+        (["--prompt", "Ω"], "--prompt 'Ω' cannot be encoded: character 'Ω'"),
         (["--n-heads", "3"], "--n-heads 3 does not divide --d-model 8"),
         (["--min-lr", "1e-5", "--target-loss", "1", "--max-steps", "None"], "this run has no end"),
     ):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -31,8 +32,6 @@ from gptladder.training.metrics import read_metrics
 from gptladder.training.presets import OptimConfig, RunConfig, TrainConfig
 from gptladder.training.run import train
 from gptladder.training.snapshots import SnapshotError, list_snapshots, load_snapshot
-
-runlog.draw_losses = lambda *_, **__: None  # it takes longer than the training
 
 TEXT = "The cat sat on the mat, and the dog sat on the cat. Nobody was glad of that.\n" * 30
 STEPS = 40
@@ -64,7 +63,8 @@ def config(folder: Path, **fields: Any) -> TrainConfig:
 
 
 def run(folder: Path, **fields: Any) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
+    # The picture takes longer than the training.
+    with contextlib.redirect_stdout(io.StringIO()), mock.patch.object(runlog, "draw_losses"):
         train(config(folder, **fields), sample=sample)
 
 
@@ -152,7 +152,8 @@ class Trials:
         time.sleep(chance.uniform(0.0, 0.8) * self.seconds)
         os.kill(child, signal.SIGKILL)
         ended(child)
-        with contextlib.suppress(RunFolderError):  # what an unfinished replacement is answered with, once
+        # An unfinished replacement is refused once; a run that was not yet replaced has another seed.
+        with contextlib.suppress(ValueError):
             run(self.folder, resume="auto", seed=7)
             return read_metrics(folder)[-1].step == STEPS and results(folder) != before
         return results(folder) == before

@@ -96,7 +96,7 @@ def test_a_class_is_graded_whatever_its_members_do(tmp_path: Path, capsys: pytes
     assert rows["empty"]["status"] == "no layer"
     for name, expected in STATUS.items():
         assert rows[name]["status"] in expected, name
-    assert rows["forges"]["status"] == "right"
+    assert rows["forges"]["status"] in ("right", "over a limit")  # its processes add up until their parents end
     if "files" in probe().available:
         assert (folder / "wrong.py").read_text() == before
     assert "forged" not in (out / "results.csv").read_text("utf-8-sig").replace("forges", "")

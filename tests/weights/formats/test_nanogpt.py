@@ -263,5 +263,5 @@ def test_a_checkpoint_that_is_wrong_is_named_with_its_fault(tmp_path: Path, chan
 
 def test_another_format_is_not_taken_for_it(tmp_path: Path) -> None:
     GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=5)).save_pretrained(tmp_path / "hf")
-    with pytest.raises(WeightsError, match="is no nanoGPT checkpoint"):
+    with pytest.raises(WeightsError, match="is not a nanoGPT checkpoint"):
         from_nanogpt(tmp_path / "hf")
