@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gptladder import GPT2
-from gptladder.sampling import PastContext, SamplingParams, generate, stream
+from gptladder.sampling import SamplingParams, generate, stream
 from gptladder.sampling.draw import greedy, inverse_cdf, row_uniforms
+from gptladder.sampling.stream import PastContext
 from gptladder.sampling.text import TextStream
 from gptladder.sampling.transforms import PADDING
 from gptladder.tokenizer import BPETokenizer, Tokenizer
