@@ -71,6 +71,7 @@ if os.fork() == 0:
     if os.fork() == 0:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", mark], start_new_session=True)
         time.sleep(600)
+    os._exit(0)
 print("started", flush=True)
 {after}
 """
