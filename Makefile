@@ -143,7 +143,7 @@ test-wheel: wheel ## install the wheel alone in a new environment, and use a lay
 
 # TransformerLens 4 has no HookedTransformer, which the other tests are judged against: it gets an environment of its own.
 test-bridge: .venv-bridge/.ready ## models of TransformerLens 4, which .venv cannot hold, in an environment made for it
-	.venv-bridge/bin/python -m pytest -q tests/weights/test_bridge.py
+	.venv-bridge/bin/python -m pytest -q tests/weights/formats/test_bridge.py
 
 .venv-bridge/.ready: pyproject.toml constraints.txt
 	$(NEW_ENVIRONMENT)
@@ -154,7 +154,7 @@ test-bridge: .venv-bridge/.ready ## models of TransformerLens 4, which .venv can
 
 # TensorFlow is as large as everything else together, and tensorboard would load it wherever it finds it.
 test-tensorflow: .venv-tensorflow/.ready ## OpenAI's checkpoints, written by the real tensorflow, in an environment made for it
-	.venv-tensorflow/bin/python -m pytest -q tests/weights/test_tensorflow.py
+	.venv-tensorflow/bin/python -m pytest -q tests/weights/formats/test_tensorflow.py
 
 .venv-tensorflow/.ready: pyproject.toml constraints.txt
 	$(NEW_ENVIRONMENT)

@@ -1,8 +1,8 @@
 """Every shell line of README and docs runs as it is written, with small stand-ins for models and texts.
 
 Lines that train are stopped with Ctrl-C once they train (slow); their options are checked at once. Lines of make are
-checked by ``make -n``. Other tests convert OpenAI's checkpoint (tests/weights/test_tensorflow.py), and run the session
-and the adapters of docs/your-layer.md (tests/test_your_layer_doc.py).
+checked by ``make -n``. Other tests convert OpenAI's checkpoint (tests/weights/formats/test_tensorflow.py), and run the
+session and the adapters of docs/your-layer.md (tests/test_your_layer_doc.py).
 """
 
 import json
