@@ -259,7 +259,7 @@ def steady(points: list[Point]) -> tuple[list[Point], int]:
     ]
     undisturbed = [seconds / steps for steps, seconds, disturbed in turns if not disturbed]
     if not undisturbed:
-        return points, 0
+        return points, len(turns)  # the times as they were
     pace = statistics.median(undisturbed)
     seconds = accumulate(pace * steps if disturbed else taken for steps, taken, disturbed in turns)
     counted = [replace(point, seconds=now) for point, now in zip(points, seconds, strict=True)]
