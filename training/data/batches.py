@@ -45,16 +45,15 @@ class Batches:
     ``shuffled``: the text is divided into windows of ``seq`` inputs, end to end, and each epoch goes through all of
     them once, in an order of its own. A batch may take its first rows from one epoch and the others from the next.
     ``random``: every window begins anywhere, independently of all others.
-    ``documents``: as ``shuffled``, but with one window for each document, which begins where the document begins: no
-    input lacks what its document has before it. A shorter document is followed by the next, and what a longer one has
-    after the window is not trained on.
+    ``documents``: as ``shuffled``, but each document is divided by itself, from its beginning, so that the windows of
+    short documents hold them from their beginning. The last window of a document goes on into the next one.
 
     Args:
         tokens: the shard, ``[tokens]``; mapped from the disk or in memory.
         seq: inputs in a window; it takes one token more, since the last input has a target too.
         batch_size: windows in a batch, over all processes.
         order: see above.
-        eot_id: the token that ends a document, for the order ``documents``.
+        eot_id: the token that ends a document, for the order ``documents`` (default: the text is one document).
         seed: of the order.
         rank: number of this process; it gets its slice of every batch.
         world_size: number of processes. Together they get what one process alone would get.
@@ -166,7 +165,7 @@ def evaluation_batches(
 
     Args:
         tokens, seq, batch_size, eot_id, rank, world_size: as for `Batches`.
-        order: ``documents`` for one window from the beginning of each document; otherwise they lie end to end.
+        order: ``documents`` divides each document by itself; otherwise the windows lie end to end.
         most: limit for the number of windows, over all processes; they are spread evenly over the shard (default: all).
 
     Raises:
@@ -201,15 +200,16 @@ def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
 
 
 def _document_starts(tokens: npt.NDArray[np.integer], seq: int, eot_id: int | None) -> Indices:
-    """Return where the documents begin that have a whole window of tokens behind them."""
+    """Return where the windows begin that together have every token of every document, but the first, as a target."""
     window_count(tokens, seq)  # refuses a text without one
-    if eot_id is None:
-        raise ValueError(
-            "--order documents needs several documents with an end-of-text token between them, and this text has one "
-            "document: give --order shuffled"
-        )
-    begins = np.concatenate([np.zeros(1, np.int64), 1 + np.flatnonzero(np.asarray(tokens) == eot_id)])
-    return begins[begins < len(tokens) - seq].astype(np.uint64)
+    ends = np.flatnonzero(np.asarray(tokens) == eot_id) if eot_id is not None else np.zeros(0, np.int64)
+    begins = np.concatenate([np.zeros(1, np.int64), ends + 1])
+    targets = np.diff(np.append(begins, len(tokens))) - 1
+    counts = np.maximum(1, -(-targets // seq))
+    counts[begins == len(tokens)] = 0  # the text ends with an end-of-text token
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(begins, counts) + seq * number
+    return np.unique(np.minimum(starts, len(tokens) - seq - 1)).astype(np.uint64)
 
 
 def _slice(batch_size: int, rank: int, world_size: int) -> slice:
