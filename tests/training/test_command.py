@@ -108,7 +108,7 @@ def test_without_a_sampler_and_without_matplotlib_it_trains_and_says_so(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert start(drawn=None) == 0
     said = capsys.readouterr().out
-    assert "no samples: this run was given nothing to draw them with" in said
+    assert "no samples: train() was called without sample=" in said
     assert "no picture of the losses: the loss curve needs matplotlib, which is not installed" in said
     assert not (tmp_path / "runs" / "shakespeare-char" / "loss.png").exists()
     assert (tmp_path / "runs" / "shakespeare-char" / "final" / "model.safetensors").exists()
