@@ -12,7 +12,7 @@ shorter schedule, which reaches the target sooner and ends higher.
 The target is the loss that nanoGPT itself ends with (transformers, which trains by the same recipe, if no clone of
 nanoGPT is given), on the whole validation tenth. The time to it is the time spent in training steps until the first
 evaluation at or below it; the evaluations themselves do not count. For each seed the contestants train at the same
-time, each in its own process, and take turns between evaluations in an order drawn anew, so that other work on the
+time, each in its own process, and take turns between evaluations in a new random order, so that other work on the
 machine falls on all of them.
 """
 

@@ -1,3 +1,5 @@
+"""``gptladder train``: its options, its messages, and how it ends."""
+
 import importlib
 import io
 import json
@@ -336,7 +338,7 @@ def test_damaged_snapshots_are_refused(start: Callable[..., int], tmp_path: Path
         start("--resume", str(newest))
 
 
-def test_a_run_folder_that_cannot_be_written_is_told_before_anything_begins(
+def test_a_run_folder_that_cannot_be_written_is_refused_at_once(
     start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
