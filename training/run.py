@@ -102,13 +102,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
             check_prompt(config.run.prompt, data.tokenizer)
         trainer = make_trainer(config, model, data, device, processes)
 
-        # Check that the snapshot fits the model, the optimizer, the data and the options.
-        changes: list[str] = []
-        if found is not None:
-            trainer.check(found.path, found.contents, data.tokenizer.fingerprint)
-            check_text(found, data.facts, folder)
-            check_health(found)
-            changes = changed_options(flat_record(found.contents), flat(config))
+        # Check the snapshot.
+        changes = [] if found is None else _check_snapshot(found, config, trainer, data, folder)
 
         # From here on, the folder changes.
         facts = describe(config, model, data, device, processes)
@@ -137,7 +132,18 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         return _train(run, home)
 
 
+def _check_snapshot(
+    found: Resumption, config: TrainConfig, trainer: Trainer, data: TextData, folder: Path
+) -> list[str]:
+    """Check that a snapshot fits the model, the optimizer, the data and the options; return the changed options."""
+    trainer.check(found.path, found.contents, data.tokenizer.fingerprint)
+    check_text(found, data.facts, folder)
+    check_health(found)
+    return changed_options(flat_record(found.contents), flat(config))
+
+
 def _train(run: TrainingRun, home: RunFolder | None) -> Outcome:
+    """Run the training loop, and return its result."""
     try:
         ending = run.run()
     except NonFiniteError:
