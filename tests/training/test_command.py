@@ -371,7 +371,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert caught.value.code == 0
     said = capsys.readouterr().out
     assert "Learning rate of AdamW after warm-up" in said
-    assert "Megabytes of text that the generator of stories writes" in said
+    assert "Size of the generated stories in megabytes" in said
 
 
 def test_ctrl_c_ends_with_a_snapshot_and_130(start: Callable[..., int], tmp_path: Path) -> None:

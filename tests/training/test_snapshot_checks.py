@@ -85,8 +85,11 @@ def replace(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def exchange_parameters(snapshot: dict[str, Any]) -> None:
-    numbers = snapshot["optimizer_state_dict"]["param_groups"][0]["params"]
-    numbers[0], numbers[1] = numbers[1], numbers[0]
+    """Exchange two parameters of the same shape."""
+    state = snapshot["optimizer_state_dict"]
+    numbers = state["param_groups"][1]["params"]
+    first, second = (numbers.index(n) for n in numbers if state["state"][n]["exp_avg"].shape == (8,) and n < numbers[2])
+    numbers[first], numbers[second] = numbers[second], numbers[first]
 
 
 STATE = "optimizer_state_dict/state/0"
@@ -99,7 +102,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a negative step": (replace(f"{STATE}/step", torch.tensor(-1.0)), "step of"),
     "a step without number": (replace(f"{STATE}/step", torch.tensor(torch.nan)), "step of"),
     "a state of nothing": (replace("optimizer_state_dict/state/0", {}), "state of parameter 0"),
-    "an extra parameter": (replace("optimizer_state_dict/state/99", {}), "parameters"),
+    "an extra parameter": (replace("optimizer_state_dict/state/99", {}), "entries that belong to no parameter"),
     "other parameters": (replace("optimizer_state_dict/param_groups/0/params", [0]), "another model"),
     "parameters exchanged": (exchange_parameters, "other parameters"),
     "no groups": (replace("optimizer_state_dict/param_groups", []), "another model"),

@@ -281,7 +281,10 @@ def test_json_larger_than_any_config(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "header claims" in refusal(open_tensors, tmp_path)
 
 
-def test_finite_weights_pass(whole: dict[str, Path]) -> None:
-    for dtype in DTYPES:
-        largest = torch.finfo(dtype).max if dtype.is_floating_point else 1
-        check_finite({"a": torch.tensor([largest, 0], dtype=dtype), "b": torch.ones(0, dtype=dtype)}, "here")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_largest_finite_weights_pass_and_infinite_ones_do_not(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max if dtype.is_floating_point else 1
+    tensors = {"a": torch.tensor([largest, 0], dtype=dtype), "b": torch.ones(0, dtype=dtype)}
+    check_finite(tensors, "here")
+    if dtype.is_floating_point:
+        assert "a" in refusal(check_finite, {**tensors, "a": torch.tensor([torch.inf, 0], dtype=dtype)}, "here")
