@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..assembly.blocks import Blocks
 from ..assembly.model import GPT2
 from ..components import MLP, Attention, Block, LayerNorm, Unembed
 from ..components.kernels import is_transformed
@@ -281,7 +282,7 @@ class PackedGPT2(_Packed, GPT2):
         _take(self, model)
         self._num_parameters = model.num_parameters()
         self.embed, self.pos_embed = _frozen(model.embed, dtype), _frozen(model.pos_embed, dtype)
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             PackedBlock(block, packed, dtype) if type(block) is Block else _frozen(block, dtype)
             for block in model.blocks
         )
