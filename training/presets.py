@@ -29,7 +29,8 @@ class OptimConfig:
     seq: int | None = None
     """Tokens of a sequence (default: n_ctx)."""
     order: Order = "shuffled"
-    """shuffled: each window of the text once per epoch; random: windows that begin at any token."""
+    """shuffled: each window of the text once per epoch; documents: one window from the beginning of each document once
+    per epoch; random: windows that begin at any token."""
     max_steps: int | None = None
     """Updates after which training ends."""
     max_epochs: float | None = None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["BatchState", "Batches", "evaluation_batches", "window_count"]
 
-Order = Literal["shuffled", "random"]
+Order = Literal["shuffled", "random", "documents"]
 Batch = tuple[Int64[Tensor, "batch seq"], Int64[Tensor, "batch seq"]]
 _WAY = 2  # version of the algorithm that computes the order from the seed
 _STREAMS = 2**64
@@ -46,12 +46,16 @@ class Batches:
     ``shuffled``: the text is divided into adjacent windows of ``seq`` inputs, and each epoch takes all of them once, in
     a different order. A batch may take its first rows from one epoch and the others from the next.
     ``random``: each window begins at any token, independently of all others.
+    ``documents``: like ``shuffled``, but there is one window for each document, which begins with the document, so that
+    every input has all earlier tokens of its document before it. If a document is shorter than the window, the next
+    document follows it; the rest of a longer document is not used for training.
 
     Args:
         tokens: the shard, ``[tokens]``, memory-mapped or in memory.
         seq: number of inputs in a window. A window needs one token more, the target of the last input.
         batch_size: number of windows in a batch, over all processes.
-        order: "shuffled" or "random", see above.
+        order: "shuffled", "random" or "documents", see above.
+        eot_id: the token that ends a document, for the order ``documents``.
         seed: seed of the order.
         rank: number of this process, which takes its slice of every batch.
         world_size: number of processes. Together they take the windows that one process alone would take.
@@ -68,14 +72,16 @@ class Batches:
         seq: int,
         batch_size: int,
         order: Order = "shuffled",
+        eot_id: int | None = None,
         seed: int = 1337,
         rank: int = 0,
         world_size: int = 1,
     ):
-        if order not in ("shuffled", "random"):
-            raise ValueError(f"order is {order!r}; it must be 'shuffled' or 'random'")
+        if order not in get_args(Order):
+            raise ValueError(f"order is {order!r}; it must be {', '.join(map(repr, get_args(Order)))}")
         self._mine = _slice(batch_size, rank, world_size)
-        self.windows_per_epoch = window_count(tokens, seq)
+        self._first = _document_starts(tokens, seq, eot_id) if order == "documents" else None
+        self.windows_per_epoch = window_count(tokens, seq) if self._first is None else len(self._first)
         self._tokens, self._seq, self._batch_size, self._order, self._seed = tokens, seq, batch_size, order, seed
         self._position = 0
         self._orders: dict[int, Indices] = {}  # the order of each epoch in the last batch
@@ -137,7 +143,7 @@ class Batches:
         for epoch in present:
             now = epochs == epoch
             places[now] = self._orders[epoch][places[now]]
-        return places * np.uint64(self._seq)
+        return places * np.uint64(self._seq) if self._first is None else self._first[places]
 
     def _shuffled(self, epoch: int) -> Indices:
         """Return the windows in the order of an epoch: sorted by one random number per window."""
@@ -151,27 +157,32 @@ def evaluation_batches(
     seq: int,
     batch_size: int,
     most: int | None = None,
+    order: Order = "shuffled",
+    eot_id: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Return all windows of a shard in order.
+    """Return all windows of a shard in the order of the text.
 
     The last batch may be smaller, or empty on some processes.
 
     Args:
-        tokens, seq, batch_size, rank, world_size: as for `Batches`.
+        tokens, seq, batch_size, eot_id, rank, world_size: as for `Batches`.
+        order: ``documents`` for one window from the beginning of each document; otherwise the windows are adjacent.
         most: largest number of windows, over all processes; they are spread evenly over the shard (default: all).
 
     Raises:
         ValueError: as for `Batches`.
     """
     mine = _slice(batch_size, rank, world_size)
-    count = window_count(tokens, seq)
+    first = _document_starts(tokens, seq, eot_id) if order == "documents" else None
+    count = window_count(tokens, seq) if first is None else len(first)
     if most is not None and most < 1:
         raise ValueError(f"{most} windows to evaluate on; it must be at least 1")
     taken = count if most is None else min(most, count)
-    starts = np.arange(taken, dtype=np.uint64) * np.uint64(count) // np.uint64(taken) * np.uint64(seq)
-    return (_windows(tokens, starts[first : first + batch_size][mine], seq) for first in range(0, taken, batch_size))
+    places = np.arange(taken, dtype=np.uint64) * np.uint64(count) // np.uint64(taken)
+    starts = places * np.uint64(seq) if first is None else first[places]
+    return (_windows(tokens, starts[i : i + batch_size][mine], seq) for i in range(0, taken, batch_size))
 
 
 def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
@@ -189,6 +200,18 @@ def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
             f"window ({seq} inputs, and the target of the last): give {shorter}more text"
         )
     return (len(tokens) - 1) // seq
+
+
+def _document_starts(tokens: npt.NDArray[np.integer], seq: int, eot_id: int | None) -> Indices:
+    """Return where the documents begin that have a whole window of tokens behind them."""
+    window_count(tokens, seq)  # refuses a text without one
+    if eot_id is None:
+        raise ValueError(
+            "--order documents needs several documents with an end-of-text token between them, and this text has one "
+            "document: give --order shuffled"
+        )
+    begins = np.concatenate([np.zeros(1, np.int64), 1 + np.flatnonzero(np.asarray(tokens) == eot_id)])
+    return begins[begins < len(tokens) - seq].astype(np.uint64)
 
 
 def _slice(batch_size: int, rank: int, world_size: int) -> slice:
