@@ -14,7 +14,7 @@ from .candidate.sandbox import Sandbox
 from .candidate.source import CandidateError, Code
 from .results import Climb, Hint, Tried
 from .rungs import RUNGS
-from .trying import LayerTrial
+from .trying import try_layer
 
 Layer = str | Callable[..., Any]
 
@@ -103,8 +103,8 @@ def climb(
                 continue
             on_start(rung.name)
             library = None if reference in (None, "gptladder") else reference
-            trial = LayerTrial(rung, bench.respond, reference=library, number=cases, seed=seed)
-            tried = trial.run(bench.shown[rung.name])
+            name = bench.shown[rung.name]
+            tried = try_layer(rung, bench.respond, name, reference=library, number=cases, seed=seed)
             climbed.rungs.append(tried)
             on_end(tried)
             if not tried.passed:

@@ -81,7 +81,7 @@ class ParityArguments:
     """Prove that this GPT-2 is Hugging Face's and TransformerLens's: by layers, whole at full size, there and back."""
 
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
-    """Real weights for the whole-model part: a name on the hub or a folder. Random ones where it is not given."""
+    """Real weights for the whole-model part: a name on the hub or a folder (default: random ones)."""
     cases: int = 25
     """Random configurations for each layer and reference."""
     seed: int = 0

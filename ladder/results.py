@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,14 +76,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """Attention weights to look at, ``[n_heads query_pos key_pos]``, and whose they are."""
-
-    whose: str
-    weights: Tensor
-
-
-@dataclass(frozen=True)
 class Finding:
     """Where a layer first departs from GPT-2.
 
@@ -110,7 +102,7 @@ class Finding:
     def text(self, hint: Hint) -> str:
         """The finding in words."""
         lines = [f"Look at {self.at}: {self.code}"] if self.at else []
-        right = f"Right up to there: {_listed(list(self.right))}. " if self.right and self.at else ""
+        right = f"Right up to there: {listed(self.right)}. " if self.right and self.at else ""
         lines.append(f"{right}First wrong: {self.wrong}.")
         if hint != "where":
             lines += self.detail
@@ -129,7 +121,8 @@ class Diagnosis:
         finding: where it first departs from GPT-2.
         facts: what else was observed: the future is seen, sequences see one another.
         smallest: the sizes of the smallest case that it still fails.
-        patterns: on the attention rung, the right pattern on one trial and the layer's own.
+        patterns: of attention on one trial: the right weights ``[n_heads query_pos key_pos]`` and the layer's own, by
+            whose they are.
         right: its answers were right on every case; there is then nothing else to report.
     """
 
@@ -139,7 +132,7 @@ class Diagnosis:
     finding: Finding | None = None
     facts: tuple[str, ...] = ()
     smallest: Mapping[str, int] = field(default_factory=dict)
-    patterns: tuple[Pattern, ...] = ()
+    patterns: Mapping[str, Tensor] = field(default_factory=dict)
     right: bool = False
 
     def text(self, hint: Hint) -> str:
@@ -229,12 +222,12 @@ class Tried:
         """The verdict in one line."""
         if self.fault is None:
             return f"{self.rung}: {self.layer} is right"
-        says = " and ".join(self.mistakes) or self.fault.message
+        what = " and ".join(self.mistakes) or self.fault.message
         at = f" ({self.at})" if self.at else ""
         kind = "cannot be tried" if self.status == "refused" else "is wrong"
-        return f"{self.rung}: {self.layer} {kind}: {says}{at}"
+        return f"{self.rung}: {self.layer} {kind}: {what}{at}"
 
-    def told(self, hint: Hint = "what") -> str:
+    def text(self, hint: Hint = "what") -> str:
         """What is wrong, in plain text; empty if nothing is."""
         lines = [str(self.fault)] if self.fault else []
         if self.fault and self.diagnosis and not self.diagnosis.right:
@@ -258,7 +251,7 @@ class Tried:
             "finding": dataclasses.asdict(finding) if finding else None,
             "what": list(self.diagnosis.what) if self.diagnosis else [],
             "fix": list(self.diagnosis.fix) if self.diagnosis else [],
-            "told": self.told(),
+            "text": self.text(),
             "smallest": dict(self.smallest),
             "missing": list(self.missing),
             "reading": self.reading,
@@ -325,7 +318,7 @@ class Climb:
         for each in self.rungs:
             if each.fault:
                 kind = "cannot be tried" if each.status == "refused" else "is wrong"
-                lines += ["", f"{each.rung}: {each.layer} {kind}: {each.told(self.hint)}"]
+                lines += ["", f"{each.rung}: {each.layer} {kind}: {each.text(self.hint)}"]
             if each.notes:
                 lines += ["", f"{each.rung}: {each.note}"]
         return "\n".join(lines) or self.refused
@@ -361,5 +354,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence.
+
+    Example:
+        >>> listed(["w", "b", "eps"])
+        'w, b and eps'
+    """
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

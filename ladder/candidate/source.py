@@ -240,9 +240,9 @@ class _Slicer:
                 if error is None:
                     continue
                 place = self.code.raised(error) or (f"{file}:{part.lineno}", ast.unparse(part).splitlines()[0])
-                reason = f"{place[0]}: {said(error)}"
+                reason = f"{place[0]}: {one_line(error)}"
                 if isinstance(part, ast.ClassDef | ast.FunctionDef) and part.name in self.wanted:
-                    raise CandidateError(f"{place[0]}: reading it raises {said(error)}: {place[1]}") from error
+                    raise CandidateError(f"{place[0]}: reading it raises {one_line(error)}: {place[1]}") from error
                 for name in binds(part):
                     namespace[name] = StandIn(name, reason)
                     if isinstance(part, ast.Import | ast.ImportFrom):
@@ -276,7 +276,7 @@ class _Slicer:
             else:
                 pieces = [(str(self.path), text)]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CandidateError(f"{self.path.name} cannot be read: {said(error)}") from error
+            raise CandidateError(f"{self.path.name} cannot be read: {one_line(error)}") from error
         for file, piece in pieces:
             if re.match(r"\s*%%(?!climb|time\b)", piece):
                 self.notes.append(f"{Path(file).name} was left out: it begins with {piece.split()[0]}")
@@ -305,7 +305,9 @@ class _Slicer:
                 begin = max((i for i in tops if i <= at), default=0)
                 end = min((i for i in tops if i > at), default=len(lines))
                 if not any(line.strip() for line in lines[begin:end]):
-                    raise CandidateError(f"{Path(file).name}:{at + 1}: {said(error)}: {shown[at].strip()}") from error
+                    raise CandidateError(
+                        f"{Path(file).name}:{at + 1}: {one_line(error)}: {shown[at].strip()}"
+                    ) from error
                 self.notes.append(
                     f"line {at + 1} does not parse ({error.msg}), so lines {begin + 1} to {end} were left out"
                 )
@@ -392,7 +394,7 @@ def _defined_in(module: types.ModuleType, value: Any) -> bool:
     return (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__
 
 
-def said(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an exception's type and message in one line."""
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:299] + "…"

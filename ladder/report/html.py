@@ -1,14 +1,14 @@
 """The climb as one page to open in a browser: nothing is loaded from anywhere, and nothing runs in it."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from torch import Tensor
 
 from ...files import write_whole
-from ..results import Climb, Hint, Pattern, Tried, Verdict
+from ..results import Climb, Hint, Tried, Verdict
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
@@ -68,7 +68,7 @@ def _failure(tried: Tried, hint: Hint) -> str:
     lines = [f"<h2>{escape(tried.rung)}</h2>"]
     if tried.mistakes and hint != "where":
         lines.append(f'<p class="mistake">{escape(" and ".join(tried.mistakes))}</p>')
-    lines.append(f"<pre>{escape(tried.told(hint))}</pre>")
+    lines.append(f"<pre>{escape(tried.text(hint))}</pre>")
     if tried.diagnosis is not None:
         lines.append(_patterns(tried.diagnosis.patterns))
     lines.append(_notes(tried))
@@ -85,21 +85,21 @@ def _notes(tried: Tried) -> str:
     return "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
 
 
-def _patterns(patterns: Sequence[Pattern]) -> str:
+def _patterns(patterns: Mapping[str, Tensor]) -> str:
     """Each head's patterns beside one another, queries down, keys across."""
     if not patterns:
         return ""
     heads = "".join(
         f'<div class="heads"><h3>Head {head}</h3>'
         + "".join(
-            f"<figure><figcaption>{escape(each.whose)}</figcaption>{_grid(each.weights[head])}</figure>"
-            for each in patterns
+            f"<figure><figcaption>{escape(whose)}</figcaption>{_grid(weights[head])}</figure>"
+            for whose, weights in patterns.items()
         )
         + "</div>"
-        for head in range(min(len(each.weights) for each in patterns))
+        for head in range(min(map(len, patterns.values())))
     )
-    said = "Queries down, keys across; a row sums to 1. Red: weight where there can be none."
-    return f'<h3>Attention patterns</h3><p class="quiet">{said}</p>{heads}'
+    key = "Queries down, keys across; a row sums to 1. Red: weight where there can be none."
+    return f'<h3>Attention patterns</h3><p class="quiet">{key}</p>{heads}'
 
 
 def _grid(weights: Tensor) -> str:

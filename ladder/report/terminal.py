@@ -78,7 +78,7 @@ def climb_end(climbed: Climb) -> Text:
     else:
         kind = "cannot be tried" if last.status == "refused" else "is wrong"
         text.append(f"\n{last.rung}: {last.layer} {kind}: ", "bold red")
-        text.append(last.told(climbed.hint))
+        text.append(last.text(climbed.hint))
     return text
 
 

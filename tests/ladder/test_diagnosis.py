@@ -15,7 +15,8 @@ from gptladder.ladder.candidate.source import Code
 from gptladder.ladder.candidate.trace import Trace
 from gptladder.ladder.diagnosis import diagnose
 from gptladder.ladder.experiments import shrink
-from gptladder.ladder.location import Located, factor_of
+from gptladder.ladder.location import locate
+from gptladder.ladder.matching import Matched, factor_of
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
 from gptladder.ladder.mistakes.attention import PlainAttention
 from gptladder.ladder.mistakes.mistake import with_steps
@@ -165,7 +166,7 @@ def test_an_answer_of_the_wrong_shape_is_no_crash(each: Rung) -> None:
     assert found.mistakes == ()
 
 
-# ---- where it is, for mistakes that nobody listed -------------------------------------------------------------------
+# ---- where it is, for mistakes that are not listed -------------------------------------------------------------------
 
 
 class Nano(nn.Module):
@@ -258,7 +259,7 @@ def located(layer: type[nn.Module], name: str) -> tuple[Trial, Trace]:
 @pytest.mark.parametrize("layer", LOCATED, ids=lambda layer: layer.__name__)
 def test_a_mistake_that_is_not_listed_is_located_at_its_line(layer: type[nn.Module]) -> None:
     name, wrong, detail = LOCATED[layer]
-    found = Located(*located(layer, name)).finding()
+    found = locate(*located(layer, name))
     assert found is not None
     assert "# HERE" in (found.code or ""), found
     assert wrong in found.wrong
@@ -267,9 +268,8 @@ def test_a_mistake_that_is_not_listed_is_located_at_its_line(layer: type[nn.Modu
 
 def test_a_right_layer_has_nothing_to_find_and_every_step_is_seen() -> None:
     trial, trace = located(Nano, "attention")
-    seen = Located(trial, trace)
-    assert seen.finding() is None
-    steps = {quantity.key for each in seen.seen for quantity in each.is_}
+    assert locate(trial, trace) is None
+    steps = {quantity.key for each in Matched(trial, trace).seen for quantity in each.is_}
     assert steps >= {"Q", "K", "V", "raw", "scores", "masked", "pattern", "z", "output"}
 
 
@@ -280,7 +280,7 @@ def test_a_layer_that_draws_is_located_by_what_differs() -> None:
 
     trial, one = located(Draws, "attention")
     _, other = located(Draws, "attention")
-    found = Located(trial, one, other).finding()
+    found = locate(trial, one, other)
     assert found is not None
     assert "# HERE" in (found.code or "")
     assert found.wrong == "a random step"
@@ -305,9 +305,9 @@ def test_the_quantities_end_in_the_layers_own_output(each: Rung) -> None:
 
 def test_whose_pattern_is_shown_is_reported() -> None:
     masked = diagnose(rung("attention"), Subject(responding(named(MISTAKES, "no causal mask").build), untied))
-    assert [each.whose for each in masked.patterns] == ["the right one", "of a layer with your mistake"]
-    assert masked.patterns[0].weights.triu(1).abs().max() == 0
-    assert examine(PlainMLP, "mlp", widen=lambda self, x: x @ self.W_in).patterns == ()
+    assert list(masked.patterns) == ["the right one", "of a layer with your mistake"]
+    assert masked.patterns["the right one"].triu(1).abs().max() == 0
+    assert examine(PlainMLP, "mlp", widen=lambda self, x: x @ self.W_in).patterns == {}
 
 
 def test_wrong_parts_and_wrong_wiring_are_named_together() -> None:

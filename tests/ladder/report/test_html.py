@@ -14,7 +14,7 @@ import torch
 
 from gptladder.ladder.report.html import page, write_html
 from gptladder.ladder.report.notebook import fragment, load_ipython_extension
-from gptladder.ladder.results import Climb, Diagnosis, Fault, Finding, Pattern, Tried, Verdict
+from gptladder.ladder.results import Climb, Diagnosis, Fault, Finding, Tried, Verdict
 
 
 def verdict(rung: str = "attention", float64: float = 1e-15, gradient: float = 2e-15, float32: float = 1e-7) -> Verdict:
@@ -37,7 +37,7 @@ DIAGNOSIS = Diagnosis(
     what=("Each position sees the one after it: key > query & more.",),
     fix=("Mask every key > query.",),
     finding=Finding("mine.py:3", "x <y>", ("the scores (line 2)",), "the masked scores"),
-    patterns=(Pattern("the right one", PATTERN), Pattern("yours, as <b>mine</b> gives it", PATTERN)),
+    patterns={"the right one": PATTERN, "yours, as <b>mine</b> gives it": PATTERN},
 )
 RIGHT = Tried("layer-norm", "mine.py:Norm", verdict("layer-norm"), notes=("It was built with eps=1e-05.",))
 WRONG = Tried(
@@ -69,7 +69,7 @@ def words(text: str) -> str:
 
 
 def test_it_reports_what_is_wrong_with_caveats_and_notes(failed: str) -> None:
-    said = words(failed)
+    shown = words(failed)
     for each in (
         "attention: not right yet",
         "mine <script>.py:Attention",
@@ -83,8 +83,8 @@ def test_it_reports_what_is_wrong_with_caveats_and_notes(failed: str) -> None:
         "It was built with eps=1e-05.",
         "the script part was not run",
     ):
-        assert each in said
-    assert "Mask every" not in said  # the fix is given only if it is asked for
+        assert each in shown
+    assert "Mask every" not in shown  # the fix is given only if it is asked for
 
 
 def test_what_passed_is_reported_as_right() -> None:
@@ -160,7 +160,7 @@ def test_errors_stand_on_a_log_scale_beside_what_is_allowed(failed: str) -> None
     assert "gradients, float64: inf, at most 1e-12" in "".join(marks[4].itertext())
 
 
-def test_every_weight_of_the_patterns_is_there_and_the_impossible_is_marked(failed: str) -> None:
+def test_every_weight_of_the_patterns_is_shown_impossible_ones_marked(failed: str) -> None:
     figures = tree(failed).findall(".//figure")
     assert len(figures) == 4
     shown = [[text.text for text in figure.findall(".//text")] for figure in figures]
