@@ -52,6 +52,8 @@ class ClimbArguments:
     """How much the report gives away: the line, what is wrong, or how to fix it too."""
     reference: Literal["gptladder", "transformer-lens"] = "gptladder"
     """Layers to judge by: our own, which the tests prove, or TransformerLens's (needs gptladder[reference])."""
+    dtype: Literal["float16", "bfloat16"] | None = None
+    """Try the layers at this precision too, where they may be a few times as far off as our own."""
     cases: int = 25
     """Random configurations for each layer."""
     seed: int = 0
@@ -119,6 +121,7 @@ def climb(argv: list[str]) -> int:
                 chosen=dict(map(_setting, arguments.set)),
                 hint=arguments.hint,
                 reference=arguments.reference,
+                dtype=arguments.dtype,
                 cases=arguments.cases,
                 seed=arguments.seed,
                 time_limit=arguments.time_limit,

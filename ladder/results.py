@@ -22,8 +22,8 @@ class Fault:
         kind: of a layer that gives no answer ``build``, ``parameters``, ``raises``, ``exit``, ``type``, ``shape``,
             ``dtype``, ``input``, ``hang`` or ``died``; of one that does ``nan``, ``some nan``, ``output``, ``half``
             (computed in 16 bits), ``random``, ``state`` (wrong after another call), ``context`` (wrong at n_ctx),
-            ``large`` (wrong for large scores), ``missing`` (a gradient), ``gradient``, ``float32`` (alone), ``biases``
-            (GPT-2's biases are missing, all else is right).
+            ``large`` (wrong for large scores), ``low`` (wrong in float16 or bfloat16 alone), ``missing`` (a
+            gradient), ``gradient``, ``float32`` (alone), ``biases`` (GPT-2's biases are missing, all else is right).
         message: what happened, as a sentence without its full stop.
         at: ``file:line`` in the user's source, if it is known.
         code: that line.

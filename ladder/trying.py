@@ -12,6 +12,7 @@ from .candidate.layer import Reply, Request
 from .drawing import Draw, as_gpt2
 from .explaining import explained, lacking
 from .hidden import hidden_faults
+from .low_precision import low_precision
 from .results import Diagnosis, Fault, Tried, Verdict
 from .rungs import RANGES, Case, Difference, Rung, Trial, distance
 from .under_test import FATAL, OPTIONAL, UnderTest
@@ -34,7 +35,14 @@ class Attempt:
 
 
 def try_layer(
-    rung: Rung, ask: Callable[[Request], Reply], name: str, *, reference: str | None, number: int, seed: int
+    rung: Rung,
+    ask: Callable[[Request], Reply],
+    name: str,
+    *,
+    reference: str | None = None,
+    number: int = 25,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
 ) -> Tried:
     """Try a layer on its rung, and find out what is wrong with it.
 
@@ -45,6 +53,7 @@ def try_layer(
         reference: the library to judge by; our own layers if None.
         number: of cases.
         seed: of the cases and of every number in them.
+        dtype: a lower precision to try it at too.
     """
     began = time.perf_counter()
     layer = UnderTest(rung, ask, reference, seed)
@@ -60,6 +69,11 @@ def try_layer(
         for found in hidden_faults(layer, attempt.verdict):
             attempt = Attempt(attempt.verdict, *found)
             break
+    finding = None
+    if attempt.fault is None and dtype is not None:
+        fault, finding, note = low_precision(layer, dtype, number)
+        attempt = Attempt(attempt.verdict, fault)
+        notes += [note] if note else []
     tried = Tried(
         rung=rung.name,
         layer=name,
@@ -70,7 +84,7 @@ def try_layer(
         reading=layer.reading,
         notes=tuple(dict.fromkeys([*layer.notes, *notes])),
         borrowed=layer.first.borrowed,
-        diagnosis=Diagnosis() if attempt.fault else None,
+        diagnosis=Diagnosis(finding=finding) if attempt.fault else None,
     )
     if attempt.fault is not None and attempt.trial is not None:
         tried = explained(layer, tried, attempt.fault, attempt.trial, attempt.before)
