@@ -14,6 +14,7 @@ from .candidate.isolation import Limits
 from .candidate.layer import Candidate, Reply, Request
 from .candidate.sandbox import Sandbox
 from .candidate.source import CandidateError, Code
+from .report.notebook import ShownClimb
 from .results import Climb, Hint, Tried
 from .rungs import RUNGS
 from .trying import try_layer
@@ -103,7 +104,7 @@ def climb(
         raise ValueError(f"reference is {reference!r}; it can be gptladder or transformer-lens")
     if dtype not in _DTYPES:
         raise ValueError(f"dtype is {dtype!r}; it can be float16 or bfloat16 (float64 and float32 are tried always)")
-    climbed = Climb(hint=hint)
+    climbed = ShownClimb(hint=hint)
     with _Bench(layers, sources, time_limit, dict(chosen or {}), limits) as bench:
         bench.ready()
         climbed.taken, climbed.left_out = bench.taken, bench.left_out

@@ -165,7 +165,7 @@ def ladder(argv: list[str]) -> int:
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
-        from .report.terminal import verdict_table
+        from .report.tables import verdict_table
         from .rungs import RUNGS
         from .verdicts import judge_in_order
 
@@ -196,7 +196,7 @@ def parity(argv: list[str]) -> int:
     with _progress(console, "loading the references") as say, _references():
         from .parity import run
         from .report import picture
-        from .report import terminal as report
+        from .report import tables as report
 
         found = run(name_or_folder=arguments.model, number=arguments.cases, seed=arguments.seed, say=say)
     console.print()

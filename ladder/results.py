@@ -326,11 +326,6 @@ class Climb:
     def __repr__(self) -> str:
         return f"<Climb: {self.summary()}>"
 
-    def _repr_html_(self) -> str:
-        from .report.notebook import fragment
-
-        return fragment(self)
-
     def as_json(self) -> dict[str, Any]:
         """Everything, for ``--json``: one schema for every outcome. What is not finite is None."""
         return {

@@ -53,10 +53,8 @@ class Code:
         """Return ``file:line`` and that line, of the first frame (a file and a line's number) in the user's code."""
         for name, line in frames:
             if line is not None and self.owns(name):
-                path = Path(name)
-                shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
                 linecache.checkcache(name)  # the user may have edited the file since it was last read
-                return f"{shown}:{line}", linecache.getline(name, line).strip()
+                return f"{_shown(name)}:{line}", linecache.getline(name, line).strip()
         return None
 
     def raised(self, error: BaseException) -> tuple[str, str] | None:
@@ -154,6 +152,15 @@ def split(source: str) -> tuple[Path, str]:
     if name and not name.isidentifier():
         raise CandidateError(f"{source!r} names no class: write FILE.py:CLASS, or the file alone")
     return path.resolve(), name
+
+
+def _shown(name: str) -> str:
+    """Return how a file is named in reports: from the current folder, or as a notebook's cell."""
+    typed = re.match(r"<ipython-input-(\d+)-|.*\Wipykernel_\d+\W", name)
+    if typed:
+        return f"cell {typed[1]}" if typed[1] else "cell"
+    path = Path(name)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _module_file(name: str) -> Path | None:

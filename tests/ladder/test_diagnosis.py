@@ -18,9 +18,9 @@ from gptladder.ladder.experiments import shrink
 from gptladder.ladder.location import locate
 from gptladder.ladder.matching import Matched, factor_of
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
-from gptladder.ladder.mistakes.attention import PlainAttention
 from gptladder.ladder.mistakes.mistake import with_steps
 from gptladder.ladder.mistakes.mlp import PlainMLP
+from gptladder.ladder.mistakes.plain_attention import PlainAttention
 from gptladder.ladder.mistakes.wiring import PlainBlock, PlainModel
 from gptladder.ladder.numbers import Answer
 from gptladder.ladder.quantities import quantities

@@ -11,7 +11,7 @@ from gptladder import GPT2, GPT2Config, weights
 from gptladder.cli import main
 from gptladder.ladder import parity as parity_module
 from gptladder.ladder.parity import Parity, run
-from gptladder.ladder.report import picture, terminal
+from gptladder.ladder.report import picture, tables
 
 SHAPE = GPT2Config(d_model=12, n_layers=2, n_heads=3, d_vocab=101, n_ctx=16)
 
@@ -66,7 +66,7 @@ def test_a_weight_that_comes_in_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_reports_hold_what_was_found(found: Parity, tmp_path: Path) -> None:
-    terminal.write_json(found, tmp_path / "deep" / "parity.json")
+    tables.write_json(found, tmp_path / "deep" / "parity.json")
     written = json.loads((tmp_path / "deep" / "parity.json").read_text())
     assert written["passed"] is True
     assert written["layers"][0] == {

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gptladder.ladder.report.html import page, write_html
-from gptladder.ladder.report.notebook import fragment, load_ipython_extension
+from gptladder.ladder.report.notebook import ShownClimb, fragment
 from gptladder.ladder.results import Climb, Diagnosis, Fault, Finding, Tried, Verdict
 
 
@@ -103,7 +103,7 @@ def test_what_gave_no_numbers_is_shown_by_its_fault() -> None:
 
 
 def test_a_notebook_shows_the_verdict_the_line_and_the_patterns() -> None:
-    climbed = Climb([WRONG])
+    climbed = ShownClimb([WRONG])
     found = climbed._repr_html_()
     assert found == fragment(climbed)
     assert "attention: not right yet" in found
@@ -113,38 +113,6 @@ def test_a_notebook_shows_the_verdict_the_line_and_the_patterns() -> None:
     assert repr(climbed) == (
         "<Climb: attention: mine <script>.py:Attention is wrong: causal mask <off> by one (mine.py:3)>"
     )
-
-
-def test_the_cell_magic_tries_the_layers_that_the_cell_defines() -> None:
-    class Shell:
-        """As much of IPython as the magic needs."""
-
-        user_ns: dict = {}  # noqa: RUF012
-        magics: dict = {}  # noqa: RUF012
-
-        def register_magic_function(self, function: object, magic_kind: str, magic_name: str) -> None:
-            self.magics[magic_kind, magic_name] = function
-
-        def run_cell(self, cell: str) -> object:
-            exec(compile(cell, "<ipython-input-1>", "exec"), self.user_ns)
-            return type("Result", (), {"success": True})
-
-    shell = Shell()
-    load_ipython_extension(shell)
-    cell = (
-        "import torch\nfrom torch import nn\n"
-        "class LayerNorm(nn.Module):\n"
-        "    def __init__(self, d_model):\n"
-        "        super().__init__()\n"
-        "        self.w, self.b = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))\n"
-        "    def forward(self, x):\n"
-        "        return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True) * self.w + self.b\n"
-    )
-    climbed = shell.magics["cell", "climb"]("--hint where", cell)
-    assert climbed.taken == {"layer-norm": "LayerNorm"}
-    assert not climbed.passed
-    assert climbed.rungs[0].diagnosis.finding.at.endswith(":8")
-    assert climbed.hint == "where"
 
 
 def test_errors_stand_on_a_log_scale_beside_what_is_allowed(failed: str) -> None:
