@@ -5,6 +5,7 @@ import torch
 from .candidate.trace import Event, Trace
 from .experiments import part_rung, wrong_parts
 from .matching import MOVES, TOLERANCE, Matched, Seen, line_of, sorted_numbers
+from .numbers import close
 from .results import Finding
 from .rungs import Trial
 
@@ -100,9 +101,21 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     if mask := _mask(matched, culprit):
         return mask
     taken = [words for i in dict.fromkeys(event.inputs) if (words := _called(matched, i))]
-    missing = matched.next_step(culprit.index)
+    missing = matched.next_step(culprit.index, event.function)
     what = f"what {name} gives" + (f" (GPT-2 has {missing} next)" if missing else "")
-    return what, [f"{name} on line {line} takes {' and '.join(taken)}."] if taken else []
+    detail = [f"{name} on line {line} takes {' and '.join(taken)}."] if taken else []
+    return what, [*detail, *_transposed(matched, event)]
+
+
+def _transposed(matched: Matched, event: Event) -> list[str]:
+    """Return which scores that an event takes have keys along their rows."""
+    for seen in (matched.seen[i] for i in event.inputs if i >= 0):
+        for quantity in seen.is_:
+            value, right = seen.event.value, quantity.value
+            turned = value.shape == right.shape and not close(value, right) and close(value.mT, right)
+            if turned and quantity.key.endswith(("raw", "scores")):
+                return [f"The rows of {quantity.words} (line {line_of(seen.event)}) are keys; GPT-2's are queries."]
+    return []
 
 
 def _called(matched: Matched, index: int) -> str:
@@ -129,8 +142,11 @@ def _mask(matched: Matched, culprit: Seen) -> tuple[str, list[str]] | None:
         if right is None or quantity.value.shape != value.shape:
             continue
         kept = (value - quantity.value).abs() <= TOLERANCE * (1 + quantity.value.abs())
-        shown = kept.flatten(0, -3).all(0)
-        if not shown.any() or bool(kept.all()):
+        shown, every = kept.flatten(0, -3).all(0), value.flatten(0, -3)
+        # A key is hidden by a very negative number, or by any number that is the same in all heads and sequences.
+        hidden = (every < -1e3).all(0) | ((every == every[0]).all(0) & (len(every) > 1))
+        changed = right & ~shown & ~hidden  # scores that are neither right nor hidden: that is no mask
+        if bool(changed.any()) or not shown.any() or bool(kept.all()):
             continue
         detail = []
         if bool((shown & ~right).any()):
@@ -142,8 +158,8 @@ def _mask(matched: Matched, culprit: Seen) -> tuple[str, list[str]] | None:
             detail.append(f"Query {query} does not see {what}.")
         if not detail:
             most, least = value[..., ~right].max().item(), quantity.value[..., right].min().item()
-            hidden = f"Hidden scores are {most:.4g} at most, and visible ones {least:.4g} at least"
-            detail.append(f"{hidden}: hidden keys still get weight.")
+            amounts = f"Hidden scores are {most:.4g} at most, and visible ones {least:.4g} at least"
+            detail.append(f"{amounts}: hidden keys still get weight.")
         return f"which keys each query sees (line {_mask_line(matched, culprit.event)})", detail
     return None
 

@@ -24,6 +24,8 @@ _MOVES = """
     unfold roll flip expand_as view_as reshape_as index_select gather embedding select rearrange __get__
 """
 MOVES = frozenset(_MOVES.split())
+# What functions that compute several steps in one end with.
+_FUSED = {"scaled_dot_product_attention": "z", "multi_head_attention_forward": "output", "layer_norm": "output"}
 TOLERANCE = 1e-9
 
 
@@ -88,6 +90,8 @@ class Matched:
                 for seen in pieces:
                     seen.good = True
                     seen.is_.append(quantity)
+        for seen in self.seen:  # if a bias is missing, queries with it and without it are the same numbers
+            seen.is_.sort(key=lambda quantity: not quantity.step)
 
     def sources(self, indices: Iterable[int]) -> set[int]:
         """Return these events and all that they were made from."""
@@ -136,14 +140,19 @@ class Matched:
         fitting = [quantity for quantity in seen.is_ if quantity.value.numel() == seen.event.value.numel()]
         return not fitting or any(_arranged(seen.event.value, quantity.value) for quantity in fitting)
 
-    def next_step(self, before: int) -> str:
-        """Return the first step of the formula that no event before this one is, after the last that one is."""
+    def next_step(self, before: int, function: str = "") -> str:
+        """Return the first step of the formula that no event before this one is, after the last that one is.
+
+        Of a ``function`` that computes several steps in one, it is the last of them.
+        """
         found = {"input"} | {quantity.key for seen in self.seen[:before] for quantity in seen.is_}
         last = max((i for i, each in enumerate(self.steps) if each.key in found), default=-1)
         of = self.steps[last].key.removesuffix("masked raw") if last >= 0 else ""
         if last >= 0 and of != self.steps[last].key and f"{of}scores" not in found:  # masked, and never scaled
             return next(each.words for each in self.steps if each.key == f"{of}scores")
-        return next((each.words for each in self.steps[last + 1 :] if each.step and each.key not in found), "")
+        ending = _FUSED.get(function, "")
+        later = [each for each in self.steps[last + 1 :] if each.step and each.key not in found]
+        return next((each.words for each in later if each.key.endswith(ending)), "")
 
     def right_steps(self, before: int) -> tuple[str, ...]:
         """Return the last steps before an event that are right, with their lines."""
