@@ -94,16 +94,7 @@ def climb(
             "no layer was given: give a file, such as my_file.py, or a layer, such as --attention my.py:Attention "
             "(attention=… in Python)"
         )
-    if cases < 1:
-        raise ValueError(f"cases is {cases}; at least 1 is needed to judge by")
-    if not time_limit > 0:
-        raise ValueError(f"time_limit is {time_limit}; it is a number of seconds above 0")
-    if hint not in ("where", "what", "fix"):
-        raise ValueError(f"hint is {hint!r}; it can be where, what or fix")
-    if reference not in (None, "gptladder", "transformer-lens"):
-        raise ValueError(f"reference is {reference!r}; it can be gptladder or transformer-lens")
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it can be float16 or bfloat16 (float64 and float32 are tried always)")
+    _check(cases, time_limit, hint, reference, dtype)
     climbed = ShownClimb(hint=hint)
     with _Bench(layers, sources, time_limit, dict(chosen or {}), limits) as bench:
         bench.ready()
@@ -123,6 +114,24 @@ def climb(
                 break
         climbed.printed, climbed.printed_bytes = bench.printed
     return climbed
+
+
+def _check(cases: int, time_limit: float, hint: str, reference: str | None, dtype: str | None) -> None:
+    """Refuse options of `climb` that have no meaning.
+
+    Raises:
+        ValueError: one of them.
+    """
+    if cases < 1:
+        raise ValueError(f"cases is {cases}; at least 1 is needed to judge by")
+    if not time_limit > 0:
+        raise ValueError(f"time_limit is {time_limit}; it is a number of seconds above 0")
+    if hint not in ("where", "what", "fix"):
+        raise ValueError(f"hint is {hint!r}; it can be where, what or fix")
+    if reference not in (None, "gptladder", "transformer-lens"):
+        raise ValueError(f"reference is {reference!r}; it can be gptladder or transformer-lens")
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it can be float16 or bfloat16 (float64 and float32 are tried always)")
 
 
 class _Bench:

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from .modules import free_name, make_packages, module_file, package_of
 from .slicing import binds, is_docstring, is_main, keeps, parts, reachable
 from .standins import StandIn
 
@@ -144,7 +145,7 @@ def split(source: str) -> tuple[Path, str]:
         file = file or source
     path = Path(file).expanduser()
     if not path.is_file():
-        found = _module_file(file)
+        found = module_file(file)
         if found is None:
             expected = "FILE.py, FILE.py:CLASS, FILE.ipynb or package.module:CLASS"
             raise CandidateError(f"there is no file {file}: write {expected}")
@@ -161,18 +162,6 @@ def _shown(name: str) -> str:
         return f"cell {typed[1]}" if typed[1] else "cell"
     path = Path(name)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _module_file(name: str) -> Path | None:
-    """Return the file of ``package.module``, found from the current folder without importing it."""
-    if not re.fullmatch(r"\w+(\.\w+)*", name):
-        return None
-    for folder in (Path.cwd(), *map(Path, sys.path)):
-        base = folder.joinpath(*name.split("."))
-        for path in (base.with_suffix(".py"), base / "__init__.py"):
-            if path.is_file():
-                return path
-    return None
 
 
 def find(source: str) -> tuple[Callable[..., Any], Code]:
@@ -209,7 +198,7 @@ class _Slicer:
         self.code = Code(path)
         self.notes: list[str] = []
         self.imported = bool(name)  # by another file, which may need anything of it
-        self.name = name or _free_name(path.stem)
+        self.name = name or free_name(path.stem)
 
     def load(self) -> Loaded:
         StandIn.reading += 1
@@ -352,7 +341,7 @@ class _Slicer:
             names = []
             for name in [node.module] if node.module else [alias.name for alias in node.names]:
                 path = base.joinpath(*(name or "").split(".")).with_suffix(".py")
-                package = ".".join(part for part in (_package_of(base), name or "") if part)
+                package = ".".join(part for part in (package_of(base), name or "") if part)
                 if path.is_file():
                     _Slicer(path, set(), package).load()
                     return True
@@ -365,36 +354,9 @@ class _Slicer:
                 if path.is_file() and path != self.path:
                     _Slicer(path, set(), name).load()
                     if "." in name:  # the packages above it must be there to import it from
-                        _namespaces(name, folder)
+                        make_packages(name, folder)
                     return True
         return False
-
-
-def _namespaces(name: str, folder: Path) -> None:
-    parts = name.split(".")
-    for depth in range(1, len(parts)):
-        above = ".".join(parts[:depth])
-        if above not in sys.modules:
-            package = types.ModuleType(above)
-            package.__path__ = [str(folder.joinpath(*parts[:depth]))]
-            sys.modules[above] = package
-        setattr(sys.modules[above], parts[depth], sys.modules.get(".".join(parts[: depth + 1])))
-
-
-def _package_of(folder: Path) -> str:
-    parts = []
-    while (folder / "__init__.py").exists():
-        parts.insert(0, folder.name)
-        folder = folder.parent
-    return ".".join(parts)
-
-
-def _free_name(stem: str) -> str:
-    """Return the module's own name if it is free: another file can then import it, and pickle finds its classes."""
-    name = re.sub(r"\W", "_", stem)
-    while name in sys.modules or name in sys.stdlib_module_names:
-        name += "_"
-    return name
 
 
 def _defined_in(module: types.ModuleType, value: Any) -> bool:
