@@ -88,7 +88,7 @@ def _first_loss(layer: UnderTest, low: Trial, exact: Trial) -> Finding | None:
         seen = right.isfinite() & (right.abs() < 1e4)
         off = (one.value.double() - right)[seen].abs()
         size = right[seen].abs().max().item() if seen.any() else 0.0
-        if seen.any() and not (off.max().item() <= 32 * torch.finfo(low.dtype).eps * max(size, 1e-3)):
+        if seen.any() and not (off.max().item() <= 8 * torch.finfo(low.dtype).eps * max(size, 1e-3)):
             at, code = one.at or (None, None)
             amount = (
                 f"`{one.function}` is off by {off.max().item():.1e} there; in float64 its largest number is {size:.1e}."
