@@ -6,36 +6,30 @@ each mistake in the catalogue shows, and no two look alike.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from ..components.taps import run_with_cache
 from .candidate.trace import Trace
-from .experiments import leaks, row_facts, shrink, sized, wrong_parts
+from .experiments import row_facts, shrink, sized, wrong_parts
 from .location import locate
 from .naming import Naming
 from .numbers import Answer, close
 from .quantities import quantities
 from .results import Diagnosis, Finding, listed
 from .rungs import Build, Case, Rung, Trial, altered
-from .subject import Respond, Subject, is_right, without
+from .subject import Subject, is_right, without
 
 
-def diagnose(
-    rung: Rung, subject: Subject | Respond, *, seed: int = 0, draw: Callable[..., Case] | None = None
-) -> Diagnosis:
+def diagnose(rung: Rung, subject: Subject, *, seed: int = 0) -> Diagnosis:
     """Find out what a layer does wrong.
 
     Args:
-        subject: the layer, or its answers alone.
+        subject: the layer.
         seed: of the cases.
-        draw: in place of the subject's.
     """
-    if not isinstance(subject, Subject):
-        subject = Subject(subject)
-    subject = replace(subject, draw=draw or subject.draw)
     drawn = _drawn(subject, seed)
     answered: list[tuple[Trial, Answer]] = []
     wrong: list[tuple[Trial, Answer]] = []
@@ -56,7 +50,7 @@ def diagnose(
     trace = subject.trace(failing) if subject.trace else None
     parts = wrong_parts(failing, trace) if trace else None
     named = Naming(rung, subject, answered, parts).named()
-    found, build = named or (Diagnosis(facts=_facts(failing, first, subject)), None)
+    found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
     finding = locate(failing, trace) if trace and output_wrong else None
     if not named and finding is None and parts:
         finding = Finding(None, None, (), f"the output of {parts[0][0]}")
@@ -145,7 +139,7 @@ def showing(trial: Trial) -> Trial:
     return altered(trial, given=tokens)
 
 
-def _facts(trial: Trial, found: Answer, subject: Subject) -> tuple[str, ...]:
+def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
     facts: list[str] = []
     if close(found.output, trial.expected.output):
         expected = trial.expected.gradients
@@ -169,11 +163,7 @@ def _facts(trial: Trial, found: Answer, subject: Subject) -> tuple[str, ...]:
     if trial.rung in ("embed", "pos-embed") and found.output.shape == trial.expected.output.shape:
         facts += row_facts(trial, found.output)
 
-    def output(trial: Trial) -> Tensor | None:
-        answered = subject.respond(trial)
-        return None if answered is None else answered.output
-
-    return (*facts, *leaks(trial, output))
+    return tuple(facts)
 
 
 def _patterns(trial: Trial, trace: Trace | None, build: Build | None) -> dict[str, Tensor]:

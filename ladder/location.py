@@ -91,6 +91,9 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         words = culprit.is_[0].words
         moved = f"The numbers of {words} are right, but {name} on line {line} puts them into another order: the result"
         return f"the order of {words}", [f"{moved} of shape {list(event.value.shape)} mixes axes."]
+    complete = [seen for seen in matched.seen[: culprit.index] if any(q.key == "output" for q in seen.is_)]
+    if complete and complete[-1].index in matched.sources([culprit.index]):
+        return f"what {name} gives", [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
     if factor := matched.factor(event):
         quantity, c = factor
         size = matched.size_of(quantity, c)

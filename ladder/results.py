@@ -119,7 +119,7 @@ class Diagnosis:
         what: what is wrong, a sentence or two for each mistake.
         fix: how to fix it, likewise.
         finding: where it first departs from GPT-2.
-        facts: what else was observed: the future is seen, sequences see one another.
+        facts: what else was observed: a gradient that reaches no parameter, a wrong row of a table.
         smallest: the sizes of the smallest case that it still fails.
         patterns: of attention on one trial: the right weights ``[n_heads query_pos key_pos]`` and the layer's own, by
             whose they are.
