@@ -1,5 +1,6 @@
 """What is wrong with a layer, and where: the line at which it happened, the mistake that it is, the smallest case."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -71,7 +72,7 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
         return Fault("random", message, at, code), None
     place = layer.ask(trial, look=True, gradients=False).trace.places.get("dtype")
     wide = layer.ask(trial, wide=True).answer if place else None
-    if place and wide is not None and close(wide.output, trial.expected.output):
+    if place and wide is not None and _is_rounding(layer, trial):
         message = f"{fault.message}; computed in {trial.dtype} throughout, it would be right: {place[0]} rounds"
         return Fault("half", message, *place), None
     # What rounding does would hide which mistake it is.
@@ -79,6 +80,16 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
     if found.right:  # only the case that failed shows it
         found = Diagnosis(finding=layer.finding(trial))
     return fault, found
+
+
+def _is_rounding(layer: UnderTest, trial: Trial) -> bool:
+    """Return whether a layer is right if no step of it rounds: on the trial that it failed, and on others."""
+    source = random.Random(layer.seed + 4)
+    for tried in (trial, *(layer.trial(layer.draw(source)) for _ in range(5))):
+        answer = layer.ask(tried, wide=True, gradients=False).answer
+        if answer is None or not close(answer.output, tried.expected.output):
+            return False
+    return True
 
 
 def _shrunk(layer: UnderTest, kind: str, trial: Trial) -> dict[str, int]:

@@ -106,19 +106,19 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     taken = [words for i in dict.fromkeys(event.inputs) if (words := _called(matched, i))]
     missing = matched.next_step(culprit.index, event.function)
     what = f"what {name} gives" + (f" (GPT-2 has {missing} next)" if missing else "")
-    detail = [f"{name} on line {line} takes {' and '.join(taken)}."] if taken else []
-    return what, [*detail, *_transposed(matched, event)]
+    what += _transposed(matched, event)
+    return what, [f"{name} on line {line} takes {' and '.join(taken)}."] if taken else []
 
 
-def _transposed(matched: Matched, event: Event) -> list[str]:
-    """Return which scores that an event takes have keys along their rows."""
+def _transposed(matched: Matched, event: Event) -> str:
+    """Return that scores that an event takes have keys along their rows, as a clause; empty if they have not."""
     for seen in (matched.seen[i] for i in event.inputs if i >= 0):
         for quantity in seen.is_:
             value, right = seen.event.value, quantity.value
             turned = value.shape == right.shape and not close(value, right) and close(value.mT, right)
             if turned and quantity.key.endswith(("raw", "scores")):
-                return [f"The rows of {quantity.words} (line {line_of(seen.event)}) are keys; GPT-2's are queries."]
-    return []
+                return f"; the rows of {quantity.words} (line {line_of(seen.event)}) are keys, and GPT-2's are queries"
+    return ""
 
 
 def _called(matched: Matched, index: int) -> str:

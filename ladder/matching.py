@@ -84,8 +84,9 @@ class Matched:
                 moved = moved or any(_equal(seen.numbers, each) for each in own)
             seen.good = bool(seen.is_) or moved
         # One head at a time, or one block of keys: together they are the quantity.
+        whole = {seen.index for seen in self.seen if seen.good}
         for quantity, numbers in zip(self.steps, self.sets, strict=True):
-            pieces = [seen for seen in parts.get(quantity.key, []) if not seen.good]
+            pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
             if pieces and _within(numbers, torch.cat([seen.numbers for seen in pieces]).sort().values):
                 for seen in pieces:
                     seen.good = True
@@ -166,6 +167,10 @@ class Matched:
     def factor(self, event: Event) -> tuple[Quantity, float] | None:
         """Return the quantity that an event is a constant multiple of, and the constant."""
         found = [(each, c) for each in self.steps if (c := _factor(event, each)) is not None]
+        if not found:  # one head at a time: what the same line gives for all of them
+            alike = [e.value for e in self.trace.events if (e.at, e.function) == (event.at, event.function)]
+            every = torch.cat([value.double().flatten() for value in alike])
+            found = [(each, c) for each in self.steps[1:] if (c := factor_of(every, each.value)) is not None]
         # The one whose factor has a name; else the one that comes last.
         return next((each for each in found if self.size_of(*each)), found[-1] if found else None)
 

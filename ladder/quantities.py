@@ -89,7 +89,7 @@ def _attention(p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config
     yield Quantity(f"{of}masked", f"the masked scores{where}", scores, visible=visible)
     yield Quantity(f"{of}masked raw", f"the masked scores, not yet scaled{where}", raw, visible=visible, step=False)
     yield Quantity(f"{of}pattern", f"the attention pattern{where}", pattern)
-    yield Quantity(f"{of}z", f"z, the values that each query gathers{where}", z)
+    yield Quantity(f"{of}z", f"the gathered values z{where}", z)
     yield Quantity(f"{of}projected", f"the output without b_O{where}", out)
     yield Quantity(
         f"{of}output", f"{'the output' if not where else 'the output of attention' + where}", out + p[f"{of}b_O"]

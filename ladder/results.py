@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,21 @@ Hint = Literal["where", "what", "fix"]
 Status = Literal["passed", "failed", "refused"]
 
 SCHEMA = 1
+
+# A line of a report, what it is and its text: the ``mistake``'s name, a sentence (``text``), the place of a fault
+# (``code``) or of a finding (``look``), a ``listing``, or something ``small``.
+Line = tuple[str, str]
+_BEFORE = {"code": "  ", "look": "Look at "}
+
+
+def as_text(lines: Iterable[Line]) -> str:
+    """Return lines of a report as plain text.
+
+    Example:
+        >>> as_text([("text", "It is wrong."), ("code", "mine.py:3: x")])
+        'It is wrong.\\n  mine.py:3: x'
+    """
+    return "\n".join(_BEFORE.get(kind, "") + text for kind, text in lines)
 
 
 @dataclass(frozen=True)
@@ -38,9 +53,15 @@ class Fault:
     listing: str = ""
     names: tuple[str, ...] = ()
 
+    @property
+    def lines(self) -> list[Line]:
+        """The fault in words."""
+        lines: list[Line] = [("text", f"{self.message}.")]
+        lines += [("code", f"{self.at}: {self.code}")] if self.at else []
+        return lines + ([("listing", self.listing)] if self.listing else [])
+
     def __str__(self) -> str:
-        at = f"\n  {self.at}: {self.code}" if self.at else ""
-        return f"{self.message}.{at}" + (f"\n{self.listing}" if self.listing else "")
+        return as_text(self.lines)
 
 
 @dataclass(frozen=True)
@@ -99,14 +120,12 @@ class Finding:
         number = (self.at or "").rpartition(":")[2]
         return int(number) if number.isdigit() else None
 
-    def text(self, hint: Hint) -> str:
+    def lines(self, hint: Hint) -> list[Line]:
         """The finding in words."""
-        lines = [f"Look at {self.at}: {self.code}"] if self.at else []
+        lines: list[Line] = [("look", f"{self.at}: {self.code}")] if self.at else []
         right = f"Right up to there: {listed(self.right)}. " if self.right and self.at else ""
-        lines.append(f"{right}First wrong: {self.wrong}.")
-        if hint != "where":
-            lines += self.detail
-        return "\n".join(lines)
+        lines.append(("text", f"{right}First wrong: {self.wrong}."))
+        return lines + [("text", each) for each in self.detail if hint != "where"]
 
 
 @dataclass(frozen=True)
@@ -135,21 +154,17 @@ class Diagnosis:
     patterns: Mapping[str, Tensor] = field(default_factory=dict)
     right: bool = False
 
-    def text(self, hint: Hint) -> str:
+    def lines(self, hint: Hint) -> list[Line]:
         """The diagnosis in words."""
-        lines: list[str] = []
-        if hint != "where":
-            if self.mistakes:
-                kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
-                lines.append(f"{kind}: {' and '.join(self.mistakes)}.")
-            lines += self.what
-            if hint == "fix":
-                lines += self.fix
+        lines: list[Line] = []
+        if self.mistakes and hint != "where":
+            kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
+            lines.append(("mistake", f"{kind}: {' and '.join(self.mistakes)}."))
+        lines += [("text", each) for each in self.what if hint != "where"]
+        lines += [("text", each) for each in self.fix if hint == "fix"]
         if self.finding:
-            lines.append(self.finding.text("where" if self.mistakes else hint))
-        if hint != "where":
-            lines += () if self.mistakes else self.facts
-        return "\n".join(lines)
+            lines += self.finding.lines("where" if self.mistakes else hint)
+        return lines + [("text", each) for each in self.facts if hint != "where" and not self.mistakes]
 
 
 @dataclass(frozen=True)
@@ -227,14 +242,21 @@ class Tried:
         kind = "cannot be tried" if self.status == "refused" else "is wrong"
         return f"{self.rung}: {self.layer} {kind}: {what}{at}"
 
+    def lines(self, hint: Hint = "what") -> list[Line]:
+        """What is wrong, line by line; none if nothing is."""
+        if self.fault is None:
+            return []
+        lines = self.fault.lines
+        if self.diagnosis and not self.diagnosis.right:
+            lines += self.diagnosis.lines(hint)
+        if self.smallest:
+            sizes = " ".join(f"{name}={size}" for name, size in self.smallest.items())
+            lines.append(("small", f"Smallest case: {sizes}"))
+        return lines
+
     def text(self, hint: Hint = "what") -> str:
         """What is wrong, in plain text; empty if nothing is."""
-        lines = [str(self.fault)] if self.fault else []
-        if self.fault and self.diagnosis and not self.diagnosis.right:
-            lines.append(self.diagnosis.text(hint))
-        if self.smallest and self.fault:
-            lines.append("Smallest case: " + " ".join(f"{name}={size}" for name, size in self.smallest.items()))
-        return "\n".join(line for line in lines if line)
+        return as_text(self.lines(hint))
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for a program. The keys are the same for every outcome; what is not known is None or empty."""

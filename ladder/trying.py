@@ -145,8 +145,8 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
                 exact.append(off)
             largest[dtype] = max(largest[dtype], off.output)
             kind, message = wrongness(layer.rung, trial, reply.answer, off)
-            if kind:
-                wrong.setdefault(kind, (trial, message))
+            if kind and (kind not in wrong or (kind == "output" and off.output >= largest[dtype])):
+                wrong[kind] = (trial, message)
     verdict = Verdict(
         rung=layer.rung.name,
         reference=layer.reference,

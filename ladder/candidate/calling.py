@@ -89,9 +89,10 @@ def parts_of(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str,
         parts = leaf.split(".")[:-1]
         for depth in range(1, len(parts) + 1):
             wanted.setdefault(".".join(parts[:depth]), set()).add(leaf)
+    present = set().union(*holds.values())  # the layer may lack biases
     found_parts: dict[str, nn.Module] = {}
     for ours, leaves_of in wanted.items():
-        exact = [path for path, held in holds.items() if held == leaves_of]
+        exact = [path for path, held in holds.items() if held == leaves_of & present]
         if exact and ours != "blocks":
             found_parts[ours] = modules[min(exact, key=len)]
     return found_parts

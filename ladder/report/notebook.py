@@ -51,7 +51,10 @@ def register(ipython: Any, climb: Callable[..., Climb]) -> None:
     def climb_cell(line: str, cell: str) -> Climb | None:
         options = _options(line)
         before = dict(ipython.user_ns)
-        if not ipython.run_cell(cell).success:
+        outer = ipython.displayhook.exec_result
+        ran = ipython.run_cell(cell)
+        ipython.displayhook.exec_result = outer  # which running a cell within a cell takes away
+        if not ran.success:
             return None  # IPython has shown the error
         made = [
             value

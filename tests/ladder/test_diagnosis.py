@@ -24,7 +24,7 @@ from gptladder.ladder.mistakes.plain_attention import PlainAttention
 from gptladder.ladder.mistakes.wiring import PlainBlock, PlainModel
 from gptladder.ladder.numbers import Answer
 from gptladder.ladder.quantities import quantities
-from gptladder.ladder.results import Diagnosis
+from gptladder.ladder.results import Diagnosis, as_text
 from gptladder.ladder.rungs import RUNGS, Build, Case, Rung, Trial, answer, draw_case, make_trial, rung
 from gptladder.ladder.subject import Respond, Subject
 
@@ -101,7 +101,7 @@ def test_two_mistakes_at_once_are_told_apart() -> None:
     )
     assert found.mistakes == ("no 1/sqrt(d_head)", "b_O missing")
     assert found.what == ("The attention scores are not scaled.", "The output lacks its bias.")
-    assert "The 2 mistakes: no 1/sqrt(d_head) and b_O missing." in found.text("what")
+    assert "The 2 mistakes: no 1/sqrt(d_head) and b_O missing." in as_text(found.lines("what"))
 
 
 # A class that computes d_head itself, knows one activation and always scales: only such cases are drawn, and others

@@ -97,7 +97,8 @@ def test_what_gave_no_numbers_is_shown_by_its_fault() -> None:
     hung = Tried("mlp", "mine.py:MLP", None, fault=Fault("hang", "no end", "mine.py:3", "while <True>:"))
     text = page(Climb([hung]))
     assert "mlp: not right yet" in words(text)
-    assert tree(text).find(".//pre").text == "no end.\n  mine.py:3: while <True>:"
+    section = tree(text).find(".//section")
+    assert [each.text for each in section] == ["mlp", "No end.", "mine.py:3: while <True>:"]
     assert "How far" not in text
     assert "Nothing was tried" in words(page(Climb(refused="there is no file")))
 
