@@ -94,6 +94,11 @@ class Matched:
         for seen in self.seen:  # if a bias is missing, queries with it and without it are the same numbers
             seen.is_.sort(key=lambda quantity: not quantity.step)
 
+    @property
+    def found(self) -> set[str]:
+        """The keys of the quantities that were found."""
+        return {quantity.key for seen in self.seen for quantity in seen.is_}
+
     def sources(self, indices: Iterable[int]) -> set[int]:
         """Return these events and all that they were made from."""
         found: set[int] = set()

@@ -236,9 +236,10 @@ def test_heads_that_are_interleaved_pass_with_a_caveat(here: Path) -> None:
         "        z = F.scaled_dot_product_attention(q, k, v, is_causal=True)\n"
         "        return self.out(z.transpose(1, 2).flatten(2))\n"
     )
-    found = climb("odd.py", cases=3).rungs[0]
-    assert found.passed, found.text()
-    assert "GPT-2's weights do not fit as they are stored" in found.note
+    for seed in range(6):  # also if the first case has one head
+        found = climb("odd.py", cases=2, seed=seed).rungs[0]
+        assert found.passed, found.text()
+        assert "GPT-2's weights do not fit as they are stored" in found.note
 
 
 def test_a_value_that_is_not_known_can_be_set(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
