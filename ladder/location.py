@@ -31,7 +31,9 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None) -> Finding | 
         if at is not None and part not in wrong and part_rung(part) is not None:
             return _wrong_input(matched, culprit, part, at)
     what, detail = _how(matched, culprit)
-    moved = event.made is None or event.function in MOVES
+    # Where torch's module was built, unless what is wrong is what it was given.
+    given = event.function == "softmax" and "pattern" not in matched.next_step(culprit.index)
+    moved = event.made is None or event.function in MOVES or given
     at, code = (event.at if moved else event.made) or (None, None)
     if not moved and event.at is not None and event.made != event.at:
         detail.append(f"It is called at line {line_of(event)}.")

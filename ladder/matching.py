@@ -59,7 +59,7 @@ class Matched:
     def __init__(self, trial: Trial, trace: Trace) -> None:
         self.trial, self.trace = trial, trace
         self.steps = quantities(trial)
-        self.sets = [sorted_numbers(each.value) for each in self.steps]
+        self.sets = [sorted_numbers(each.value if each.visible is None else _visible(each)) for each in self.steps]
         self.seen = [Seen(event, i, sorted_numbers(event.value), []) for i, event in enumerate(trace.events)]
         self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
         self._match()
@@ -220,7 +220,7 @@ def line_of(event: Event) -> str:
 def _compared(seen: Seen, quantity: Quantity, numbers: Tensor, known: Tensor) -> str:
     """Return whether an event holds the ``whole`` of a quantity or a ``part`` of it; empty if neither."""
     if quantity.visible is not None:
-        return "whole" if _is_masked(seen.event.value, seen.numbers, quantity) else ""
+        return _compared_masked(seen.event.value, quantity.visible, numbers)
     if _equal(seen.numbers, numbers):
         return "whole"
     if seen.numbers.numel() > numbers.numel():
@@ -230,14 +230,19 @@ def _compared(seen: Seen, quantity: Quantity, numbers: Tensor, known: Tensor) ->
     return "part" if smaller and _within(seen.numbers, numbers) else ""
 
 
-def _is_masked(value: Tensor, numbers: Tensor, quantity: Quantity) -> bool:
-    assert quantity.visible is not None
-    right = sorted_numbers(quantity.value[..., quantity.visible])
-    if not _within(right, numbers):
-        return False
+def _visible(quantity: Quantity) -> Tensor:
+    return quantity.value[..., quantity.visible]
+
+
+def _compared_masked(value: Tensor, visible: Tensor, numbers: Tensor) -> str:
+    """Return the same of masked scores: where a query may not look, any very negative number will do."""
     every = value.double().flatten()
-    low = every < -1e3
-    return every.numel() - int(low.sum()) == right.numel() and _equal(sorted_numbers(every[~low]), right)
+    shown = sorted_numbers(every[every >= -1e3])
+    if shown.numel() * visible.numel() != every.numel() * int(visible.sum()):
+        return ""
+    if shown.numel() == numbers.numel():
+        return "whole" if _equal(shown, numbers) else ""
+    return "part" if shown.numel() < numbers.numel() and _within(shown, numbers) else ""
 
 
 def _factor(event: Event, quantity: Quantity) -> float | None:

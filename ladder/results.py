@@ -160,8 +160,12 @@ class Diagnosis:
         if self.mistakes and hint != "where":
             kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
             lines.append(("mistake", f"{kind}: {' and '.join(self.mistakes)}."))
-        lines += [("text", each) for each in self.what if hint != "where"]
-        lines += [("text", each) for each in self.fix if hint == "fix"]
+        texts = list(self.what) if hint != "where" else []
+        if hint == "fix" and len(self.fix) == len(self.what):  # how to fix it stands beside what is wrong
+            texts = [each for pair in zip(self.what, self.fix, strict=True) for each in pair]
+        elif hint == "fix":
+            texts += self.fix
+        lines += [("text", each) for each in texts]
         if self.finding:
             lines += self.finding.lines("where" if self.mistakes else hint)
         return lines + [("text", each) for each in self.facts if hint != "where" and not self.mistakes]
