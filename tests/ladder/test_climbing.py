@@ -279,7 +279,8 @@ def test_the_command_shows_the_lines_and_exits_by_the_outcome(here: Path, capsys
     assert any(line.startswith("The layers printed ") and line.endswith(" MB. It begins:") for line in lines)
     assert "mlp: mine.py:MLP is wrong: the output is off by" in "\n".join(lines)
     assert lines[-1] == "Written: report.html"
-    assert "mine.py:MLP" in Path("report.html").read_text()
+    whose = "<code>mine.py</code>: embed: <code>Embed</code>, mlp: <code>MLP</code>"
+    assert whose in Path("report.html").read_text()
 
     assert main(["climb", "--embed", "mine.py:Embed", "--cases", "1", "--json"]) == 0
     right = json.loads(capsys.readouterr().out)
