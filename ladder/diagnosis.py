@@ -140,18 +140,9 @@ def showing(trial: Trial) -> Trial:
 
 
 def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
-    facts: list[str] = []
     if close(found.output, trial.expected.output):
-        expected = trial.expected.gradients
-        lacking = [name for name in expected if name not in found.gradients or not found.gradients[name].any()]
-        wrong = [n for n, right in expected.items() if n not in lacking and not close(found.gradients[n], right)]
-        if lacking:
-            facts.append(f"No gradient reaches {listed(lacking)}: unused, or cut from the graph.")
-        if any(name.endswith("b_K") for name in lacking):
-            facts.append("(b_K cannot show in the output: it moves all of a query's scores alike.)")
-        if wrong:
-            facts.append(f"The gradient of {listed(wrong)} is wrong, though the output is right.")
-        return tuple(facts)
+        return ()  # the fault names the gradients
+    facts: list[str] = []
     unread = [
         name
         for name, right in trial.expected.gradients.items()

@@ -62,7 +62,7 @@ class Naming:
             if found is None:
                 # A parameter that is read without effect has a gradient of zeros, and so has one that is never read.
                 self.strict = False
-                found = self._one(self.own) or self._otherwise_read()
+                found = self._one(self.own)
             return found
 
     def _reproduces(self, build: Build) -> bool:
@@ -116,27 +116,6 @@ class Naming:
             for build in each.builds:
                 if close(answer(build(trial.config, trial.dtype), trial).output, output.to(trial.dtype)):
                     yield each, build
-
-    def _otherwise_read(self) -> Named | None:
-        """Return a mistake that gives the layer's answers if its parameters are read in another way."""
-        if not self.subject.other or not self.answered:
-            return None
-        trial = self.answered[0][0]
-        made = [
-            (each, build, answer(build(trial.config, trial.dtype), trial).output)
-            for each in self.own
-            for build in each.builds
-        ]
-        for respond in self.subject.other:
-            found = respond(trial)
-            if found is None:
-                continue
-            for each, build, output in made:
-                if close(output, found.output):
-                    answered = [(t, a) for t, _ in self.answered if (a := respond(t)) is not None]
-                    if Naming(self.rung, self.subject, answered, None)._reproduces(build):
-                        return _named([each], build)
-        return None
 
 
 _PLACES = {"attn": "the block's attention", "mlp": "the block's MLP", "ln1": "ln1", "ln2": "ln2"}

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -101,17 +100,12 @@ class UnderTest:
     def subject(self, **how: Any) -> Subject:
         """Return the layer as the diagnosis knows it."""
 
-        def respond(trial: Trial, **more: Any) -> Answer | None:
-            answer = self.ask(trial, **how, **more).answer
+        def respond(trial: Trial) -> Answer | None:
+            answer = self.ask(trial, **how).answer
             return None if answer is None else without(answer, self.missing)
 
-        others = [partial(respond, layout=i) for i in range(len(self.first.layouts)) if i != self.layout]
         return Subject(
-            respond,
-            self.draw,
-            lambda trial: self.ask(trial, look=True, gradients=False, **how).trace,
-            self.missing,
-            others,
+            respond, self.draw, lambda trial: self.ask(trial, look=True, gradients=False, **how).trace, self.missing
         )
 
     # ---- what it reads ----

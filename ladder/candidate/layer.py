@@ -14,7 +14,7 @@ from ..numbers import Answer, backward
 from ..results import Fault
 from .borrowed import FusedCalls, borrowed_classes
 from .calling import call, masks_of, parts_of, pull_back
-from .configuration import FIELDS, Builder, Refused, Sizes
+from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
 from .layouts import Layout, Unreadable, shapes
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
@@ -190,7 +190,7 @@ class Candidate:
         builder = self._builders.setdefault(request.rung, Builder(self.make, request.rung, self.namespace))
         if self.is_adapter:
             builder.set_constants(sizes)
-            config = _AdapterConfig(sizes)
+            config = Configuration(sizes, [])
             made = self._run(self.name, lambda: self.make(config, leaves), "build")
             if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
                 must = "it must return the layer and its state dict"
@@ -287,18 +287,3 @@ class Candidate:
         if not torch.equal(given, request.given):
             raise _Faulty("input", "forward changes its input in place; the layers around it still need the old one")
         return output
-
-
-class _AdapterConfig:
-    """The configuration that an adapter gets: TransformerLens's names, as attributes."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        self._sizes = sizes
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        try:
-            return self._sizes.get(name)
-        except KeyError:
-            raise AttributeError(f"the configuration has no {name!r}; it has {', '.join(FIELDS)}") from None
