@@ -72,7 +72,7 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
         return Fault("random", message, at, code), None
     place = layer.ask(trial, look=True, gradients=False).trace.places.get("dtype")
     wide = layer.ask(trial, wide=True).answer if place else None
-    if place and wide is not None and _is_rounding(layer, trial):
+    if fault.kind == "output" and place and wide is not None and _is_rounding(layer, trial):
         message = f"{fault.message}; computed in {trial.dtype} throughout, it would be right: {place[0]} rounds"
         return Fault("half", message, *place), None
     # What rounding does would hide which mistake it is.

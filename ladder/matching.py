@@ -114,11 +114,15 @@ class Matched:
         """Return the first event that is wrong: no quantity, on the way to none, and needed for the output."""
         leading = self.sources(seen.index for seen in self.seen if seen.is_)
         used = self.sources([self.last])
-        for seen in self.seen:
-            suspect = seen.index in used and seen.index not in leading and seen.depends and not seen.good
-            if suspect and seen.event.value.is_floating_point():
-                return self._scrambled(seen) or seen
-        return self._scrambled(None)
+        suspects = [
+            seen
+            for seen in self.seen
+            if seen.index in used and seen.index not in leading and seen.depends and not seen.good
+            if seen.event.value.is_floating_point()
+        ]
+        # Ones and zeros (of one-hot tokens) only if there is nothing else: they may be right steps of another way.
+        first = next((seen for seen in suspects if _varied(seen.numbers)), suspects[0] if suspects else None)
+        return self._scrambled(first) or first
 
     def _scrambled(self, before: Seen | None) -> Seen | None:
         """Return the event that first puts right numbers into a wrong order, on the way to a wrong one."""

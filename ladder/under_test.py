@@ -39,6 +39,7 @@ class UnderTest:
         self.rung, self._ask, self._library, self.seed = rung, ask, library, seed
         self.missing: frozenset[str] = frozenset()
         self.layout, self.dead, self.wide = 0, False, False
+        self.widened = ""  # why steps of it were widened to float64
         self.first = Reply()
         self.draw: Draw = drawing(frozenset(), frozenset())
 
@@ -126,9 +127,8 @@ class UnderTest:
         if self.ask(exact, wide=True).answer is not None and self.ask(plain).answer is not None:
             self.wide = True
             at = f" at {fault.at}: {fault.code}" if fault.at else ""
-            widened = "its float32 steps were widened to judge it"
-            note = f"right in float32 arithmetic: in float64 {fault.message}{at}; {widened}"
-            self.first = replace(self.first, fault=None, notes=(*self.first.notes, note))
+            self.widened = f"in float64 {fault.message}{at}; its float32 steps were widened to judge it"
+            self.first = replace(self.first, fault=None)
 
     def _choose_layout(self) -> None:
         """Choose the way to read the parameters under which the layer is right; if there is none, the most steps."""
@@ -163,7 +163,7 @@ class UnderTest:
 
     @property
     def notes(self) -> list[str]:
-        """What to know of how the layer was built, read and called, as sentences."""
+        """What to know of how the layer was built, read and called, as clauses."""
         notes = list(self.first.notes)
         if oddity := self._layout[1]:
             notes.append(f"GPT-2's weights do not fit as they are stored: {oddity}")
@@ -173,4 +173,9 @@ class UnderTest:
             notes.append("it has no b_U, as GPT-2 has none")
         for name, (value, default) in self.first.passed.items():
             notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
-        return [note[0].upper() + note[1:] + "." if not note.endswith(".") else note for note in notes]
+        return notes
+
+
+def as_sentence(clause: str) -> str:
+    """Return a clause with a capital letter and a full stop."""
+    return clause[:1].upper() + clause[1:].removesuffix(".") + "."

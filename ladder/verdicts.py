@@ -61,9 +61,13 @@ def limit(rung: Rung, dtype: torch.dtype) -> float:
     return rung.tolerance(dtype) * (_FLOAT32 if dtype == torch.float32 else 1)
 
 
-def wrongness(rung: Rung, trial: Trial, found: Answer, off: Difference) -> tuple[str, str]:
-    """Return what is wrong with an answer, in a word and in a clause; empty if nothing is."""
-    exact, most = trial.dtype == torch.float64, limit(rung, trial.dtype)
+def wrongness(rung: Rung, trial: Trial, found: Answer, off: Difference, *, lenient: bool = False) -> tuple[str, str]:
+    """Return what is wrong with an answer, in a word and in a clause; empty if nothing is.
+
+    Args:
+        lenient: allow in float64 what is allowed in float32; of a gradient, ten times as much.
+    """
+    exact, most = trial.dtype == torch.float64, limit(rung, torch.float32 if lenient else trial.dtype)
     finite = found.output.isfinite()
     if not finite.any():
         return "nan", "forward returns nothing but NaN or infinity"
@@ -72,6 +76,8 @@ def wrongness(rung: Rung, trial: Trial, found: Answer, off: Difference) -> tuple
     if off.output > most:
         amount = f"off by {off.output:.1e}, where {most:.0e} is allowed"
         return ("output", f"the output is {amount}") if exact else ("float32", f"right in float64; in float32 {amount}")
+    if lenient:
+        most *= 10
     if not exact or off.gradient <= most:
         return "", ""
     missing = [

@@ -223,6 +223,15 @@ def test_gpt2_without_biases_is_called_that_with_what_else_is_wrong(here: Path) 
     assert found.mistakes == ("every block's MLP: ReLU for GELU", "attn.b_Q, attn.b_K, attn.b_V missing")
 
 
+def test_a_layer_inside_that_lacks_biases_is_still_seen_as_one(here: Path) -> None:
+    text = WILD.replace("BIAS", "False").replace("self.sa(self.ln1(x))", "self.sa(x)")
+    Path("wild.py").write_text(text)
+    found = climb("wild.py:Block", cases=3).rungs[0]
+    assert found.mistakes[0] == "ln1 missing"
+    line = 1 + next(i for i, line in enumerate(text.splitlines()) if "x + self.sa(x)" in line)
+    assert found.at == f"wild.py:{line}"
+
+
 def test_heads_that_are_interleaved_pass_with_a_caveat(here: Path) -> None:
     Path("odd.py").write_text(
         "from torch import nn\nimport torch.nn.functional as F\n"
@@ -240,6 +249,20 @@ def test_heads_that_are_interleaved_pass_with_a_caveat(here: Path) -> None:
         found = climb("odd.py", cases=2, seed=seed).rungs[0]
         assert found.passed, found.text()
         assert "GPT-2's weights do not fit as they are stored" in found.note
+
+
+def test_a_width_beside_a_configuration_is_the_hidden_layers(here: Path) -> None:
+    Path("mlp.py").write_text(
+        "from torch import nn\n"
+        "class MLP(nn.Module):\n"
+        "    def __init__(self, n_state, config):\n"
+        "        super().__init__()\n"
+        "        self.c_fc, self.c_proj = nn.Linear(config.n_embd, n_state), nn.Linear(n_state, config.n_embd)\n"
+        "        self.act = nn.GELU(approximate='tanh')\n"
+        "    def forward(self, x):\n"
+        "        return self.c_proj(self.act(self.c_fc(x)))\n"
+    )
+    climb("mlp.py", cases=2).raise_if_failed()
 
 
 def test_a_value_that_is_not_known_can_be_set(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

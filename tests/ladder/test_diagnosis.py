@@ -235,7 +235,95 @@ class Feeds(nn.Module):
         return self.net(x)
 
 
+class Transposed(Nano):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        scores = k @ q.transpose(-2, -1) / q.shape[-1] ** 0.5
+        hidden = self.masked(scores)
+        return self.c_proj((hidden.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
+
+    def masked(self, scores: Tensor) -> Tensor:
+        later = torch.ones(scores.shape[-2:]).triu(1).bool()
+        return scores.masked_fill(later, -torch.inf)  # HERE
+
+
+class Decorated(Nano):
+    @torch.enable_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        pattern = self.masked(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        pattern = pattern + 0.01  # HERE
+        return self.c_proj((pattern @ v).transpose(1, 2).flatten(2))
+
+
+class Unmasked(Nano):
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__(n_embd, n_head)
+        self.softmax = nn.Softmax(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        pattern = self.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5)  # HERE
+        return self.c_proj((pattern @ v).transpose(1, 2).flatten(2))
+
+
+class Fused(Nano):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)  # HERE
+        return self.c_proj(z.transpose(1, 2).flatten(2))
+
+
+class Averaged(Nano):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        each = z @ self.c_proj.weight.T.unflatten(0, (self.n_head, -1))
+        return each.mean(1) + self.c_proj.bias  # HERE
+
+
+class Heads(nn.Module):
+    """One head at a time."""
+
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (
+            nn.ModuleList(nn.Linear(n_embd, n_embd // n_head) for _ in range(n_head)) for _ in range(3)
+        )
+        self.proj = nn.Linear(n_embd, n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = zip(self.q, self.k, self.v, strict=True)
+        return self.proj(torch.cat([self.head(q(x), k(x), v(x)) for q, k, v in heads], dim=-1))
+
+    def head(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT * self.scale(q)  # HERE
+        later = torch.ones(scores.shape[-2:]).triu(1).bool()
+        return self.pattern(scores.masked_fill(later, -torch.inf)) @ v
+
+    def scale(self, q: Tensor) -> float:
+        return (3 * q.shape[-1]) ** -0.5
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+
+class Softened(Heads):
+    def scale(self, q: Tensor) -> float:
+        return q.shape[-1] ** -0.5
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores / 2).softmax(-1)  # HERE
+
+
 LOCATED = {
+    Transposed: ("attention", "; the rows of the scores q·k (line", "takes the scaled scores"),
+    Decorated: ("attention", "what `add` gives (GPT-2 has the gathered values z next)", "takes the attention pattern"),
+    Unmasked: ("attention", "what `softmax` gives (GPT-2 has the masked scores next)", ""),
+    Fused: ("attention", "(GPT-2 has the gathered values z next)", "takes the queries"),
+    Averaged: ("attention", "the output without b_O, times a factor", "times 0.333333"),
+    Heads: ("attention", "the scores q·k, times a factor", "= 1/sqrt(d_model), with d_model=12 here"),
+    Softened: ("attention", "what `div` gives (GPT-2 has the attention pattern next)", "takes the masked scores"),
     ByLength: ("attention", "times a factor", "= 1/sqrt(seq), with seq="),
     Window: ("attention", "which keys each query sees", "does not see key 0, an earlier position"),
     Mixed: ("attention", "the order of", "puts them into another order"),
@@ -260,7 +348,7 @@ def located(layer: type[nn.Module], name: str) -> tuple[Trial, Trace]:
 def test_a_mistake_that_is_not_listed_is_located_at_its_line(layer: type[nn.Module]) -> None:
     name, wrong, detail = LOCATED[layer]
     found = locate(*located(layer, name))
-    assert found is not None
+    assert found is not None, layer
     assert "# HERE" in (found.code or ""), found
     assert wrong in found.wrong
     assert detail in " ".join(found.detail)

@@ -268,6 +268,60 @@ def test_float32_arithmetic_is_no_fault_and_its_line_is_named(layer: type) -> No
         assert f"test_layer.py:{here} computes in float32" in found.note
 
 
+def test_a_mistake_beside_a_float32_step_is_not_called_rounding() -> None:
+    class Averages(HasAFloat32Scale):
+        def forward(self, x: Tensor) -> Tensor:
+            return (super().forward(x) - self.b_O) / self.cfg.n_heads + self.b_O
+
+    class NeverReads(HasAFloat32Scale):
+        def forward(self, x: Tensor) -> Tensor:
+            self.b_K, kept = torch.zeros_like(self.b_K), self._parameters.pop("b_K")
+            try:
+                return super().forward(x)
+            finally:
+                del self.b_K
+                self.b_K = kept
+
+    for seed in range(3):
+        assert climb(attention=Averages, cases=6, seed=seed).rungs[0].mistakes == ("heads averaged",)
+    found = climb(attention=NeverReads, cases=3).rungs[0]
+    assert found.fault is not None
+    assert found.fault.message == "the output is right, but no gradient reaches b_K"
+
+
+def test_a_note_on_widened_steps_does_not_call_a_wrong_layer_right() -> None:
+    class Wrong(ReturnsFloat32):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(2 * x)
+
+    found = climb(attention=Wrong, cases=2).rungs[0]
+    assert not found.passed
+    assert found.note.startswith("In float64 forward returns float32")
+
+
+def test_the_way_to_read_square_matrices_is_the_one_with_most_right_steps() -> None:
+    class Square(nn.Module):
+        def __init__(self, d_model: int, n_heads: int) -> None:
+            super().__init__()
+            self.n_heads = n_heads
+            self.Wq, self.Wk, self.Wv, self.Wo = (nn.Parameter(torch.empty(d_model, d_model)) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (self.split(x @ W) for W in (self.Wq, self.Wk, self.Wv))
+            scores = (q @ k.mT).tanh()  # HERE
+            later = torch.ones(scores.shape[-2:]).triu(1).bool()
+            return (scores.masked_fill(later, -torch.inf).softmax(-1) @ v).transpose(1, 2).flatten(2) @ self.Wo
+
+        def split(self, x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+    found = climb(attention=Square, cases=3).rungs[0]
+    assert found.diagnosis is not None
+    assert found.diagnosis.finding is not None
+    assert "# HERE" in (found.diagnosis.finding.code or "")
+    assert "the scores q·k" in found.text()
+
+
 def test_a_constructor_is_given_the_fields_that_it_names_and_no_others() -> None:
     class Named(MLP):
         def __init__(self, d_model: int, d_mlp: int, bias: bool = True, *, layer_norm_eps: float = 0.0) -> None:
