@@ -25,7 +25,13 @@ _MOVES = """
 """
 MOVES = frozenset(_MOVES.split())
 # What functions that compute several steps in one end with.
-_FUSED = {"scaled_dot_product_attention": "z", "multi_head_attention_forward": "output", "layer_norm": "output"}
+_FUSED = {
+    "scaled_dot_product_attention": "z",
+    "multi_head_attention_forward": "output",
+    "layer_norm": "output",
+    "std": "scale",
+    "var": "variance",
+}
 TOLERANCE = 1e-9
 
 
