@@ -198,7 +198,7 @@ def test_rows_that_have_ended_leave_the_batch(
 
 def test_only_the_last_position_is_projected(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    forward = type(model.unembed).forward
+    forward: Callable[..., Tensor] = type(model.unembed).forward
 
     def listen(self: nn.Module, residual: Tensor) -> Tensor:
         shapes.append(tuple(residual.shape))

@@ -294,7 +294,8 @@ def template_before(folder: Path) -> None:
 
 def roberta(folder: Path) -> None:
     def between(backend: Tokenizer) -> Any:
-        return processors.RobertaProcessing(("</s>", backend.token_to_id("</s>")), ("<s>", backend.token_to_id("<s>")))
+        ids = backend.get_vocab()
+        return processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
 
     save(byte_level(template=between, special=("<s>", "</s>")), folder, bos_token="<s>", eos_token="</s>")
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.tokenizer import BPETokenizer
-from gptladder.training.data.batches import Batches, evaluation_batches, window_count
+from gptladder.training.data.batches import Batches, Order, evaluation_batches, window_count
 from gptladder.training.data.corpus import StoryCorpus
 from gptladder.training.data.shards import prepare_shards
 
@@ -39,7 +39,7 @@ def same(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize("order", ["shuffled", "random"])
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_targets_are_the_inputs_shifted_by_one(order: str, dtype: type) -> None:
+def test_targets_are_the_inputs_shifted_by_one(order: Order, dtype: type) -> None:
     inputs, targets = next(Batches(counting(1000, dtype), seq=7, batch_size=5, order=order))
     assert inputs.shape == targets.shape == (5, 7)
     assert inputs.dtype == targets.dtype == torch.int64
@@ -50,7 +50,7 @@ def test_targets_are_the_inputs_shifted_by_one(order: str, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("order", ["shuffled", "random"])
-def test_high_ids_stay_positive(order: str) -> None:
+def test_high_ids_stay_positive(order: Order) -> None:
     inputs, targets = next(Batches(np.full(10, 65_535, dtype=np.uint16), seq=3, batch_size=2, order=order))
     assert (inputs == 65_535).all()
     assert (targets == 65_535).all()
@@ -172,7 +172,7 @@ def test_the_orders_stay_those_of_this_version() -> None:
 
 @pytest.mark.parametrize("order", ["shuffled", "random"])
 @pytest.mark.parametrize("stop", [0, 1, 13, 40])
-def test_a_resume_goes_on_exactly_where_it_stopped(order: str, stop: int) -> None:
+def test_a_resume_goes_on_exactly_where_it_stopped(order: Order, stop: int) -> None:
     def new() -> Batches:
         return Batches(counting(500), seq=6, batch_size=8, order=order, seed=3)
 
@@ -244,7 +244,7 @@ def test_random_state_elsewhere_changes_nothing() -> None:
 
 @pytest.mark.parametrize("order", ["shuffled", "random"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
-def test_processes_together_see_what_one_sees(order: str, world_size: int) -> None:
+def test_processes_together_see_what_one_sees(order: Order, world_size: int) -> None:
     alone = Batches(counting(300), seq=6, batch_size=12, order=order)
     together = [
         Batches(counting(300), seq=6, batch_size=12, order=order, rank=rank, world_size=world_size)
@@ -334,7 +334,7 @@ def test_the_shortest_text_is_one_window() -> None:
 
 def test_an_unknown_order_is_refused() -> None:
     with pytest.raises(ValueError, match="order is 'sorted'; it must be 'shuffled', 'random', 'documents'"):
-        Batches(counting(100), seq=5, batch_size=8, order="sorted")
+        Batches(counting(100), seq=5, batch_size=8, order="sorted")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("most", [0, -1])
