@@ -1,6 +1,7 @@
 """The rules that can be checked in the source: imports, extras, what a layer may use, and the form of tests."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +136,19 @@ def test_tests_are_typed_and_described(path: Path) -> None:
             assert not untyped, f"{where}: {', '.join(untyped)} have no type"
             assert node.returns is not None, f"{where} has no return type"
             assert len(node.name) <= 70, f"{where} has a name of {len(node.name)} characters: 70 are allowed"
+
+
+def test_the_file_map_of_the_contributing_guide_is_short_and_true() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = guide.split("## Where things are")[1].split("## ")[0].splitlines()
+    file_map = [line for line in lines if line.startswith("    ")]
+    assert 10 <= len(file_map) <= 25
+    folder = ROOT
+    for line in file_map:
+        paths = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        if not line.startswith("      "):
+            folder = ROOT / paths[0]
+        for path in paths:
+            assert (ROOT / path if not line.startswith("      ") else folder / path).exists(), line
+    for path in re.findall(r"`((?:\w+/)+[\w.]*|\w+\.py)`", guide):
+        assert list(ROOT.glob(f"**/{path}")), f"{path} does not exist"
