@@ -152,3 +152,40 @@ def test_the_file_map_of_the_contributing_guide_is_short_and_true() -> None:
             assert (ROOT / path if not line.startswith("      ") else folder / path).exists(), line
     for path in re.findall(r"`((?:\w+/)+[\w.]*|\w+\.py)`", guide):
         assert list(ROOT.glob(f"**/{path}")), f"{path} does not exist"
+
+
+CHECKS = {"raises", "warns", "fail", "assert_close", "opcheck", "gradcheck", "gradgradcheck"}
+
+
+def checks_something(function: ast.AST, helpers: set[str]) -> bool:
+    """Return whether a function has an assert, or calls a function that does."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in helpers or (called == "run" and any(keyword.arg == "check" for keyword in node.keywords)):
+                return True
+    return False
+
+
+def test_every_test_asserts_something() -> None:
+    functions = {
+        (path, node): node.name
+        for path in TESTS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    helpers = set(CHECKS)
+    for _ in range(4):  # helpers call helpers
+        helpers |= {
+            name
+            for (_, node), name in functions.items()
+            if not name.startswith("test_") and checks_something(node, helpers)
+        }
+    idle = [
+        f"{path.name}: {name}"
+        for (path, node), name in functions.items()
+        if isinstance(node, ast.FunctionDef) and name.startswith("test_") and not checks_something(node, helpers)
+    ]
+    assert not idle
