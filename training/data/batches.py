@@ -46,16 +46,15 @@ class Batches:
     ``shuffled``: the text is divided into adjacent windows of ``seq`` inputs, and each epoch takes all of them once, in
     a different order. A batch may take its first rows from one epoch and the others from the next.
     ``random``: each window begins at any token, independently of all others.
-    ``documents``: like ``shuffled``, but there is one window for each document, which begins with the document, so that
-    every input has all earlier tokens of its document before it. If a document is shorter than the window, the next
-    document follows it; the rest of a longer document is not used for training.
+    ``documents``: like ``shuffled``, but each document is divided separately, from its beginning, so that a window of a
+    short document has all earlier tokens of the document. The last window of a document continues into the next one.
 
     Args:
         tokens: the shard, ``[tokens]``, memory-mapped or in memory.
         seq: number of inputs in a window. A window needs one token more, the target of the last input.
         batch_size: number of windows in a batch, over all processes.
         order: "shuffled", "random" or "documents", see above.
-        eot_id: the token that ends a document, for the order ``documents``.
+        eot_id: the token that ends a document, for the order ``documents`` (default: the text is one document).
         seed: seed of the order.
         rank: number of this process, which takes its slice of every batch.
         world_size: number of processes. Together they take the windows that one process alone would take.
@@ -168,7 +167,7 @@ def evaluation_batches(
 
     Args:
         tokens, seq, batch_size, eot_id, rank, world_size: as for `Batches`.
-        order: ``documents`` for one window from the beginning of each document; otherwise the windows are adjacent.
+        order: ``documents`` divides each document separately; otherwise the windows are adjacent.
         most: largest number of windows, over all processes; they are spread evenly over the shard (default: all).
 
     Raises:
@@ -203,15 +202,16 @@ def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
 
 
 def _document_starts(tokens: npt.NDArray[np.integer], seq: int, eot_id: int | None) -> Indices:
-    """Return where the documents begin that have a whole window of tokens behind them."""
+    """Return where the windows begin that together have every token of every document, but the first, as a target."""
     window_count(tokens, seq)  # refuses a text without one
-    if eot_id is None:
-        raise ValueError(
-            "--order documents needs several documents with an end-of-text token between them, and this text has one "
-            "document: give --order shuffled"
-        )
-    begins = np.concatenate([np.zeros(1, np.int64), 1 + np.flatnonzero(np.asarray(tokens) == eot_id)])
-    return begins[begins < len(tokens) - seq].astype(np.uint64)
+    ends = np.flatnonzero(np.asarray(tokens) == eot_id) if eot_id is not None else np.zeros(0, np.int64)
+    begins = np.concatenate([np.zeros(1, np.int64), ends + 1])
+    targets = np.diff(np.append(begins, len(tokens))) - 1
+    counts = np.maximum(1, -(-targets // seq))
+    counts[begins == len(tokens)] = 0  # the text ends with an end-of-text token
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(begins, counts) + seq * number
+    return np.unique(np.minimum(starts, len(tokens) - seq - 1)).astype(np.uint64)
 
 
 def _slice(batch_size: int, rank: int, world_size: int) -> slice:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,28 +103,35 @@ def in_documents(lengths: list[int], eot_id: int = 0) -> np.ndarray:
     return np.concatenate([np.append(np.arange(1, length), eot_id) for length in lengths]).astype(np.uint16)
 
 
-@given(lengths=st.lists(st.integers(1, 20), min_size=2, max_size=20), seq=st.integers(1, 12), seed=st.integers(0, 99))
-def test_the_order_documents_begins_at_each_document(lengths: list[int], seq: int, seed: int) -> None:
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=20), seq=st.integers(1, 12), seed=st.integers(0, 99))
+def test_the_order_documents_divides_each_by_itself(lengths: list[int], seq: int, seed: int) -> None:
     tokens = in_documents(lengths)
-    begins = [begin for begin in np.cumsum([0, *lengths]).tolist() if begin + seq < len(tokens)]
-    if not begins:
+    if len(tokens) <= seq:
         return
-    batches = Batches(tokens, seq=seq, batch_size=1, order="documents", eot_id=0, seed=seed)
-    assert batches.windows_per_epoch == len(begins)
-    windows = sorted(tokens[begin : begin + seq].tolist() for begin in begins)
-    for _ in range(2):
-        assert sorted(inputs[0].tolist() for inputs, _ in islice(batches, len(begins))) == windows
-    assert batches.epochs == 2
+    begins = np.cumsum([0, *lengths]).tolist()
+    expected = {
+        min(start, len(tokens) - seq - 1)
+        for begin, end in pairwise(begins)
+        for start in range(begin, max(begin + 1, end - 1), seq)
+    }
+    places = np.arange(len(tokens), dtype=np.uint32)  # which token each window begins with, told by its place
     judged = evaluation_batches(tokens, seq=seq, batch_size=3, order="documents", eot_id=0)
-    assert [row for inputs, _ in judged for row in inputs.tolist()] == [
-        tokens[begin : begin + seq].tolist() for begin in begins
-    ]
+    windows = [row for inputs, _ in judged for row in inputs.tolist()]
+    assert windows == [tokens[start : start + seq].tolist() for start in sorted(expected)]
+    targets = {place for start in expected for place in places[start + 1 : start + seq + 1].tolist()}
+    assert targets >= set(places.tolist()) - set(begins)
+
+    batches = Batches(tokens, seq=seq, batch_size=1, order="documents", eot_id=0, seed=seed)
+    assert batches.windows_per_epoch == len(expected)
+    for _ in range(2):
+        assert sorted(inputs[0].tolist() for inputs, _ in islice(batches, len(expected))) == sorted(windows)
+    assert batches.epochs == 2
 
 
-def test_the_order_documents_needs_documents() -> None:
-    for make in (Batches, evaluation_batches):
-        with pytest.raises(ValueError, match=r"--order documents needs several documents .* give --order shuffled"):
-            make(counting(100), seq=5, batch_size=2, order="documents")
+def test_a_text_without_separators_is_one_document() -> None:
+    for order in ("shuffled", "documents"):
+        batches = evaluation_batches(counting(101), seq=10, batch_size=2, order=order)
+        assert [start for batch in batches for start in starts(batch)] == list(range(0, 100, 10))
 
 
 def test_seeds_draw_windows_of_their_own() -> None:
@@ -170,7 +177,7 @@ def test_the_orders_stay_those_of_this_version() -> None:
 # Positions
 
 
-@pytest.mark.parametrize("order", ["shuffled", "random"])
+@pytest.mark.parametrize("order", ["shuffled", "random", "documents"])
 @pytest.mark.parametrize("stop", [0, 1, 13, 40])
 def test_a_resume_goes_on_exactly_where_it_stopped(order: Order, stop: int) -> None:
     def new() -> Batches:
@@ -185,7 +192,7 @@ def test_a_resume_goes_on_exactly_where_it_stopped(order: Order, stop: int) -> N
     second.load_state_dict(state)
     after = list(islice(second, 60 - stop))
     assert all(same(a, b) for a, b in zip(straight, before + after, strict=True))
-    assert second.epochs == 60 * 8 / 83
+    assert second.epochs == 60 * 8 / (84 if order == "documents" else 83)
 
 
 def test_a_position_is_readable_by_torch_load_at_its_default(tmp_path: Path) -> None:
