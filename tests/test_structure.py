@@ -154,7 +154,7 @@ def test_the_file_map_of_the_contributing_guide_is_short_and_true() -> None:
         assert list(ROOT.glob(f"**/{path}")), f"{path} does not exist"
 
 
-CHECKS = {"raises", "warns", "fail", "assert_close", "opcheck", "gradcheck", "gradgradcheck"}
+CHECKS = {"raises", "warns", "fail", "raise_if_failed", "assert_close", "opcheck", "gradcheck", "gradgradcheck"}
 
 
 def checks_something(function: ast.AST, helpers: set[str]) -> bool:

@@ -114,7 +114,7 @@ def test_the_order_documents_divides_each_by_itself(lengths: list[int], seq: int
         for begin, end in pairwise(begins)
         for start in range(begin, max(begin + 1, end - 1), seq)
     }
-    places = np.arange(len(tokens), dtype=np.uint32)  # which token each window begins with, told by its place
+    places = np.arange(len(tokens), dtype=np.uint32)  # each token is its own place
     judged = evaluation_batches(tokens, seq=seq, batch_size=3, order="documents", eot_id=0)
     windows = [row for inputs, _ in judged for row in inputs.tolist()]
     assert windows == [tokens[start : start + seq].tolist() for start in sorted(expected)]
