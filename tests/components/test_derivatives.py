@@ -135,11 +135,10 @@ def test_gradients_reach_the_keys_and_values_that_a_call_adds_to_a_cache() -> No
     layer, _ = layer_and_twin("attention", torch.float64)
     x = drawn(6, 1)
     layer(x).square().sum().backward()
-    expected = {key: parameter.grad for key, parameter in layer.named_parameters()}
+    expected: dict[str, Any] = {key: parameter.grad for key, parameter in layer.named_parameters()}
     layer.zero_grad()
     layer(x, cache=LayerCache(batch=1, n_heads=3, d_head=4, capacity=9, dtype=torch.float64)).square().sum().backward()
     for key, parameter in layer.named_parameters():
-        assert parameter.grad is not None
         assert parameter.grad is not None
         assert (parameter.grad - expected[key]).abs().max() < 1e-12, key
 

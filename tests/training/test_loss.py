@@ -96,6 +96,7 @@ def test_another_index_can_be_ignored_and_ignoring_all_gives_nan() -> None:
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
     hidden, weight, targets, bias = inputs(2, 3, 4, 50, bias=True, ignored=0)
+    assert bias is not None
     with torch.no_grad():
         assert not linear_cross_entropy(hidden, weight, targets, bias=bias).loss.requires_grad
     result = linear_cross_entropy(hidden, weight.detach(), targets, bias=bias.detach())

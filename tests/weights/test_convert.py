@@ -77,7 +77,7 @@ def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 @given(source=RANDOM)
 @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_through_each_pair_of_formats_no_bit_changes(
-    tmp_path_factory: pytest.TempPathFactory, first: str, second: str, source: random.Random
+    tmp_path_factory: pytest.TempPathFactory, first: Target, second: Target, source: random.Random
 ) -> None:
     folder = tmp_path_factory.mktemp("pair")
     model = drawn_model(source)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def starts(batch: tuple[torch.Tensor, torch.Tensor]) -> list[int]:
     return batch[0][:, 0].tolist()
 
 
-def same(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]) -> bool:
+def same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
     return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
@@ -223,8 +224,9 @@ def test_another_batch_size_goes_on_through_the_same_windows() -> None:
 )
 def test_a_position_in_other_data_is_refused(change: dict[str, Any], said: str) -> None:
     batches = Batches(counting(500), seq=6, batch_size=8)
+    state: Any = {**batches.state_dict(), **change}
     with pytest.raises(ValueError, match=f"the position to resume from has {said}: resume with the same data"):
-        batches.load_state_dict({**batches.state_dict(), **change})
+        batches.load_state_dict(state)
 
 
 @pytest.mark.parametrize("order", ["shuffled", "random"])

@@ -279,7 +279,7 @@ def test_what_is_no_gpt2_is_refused_by_field(field: str, value: Any, with_it: di
 
 
 def test_a_field_that_a_later_version_adds_is_refused_by_name() -> None:
-    cfg = small()
+    cfg: Any = small()
     cfg.attention_temperature = 0.5
     with pytest.raises(WeightsError, match=r"attention_temperature=0\.5"):
         config_from_hooked(cfg)
