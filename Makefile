@@ -66,7 +66,7 @@ lint: $(VENV)/.ready ## ruff, the linter and the formatter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.ready ## pyright on the package
+types: $(VENV)/.ready ## pyright on package, tests, demos and benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-layernorm test-layer-norm: FILE = tests/components/test_layer_norm.py

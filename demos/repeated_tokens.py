@@ -41,7 +41,7 @@ def train(steps: int = 800) -> GPT2:
     torch.manual_seed(3)
     model = GPT2(GPT2Config(d_model=64, n_layers=2, n_heads=4, d_vocab=32, n_ctx=32, tie_word_embeddings=False))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98))
-    generator = torch.Generator().manual_seed(3)
+    generator, loss = torch.Generator().manual_seed(3), torch.tensor(torch.nan)
     for _ in range(steps):
         period = int(torch.randint(6, 17, (), generator=generator))
         tokens = repeated(32, period, model.d_vocab, generator)

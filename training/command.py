@@ -65,7 +65,7 @@ def prepare(argv: list[str]) -> int:
 
 
 def given_fields(argv: list[str]) -> set[str]:
-    """Return the names of the fields whose options stand on a command line.
+    """Return the names of the fields whose options are on a command line.
 
     >>> sorted(given_fields(["--d-model", "8", "--no-tie-word-embeddings", "--lr=1e-3"]))
     ['d_model', 'lr', 'tie_word_embeddings']
@@ -85,7 +85,7 @@ def _parsed(argv: list[str], base: TrainConfig, given: set[str]) -> TrainConfig:
 
 
 def _recorded(config: TrainConfig, given: set[str]) -> TrainConfig:
-    """Return what a run that resumes was started with: options that are not given again stay as they were.
+    """Return the options that a resumed run was started with: they stay the same unless they are on the command line.
 
     Its name and folder are those of the snapshot's run, unless others are given.
     """
@@ -146,7 +146,7 @@ def _start(argv: list[str], prog: str) -> tuple[TrainConfig, Start | None, list[
 
 
 def _values(argv: list[str], option: str) -> list[str]:
-    """Return the values of one option on a command line; of the last one, if it stands there twice."""
+    """Return the values of one option on a command line; if it is there twice, those of the last."""
     values: list[str] = []
     taking = False
     for word in argv:

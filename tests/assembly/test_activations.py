@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
-from gptladder.components import HookPoint, named_taps
+from gptladder.components import HookPoint, LayerNorm, named_taps
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import to_hooked_transformer
@@ -101,6 +101,7 @@ def test_what_only_theirs_offers_can_be_computed_from_ours() -> None:
         assert off(cache["resid_mid", layer], expected["mlp_in", layer]) < 1e-12
     # And those that stand in its cache by default.
     logits, _ = ours.run_with_cache(TOKENS)
+    assert isinstance(ours.ln_final, LayerNorm)
     normalized = cache["normalized", None, "ln_final"] * ours.ln_final.w + ours.ln_final.b
     assert off(normalized, expected["unembed.hook_in"]) < 1e-12
     assert off(logits, expected["unembed.hook_out"]) < 1e-12

@@ -212,6 +212,8 @@ def test_in_sixteen_bits_it_stays_within_rounding_of_float32(
     output.float().square().mean().backward()
     expected.square().mean().backward()
     for (key, ours), exact in zip(half.named_parameters(), layer.parameters(), strict=True):
+        assert ours.grad is not None
+        assert exact.grad is not None
         assert ours.grad.dtype == dtype
         assert (ours.grad.float() - exact.grad).abs().max() < 2 * STEPS * SPACING[dtype] * exact.grad.abs().max(), key
 
@@ -227,7 +229,7 @@ def test_under_autocast_too_and_the_parameters_stay_float32(name: str, dtype: to
         assert output.dtype == dtype
     assert (output.float() - expected).abs().max() < STEPS * SPACING[dtype] * expected.abs().max()
     output.float().square().mean().backward()
-    assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
         assert (layer(x).float() - expected).abs().max() < STEPS * SPACING[dtype] * expected.abs().max()
 
