@@ -122,6 +122,7 @@ def climb(argv: list[str]) -> int:
                 cases=arguments.cases,
                 seed=arguments.seed,
                 time_limit=arguments.time_limit,
+                copy_process=True,
                 on_start=lambda rung: status.update(rung),
                 on_end=show,
             )

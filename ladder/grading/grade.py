@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
-import multiprocessing
+import signal
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ...files import FileError, read_json, write_whole
-from .outcomes import Outcome, outcome_from_json
-from .submissions import Submission
+from ..candidate.processes import context_of_judges
+from .outcomes import Outcome, Status, outcome_from_json
+from .submissions import Submission, printable
 
 # Beyond a submission's own limit: to start the two processes and to describe the mistake.
 _GRACE_SECONDS = 30.0
@@ -25,14 +27,15 @@ class Settings:
     """How every submission is judged.
 
     Args:
+        points: what each rung is worth.
+        version: of gptladder.
         seed: of the cases.
         cases: for each rung.
-        time_limit: seconds of wall time for one submission and rung.
+        time_limit: seconds of wall time that a layer has for one case.
         memory: bytes of all processes of one submission and rung.
         processes: that a submission may have at a time.
         hint: how much the student is shown: ``where``, ``what`` or ``fix``.
-        points: what each rung is worth.
-        version: of gptladder.
+        unlimited: what this system cannot limit, such as ``memory``.
     """
 
     points: Mapping[str, float]
@@ -43,6 +46,15 @@ class Settings:
     memory: int = 2 * 2**30
     processes: int = 32
     hint: str = "what"
+    unlimited: tuple[str, ...] = ()
+
+    def limit_of(self, status: Status) -> str | None:
+        """Return the limits that a layer was run with, if it was stopped or ended its process; else None."""
+        if status not in ("hung", "crashed", "over a limit"):
+            return None
+        if self.unlimited:
+            return f"{self.time_limit:g} s a case; {' and '.join(self.unlimited)} not limited on this system"
+        return f"{self.time_limit:g} s a case, {self.memory // 2**20} MB, {self.processes} processes"
 
 
 Judge = Callable[[Submission, str, Settings], Outcome]
@@ -85,7 +97,7 @@ def grade(
                 waiting.append((submission, rung))
     waiting.reverse()
     running: list[_Running] = []
-    context = _context()
+    context = context_of_judges()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -99,25 +111,19 @@ def grade(
             _stop(each)
 
 
-def _context() -> Any:
-    """Processes that begin with everything imported, where the system can fork; else each imports it anew."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__}.judge"])
-    return context
-
-
 def _started(context: Any, judge: Judge, settings: Settings, submission: Submission, rung: str) -> _Running:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, judge, submission, rung, settings), daemon=True)
-    process.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as in processes.py: the threads are numerical libraries'
+        process.start()
     theirs.close()
     return _Running(submission, rung, process, ours, time.monotonic())
 
 
 def _work(pipe: Connection, judge: Judge, submission: Submission, rung: str, settings: Settings) -> None:
-    """In the process of its own: judge, and report."""
+    """In the process of its own: judge, and report. Ctrl-C reaches it too, but ending it is its parent's task."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         message = _plain(judge(submission, rung, settings))
     except Exception as error:  # reported, so that one submission cannot stop the others
@@ -148,7 +154,7 @@ def _outcome_of(each: _Running, settings: Settings) -> Outcome:
         each.process.join(timeout=5)  # its end of the pipe closes a moment before it ends
     _stop(each)
     if message is not None and "failed" not in message:
-        return dataclasses.replace(outcome_from_json(message), seconds=seconds)
+        return dataclasses.replace(_printable(outcome_from_json(message)), seconds=seconds)
     empty = Outcome(
         student=each.submission.student,
         file="",
@@ -162,11 +168,18 @@ def _outcome_of(each: _Running, settings: Settings) -> Outcome:
         seed=settings.seed,
     )
     if message is not None:
-        return dataclasses.replace(empty, hint=message["failed"])
+        return dataclasses.replace(empty, hint=printable(message["failed"]))
     if each.late:
-        limit = f"it did not end within {settings.time_limit:g} s, nor in the {_GRACE_SECONDS:g} s after them"
-        return dataclasses.replace(empty, status="hung", hint=limit)
+        hint = f"the rung did not end within {settings.time_limit + _GRACE_SECONDS:g} s"
+        return dataclasses.replace(empty, status="hung", limit=settings.limit_of("hung"), hint=hint)
     return dataclasses.replace(empty, hint=f"the judging process ended with status {each.process.exitcode}")
+
+
+def _printable(outcome: Outcome) -> Outcome:
+    """Return the outcome without characters that files, terminals or spreadsheets cannot take."""
+    texts = {name: value for name, value in _plain(outcome).items() if isinstance(value, str)}
+    lines = {name: "\n".join(map(printable, text.expandtabs(4).split("\n"))) for name, text in texts.items()}
+    return dataclasses.replace(outcome, **lines)
 
 
 def _stop(each: _Running) -> None:

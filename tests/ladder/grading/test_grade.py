@@ -8,6 +8,7 @@ import pytest
 
 from gptladder.ladder.grading import grade as grading
 from gptladder.ladder.grading.grade import Settings, grade
+from gptladder.ladder.grading.outcomes import as_csv
 from gptladder.ladder.grading.submissions import Submission, find_submissions
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -71,3 +72,17 @@ def test_stopping_ends_what_runs_and_keeps_what_is_judged(submissions: list[Subm
     stopped.close()
     assert len(list(kept.iterdir())) == 1
     assert next(grade(submissions, judge, SETTINGS, folder=kept, jobs=1)).student == first.student
+
+
+def test_limits_are_named_where_a_layer_met_them() -> None:
+    assert SETTINGS.limit_of("wrong") is None
+    assert SETTINGS.limit_of("hung") == "2 s a case, 2048 MB, 32 processes"
+    lacking = dataclasses.replace(SETTINGS, unlimited=("processes", "memory"))
+    assert lacking.limit_of("crashed") == "2 s a case; processes and memory not limited on this system"
+
+
+def test_characters_that_no_file_takes_are_escaped(submissions: list[Submission], tmp_path: Path) -> None:
+    odd = dataclasses.replace(submissions[0], student="a\udcff\x1b")
+    outcome = next(grade([odd], judge, SETTINGS, folder=tmp_path / "kept", jobs=1))
+    assert outcome.student == "a\\udcff\\x1b"
+    as_csv([outcome]).encode()

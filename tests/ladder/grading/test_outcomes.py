@@ -52,6 +52,8 @@ def test_classroom_passes_only_when_all_is_right() -> None:
     assert read["status"] == "fail"
     assert read["max_score"] == 15.0
     assert [test["status"] for test in read["tests"]] == ["pass", "fail"]
+    assert [test["line_no"] for test in read["tests"]] == [0, 7]
+    assert read["tests"][1]["test_code"] == "Look at line 7."  # all that the reporter prints of a failed test
     assert json.loads(as_classroom([RIGHT]))["status"] == "pass"
     broken = dataclasses.replace(WRONG, status="not graded")
     assert json.loads(as_classroom([broken]))["tests"][0]["status"] == "error"
