@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,14 @@ def loss_of(model: GPT2, tokens: torch.Tensor) -> float:
 
 
 def cost_of_packing(folder: Path) -> dict[str, dict[str, float]]:
-    """The losses of a trained model on 64 windows of stories from another seed than any it was trained on."""
+    """Return the losses of a trained model on 64 windows of stories from another seed than any it was trained on.
+
+    The stories are joined as training joins them, by the end-of-text token.
+    """
     model, tokenizer = GPT2.from_pretrained(folder), load_tokenizer(folder)
-    text = "".join(story + "\n\n" for _, story in zip(range(400), stories(seed=987654321), strict=False))
     length = model.config.n_ctx
-    tokens = torch.tensor(tokenizer.encode(text)[: 64 * length]).view(64, length)
+    joined = [[*tokenizer.encode(story), tokenizer.eot_id] for story in islice(stories(seed=987654321), 400)]
+    tokens = torch.tensor([token for story in joined for token in story][: 64 * length]).view(64, length)
     plain = loss_of(model, tokens)
     losses = {"unpacked": plain, **{name: loss_of(pack(model, name), tokens) for name in PACKED}}
     return {name: {"loss": loss, "change": loss / plain - 1} for name, loss in losses.items()}

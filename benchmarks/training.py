@@ -2,12 +2,16 @@
 
     python benchmarks/training.py
     python benchmarks/training.py --shapes gpt2 --contestants ours transformers
+    python benchmarks/training.py --contestants ours "ours compiled" "ours bf16" "ours bf16 compiled"
 
 A step is what a user's loop does: forward, cross-entropy, backward, fused AdamW; no dropout. The contestants that have
 our weights are first seen to compute the same loss. Each has a process of its own, so that the peak of its memory is
 its own, and they take turns in an order drawn anew each round, so that whatever else the machine does falls on all.
 Figures are ratios of tokens per second to transformers', with their spread over the rounds. Other work on the machine
 is waited for, and said where it does not end.
+
+A turn before the first round is not counted. Its seconds are in the column "first s": for the contestants that are
+``compiled`` they contain the compilation.
 
 ``ours`` computes as ``gptladder train`` does: the loss in chunks, float32 products by oneDNN where that is as accurate,
 freed memory kept. ``plain`` is our model with logits and ``F.cross_entropy`` and none of that; ``chunked`` has
@@ -154,6 +158,8 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
 CONTESTANTS: dict[str, tuple[Callable[[Shape, GPT2], tuple[nn.Module, Step]], bool, bool]] = {
     "ours": (ours, False, True),
     "ours bf16": (ours, True, True),
+    "ours compiled": (ours, False, True),
+    "ours bf16 compiled": (ours, True, True),
     "chunked": (ours, False, True),
     "plain": (lambda shape, model: ours(shape, model, plain=True), False, True),
     "transformers": (transformers_gpt2, False, True),
@@ -169,6 +175,7 @@ class Turn:
     """What some steps of one contestant took."""
 
     tokens_per_second: float
+    seconds: float
     processors: float
     first_loss: float
     peak_gb: float
@@ -193,6 +200,8 @@ def work(contestant: str, shape: Shape, pipe: Connection) -> None:
         else torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     )
     model.train()
+    if "compiled" in contestant:
+        model.compile()
     source = torch.Generator().manual_seed(0)
     first_loss = math.nan
     while pipe.recv():
@@ -210,6 +219,7 @@ def work(contestant: str, shape: Shape, pipe: Connection) -> None:
         pipe.send(
             Turn(
                 tokens_per_second=shape.steps * shape.batch * shape.seq / seconds,
+                seconds=seconds,
                 processors=(time.process_time() - processor) / seconds,
                 first_loss=first_loss,
                 peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # kilobytes on Linux
@@ -218,14 +228,15 @@ def work(contestant: str, shape: Shape, pipe: Connection) -> None:
         )
 
 
-def measure(shape: Shape, contestants: list[str], rounds: int) -> dict[str, list[Turn]]:
-    """The turns of each contestant, after one that does not count: it pays for memory and code that later ones find."""
+def measure(shape: Shape, contestants: list[str], rounds: int) -> tuple[dict[str, Turn], dict[str, list[Turn]]]:
+    """Return each contestant's first turn, which pays for memory and code that later ones find, and the others."""
     context = multiprocessing.get_context("spawn")
     pipes, workers = {}, []
     for contestant in contestants:
         pipes[contestant], theirs = context.Pipe()
         workers.append(context.Process(target=work, args=(contestant, shape, theirs), daemon=True))
         workers[-1].start()
+    first: dict[str, Turn] = {}
     turns: dict[str, list[Turn]] = {contestant: [] for contestant in contestants}
     for number in range(rounds + 1):
         order = random.sample(contestants, len(contestants))
@@ -236,6 +247,8 @@ def measure(shape: Shape, contestants: list[str], rounds: int) -> dict[str, list
             turn = pipes[contestant].recv()
             if number:
                 turns[contestant].append(turn)
+            else:
+                first[contestant] = turn
     for pipe in pipes.values():
         pipe.send(False)
     for worker in workers:
@@ -244,15 +257,17 @@ def measure(shape: Shape, contestants: list[str], rounds: int) -> dict[str, list
     for name, loss in losses.items():
         if abs(loss - losses[contestants[0]]) > (2e-2 if CONTESTANTS[name][1] else 1e-4):
             raise SystemExit(f"they do not compute the same, there is nothing to compare: {losses}")
-    return turns
+    return first, turns
 
 
-def summary(shape: Shape, turns: dict[str, list[Turn]]) -> dict[str, Any]:
-    """Speeds, ratios to transformers' float32 round by round, memory, and what the arithmetic alone takes."""
+def summary(shape: Shape, first: dict[str, Turn], turns: dict[str, list[Turn]]) -> dict[str, Any]:
+    """Return speeds, ratios to transformers' float32 round by round, memory, and what the arithmetic alone takes."""
     found: dict[str, Any] = {}
     for name, own in turns.items():
         found[name] = {
             "tokens_per_second": statistics.median(turn.tokens_per_second for turn in own),
+            "first_turn_seconds": first[name].seconds,
+            "turn_seconds": statistics.median(turn.seconds for turn in own),
             "peak_gb": own[-1].peak_gb,
             "processors": statistics.median(turn.processors for turn in own),
             "loss_of_first_step": own[0].first_loss,
@@ -284,7 +299,7 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine(), "matrix_product_flop_per_second": speed, "shapes": {}}
     for name in arguments.shapes:
         shape = SHAPES[name]
-        found = summary(shape, measure(shape, contestants, arguments.rounds))
+        found = summary(shape, *measure(shape, contestants, arguments.rounds))
         result["shapes"][name] = found
         for contestant, figures in found["contestants"].items():
             bound = speed["bf16" if "bf16" in contestant else "float32"] / found["flop_per_token"]
@@ -292,7 +307,7 @@ def main() -> None:
         print_table(
             f"{name}: {shape.n_layers} layers, d {shape.d_model}, vocabulary {shape.d_vocab:,}, "
             f"batch {shape.batch} x {shape.seq}",
-            ["", "tokens/s", "ratio", "from", "to", "of bound", "peak GB", "first loss"],
+            ["", "tokens/s", "ratio", "from", "to", "of bound", "peak GB", "first s", "then s"],
             [
                 [
                     contestant,
@@ -300,7 +315,8 @@ def main() -> None:
                     *(f"{f['ratio'][key]:.2f}" if "ratio" in f else "" for key in ("median", "least", "most")),
                     f"{f['share_of_arithmetic_bound']:.0%}",
                     f"{f['peak_gb']:.2f}",
-                    f"{f['loss_of_first_step']:.4f}",
+                    f"{f['first_turn_seconds']:.1f}",
+                    f"{f['turn_seconds']:.1f}",
                 ]
                 for contestant, f in found["contestants"].items()
             ],

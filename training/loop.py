@@ -25,6 +25,7 @@ from .runlog import SAMPLING_SEED, RunLog, Sampler
 from .schedule import Ending, evaluations, is_due, learns_by_heart, why_it_ends, without_improvement
 from .snapshot_checks import health
 from .snapshots import prune_snapshots, save_snapshot
+from .timing import Timing
 from .trainer import NonFiniteError, Trainer
 
 _BY_HEART = (
@@ -49,6 +50,7 @@ class TrainingRun:
         facts: For the model cards.
         text: Checksum of the text, for the snapshots.
         on_saved: Called when the run has something to continue from.
+        timing: Where the time goes (default: counted from here).
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class TrainingRun:
         facts: Mapping[str, Any] | None = None,
         text: str | None = None,
         on_saved: Callable[[], None] = lambda: None,
+        timing: Timing | None = None,
     ) -> None:
         self.trainer, self.tokenizer, self.folder, self.sample = trainer, tokenizer, folder, sample
         self.config, self.processes = trainer.config, trainer.processes
         self.display = display or Display()
         self.interruption = interruption or Interruption()
+        self.timing = timing or Timing()
         self.log = RunLog(folder, title=self.config.name, display=self.display, writes=self.processes.first)
         self.best: Judged | None = None  # the model in final/
         self._facts, self._text, self._on_saved = facts or {}, text, on_saved
@@ -108,7 +112,7 @@ class TrainingRun:
             SnapshotError: A snapshot cannot be written.
         """
         try:
-            with self.interruption, self.interruption.between_steps():
+            with self.interruption, self.interruption.between_steps(), self.timing.part("training"):
                 while (ending := self._boundary()) is None:
                     before = self.trainer.row.tokens
                     row = self.trainer.update(asked_to_end=self.interruption.asked)
@@ -175,7 +179,8 @@ class TrainingRun:
         sizes = self.log.files.sizes() if self.processes.first else {}
         saved, self._resumed = self._resumed, False
         if saves and self.step > 0 and not saved:
-            self.save_snapshot(sizes)
+            with self.timing.part("files"):
+                self.save_snapshot(sizes)
             saved = True
         if ending == "interrupted":
             return ending
@@ -190,7 +195,8 @@ class TrainingRun:
         except Interrupted:
             ending = "interrupted"
         if ending is not None and self.step and not saved:
-            self.save_snapshot(sizes)
+            with self.timing.part("files"):
+                self.save_snapshot(sizes)
         self.log.restart_clock()
         return ending
 
@@ -207,7 +213,7 @@ class TrainingRun:
         """Evaluate and write the row of metrics, if they are due."""
         row = self.trainer.row
         if evaluates:
-            with self.interruption.at_once(alone=self.processes.world == 1):
+            with self.interruption.at_once(alone=self.processes.world == 1), self.timing.part("evaluation"):
                 judged = self.trainer.evaluate()
             row = dataclasses.replace(
                 row, val_loss=judged.loss, val_accuracy=judged.accuracy, val_perplexity=perplexity(judged.loss)
@@ -215,9 +221,10 @@ class TrainingRun:
         if evaluates or self.step == 1 or self._due(self.config.run.log_every):
             self.log.record(row)
         if evaluates:
-            self._keep_best(row)
-            self._warn()
-            self.log.draw()
+            with self.timing.part("files"):
+                self._keep_best(row)
+                self._warn()
+                self.log.draw()
 
     def _keep_best(self, row: Metrics) -> None:
         """Write the model to ``final/`` if it is the best up to now."""
@@ -253,7 +260,7 @@ class TrainingRun:
         before, training = rng_state(device), model.training
         model.eval()
         try:
-            with self.interruption.at_once(alone=self.processes.world == 1):
+            with self.interruption.at_once(alone=self.processes.world == 1), self.timing.part("samples"):
                 texts = [
                     self.sample(
                         model, self.tokenizer, run.prompt, max_new_tokens=run.sample_tokens, seed=SAMPLING_SEED + i
@@ -269,14 +276,16 @@ class TrainingRun:
     def _finish(self) -> None:
         """Write ``last/``, and report which model is where. Every process must call it."""
         row = self.log.rows[-1]
-        if self.best is None:  # a run that ends where it resumed, or before its first update
-            self.best = Judged(row.step, row.val_loss or math.nan)
-            self._write_model("final", row)
-        self._write_model("last", row)
+        with self.timing.part("files"):
+            if self.best is None:  # a run that ends where it resumed, or before its first update
+                self.best = Judged(row.step, row.val_loss or math.nan)
+                self._write_model("final", row)
+            self._write_model("last", row)
         self.display.say(
             f"final/ is the model of step {self.best.step}, the best (validation loss {self.best.val_loss:.4f}); "
             f"last/ is that of step {row.step} ({row.val_loss:.4f}); both are in {self.folder}"
         )
+        self.display.say(self.timing.line())
 
     def _limit(self) -> float:
         """Return the loss above which a model counts as diverged."""

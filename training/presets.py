@@ -29,7 +29,8 @@ class OptimConfig:
     seq: int | None = None
     """Tokens of a sequence; n_ctx where it is not given."""
     order: Order = "shuffled"
-    """Every window of the text once an epoch (shuffled), or windows that begin anywhere (random)."""
+    """Windows of the text: all of them once an epoch (shuffled), one from the beginning of each document (documents),
+    or windows that begin anywhere (random)."""
     max_steps: int | None = None
     """Updates after which training ends."""
     max_epochs: float | None = None

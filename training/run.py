@@ -31,6 +31,7 @@ from .presets import TrainConfig
 from .resume import Resumption, check_health, check_text, find_snapshot, settle_folder
 from .runlog import Sampler
 from .schedule import Ending, last_step, learning_rate
+from .timing import Timing
 from .trainer import NonFiniteError, Trainer
 
 __all__ = ["NonFiniteError", "Outcome", "RunFolderError", "train"]
@@ -70,6 +71,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         NonFiniteError: A loss or a gradient is not finite.
         KeyboardInterrupt: Ctrl-C or SIGTERM came before training began, or a second time.
     """
+    timing = Timing()
     device = pick_device(config.optim.device)
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
@@ -95,8 +97,9 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
             for line in lines:
                 display.say(line)
         text = data_config(config, asked, found)
-        prepared = processes.share(prepare_data(text, say=display.say) if processes.first else None)
-        data = load_data(prepared)
+        with timing.part("text and tokenizer"):
+            prepared = processes.share(prepare_data(text, say=display.say) if processes.first else None)
+            data = load_data(prepared)
         config, model = make_model(config, source, data.tokenizer, device)
         if sample is not None:
             check_prompt(config.run.prompt, data.tokenizer)
@@ -125,6 +128,7 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
             facts=facts,
             text=data.facts.get("text_sha256"),
             on_saved=home.keep if home else lambda: None,
+            timing=timing,
         )
         display.facts(**facts)
         if sample is None:
@@ -235,13 +239,19 @@ def make_trainer(
     config: TrainConfig, model: GPT2, data: TextData, device: torch.device, processes: Processes
 ) -> Trainer:
     """Return the trainer of a model on prepared data."""
-    optim, most = config.optim, config.run.eval_batches
+    optim, most, eot_id = config.optim, config.run.eval_batches, data.tokenizer.eot_id
+    train, val = data.train.tokens, data.val.tokens
     return Trainer(
         config,
         model,
-        Batches(data.train.tokens, seq=config.seq, batch_size=optim.batch, order=optim.order, seed=optim.seed),
+        Batches(train, seq=config.seq, batch_size=optim.batch, order=optim.order, eot_id=eot_id, seed=optim.seed),
         lambda: evaluation_batches(
-            data.val.tokens, seq=config.seq, batch_size=optim.batch, most=most and most * optim.batch
+            val,
+            seq=config.seq,
+            batch_size=optim.batch,
+            most=most and most * optim.batch,
+            order=optim.order,
+            eot_id=eot_id,
         ),
         device=device,
         processes=processes,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["BatchState", "Batches", "evaluation_batches", "window_count"]
 
-Order = Literal["shuffled", "random"]
+Order = Literal["shuffled", "random", "documents"]
 Batch = tuple[Int64[Tensor, "batch seq"], Int64[Tensor, "batch seq"]]
 _WAY = 2  # of making the order from the seed
 _STREAMS = 2**64
@@ -45,12 +45,16 @@ class Batches:
     ``shuffled``: the text is divided into windows of ``seq`` inputs, end to end, and each epoch goes through all of
     them once, in an order of its own. A batch may take its first rows from one epoch and the others from the next.
     ``random``: every window begins anywhere, independently of all others.
+    ``documents``: as ``shuffled``, but with one window for each document, which begins where the document begins: no
+    input lacks what its document has before it. A shorter document is followed by the next, and what a longer one has
+    after the window is not trained on.
 
     Args:
         tokens: the shard, ``[tokens]``; mapped from the disk or in memory.
         seq: inputs in a window; it takes one token more, since the last input has a target too.
         batch_size: windows in a batch, over all processes.
         order: see above.
+        eot_id: the token that ends a document, for the order ``documents``.
         seed: of the order.
         rank: number of this process; it gets its slice of every batch.
         world_size: number of processes. Together they get what one process alone would get.
@@ -66,14 +70,16 @@ class Batches:
         seq: int,
         batch_size: int,
         order: Order = "shuffled",
+        eot_id: int | None = None,
         seed: int = 1337,
         rank: int = 0,
         world_size: int = 1,
     ):
-        if order not in ("shuffled", "random"):
-            raise ValueError(f"order is {order!r}; it must be 'shuffled' or 'random'")
+        if order not in get_args(Order):
+            raise ValueError(f"order is {order!r}; it must be {', '.join(map(repr, get_args(Order)))}")
         self._mine = _slice(batch_size, rank, world_size)
-        self.windows_per_epoch = window_count(tokens, seq)
+        self._first = _document_starts(tokens, seq, eot_id) if order == "documents" else None
+        self.windows_per_epoch = window_count(tokens, seq) if self._first is None else len(self._first)
         self._tokens, self._seq, self._batch_size, self._order, self._seed = tokens, seq, batch_size, order, seed
         self._position = 0
         self._orders: dict[int, Indices] = {}  # of the epochs of the last batch
@@ -135,7 +141,7 @@ class Batches:
         for epoch in present:
             now = epochs == epoch
             places[now] = self._orders[epoch][places[now]]
-        return places * np.uint64(self._seq)
+        return places * np.uint64(self._seq) if self._first is None else self._first[places]
 
     def _shuffled(self, epoch: int) -> Indices:
         """The windows in the order of an epoch: sorted by a random number for each."""
@@ -149,27 +155,32 @@ def evaluation_batches(
     seq: int,
     batch_size: int,
     most: int | None = None,
+    order: Order = "shuffled",
+    eot_id: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Return the windows of a shard in their order, each once.
+    """Return the windows of a shard in the order of the text, each once.
 
     The last batch may be smaller, or empty on some processes.
 
     Args:
-        tokens, seq, batch_size, rank, world_size: as for `Batches`.
+        tokens, seq, batch_size, eot_id, rank, world_size: as for `Batches`.
+        order: ``documents`` for one window from the beginning of each document; otherwise they lie end to end.
         most: limit for the number of windows, over all processes; they are spread evenly over the shard (default: all).
 
     Raises:
         ValueError: as for `Batches`.
     """
     mine = _slice(batch_size, rank, world_size)
-    count = window_count(tokens, seq)
+    first = _document_starts(tokens, seq, eot_id) if order == "documents" else None
+    count = window_count(tokens, seq) if first is None else len(first)
     if most is not None and most < 1:
         raise ValueError(f"{most} windows to evaluate on; it must be at least 1")
     taken = count if most is None else min(most, count)
-    starts = np.arange(taken, dtype=np.uint64) * np.uint64(count) // np.uint64(taken) * np.uint64(seq)
-    return (_windows(tokens, starts[first : first + batch_size][mine], seq) for first in range(0, taken, batch_size))
+    places = np.arange(taken, dtype=np.uint64) * np.uint64(count) // np.uint64(taken)
+    starts = places * np.uint64(seq) if first is None else first[places]
+    return (_windows(tokens, starts[i : i + batch_size][mine], seq) for i in range(0, taken, batch_size))
 
 
 def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
@@ -187,6 +198,18 @@ def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
             f"window ({seq} inputs, and the target of the last): give {shorter}more text"
         )
     return (len(tokens) - 1) // seq
+
+
+def _document_starts(tokens: npt.NDArray[np.integer], seq: int, eot_id: int | None) -> Indices:
+    """Return where the documents begin that have a whole window of tokens behind them."""
+    window_count(tokens, seq)  # refuses a text without one
+    if eot_id is None:
+        raise ValueError(
+            "--order documents needs several documents with an end-of-text token between them, and this text has one "
+            "document: give --order shuffled"
+        )
+    begins = np.concatenate([np.zeros(1, np.int64), 1 + np.flatnonzero(np.asarray(tokens) == eot_id)])
+    return begins[begins < len(tokens) - seq].astype(np.uint64)
 
 
 def _slice(batch_size: int, rank: int, world_size: int) -> slice:

@@ -54,9 +54,22 @@ class Corpus(ABC):
         """Return what a run writes down."""
 
     def text(self) -> Iterator[str]:
-        """Return the pieces of all documents one after another, to learn a vocabulary from."""
+        """Return the pieces of all documents one after another."""
         for document in self.documents():
             yield from document
+
+    def length(self) -> int:
+        """Return the number of characters, which takes reading the text once."""
+        return sum(map(len, self.text()))
+
+    def beginning(self, share: float) -> Iterator[str]:
+        """Return the pieces of a share of the text, by characters, from its beginning."""
+        left = round(self.length() * share)
+        for piece in self.text():
+            if left <= 0:
+                return
+            yield piece[:left]
+            left -= len(piece)
 
 
 class TextFiles(Corpus):
@@ -148,6 +161,10 @@ class StoryCorpus(Corpus):
             size += len(text)  # the stories are ASCII
             if size >= self._size:
                 return
+
+    def length(self) -> int:
+        """Return the size that was asked for, which the last story may exceed; the stories are ASCII."""
+        return self._size
 
     def record(self) -> CorpusRecord:
         """Return seed and size. The hash is of these and of the first stories, so that it changes with the grammar."""

@@ -118,13 +118,15 @@ def prepared_folder(config: DataConfig) -> Path | None:
     return None
 
 
-def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int) -> Tokenizer:
+def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int, val_fraction: float) -> Tokenizer:
     """Return the tokenizer that goes by a name.
 
     Args:
-        kind: ``gpt2``, ``bpe`` (trained on the corpus), ``char`` (its characters), or a folder with a tokenizer.
+        kind: ``gpt2``, ``bpe`` (learnt from the corpus), ``char`` (its characters), or a folder with a tokenizer.
         corpus: the text.
         vocab_size: tokens of a ``bpe`` tokenizer.
+        val_fraction: share of the text, at its end, that a ``bpe`` tokenizer is not learnt from. Characters are those
+            of the whole text: the validation part could not be encoded otherwise.
 
     Raises:
         ValueError: none of these; a folder without a tokenizer.
@@ -133,7 +135,7 @@ def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int) -> Tokenizer:
     if kind == "gpt2":
         return BPETokenizer.gpt2()
     if kind == "bpe":
-        return BPETokenizer.train(corpus.text(), vocab_size)
+        return BPETokenizer.train(corpus.beginning(1 - val_fraction), vocab_size)
     if kind == "char":
         several = sum(1 for _ in islice(corpus.documents(), 2)) > 1
         return CharTokenizer.from_text(corpus.text(), end_of_text=several)
@@ -144,7 +146,7 @@ def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int) -> Tokenizer:
 
 def _fill(folder: Path, config: DataConfig, corpus: Corpus, record: CorpusRecord, say: Callable[[str], None]) -> None:
     """Write the tokenizer, the token files and what describes them."""
-    tokenizer = make_tokenizer(config.tokenizer, corpus, vocab_size=config.vocab_size)
+    tokenizer = make_tokenizer(config.tokenizer, corpus, vocab_size=config.vocab_size, val_fraction=config.val_fraction)
     tokenizer.save(folder)
     train, val = prepare_shards(
         corpus,
@@ -207,7 +209,7 @@ def _prepared_from(folder: Path) -> str | None:
 def _cut_by(config: DataConfig) -> list[Any]:
     """What tells one way of cutting text into tokens from another: for a folder, what its tokenizer does."""
     if config.tokenizer == "bpe":
-        return ["bpe", config.vocab_size]
+        return ["bpe of the training part", config.vocab_size]
     if config.tokenizer in ("gpt2", "char"):
         return [config.tokenizer]
     folder = Path(config.tokenizer).expanduser()

@@ -98,6 +98,35 @@ def p_value(chi_square: float, degrees: int) -> float:
     return float(torch.special.gammaincc(half[0], half[1]))
 
 
+def in_documents(lengths: list[int], eot_id: int = 0) -> np.ndarray:
+    """Documents of numbers counted from 1 in each, every one followed by the end-of-text token."""
+    return np.concatenate([np.append(np.arange(1, length), eot_id) for length in lengths]).astype(np.uint16)
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=2, max_size=20), seq=st.integers(1, 12), seed=st.integers(0, 99))
+def test_the_order_documents_begins_at_each_document(lengths: list[int], seq: int, seed: int) -> None:
+    tokens = in_documents(lengths)
+    begins = [begin for begin in np.cumsum([0, *lengths]).tolist() if begin + seq < len(tokens)]
+    if not begins:
+        return
+    batches = Batches(tokens, seq=seq, batch_size=1, order="documents", eot_id=0, seed=seed)
+    assert batches.windows_per_epoch == len(begins)
+    windows = sorted(tokens[begin : begin + seq].tolist() for begin in begins)
+    for _ in range(2):
+        assert sorted(inputs[0].tolist() for inputs, _ in islice(batches, len(begins))) == windows
+    assert batches.epochs == 2
+    judged = evaluation_batches(tokens, seq=seq, batch_size=3, order="documents", eot_id=0)
+    assert [row for inputs, _ in judged for row in inputs.tolist()] == [
+        tokens[begin : begin + seq].tolist() for begin in begins
+    ]
+
+
+def test_the_order_documents_needs_documents() -> None:
+    for make in (Batches, evaluation_batches):
+        with pytest.raises(ValueError, match=r"--order documents needs several documents .* give --order shuffled"):
+            make(counting(100), seq=5, batch_size=2, order="documents")
+
+
 def test_seeds_draw_windows_of_their_own() -> None:
     # Neighbours, too, which a careless mix of seed and number would make draw the same windows in another order.
     def drawn(seed: int) -> set[int]:
@@ -304,7 +333,7 @@ def test_the_shortest_text_is_one_window() -> None:
 
 
 def test_an_unknown_order_is_refused() -> None:
-    with pytest.raises(ValueError, match="order is 'sorted'; it must be 'shuffled' or 'random'"):
+    with pytest.raises(ValueError, match="order is 'sorted'; it must be 'shuffled', 'random', 'documents'"):
         Batches(counting(100), seq=5, batch_size=8, order="sorted")
 
 
