@@ -67,14 +67,15 @@ class BorrowedCalls(TorchFunctionMode):
     def __enter__(self) -> "BorrowedCalls":
         """Begin to note calls."""
         super().__enter__()
-        self._profile = sys.getprofile()
+        self._libraries &= sys.getprofile() is None  # a profiler that is at work goes on
         if self._libraries:
             sys.setprofile(self._called)
         return self
 
     def __exit__(self, *error: Any) -> None:
         """End it."""
-        sys.setprofile(self._profile)
+        if self._libraries:
+            sys.setprofile(None)
         super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:

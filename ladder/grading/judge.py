@@ -147,7 +147,7 @@ def _outcome(submission: Submission, file: Path, climbed: Climb, tried: Tried, s
         borrowed="; ".join(tried.borrowed),
         version=settings.version,
         seed=settings.seed,
-        hint=_shown(tried.told(climbed.hint) if not tried.passed else tried.note, submission),
+        hint=_shown(tried.text(climbed.hint) if not tried.passed else tried.note, submission),
     )
 
 
