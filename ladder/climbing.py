@@ -99,7 +99,7 @@ def climb(
         )
     _check(cases, time_limit, hint, reference, dtype)
     climbed = ShownClimb(hint=hint)
-    with _Bench(layers, sources, time_limit, dict(chosen or {}), limits, copy_process) as bench:
+    with _Bench(layers, sources, time_limit, dict(chosen or {}), limits, copy_process, only) as bench:
         bench.ready()
         climbed.taken, climbed.left_out = bench.taken, bench.left_out
         for rung in RUNGS:
@@ -148,6 +148,7 @@ class _Bench:
         chosen: dict[str, Any],
         limits: Limits | None,
         copy_process: bool,
+        only: str | None,
     ) -> None:
         texts = {rung: layer for rung, layer in layers.items() if isinstance(layer, str)}
         files = [str(source) for source in sources if isinstance(source, str | Path)]
@@ -168,7 +169,7 @@ class _Bench:
             # FILE.py:CLASS of an unknown rung is found in the sandbox too.
             self._file = file
             texts[""] = file
-        self.sandbox = Sandbox(texts, time_limit, chosen, limits, copy=copy_process) if texts else None
+        self.sandbox = Sandbox(texts, time_limit, chosen, limits, copy=copy_process, only=only) if texts else None
 
     def __enter__(self) -> "_Bench":
         return self

@@ -49,6 +49,7 @@ class Sandbox:
         limits: what it may use; with limits it has no network either, sees no variable of the environment that may hold
             a secret, and writes to a folder of its own alone (default: it may do what the user may, but nothing of it
             outlives it).
+        only: the one rung to find in a whole file (default: all that it holds).
         copy: start as a copy of this process where the system can; see `processes.start`.
     """
 
@@ -60,9 +61,10 @@ class Sandbox:
         limits: Limits | None = None,
         *,
         copy: bool = False,
+        only: str | None = None,
     ) -> None:
         self.sources = dict(sources)
-        self.limits, self.copy = limits, copy
+        self.limits, self.copy, self.only = limits, copy, only
         self.time_limit, self.chosen = time_limit, dict(chosen or {})
         self.printed, self.printed_bytes, self._last = b"", 0, b""
         self._code = Code(*(split(source)[0] for source in sources.values()))
@@ -85,12 +87,12 @@ class Sandbox:
         """
         if self._ready:
             return
-        limit = _START_LIMIT if self.limits is None else min(_START_LIMIT, 3 * self.time_limit)
-        first = Start(self.sources, self.chosen, self._trace.name, limit)
-        found = self._exchange(first, Found, limit, "reading it")
+        limit = _START_LIMIT if self.limits is None else min(_START_LIMIT, self.time_limit)
+        first = Start(self.sources, self.chosen, self.only, self._trace.name, limit)
+        found = self._exchange(first, Found, limit, "reading it", grace=_START_LIMIT)  # a new Python imports torch
         if isinstance(found, Fault):
             files = sorted({str(split(source)[0]) for source in self.sources.values()})
-            raise CandidateError(f"{', '.join(files)}: {found}", found.kind)
+            raise CandidateError(f"{', '.join(files)}: {found}", found.kind, found.at)
         if found.error:
             self.close()
             raise CandidateError(found.error, found.kind)
@@ -148,11 +150,13 @@ class Sandbox:
                 self.printed_bytes += len(chunk)
                 self._last = (self._last + chunk)[-_KEPT:]
 
-    def _exchange(self, record: Any, kind: type[Record], limit: float, doing: str) -> Record | Fault:
+    def _exchange(
+        self, record: Any, kind: type[Record], limit: float, doing: str, grace: float = _GRACE
+    ) -> Record | Fault:
         """Return the worker's reply; a fault if there is none."""
         assert self._process is not None
         try:
-            return exchange(self._process.requests, record, self._process.replies, kind, limit + _GRACE)
+            return exchange(self._process.requests, record, self._process.replies, kind, limit + grace)
         except TimeoutError:
             return self._fault(doing, f"no end of {doing} within {limit:g} s", "hang")
         except MessageError as error:

@@ -30,12 +30,12 @@ class CandidateError(ValueError):
     """A layer that cannot be tried: its file, its name, or its constructor's arguments are not usable.
 
     ``kind`` is that of the `Fault` if reading the file ended the sandbox (``hang``, ``died``, ``limit``); ``no layer``
-    if the file was read and holds none; and otherwise empty.
+    if the file was read and holds none; and otherwise empty. ``at`` is the ``file:line`` where that happened.
     """
 
-    def __init__(self, message: str, kind: str = "") -> None:
+    def __init__(self, message: str, kind: str = "", at: str | None = None) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.at = kind, at
 
 
 class Code:

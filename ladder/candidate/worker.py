@@ -26,12 +26,14 @@ class Start:
     Args:
         sources: ``FILE.py:NAME`` by rung; under ``""`` a whole file, in which the layers are to be found.
         chosen: values for what constructors ask for, by name.
+        only: the one rung that is wanted (default: all that the sources hold).
         trace: file for the place at which the process was when it hung or crashed.
         time_limit: seconds for reading.
     """
 
     sources: Mapping[str, str]
     chosen: Mapping[str, Any]
+    only: str | None
     trace: str
     time_limit: float
 
@@ -73,7 +75,7 @@ def main() -> None:
         faulthandler.enable(trace)
         faulthandler.dump_traceback_later(start.time_limit, exit=True, file=trace)
         try:
-            candidates = _candidates(start.sources, start.chosen, found)
+            candidates = _candidates(start, found)
         except CandidateError as refused:
             found.error, found.kind = str(refused), refused.kind
         faulthandler.cancel_dump_traceback_later()
@@ -95,8 +97,9 @@ def _send(replies: Any, record: Any) -> None:
     messages.write(replies, record)
 
 
-def _candidates(sources: Mapping[str, str], chosen: Mapping[str, Any], told: Found) -> dict[str, Candidate]:
-    """Read the sources; note in ``told`` which class was taken for which rung, and what was left out."""
+def _candidates(start: Start, reply: Found) -> dict[str, Candidate]:
+    """Read the sources; note in ``reply`` which class was taken for which rung, and what was left out."""
+    sources, chosen = start.sources, start.chosen
     found: dict[str, Candidate] = {}
     loaded: dict[Path, Loaded] = {}
     names: dict[Path, set[str]] = {}
@@ -109,31 +112,33 @@ def _candidates(sources: Mapping[str, str], chosen: Mapping[str, Any], told: Fou
         path, name = split(source)
         if rung:
             found[rung] = _candidate(loaded[path], name or _first(loaded[path], rung, chosen, source), source, chosen)
-            told.layers.setdefault(rung, []).append(found[rung].name)
+            reply.layers.setdefault(rung, []).append(found[rung].name)
     if "" in sources:
         path, name = split(sources[""])
-        layers = _layers(loaded[path], name, sources[""], chosen)
+        layers = _layers(loaded[path], name, sources[""], chosen, start.only)
         if not layers and not found:
             _check_parsed(loaded[path], sources[""])
             has = ", ".join(loaded[path].classes) or "no nn.Module class"
             why = f" ({'; '.join(loaded[path].notes)})" if loaded[path].notes else ""
             raise CandidateError(
-                f"{sources['']}: none of its classes could be taken for a layer of GPT-2; it has {has}{why}. Say which "
-                "is which: --attention FILE.py:CLASS",
+                f"{sources['']}: none of its classes could be taken for {start.only or 'a layer of GPT-2'}; it has "
+                f"{has}{why}. Say which is which: --attention FILE.py:CLASS",
                 "no layer",
             )
         for rung, classes in layers.items():
             if rung not in found:
                 found[rung] = _candidate(loaded[path], classes[0], sources[""], chosen)
-                told.layers[rung] = classes
-    told.notes = list(dict.fromkeys(note for each in loaded.values() for note in each.notes))
+                reply.layers[rung] = classes
+    reply.notes = list(dict.fromkeys(note for each in loaded.values() for note in each.notes))
     return found
 
 
-def _layers(loaded: Loaded, name: str, source: str, chosen: Mapping[str, Any]) -> dict[str, list[str]]:
+def _layers(
+    loaded: Loaded, name: str, source: str, chosen: Mapping[str, Any], only: str | None
+) -> dict[str, list[str]]:
     """Return the classes for each rung: of the whole file, or the rung of the one that is named."""
     if not name:
-        return find_layers(loaded, chosen)
+        return find_layers(loaded, chosen, only)
     rungs = rungs_of(loaded.get(name, source), name, vars(loaded.module), chosen)
     return {rungs[0]: [name]} if rungs else {}
 
@@ -146,7 +151,7 @@ def _check_parsed(loaded: Loaded, source: str) -> None:
 
 
 def _first(loaded: Loaded, rung: str, chosen: Mapping[str, Any], source: str) -> str:
-    layers = find_layers(loaded, chosen)
+    layers = find_layers(loaded, chosen, rung)
     if rung not in layers:
         _check_parsed(loaded, source)
         has = ", ".join(loaded.classes) or "no nn.Module class"

@@ -103,7 +103,7 @@ def grade(
             while waiting and len(running) < jobs:
                 running.append(_started(context, judge, settings, *waiting.pop()))
             for each in _ended(running, settings):
-                outcome = _outcome_of(each, settings)
+                outcome = _printable(_outcome_of(each, settings))
                 write_whole(_place(folder, each.submission, each.rung, settings), json.dumps(_plain(outcome)) + "\n")
                 yield outcome
     finally:
@@ -154,7 +154,7 @@ def _outcome_of(each: _Running, settings: Settings) -> Outcome:
         each.process.join(timeout=5)  # its end of the pipe closes a moment before it ends
     _stop(each)
     if message is not None and "failed" not in message:
-        return dataclasses.replace(_printable(outcome_from_json(message)), seconds=seconds)
+        return dataclasses.replace(outcome_from_json(message), seconds=seconds)
     empty = Outcome(
         student=each.submission.student,
         file="",
@@ -168,7 +168,7 @@ def _outcome_of(each: _Running, settings: Settings) -> Outcome:
         seed=settings.seed,
     )
     if message is not None:
-        return dataclasses.replace(empty, hint=printable(message["failed"]))
+        return dataclasses.replace(empty, hint=message["failed"])
     if each.late:
         hint = f"the rung did not end within {settings.time_limit + _GRACE_SECONDS:g} s"
         return dataclasses.replace(empty, status="hung", limit=settings.limit_of("hung"), hint=hint)

@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -102,7 +103,8 @@ def _tried(submission: Submission, file: Path, rung: str, settings: Settings) ->
             hint = f"no class for {rung} was found in the submission"
             return _empty(submission, rung, settings, "no layer", hint)
         status = _STATUS_OF_FAULT.get(error.kind, "cannot be read")
-        return _empty(submission, rung, settings, status, _shown(str(error), submission), file.name)
+        found = _empty(submission, rung, settings, status, _shown(str(error), submission), file.name)
+        return replace(found, mistake=error.kind, line=Path(error.at or "").name)
     if not climbed.rungs:
         return _empty(submission, rung, settings, "no layer", f"no class for {rung} was found in the submission")
     return _outcome(submission, file, climbed, climbed.rungs[0], settings)

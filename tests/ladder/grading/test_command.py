@@ -166,7 +166,7 @@ def test_withheld_hints_go_to_the_teachers_output(tmp_path: Path, capsys: pytest
     assert grade([str(tmp_path / "work"), *options, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "work mlp: wrong" in printed
-    assert "mlp.py:19: " in printed
+    assert "Look at mlp.py:16: post = " in printed
     assert str(tmp_path / "work") not in printed
     result = json.loads((tmp_path / "out" / "gradescope" / "work.json").read_text())
     assert result["stdout_visibility"] == "hidden"
