@@ -21,13 +21,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from grading_class import SIZE, checked, written
+from grading_memory import memory_below
 from measure import foreign_load, machine, write_result
 
 from gptladder.ladder.grading import command
@@ -37,47 +38,18 @@ TIME_LIMIT = 6.0
 RESULT = Path(__file__).parent / "results" / "cpu" / "grading.json"
 
 
-class Peaks(threading.Thread):
-    """Samples the memory of each judging process, with everything below it, while it is alive.
-
-    A page that several processes share counts for each in equal parts, as a container counts it once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peaks: dict[int, int] = {}
-        self.whole = 0
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        """Sample until ``ended`` is set."""
-        while not self.ended.wait(0.1):
-            judges = {pid: self._tree(pid) for pid in _children(os.getpid())}
-            for pid, size in judges.items():
-                self.peaks[pid] = max(self.peaks.get(pid, 0), size)
-            self.whole = max(self.whole, _shared_memory(os.getpid()) + sum(judges.values()))
-
-    def _tree(self, process: int) -> int:
-        return _shared_memory(process) + sum(self._tree(each) for each in _children(process))
+@contextlib.contextmanager
+def sampled(file: Path) -> Iterator[None]:
+    """Sample the memory of this process's children in another process: a thread here would be in the forks' way."""
+    script = Path(__file__).with_name("grading_memory.py")
+    with subprocess.Popen([sys.executable, str(script), str(os.getpid()), str(file)]) as sampler:
+        try:
+            yield
+        finally:
+            sampler.terminate()
 
 
-def _children(process: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{process}/task").iterdir():
-            found += map(int, (task / "children").read_text().split())
-    return found
-
-
-def _shared_memory(process: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return 1024 * int(line.split()[1])
-    return 0
-
-
-def grade(rung: str, folder: Path, out: Path, costs: Path) -> Peaks:
+def grade(rung: str, folder: Path, out: Path, costs: Path, peaks: Path) -> dict[str, Any]:
     """Grade one folder as the command line does; each judge notes what it cost."""
     judge = judging.judge
 
@@ -91,16 +63,13 @@ def grade(rung: str, folder: Path, out: Path, costs: Path) -> Peaks:
         return outcome
 
     judging.judge = measured
-    peaks = Peaks()
-    peaks.start()
     try:
         options = ["--rungs", f"{rung}=10", "--out", str(out), "--time-limit", str(TIME_LIMIT)]
-        command.grade([str(folder), *options, "--gradescope", "--classroom"])
+        with sampled(peaks):
+            command.grade([str(folder), *options, "--gradescope", "--classroom"])
     finally:
         judging.judge = judge
-        peaks.ended.set()
-        peaks.join()
-    return peaks
+    return json.loads(peaks.read_text())
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -120,11 +89,13 @@ def alone(folder: Path) -> dict[str, float]:
             stderr=subprocess.DEVNULL,
         )
         peak = 0
-        while process.poll() is None:
-            peak = max(peak, _shared_memory(process.pid) + sum(Peaks()._tree(each) for each in _children(process.pid)))
+        ended, _, usage = os.wait4(process.pid, os.WNOHANG)
+        while not ended:
+            peak = max(peak, memory_below(process.pid))
             time.sleep(0.05)
+            ended, _, usage = os.wait4(process.pid, os.WNOHANG)
         seconds = time.perf_counter() - began
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        process.returncode = 0
     return {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime, "memory_mb": peak / 2**20}
 
 
@@ -153,11 +124,11 @@ def main() -> int:
                 if arguments.only not in (None, rung):
                     continue
                 before = snapshot(root)
-                sampled = grade(rung, root / rung, out / rung, costs)
+                memory = grade(rung, root / rung, out / rung, costs, home / f"memory-{rung}.json")
                 if snapshot(root) != before:
                     faults.append(f"{rung}: a file of the class has changed")
-                whole = max(whole, sampled.whole)
-                peaks |= sampled.peaks
+                whole = max(whole, memory["whole"])
+                peaks |= {int(pid): size for pid, size in memory["peaks"].items()}
                 with (out / rung / "results.csv").open(encoding="utf-8-sig", newline="") as file:
                     rows_here = list(csv.DictReader(file))
                 rows += rows_here

@@ -110,7 +110,7 @@ HOSTILE: dict[str, tuple[str, tuple[str, ...]]] = {
     "crashes": ("import ctypes; ctypes.string_at(0)", ("crashed",)),
     "kills-itself": ("import os; os.kill(os.getpid(), 9)", ("crashed",)),
     "stops-itself": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", ("hung",)),
-    "kills-all": ("import os, signal; os.kill(-1, signal.SIGKILL)", ("crashed", "right")),
+    "kills-all": ("import os, signal; os.kill(-1, signal.SIGKILL)", ("crashed", "right", "wrong")),
     "kills-parents": (
         "import os\n        for pid in (os.getppid(), *range(2, 400)):\n            try: os.kill(pid, 9)\n"
         "            except OSError: pass",
@@ -126,7 +126,7 @@ HOSTILE: dict[str, tuple[str, tuple[str, ...]]] = {
     "prints-escapes": ("print('\\x1b[2J\\x1b]0;title\\x07', end=''); import os; os._exit(1)", ("crashed",)),
     "eats": (
         "self.kept = [torch.ones(2**24) for _ in range(1000)]",
-        ("wrong", "crashed", "over a limit"),
+        ("wrong", "crashed", "over a limit", "hung"),
     ),
     "eats-shared": (
         "import mmap; m = mmap.mmap(-1, 6 << 30); [m.write(bytes(1 << 20)) for _ in range(6000)]",
@@ -134,7 +134,7 @@ HOSTILE: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "eats-in-files": (
         "import os\n        for _ in range(4000): os.write(os.memfd_create('x'), bytes(15 << 20))",
-        ("wrong", "crashed", "over a limit"),
+        ("wrong", "crashed", "over a limit", "hung"),
     ),
     "forks": ("import os, time; [os.fork() or time.sleep(600) for _ in range(1000)]", ("over a limit", "crashed")),
     "bombs": (
@@ -202,7 +202,7 @@ HOSTILE: dict[str, tuple[str, tuple[str, ...]]] = {
 AT_READING: dict[str, tuple[str, tuple[str, ...]]] = {
     "hangs-at-reading": ("class Config:\n    while True: pass", ("hung",)),
     "exits-at-reading": ("class Config:\n    import os; os._exit(0)", ("crashed",)),
-    "forks-at-reading": ("class Config:\n    import os, time; [os.fork() or time.sleep(600) for _ in range(500)]",
+    "forks-at-reading": ("class Config:\n    import os, time\n    for _ in range(500): os.fork() or time.sleep(600)",
                          ("over a limit", "crashed")),
     "imports-others": ("from other_right import *", ("right",)),  # it is not found, and not needed
     "is-a-script": ("while True: pass\nimport sys; sys.exit(3)", ("right",)),

@@ -39,6 +39,7 @@ SYSTEM = _SYSTEMS.get(sys.platform, "portable")
 
 _CHILD = f"import sys; from {__name__} import child; child(*sys.argv[1:])"
 _POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 0.3
 
 
 class Process:
@@ -60,10 +61,15 @@ class Process:
         """End the process and everything that it started, and wait for it. The streams are closed, too."""
         raise NotImplementedError
 
+    def _ask_to_end(self) -> None:
+        """Close the requests: a function that waits for one returns, and its use of the processor is accounted for."""
+        with contextlib.suppress(OSError, ValueError):
+            self.requests.close()
+        self.wait(_PATIENCE_SECONDS)
+
     def _close(self) -> None:
-        for stream in (self.requests, self.replies):
-            with contextlib.suppress(OSError, ValueError):
-                stream.close()
+        with contextlib.suppress(OSError, ValueError):
+            self.replies.close()
 
 
 def start(
@@ -196,6 +202,7 @@ class _Forked(Process):
 
     def end(self) -> None:
         """End the watcher, which takes the namespace along."""
+        self._ask_to_end()
         if not self._reap():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process, signal.SIGTERM)
@@ -259,6 +266,7 @@ class _Spawned(Process):
 
     def end(self) -> None:
         """End the process, and what it has started as far as the system can."""
+        self._ask_to_end()
         if self._job is not None:
             self._job.end()
         if SYSTEM == "linux" and self._process.poll() is None:

@@ -323,13 +323,14 @@ class _Slicer:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if isinstance(node, ast.Import | ast.ImportFrom) and self._found_beside(node):
-                try:
-                    run()
-                    return None
-                except BaseException as again:
-                    return again
-            return error
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                return error
+            try:
+                if not self._found_beside(node):
+                    return error
+                run()
+            except BaseException as again:  # also a file beside it that must not be read
+                return again
         return None
 
     def _found_beside(self, node: ast.Import | ast.ImportFrom) -> bool:

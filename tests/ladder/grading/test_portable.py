@@ -65,8 +65,8 @@ def test_climb_and_grade_run_without_posix(tmp_path: Path) -> None:
     (tmp_path / "lacking").mkdir()
     (tmp_path / "lacking" / "sitecustomize.py").write_text(WITHOUT_POSIX)
     (tmp_path / "class").mkdir()
-    for name, within in (("right", "pass"), ("hangs", "while True: pass")):
-        (tmp_path / "class" / f"{name}.py").write_text(RIGHT.format(within=within))
+    (tmp_path / "class" / "hangs.py").write_text(RIGHT.format(within="while True: pass"))
+    (tmp_path / "right.py").write_text(RIGHT.format(within="pass"))
     home = next(each for each in Path(__file__).parents if each.name == "gptladder").parent
     path = f"{tmp_path / 'lacking'}{os.pathsep}{home}"
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -80,19 +80,14 @@ def test_climb_and_grade_run_without_posix(tmp_path: Path) -> None:
     assert proof.stdout == "False unknown\n"
     assert "this system has no resource" in proof.stderr
 
-    climbed = run("climb", "class/right.py", "--json", "--cases", "2")
+    climbed = run("climb", "right.py", "--json", "--cases", "2")
     assert climbed.returncode == 0, climbed.stderr
     assert json.loads(climbed.stdout)["rungs"][0]["status"] == "passed"
 
-    graded = run("grade", "class", "--rungs", "layer-norm", "--cases", "2", "--time-limit", "2", "--jobs", "2")
+    graded = run("grade", "class", "--rungs", "layer-norm", "--cases", "2", "--time-limit", "2")
     assert graded.returncode == 0, graded.stderr
-    assert "Not available on this system: isolation of processes, network, files, memory" in " ".join(
-        graded.stderr.split()
-    )
-    rows = {
-        row["student"]: row for row in csv.DictReader((tmp_path / "results" / "results.csv").open(encoding="utf-8-sig"))
-    }
-    assert rows["right"]["status"] == "right"
-    assert rows["hangs"]["status"] == "hung"
-    assert rows["hangs"]["line"] == "hangs.py:10"
-    assert rows["hangs"]["limit"] == "2 s a case; processes and memory not limited on this system"
+    missing = "Not available on this system: isolation of processes, network, files, memory"
+    assert missing in " ".join(graded.stderr.split())
+    (row,) = csv.DictReader((tmp_path / "results" / "results.csv").read_text("utf-8-sig").splitlines())
+    assert (row["status"], row["line"], row["score"]) == ("hung", "hangs.py:10", "0.0")
+    assert row["limit"] == "2 s a case; processes and memory not limited on this system"
