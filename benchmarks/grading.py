@@ -140,11 +140,11 @@ def main() -> int:
             noted[each["student"], each["rung"]] = each
         stopped = ("hung", "over a limit", "crashed")
         kinds = {"all": rows, "not stopped": [row for row in rows if row["status"] not in stopped]}
-        for kind, kept in kinds.items():
-            found = [noted[key] for row in kept if (key := (row["student"].removeprefix("'"), row["rung"])) in noted]
+        for kind, chosen in kinds.items():
+            found = [noted[key] for row in chosen if (key := (row["student"].removeprefix("'"), row["rung"])) in noted]
             figures[kind] = {
-                "number": len(kept),
-                "seconds": summary([float(row["seconds"]) for row in kept]),
+                "number": len(chosen),
+                "seconds": summary([float(row["seconds"]) for row in chosen]),
                 "cpu_seconds": summary([each["cpu"] for each in found]),
                 "memory_mb": summary([peaks[each["pid"]] / 2**20 for each in found if each["pid"] in peaks]),
             }

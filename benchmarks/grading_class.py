@@ -100,7 +100,7 @@ FORGE = """import glob, os, time
                     time.sleep(0.1)
             os._exit(0)"""
 
-# Code that runs in forward, and the statuses that it may lead to. What it costs is the submission's own affair.
+# Code that runs in forward, and the statuses that it may lead to. Other submissions must not notice any of it.
 HOSTILE: dict[str, tuple[str, tuple[str, ...]]] = {
     "hangs": ("while True: pass", ("hung",)),
     "sleeps": ("import time; time.sleep(3600)", ("hung",)),
@@ -342,19 +342,19 @@ def cases(folder: Path, out: Path) -> Iterator[Case]:
 
 def written(root: Path, out: Path, size: int) -> list[Case]:
     """Write the class into a folder for each rung, unless it is there, and return its members."""
-    kept: list[Case] = []
+    members: list[Case] = []
     for case in cases(root / "attention", out):
-        if len(kept) == size:
+        if len(members) == size:
             break
-        kept.append(case)
+        members.append(case)
         folder = root / case.rung
         if not (folder / ".written").exists():
             folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):
                 case.write(folder / case.name)
-    for rung in {case.rung for case in kept}:
+    for rung in {case.rung for case in members}:
         (root / rung / ".written").touch()
-    return kept
+    return members
 
 
 def checked(cases: list[Case], rows: list[dict[str, str]]) -> list[str]:

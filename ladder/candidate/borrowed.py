@@ -1,4 +1,4 @@
-"""What a layer takes ready-made: classes of a library that it is built from, and fused functions that it calls."""
+"""What a layer borrows: classes of a library that it is built from, and functions of libraries that it calls."""
 
 import sys
 from collections.abc import Mapping
@@ -49,7 +49,7 @@ def borrowed_classes(layer: nn.Module, rung: str) -> set[str]:
 
 
 class BorrowedCalls(TorchFunctionMode):
-    """Notes what is called in its context that computes a rung's layer ready-made.
+    """Notes the calls in its context that compute a rung's layer, or a part of it, in the student's place.
 
     These are torch's fused functions, and all functions of the libraries above: a layer can call a library's class
     without holding one.

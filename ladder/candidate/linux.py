@@ -5,7 +5,7 @@ namespace, which starts the function's own process:
 
     watcher  ->  process 1  ->  the function
 
-When process 1 ends, the kernel ends every process in the namespace, whatever sessions or groups they have made. With
+When process 1 ends, the kernel ends every process in the namespace, also those in sessions or groups of their own. With
 limits the function has no network, changes files in one folder only, and cannot read hidden folders (see landlock.py).
 Where the kernel refuses a part of this, that part is left out, and `probe` reports it.
 """
@@ -161,7 +161,7 @@ def _set_limits(limits: Limits, *, counted: bool) -> None:
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[0])
     wanted = {
-        # So many bytes more than it has now: what Python and torch take is the grader's affair.
+        # The limit is for what the function adds to the memory of Python and torch.
         resource.RLIMIT_AS: pages * os.sysconf("SC_PAGE_SIZE") + limits.memory,
         resource.RLIMIT_CPU: limits.cpu_seconds,
         resource.RLIMIT_FSIZE: limits.file_bytes,
@@ -205,7 +205,7 @@ def _exceeds(first: int, limits: Limits, folder: Path | None) -> bool:
     family = [each for each in _descendants(os.getpid()) if each != first]
     if len(family) > limits.processes or (folder is not None and _folder_bytes(folder) > limits.disk_bytes):
         return True
-    # The quick sum counts a page that two processes share twice; only if it is too large, the exact one is worth it.
+    # The fast sum counts a page that two processes share twice. The exact one is slow: take it only near the limit.
     return _memory(family, exact=False) > limits.memory and _memory(family, exact=True) > limits.memory
 
 

@@ -164,8 +164,8 @@ class _Reader:
         if origin in (typing.Union, types.UnionType):
             if value is None and type(None) in arguments:
                 return None
-            (kept,) = [each for each in arguments if each is not type(None)] if type(None) in arguments else [Any]
-            return self.build(kept, value)
+            (other,) = [each for each in arguments if each is not type(None)] if type(None) in arguments else [Any]
+            return self.build(other, value)
         if origin is Any:
             return self._any(value)
         if origin is Literal:

@@ -217,7 +217,7 @@ class _Forked(Process):
             if self.returncode is None:
                 try:
                     ended, status = os.waitpid(self._process, os.WNOHANG)
-                except ChildProcessError:  # somebody else has waited for it
+                except ChildProcessError:  # another part of the program has waited for it
                     ended, status = 1, 0
                 if ended:
                     self.returncode = os.waitstatus_to_exitcode(status)

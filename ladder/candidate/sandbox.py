@@ -22,11 +22,11 @@ from .processes import Process, ended_by, start
 from .source import CandidateError, Code, split
 from .worker import START, Found, Order, Start
 
-# Seconds to read the user's file, and whatever that imports.
+# Seconds to read the user's file and what it imports.
 _START_LIMIT = 120.0
 # The worker keeps the time itself, and reports where it was; this is for one that cannot even do that.
 _GRACE = 10.0
-_KEPT = 1000  # bytes of what is printed
+_PRINTED = 1000  # bytes of the output that are stored
 _MOST_TRACE = 64 * 2**10
 # Variables of the environment that a layer with limits may see; others may hold secrets of the teacher's.
 _VARIABLES = re.compile(
@@ -146,9 +146,9 @@ class Sandbox:
         """Keep the beginning of what is printed, and count the rest."""
         with stream:
             while chunk := stream.read(1 << 16):
-                self.printed += chunk[: _KEPT - len(self.printed)]
+                self.printed += chunk[: _PRINTED - len(self.printed)]
                 self.printed_bytes += len(chunk)
-                self._last = (self._last + chunk)[-_KEPT:]
+                self._last = (self._last + chunk)[-_PRINTED:]
 
     def _exchange(
         self, record: Any, kind: type[Record], limit: float, doing: str, grace: float = _GRACE

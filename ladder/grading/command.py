@@ -182,6 +182,6 @@ def _write_one(folder: Path, student: str, text: str) -> None:
     folder.mkdir(exist_ok=True)
     name = student
     if len(student.encode()) > 180 or any(each in student for each in '/\\:*?"<>|'):
-        kept = "".join(each if each.isalnum() or each in " ._-" else "_" for each in student)
-        name = kept.encode()[:150].decode(errors="ignore") + "-" + hashlib.sha256(student.encode()).hexdigest()[:8]
+        plain = "".join(each if each.isalnum() or each in " ._-" else "_" for each in student)
+        name = plain.encode()[:150].decode(errors="ignore") + "-" + hashlib.sha256(student.encode()).hexdigest()[:8]
     write_whole(folder / f"{name}.json", text)

@@ -1,4 +1,4 @@
-"""Judge many submissions at a time, each layer in a process of its own, and keep what has been judged."""
+"""Judge many submissions at a time, each layer in a process of its own, and store each outcome at once."""
 
 import dataclasses
 import hashlib
@@ -74,7 +74,7 @@ class _Running:
 def grade(
     submissions: Sequence[Submission], judge: Judge, settings: Settings, *, folder: Path, jobs: int
 ) -> Generator[Outcome, None, None]:
-    """Judge every submission on every rung, and yield each outcome as it is there.
+    """Judge every submission on every rung, and yield each outcome as soon as it is known.
 
     Outcomes that are in ``folder`` already, of the same files and settings, are not judged again. Each outcome is
     written by this process, whole, after the submission's processes have ended.
@@ -83,16 +83,16 @@ def grade(
         submissions: what to judge.
         judge: judges one of them on one rung.
         settings: how; ``settings.points`` names the rungs.
-        folder: where the outcomes are kept.
+        folder: for the outcomes, to continue later.
         jobs: how many are judged at a time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     waiting: list[tuple[Submission, str]] = []
     for submission in submissions:
         for rung in settings.points:
-            kept = _kept(folder, submission, rung, settings)
-            if kept is not None:
-                yield kept
+            earlier = _earlier(folder, submission, rung, settings)
+            if earlier is not None:
+                yield earlier
             else:
                 waiting.append((submission, rung))
     waiting.reverse()
@@ -133,7 +133,7 @@ def _work(pipe: Connection, judge: Judge, submission: Submission, rung: str, set
 
 
 def _ended(running: list[_Running], settings: Settings) -> Iterator[_Running]:
-    """Wait until some have reported, ended, or used up their time; take them off the list."""
+    """Wait until some have reported, ended, or used up their time; remove them from the list."""
     deadline = min(each.began for each in running) + settings.time_limit + _GRACE_SECONDS
     handles = [handle for each in running for handle in (each.pipe, each.process.sentinel)]
     ready = wait(handles, timeout=max(0.0, deadline - time.monotonic()))
@@ -188,8 +188,8 @@ def _stop(each: _Running) -> None:
     each.pipe.close()
 
 
-def _kept(folder: Path, submission: Submission, rung: str, settings: Settings) -> Outcome | None:
-    """The outcome that an earlier call has left, unless it is damaged or a fault of the grader's own."""
+def _earlier(folder: Path, submission: Submission, rung: str, settings: Settings) -> Outcome | None:
+    """Return the outcome of an earlier call, unless it is damaged or a fault of the grader's own."""
     path = _place(folder, submission, rung, settings)
     if not path.exists():
         return None
@@ -201,7 +201,7 @@ def _kept(folder: Path, submission: Submission, rung: str, settings: Settings) -
 
 
 def _place(folder: Path, submission: Submission, rung: str, settings: Settings) -> Path:
-    """The file of an outcome. Its name holds a hash of all that the outcome depends on."""
+    """Return the file of an outcome. Its name holds a hash of all that the outcome depends on."""
     depends = [submission.student, submission.sha256, rung, dataclasses.asdict(settings)]
     return folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]}.json"
 

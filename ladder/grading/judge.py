@@ -66,7 +66,7 @@ def judge(submission: Submission, rung: str, settings: Settings) -> Outcome:
 
 def _likely_first(files: Sequence[Path], rung: str) -> list[Path]:
     """Return the files that can hold a layer: first those with a class whose name fits the rung."""
-    kept = []
+    likely = []
     for file in files:
         try:
             text = file.read_text(encoding="utf-8", errors="replace")
@@ -74,10 +74,10 @@ def _likely_first(files: Sequence[Path], rung: str) -> list[Path]:
             text = ""
         names = re.findall(r"\bclass\s+(\w+)", text)
         if any(re.search(CLASS_NAMES[rung], name, re.IGNORECASE) for name in names):
-            kept.append((0, file))
+            likely.append((0, file))
         elif names or len(files) == 1 or rung.replace("-", "_") in text:
-            kept.append((1, file))
-    return [file for _, file in sorted(kept, key=lambda each: each[0])]
+            likely.append((1, file))
+    return [file for _, file in sorted(likely, key=lambda each: each[0])]
 
 
 def _tried(submission: Submission, file: Path, rung: str, settings: Settings) -> Outcome:

@@ -1,4 +1,4 @@
-"""What grading found out about one student's layer on one rung, and the forms in which teachers need it."""
+"""The outcome of grading one student's layer on one rung, and the formats that teachers' tools read."""
 
 import csv
 import io
@@ -33,7 +33,7 @@ class Outcome:
         file: the file and class that stood on the rung, as far as one was found.
         sha256: of the whole submission.
         rung: the layer's name.
-        status: what came out.
+        status: right, wrong, or why it was not judged.
         score: points given.
         max_score: points that the rung is worth.
         mistake: the names of the mistakes that the layer makes, joined by semicolons.
@@ -44,7 +44,7 @@ class Outcome:
         seconds: wall time.
         version: of gptladder.
         seed: of the cases.
-        hint: what the student may read about it.
+        hint: text for the student.
     """
 
     student: str
@@ -100,7 +100,7 @@ def as_json(outcomes: Sequence[Outcome], *, isolation: str = "") -> str:
 
     Args:
         outcomes: of all students and rungs.
-        isolation: how the submissions were kept apart, as a sentence.
+        isolation: how the submissions were isolated, as a sentence.
     """
     listed = [asdict(each) for each in outcomes]
     return json.dumps({"format": "gptladder-grades", "isolation": isolation, "outcomes": listed}, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""What a layer takes from a library is noted: classes by ancestry, fused functions by the calls made."""
+"""What a layer takes from a library is noted: classes by their ancestors, functions by the calls."""
 
 import torch
 import torch.nn.functional as F

@@ -50,7 +50,7 @@ HARMFUL = {
 STATUS = {
     "hangs": ("hung",),
     "exits": ("crashed",),
-    "floods": ("right",),  # what it prints is its own affair
+    "floods": ("right",),  # a layer may print
     "eats": ("wrong", "crashed", "over a limit"),
     "forks": ("over a limit", "crashed"),
     "fills": ("over a limit",),

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,18 @@ def test_csv_has_a_line_for_each_and_no_formula() -> None:
     assert rows[1]["error"] == "0.5"
     assert rows[1]["status"] == "wrong"
     assert "hint" not in rows[0]
+
+
+def test_pandas_reads_the_table_with_its_types(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    named = dataclasses.replace(RIGHT, student='\u00e9\u4e2d, "x"\nline')
+    hung = dataclasses.replace(WRONG, status="hung", limit="20 s a case, 2048 MB, 32 processes", error=None)
+    (tmp_path / "results.csv").write_text(as_csv([named, hung]), encoding="utf-8", newline="")
+    table = pandas.read_csv(tmp_path / "results.csv")
+    assert list(table.student) == [named.student, "ann"]  # the byte-order mark is no part of the first column's name
+    assert table.score.sum() == 10.0
+    assert table.groupby("student").max_score.sum().to_dict() == {named.student: 10.0, "ann": 5.0}
+    assert list(table.limit.dropna()) == [hung.limit]
 
 
 def test_json_holds_everything() -> None:
