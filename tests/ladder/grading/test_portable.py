@@ -1,4 +1,4 @@
-"""`climb` and `grade` on a system without fork, process groups, ``resource`` and ``/proc``, as Windows is.
+"""`climb` and `grade` on a system without fork, process groups, ``resource`` and ``/proc``, as Windows is, and no extra.
 
 No Windows machine was available: this is Linux that has lost what Windows lacks, in every Python process of the test.
 """
@@ -23,11 +23,12 @@ for module in (subprocess, multiprocessing.popen_fork, multiprocessing.popen_spa
             setattr(module, name, types.SimpleNamespace(**vars(globals()[name])))
 
 LACKING = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "readline", "curses"}
+EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "pandas"}
 
 
 class Refuses(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name in LACKING:
+        if name in LACKING | EXTRAS:
             raise ModuleNotFoundError(f"this system has no {name}")
 
 
