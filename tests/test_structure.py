@@ -25,7 +25,7 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 DOORS_UPWARDS = {("assembly/model.py", "weights")}
 
 # What may be loaded only when used, and by whom: they are extras.
-EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard", "pyarrow", "gguf"}
+EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard", "pyarrow", "gguf", "wandb"}
 MAY_IMPORT_EXTRAS = {"ladder/references.py"}
 
 FILES = sorted(

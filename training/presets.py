@@ -134,12 +134,18 @@ class RunConfig:
     resume: str | None = None
     """"auto" (the newest snapshot of the run, or from the beginning if there is no run), or the path of a snapshot: one
     of this run goes back to it, one of another run begins a new run from it."""
+    config: str | None = None
+    """config.json of an earlier run: everything is as in that run, except the options that are given beside it."""
     overwrite: bool = False
     """Begin anew, and replace the run of this name as soon as the new one can be continued."""
     json: bool = False
     """Instead of a progress line, write one JSON object a line, and nothing else."""
     tensorboard: bool = False
     """Also write the metrics for TensorBoard."""
+    wandb: bool = False
+    """Also send metrics and samples to Weights & Biases (WANDB_MODE=offline keeps them in the run's folder)."""
+    license: str | None = None
+    """Licence of the trained model, for its card, such as mit (default: the card says that none was chosen)."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -197,7 +203,7 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         dropouts = {values["model"][name] for name in DROPOUTS}
         values["model"]["dropout"] = dropouts.pop() if len(dropouts) == 1 else None  # as version 0.1 records it
-        for start in ("resume", "overwrite", "json"):
+        for start in ("resume", "config", "overwrite", "json"):
             del values["run"][start]
         return values
 
