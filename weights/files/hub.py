@@ -1,8 +1,8 @@
-"""A model's name to a folder of its files: huggingface_hub's cache, filled from the hub when it must be.
+"""Fetch a model by its name: return a folder of huggingface_hub's cache, and fill it from the hub if necessary.
 
 The package's own settings hold: ``HF_ENDPOINT`` (another hub), ``HF_HOME`` or ``HF_HUB_CACHE`` (where the cache is),
-``HF_TOKEN``, ``HF_HUB_OFFLINE``. What it leaves to its caller is done here: the hub answers soon or is taken as out of
-reach, no second copy of the weights in another format is fetched, and contents are held to the hub's checksums.
+``HF_TOKEN``, ``HF_HUB_OFFLINE``. This module adds three things: a hub that does not answer soon counts as out of reach,
+weights are not fetched twice in two formats, and contents are compared with the hub's checksums.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ TOKENIZER_FILES = (
     *("special_tokens_map.json", "generation_config.json"),
 )
 
-# Seconds in all for the hub's first answer: time-outs of a connection begin anew for each of a host's addresses, and
-# do not cover the look-up of its name.
+# Seconds in all for the hub's first answer. The time-out of a connection does not suffice: it starts again for each of
+# a host's addresses, and does not cover the look-up of its name.
 _PATIENCE = 8.0
 
 _BUSY = {408, 429, 500, 502, 503, 504}
@@ -51,8 +51,8 @@ def fetch(
 ) -> Path:
     """Return a folder in the cache with the files of a model on the hub; fetch those that are not there.
 
-    A connection that is cut is taken up again where it broke. With the hub out of reach, a whole copy in the cache
-    will do.
+    A transfer whose connection breaks continues where it broke. If the hub is out of reach, a whole copy in the cache
+    is used.
 
     Args:
         name: ``"gpt2"``, ``"gpt2-medium"``, ``"gpt2-large"``, ``"gpt2-xl"``, ``"distilgpt2"``, or ``"owner/name"``.
@@ -106,9 +106,9 @@ def _ask(name: str, revision: str | None, token: str | None, endpoint: str) -> "
     except TimeoutError as error:
         raise _OutOfReachError(f"{endpoint} did not answer within {_PATIENCE:.0f} seconds") from error
     except (HTTPError, OSError) as error:
-        raise _OutOfReachError(f"{endpoint} cannot be reached ({_line(error)})") from error
+        raise _OutOfReachError(f"{endpoint} cannot be reached ({first_line(error)})") from error
     except ValueError as error:  # JSON
-        raise HubError(f"{endpoint} does not answer as a hub does ({_line(error)}); check HF_ENDPOINT") from error
+        raise HubError(f"{endpoint} does not answer as a hub does ({first_line(error)}); check HF_ENDPOINT") from error
 
 
 def _from_hub(
@@ -147,7 +147,7 @@ def _from_hub(
         except (HTTPError, OSError) as error:
             raise HubError(
                 f"fetching {file_name} of {name!r} from {endpoint} stopped "
-                f"({_line(error.__cause__ or error)}); try again"
+                f"({first_line(error.__cause__ or error)}); try again"
             ) from error
         if not had:
             _verify(path, files[file_name])
@@ -164,7 +164,7 @@ def _from_hub(
     if path.suffix == ".json":
         for shard in sorted(set(read_index(path).values())):
             if shard not in files:
-                raise HubError(f"{name!r} on {endpoint} lists the shard {shard} and does not have it; tell its author")
+                raise HubError(f"{name!r} on {endpoint} lists the shard {shard} and lacks it; ask its author to add it")
             get(shard, info.sha)
     return folder
 
@@ -250,12 +250,12 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str) -
     if status == 401:  # without a valid token the hub answers this for models that do not exist, too
         return HubError(f"{endpoint} has no {name!r}, or it is private: check the name, or {with_token} (401)")
     if status == 403:
-        return HubError(f"{endpoint} does not let this token read {name!r}: {with_token} of one who may (403)")
+        return HubError(f"{endpoint} does not let this token read {name!r}: {with_token} of an account that may (403)")
     if status == 404 or isinstance(error, RepositoryNotFoundError):
         return HubError(f"{endpoint} has no model {name!r} (404); check the name, or {with_token} if it is private")
-    return HubError(f"{endpoint} refused {name!r} ({_line(error)}); try again later")
+    return HubError(f"{endpoint} refused {name!r} ({first_line(error)}); try again later")
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its name if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
