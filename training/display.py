@@ -19,7 +19,7 @@ from .metrics import Metrics
 
 
 class Display:
-    """A display that shows nothing, for every process but the first. It is the base class of the others."""
+    """A display that shows nothing: that of all processes except the first, and the base of the others."""
 
     def __enter__(self) -> Self:
         return self
@@ -30,19 +30,19 @@ class Display:
         return None
 
     def say(self, text: str) -> None:
-        """Report a message of one line."""
+        """Show a message for the user, in one line."""
 
     def facts(self, **facts: Any) -> None:
-        """Report what will be trained, on which text and which device."""
+        """Show facts about the run: its model, its data, its device."""
 
     def progress(self, step: int, last_step: int | None, loss: float, tokens_per_second: float) -> None:
-        """Report an update. The run ends with ``last_step`` (None: not known)."""
+        """Show the progress after an update. ``last_step`` is the last step of the run (None: it is not known)."""
 
     def metrics(self, row: Metrics) -> None:
-        """Report a row of metrics."""
+        """Show a row of metrics."""
 
     def sample(self, title: str, text: str) -> None:
-        """Report a sample."""
+        """Show a sample."""
 
 
 class TerminalDisplay(Display):

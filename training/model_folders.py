@@ -95,8 +95,8 @@ def add_samples(folder: Path, step: int, samples: Sequence[str]) -> None:
 
 
 def _exchange(staging: Path, folder: Path) -> None:
-    # A folder without its step counts as of unknown step, and the next evaluation writes it. So step and loss never
-    # describe other weights, whenever this is interrupted.
+    # Remove the step first: without it, the folder's step is unknown, and the next evaluation writes the folder again.
+    # So even if this is interrupted, the step is never that of other weights.
     (folder / _STEP).unlink(missing_ok=True)
     names = sorted(path.name for path in staging.iterdir())
     for name in sorted(names, key=lambda name: (name == _STEP, name != _WEIGHTS)):
