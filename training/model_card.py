@@ -48,10 +48,10 @@ def model_card(row: Metrics, config: TrainConfig, facts: Mapping[str, Any]) -> s
         "",
         "## Training",
         "",
-        *([f"- base model: {base}"] if base else []),
+        *([f"- base model: {_shown(base)}"] if base else []),
         f"- recipe: {_recipe(config)}",
         f"- seed: {config.optim.seed}",
-        *(f"- {fact.replace('_', ' ')}: {value}" for fact, value in facts.items()),
+        *(f"- {fact.replace('_', ' ')}: {_shown(value)}" for fact, value in facts.items()),
         f"- versions: {_versions()}",
         "- license: " + (config.run.license or "none was chosen; `--license mit`, for example, names one"),
     ]
@@ -100,13 +100,21 @@ def _bits_per_byte(loss: float, bytes_of_a_token: Any) -> list[str]:
     return [f"- validation: {loss / math.log(2) / bytes_of_a_token:.4f} bits per byte of text"]
 
 
+def _shown(value: Any) -> str:
+    """Return a value for the card. Of an absolute path only the end is shown: the card may be published."""
+    path = Path(str(value))
+    return "/".join(path.parts[-2:]) if path.is_absolute() else str(value)
+
+
 def _recipe(config: TrainConfig) -> str:
     """Return the optimizer's settings that differ from its defaults, and the batch."""
     optim = config.optim
     changed = {
         field.name: value
         for field in dataclasses.fields(optim)
-        if (value := getattr(optim, field.name)) != field.default and field.name not in ("seed", "device")
+        if (value := getattr(optim, field.name)) != field.default
+        and field.name not in ("seed", "device")
+        and (optim.optimizer == "muon" or not field.name.startswith("muon"))
     }
     named = {"optimizer": optim.optimizer, "lr": optim.lr, "batch": optim.batch, "seq": config.seq, **changed}
     return ", ".join(f"{name} {value}" for name, value in named.items())

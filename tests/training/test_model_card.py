@@ -8,16 +8,23 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from gptladder.assembly import GPT2Config
 from gptladder.cli import main
 from gptladder.sampling import evaluate
 from gptladder.tokenizer import BPETokenizer, load_tokenizer
+from gptladder.training.data.config import DataConfig
 from gptladder.training.metrics import Metrics, read_metrics
 from gptladder.training.model_card import bytes_per_token, model_card, with_samples
-from gptladder.training.presets import PRESETS, TrainConfig
+from gptladder.training.presets import OptimConfig, TrainConfig
 from gptladder.weights import from_pretrained
 
 ROW = Metrics(step=40, epoch=1.5, tokens=960, lr=1e-3, loss=2.0, val_loss=1.5, val_accuracy=0.5, val_perplexity=4.48)
-CONFIG = PRESETS["tinystories"]
+CONFIG = TrainConfig(
+    preset="mine",
+    data=DataConfig(corpus="tinystories"),
+    model=GPT2Config(d_model=8, n_heads=2, n_ctx=256),
+    optim=OptimConfig(lr=4e-3, batch=4, max_steps=8, seed=5),
+)
 FACTS = {"text": "input.txt", "bytes_per_token": 3.0}
 
 
@@ -37,7 +44,8 @@ def test_the_hub_finds_licence_base_model_and_data() -> None:
 
 def test_a_local_model_to_start_from_is_named_but_is_no_name_on_the_hub(tmp_path: Path) -> None:
     config = replace(CONFIG, init_from=str(tmp_path))
-    assert f"- base model: {tmp_path}" in read(config).text
+    assert f"- base model: {tmp_path.parent.name}/{tmp_path.name}\n" in read(config).text
+    assert str(tmp_path) not in read(config, {"tokenizer": str(tmp_path)}).text
     assert "fine-tuned" in read(config).text
     assert read(config).data.base_model is None
 
@@ -46,8 +54,8 @@ def test_a_person_finds_loss_recipe_seed_and_versions() -> None:
     text = read(CONFIG).text
     assert "validation: loss 1.5000, perplexity 4.48, accuracy 50.0%" in text
     assert "validation: 0.7213 bits per byte" in text  # 1.5 / ln 2 / 3
-    assert "lr 0.004, batch 4, seq 256" in text
-    assert f"- seed: {CONFIG.optim.seed}" in text
+    assert "- recipe: optimizer adamw, lr 0.004, batch 4, seq 256, max_steps 8\n" in text
+    assert "- seed: 5\n" in text
     assert "versions: gptladder 0.1.0, torch " in text
     assert "- license: none was chosen" in text
     assert "bits per byte" not in read(CONFIG, {}).text
