@@ -14,7 +14,7 @@ export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/tiktoken)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate docs wheel test-wheel bench bench-gpu bench-peers test-bridge test-tensorflow clean
+.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate docs wheel test-wheel bench bench-gpu bench-peers test-bridge test-tensorflow test-gguf clean
 LAYERS := embed pos-embed layer-norm layernorm attention mlp block unembed model
 .PHONY: $(addprefix test-,$(LAYERS))
 
@@ -159,6 +159,15 @@ test-tensorflow: .venv-tensorflow/.ready ## OpenAI's checkpoints, written by the
 .venv-tensorflow/.ready: pyproject.toml constraints.txt
 	$(NEW_ENVIRONMENT)
 	@$(INSTALL) --constraint constraints.txt --editable '.[reference,tensorflow]' hypothesis pytest pytest-timeout
+	@touch $@
+
+# llama-cpp-python compiles llama.cpp for this processor.
+test-gguf: .venv-gguf/.ready ## GGUF files read by llama.cpp, in an environment that takes 16 minutes to build (MODEL=folder: greedy texts too)
+	$(if $(MODEL),GPTLADDER_MODEL=$(call typed,MODEL)) .venv-gguf/bin/python -m pytest -q tests/weights/formats/test_gguf.py
+
+.venv-gguf/.ready: pyproject.toml constraints.txt
+	$(NEW_ENVIRONMENT)
+	@$(INSTALL) --constraint constraints.txt --editable '.[gguf]' transformers hypothesis pytest pytest-timeout llama-cpp-python
 	@touch $@
 
 clean: ## remove .venv and everything that was built

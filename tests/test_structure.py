@@ -26,7 +26,7 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 DOORS_UPWARDS = {("assembly/model.py", "weights")}
 
 # Extras may be imported only when they are used, except by these files.
-EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard", "pyarrow", "gguf"}
+EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard", "pyarrow", "gguf", "wandb"}
 MAY_IMPORT_EXTRAS = {"ladder/references.py"}
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))

@@ -136,12 +136,18 @@ class RunConfig:
     resume: str | None = None
     """"auto" continues the run from its newest snapshot, or starts it if there is none. The path of a snapshot of this
     run returns to that snapshot; the path of another run's snapshot starts a new run from it."""
+    config: str | None = None
+    """config.json of an earlier run: everything is as in that run, except the options that are given beside it."""
     overwrite: bool = False
     """Start from the beginning, and delete the earlier run of this name once the new one has a snapshot."""
     json: bool = False
     """Print one JSON object per line, and nothing else, instead of a progress line."""
     tensorboard: bool = False
     """Also write the metrics for TensorBoard."""
+    wandb: bool = False
+    """Also send metrics and samples to Weights & Biases (WANDB_MODE=offline keeps them in the run's folder)."""
+    license: str | None = None
+    """Licence of the trained model, for its card, such as mit (default: the card says that none was chosen)."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -199,7 +205,7 @@ class TrainConfig:
         values = dataclasses.asdict(self)
         dropouts = {values["model"][name] for name in DROPOUTS}
         values["model"]["dropout"] = dropouts.pop() if len(dropouts) == 1 else None  # as version 0.1 records it
-        for start in ("resume", "overwrite", "json"):
+        for start in ("resume", "config", "overwrite", "json"):
             del values["run"][start]
         return values
 

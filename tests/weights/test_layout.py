@@ -23,6 +23,7 @@ FORMATS = [
     ("ours", False),
     ("nanogpt", False),
     ("tensorflow", False),
+    ("gguf", False),
 ]
 
 
@@ -35,7 +36,7 @@ def fitting(config: GPT2Config, kind: Format) -> GPT2Config:
     """With every parameter that the format has a place for."""
     if kind in ("nanogpt", "tensorflow"):
         return dataclasses.replace(config, tie_word_embeddings=True, unembed_bias=False)
-    return full(config, bias=kind != "hf")
+    return full(config, bias=kind not in ("hf", "gguf"))
 
 
 def random_state(config: GPT2Config, seed: int = 0) -> dict[str, torch.Tensor]:
