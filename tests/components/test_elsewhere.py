@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptladder.components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
+from gptladder.components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, TypeCheckError, Unembed
 from gptladder.ladder.numbers import randomize
 
 LAYERS = {
@@ -60,6 +60,22 @@ COPIES = {
     "pickle": lambda layer, name: pickle.loads(pickle.dumps(layer)),
     "state dict": through_a_state_dict,
 }
+
+
+@EACH
+def test_an_input_without_a_batch_axis_is_refused(name: str) -> None:
+    with pytest.raises(TypeCheckError, match="batch seq"):
+        made(name)(given(name)[0])
+
+
+@EACH
+def test_weights_are_drawn_with_a_standard_deviation_of_0_02_by_default(name: str) -> None:
+    choices: dict[str, Any] = {} if name == "layer_norm" else {"init_range": 0.02}
+    torch.manual_seed(0)
+    by_default = LAYERS[name]()
+    torch.manual_seed(0)
+    for (key, found), expected in zip(by_default.named_parameters(), LAYERS[name](**choices).parameters(), strict=True):
+        assert torch.equal(found, expected), key
 
 
 @EACH
