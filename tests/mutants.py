@@ -78,8 +78,8 @@ def run(tree: Path, paths: list[str], plugin: Plugin, cpu_seconds: float) -> tup
             if plugin.lines:
                 plugin.lines.start()
             # Of what is imported already (hypothesis), pytest warns that its assertions cannot be rewritten.
-            options = "-q -p no:cacheprovider -p no:xdist -W ignore::pytest.PytestAssertRewriteWarning".split()
-            status = pytest.main([*options, *(["-x"] if plugin.order else []), *paths], [plugin])
+            options = ["-q", *(["-x"] if plugin.order else []), "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+            status = pytest.main([*options, "-p", "no:cacheprovider", "-p", "no:xdist", *paths], [plugin])
             if plugin.lines:
                 plugin.lines.stop()
                 plugin.lines.save()
@@ -94,9 +94,12 @@ def run(tree: Path, paths: list[str], plugin: Plugin, cpu_seconds: float) -> tup
 
 
 def program(source: str) -> str:
-    """Return what Python runs, without annotations: their mutants fail at import or never, and prove nothing."""
+    """Return what Python runs, without what is no operator: annotations, and a star between a function's parameters."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            node.args, node.posonlyargs, node.kwonlyargs = [*node.posonlyargs, *node.args, *node.kwonlyargs], [], []
+            node.defaults, node.kw_defaults = [*node.defaults, *filter(None, node.kw_defaults)], []
         for name in {"annotation", "returns"} & set(node._fields):
             setattr(node, name, None)
     return ast.dump(tree)
@@ -153,9 +156,18 @@ def try_group(tests: list[str], modules: list[str]) -> Iterator[tuple[str, Mutan
     """Run tests once on a copy of the tree, to learn which lines each of them reaches, then with each mutant."""
     with tempfile.TemporaryDirectory(dir=RESULTS.parent, prefix="mutants-") as folder:
         tree = Path(folder, "gptladder")
-        shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(".*", "build", "dist", "runs", "data", "__pycache__"))
+        built = {"build", "dist", "runs", "data"}  # at the root; there is a folder training/data too
+        shutil.copytree(
+            ROOT,
+            tree,
+            ignore=lambda at, names: [
+                n for n in names if n[0] == "." or n == "__pycache__" or (at == str(ROOT) and n in built)
+            ],
+        )
         lines = coverage.Coverage(str(tree.with_name("lines")), include=[str(tree / name) for name in modules])
         failed, seconds = run(tree, tests, Plugin(lines=lines), 3600)
+        if len(failed) >= len(seconds) / 10:
+            raise SystemExit(f"too many tests fail without a mutant:\n{tree.with_name('log').read_text()[-2000:]}")
         print(f"{len(seconds)} tests were run without a mutant; failed: {failed}", flush=True)
         data = coverage.CoverageData(str(tree.with_name("lines")))
         data.read()
