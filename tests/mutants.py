@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # threads do not survive a fork
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # loading all plugins would take half of the time
 
 import coverage
 import hypothesis
@@ -46,7 +47,11 @@ class Plugin:
         self.seconds, self.failed = Counter[str](), list[str]()
 
     def pytest_configure(self) -> None:
-        hypothesis.settings.register_profile("mutants", hypothesis.settings(), max_examples=CONFIG["max_examples"])
+        quickly: Any = {
+            "max_examples": CONFIG["max_examples"],
+            "phases": (hypothesis.Phase.explicit, hypothesis.Phase.generate),
+        }  # no shrinking
+        hypothesis.settings.register_profile("mutants", hypothesis.settings(), **quickly)
         hypothesis.settings.load_profile("mutants")
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -78,8 +83,9 @@ def run(tree: Path, paths: list[str], plugin: Plugin, cpu_seconds: float) -> tup
             if plugin.lines:
                 plugin.lines.start()
             # Of what is imported already (hypothesis), pytest warns that its assertions cannot be rewritten.
-            options = ["-q", *(["-x"] if plugin.order else []), "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-            status = pytest.main([*options, "-p", "no:cacheprovider", "-p", "no:xdist", *paths], [plugin])
+            options = ["-q", "--tb=no", "-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider"]
+            options += ["-p", "pytest_timeout", "-p", "_hypothesis_pytestplugin", *(["-x"] if plugin.order else [])]
+            status = pytest.main([*options, *paths], [plugin])
             if plugin.lines:
                 plugin.lines.stop()
                 plugin.lines.save()
@@ -135,7 +141,7 @@ def try_mutants(tree: Path, module: str, reached: dict[int, list[str]], seconds:
         where = ".".join(node.name for node in definitions if node.lineno <= number <= (node.end_lineno or 0))
         # A line that runs at import, or that no test is seen to reach, counts as reached by every test of the module.
         tests = seconds.keys() & reached.get(number, ()) or seconds.keys() & set(itertools.chain(*reached.values()))
-        order = sorted(tests, key=lambda test: (-killers[test], seconds[test], test))
+        order = sorted(tests, key=lambda test: (seconds[test] / (1 + killers[test]), test))
         until = itertools.accumulate(seconds[test] for test in order)
         order = [test for test, sum_ in zip(order, until, strict=True) if sum_ < CONFIG["seconds_for_a_mutant"]]
         path.write_text(mutated, "utf-8")
