@@ -14,7 +14,7 @@ export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/tiktoken)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate docs wheel test-wheel bench bench-gpu bench-peers test-bridge test-tensorflow test-gguf clean
+.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate docs wheel test-wheel bench bench-gpu bench-peers mutants test-bridge test-tensorflow test-gguf clean
 LAYERS := embed pos-embed layer-norm layernorm attention mlp block unembed model
 .PHONY: $(addprefix test-,$(LAYERS))
 
@@ -114,6 +114,9 @@ bench-gpu: $(VENV)/.ready ## training and decoding on a CUDA device
 bench-peers: .venv-bench/.ready ## a training step beside x-transformers, litgpt and TransformerLens too
 	.venv-bench/bin/python -W ignore benchmarks/training.py --shapes char gpt2 --contestants ours transformers TransformerLens x-transformers litgpt \
 		--json $(RESULTS)/peers.json
+
+mutants: $(VENV)/.ready ## which changes of the library no test notices: hours (MODULES="components/mlp.py": of some files)
+	$(BIN)/python -W ignore tests/mutants.py $(MODULES)
 
 docs: $(VENV)/.ready ## build the documentation site in build/site/html
 	$(BIN)/python docs/site/gather.py

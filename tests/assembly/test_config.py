@@ -11,7 +11,13 @@ from gptladder import GPT2, PRESETS, GPT2Config
 
 @pytest.mark.parametrize(
     ("preset", "parameters"),
-    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        ("distilgpt2", 81_912_576),
+    ],
 )
 def test_the_published_models_have_as_many_parameters_as_published(preset: str, parameters: int) -> None:
     model = GPT2(GPT2Config.preset(preset), device="meta")

@@ -83,7 +83,12 @@ def test_resid_dropout_keeps_the_mean_of_what_each_layer_adds(silenced: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"norm": "middle"}, "'pre' or 'post'"), ({"resid_dropout": 1.0}, r"\[0, 1\)")]
+    ("wrong", "message"),
+    [
+        ({"norm": "middle"}, "'pre' or 'post'"),
+        ({"resid_dropout": 1.0}, r"\[0, 1\)"),
+        ({"resid_dropout": -0.1}, r"\[0, 1\)"),
+    ],
 )
 def test_wrong_choices_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -101,3 +101,8 @@ def test_reset_parameters_leaves_a_tied_table_alone() -> None:
     own.reset_parameters()
     assert not torch.equal(own.W_U, before)
     assert not own.b_U.any()
+
+
+def test_its_repr_tells_whether_it_has_a_bias_and_is_tied() -> None:
+    assert repr(Unembed(d_model=3, d_vocab=7)) == "Unembed(d_model=3, d_vocab=7, bias=True, tied=False)"
+    assert repr(tied()["unembed"]) == "Unembed(d_model=3, d_vocab=7, bias=False, tied=True)"

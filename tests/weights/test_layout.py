@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.rungs import draw_case
-from gptladder.weights.layout import Format, WeightsError, axis_sizes, check_type, from_ours, rows, to_ours
+from gptladder.weights.layout import TABLE, Format, WeightsError, axis_sizes, check_type, from_ours, rows, to_ours
 
 CONFIGS = st.randoms(use_true_random=False).map(lambda source: full(draw_case(source).config))
 FORMATS = [
@@ -210,6 +210,13 @@ def test_what_a_format_has_no_place_for_is_refused_not_dropped() -> None:
             from_ours(kind, post, GPT2(post).state_dict())
 
 
+def test_the_table_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TABLE[0].ours = "x"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TABLE[0].hf.axes = "x"
+
+
 def test_a_post_norm_model_has_no_final_layer_norm() -> None:
     config = full(GPT2Config(d_model=4, n_layers=1, n_heads=2, d_vocab=5, n_ctx=3, norm="post"))
     names = [name for name, _, _ in rows("ours", config)]
@@ -229,6 +236,16 @@ def test_more_layers_than_tensors_are_refused_before_any_is_named() -> None:
     config = GPT2Config(d_model=4, n_layers=10**9, n_heads=2, d_vocab=5, n_ctx=3)
     with pytest.raises(WeightsError, match="n_layers=1000000000, and there are 0 tensors"):
         to_ours("hf", config, {})
+
+
+@pytest.mark.parametrize(("tensors", "most"), [(0, 100), (150, 150)])
+def test_as_many_layers_as_tensors_and_up_to_100_are_looked_for_by_name(tensors: int, most: int) -> None:
+    given = {f"odd{number}": torch.ones(1) for number in range(tensors)}
+    sizes = {"d_model": 4, "n_heads": 2, "d_vocab": 5, "n_ctx": 3}
+    with pytest.raises(WeightsError, match="missing: "):
+        to_ours("hf", GPT2Config(n_layers=most, **sizes), given)
+    with pytest.raises(WeightsError, match=f"n_layers={most + 1}, and there are {tensors} tensors"):
+        to_ours("hf", GPT2Config(n_layers=most + 1, **sizes), given)
 
 
 @pytest.mark.parametrize("faults", [5, 6])
