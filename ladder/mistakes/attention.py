@@ -10,7 +10,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
-from ...components.taps import Tap
+from ...components.tap import Tap
 from .mistake import Mistake
 
 
