@@ -5,7 +5,9 @@ of another shape raises an error that names it.
 """
 
 import importlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +19,12 @@ from torch import Tensor, nn
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..components.mlp import ActFn
+from ..tokenizer import Tokenizer
 from .files.tensors import check_finite, is_finite
 from .files.write import write_folder
 from .formats import bridge, hooked_transformer, huggingface
 from .layout import WeightsError
-from .sources import Source, open_source, open_tensorflow, resolve
+from .sources import Source, open_source, open_tensorflow, resolve, tokenizer_folder
 
 # What HookedTransformer keeps beside its parameters; it fills them in itself.
 _CONSTANTS = ("attn.mask", "attn.IGNORE")
@@ -49,6 +52,9 @@ def from_pretrained(
         device: where to hold the weights (default: the CPU).
         dtype: what to hold them as (default: as they are stored).
         fused: as for `GPT2`.
+
+    Returns:
+        The model. Its `tokenizer` is the folder's, read when it is first needed.
 
     Raises:
         WeightsError: the weights or the configuration do not make a GPT-2.
@@ -211,7 +217,9 @@ def from_hooked_transformer(model: Any, config: Any = None, *, fused: bool = Tru
 
 
 def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNPre"] = "LN") -> Any:
-    """Return a ``HookedTransformer`` with this model's weights, unprocessed. Example: see `to_hooked_state_dict`.
+    """Return a ``HookedTransformer`` with this model's weights, unprocessed, and its tokenizer if it has one.
+
+    Example: see `to_hooked_state_dict`.
 
     Args:
         model: the model.
@@ -231,6 +239,9 @@ def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNP
     cfg = lens.HookedTransformerConfig(**fields, dtype=weight.dtype, device=str(weight.device), init_weights=False)
     hooked = lens.HookedTransformer(cfg)
     _load_all(hooked, tensors, may_lack=_CONSTANTS)
+    if model.tokenizer is not None:
+        with _saved(model.tokenizer) as theirs:
+            hooked.set_tokenizer(theirs)
     return hooked.eval()
 
 
@@ -306,9 +317,11 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
 
 def _loaded(source: Source, *, device: torch.device | str | None, dtype: torch.dtype | None, fused: bool) -> GPT2:
     try:
-        return _filled(source.config, source.state, source.path, shared=False, device=device, dtype=dtype, fused=fused)
+        model = _filled(source.config, source.state, source.path, shared=False, device=device, dtype=dtype, fused=fused)
     except WeightsError as error:
         raise WeightsError(f"{source.path}: {error}") from None
+    model.tokenizer_source = source.path if source.kind == "tensorflow" else tokenizer_folder(source.path)
+    return model
 
 
 @torch.no_grad()
@@ -353,6 +366,14 @@ def _filled(
 def unfilled(config: GPT2Config, *, fused: bool = True) -> GPT2:
     """Return a model in ``eval()`` mode on the meta device: nothing is allocated, and no initial weights are drawn."""
     return GPT2(config, fused=fused, device="meta").eval()
+
+
+@contextmanager
+def _saved(tokenizer: Tokenizer) -> Iterator[Any]:
+    """Give a tokenizer as transformers' class, in a folder that lasts for the block: TransformerLens reads it again."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        yield _reference("transformers").AutoTokenizer.from_pretrained(folder)
 
 
 def _state(model: GPT2) -> dict[str, Tensor]:
