@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = ["GPT2", "PRESETS", "GPT2Config", "__version__"]
 
-_PARTS = ("assembly", "components", "ladder", "sampling", "tokenizer", "training", "weights")
+_PARTS = ("assembly", "components", "ladder", "lens", "sampling", "tokenizer", "training", "weights")
 
 
 def __getattr__(name: str) -> Any:
