@@ -4,11 +4,9 @@
 >>> from gptladder import GPT2, GPT2Config
 """
 
+# The types of the names that `__getattr__` imports are in __init__.pyi.
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .assembly import GPT2, PRESETS, GPT2Config
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -18,7 +16,7 @@ _PARTS = ("assembly", "components", "ladder", "lens", "sampling", "tokenizer", "
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model when it is first asked for: `gptladder --help` need not wait for torch."""
+    """Import the model when its name is first used, so that `gptladder --help` does not wait for torch."""
     if name in __all__:
         return getattr(importlib.import_module(".assembly", __name__), name)
     if name in _PARTS:

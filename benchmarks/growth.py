@@ -1,10 +1,10 @@
-"""How time and memory grow as context, batch, width and depth double, beside what the arithmetic says.
+"""Measure how time and memory grow as context, batch, width and depth double, and compare with the arithmetic.
 
     python benchmarks/growth.py
 
-A training step (forward, backward, AdamW) and a decoded token are timed at each size, in processes of their own. The
-exponent is the slope of a line through the logarithms: 1 means twice the size, twice the time. It is set beside the
-exponent of the operations, or for decoding of the bytes that must be read, at the same sizes.
+A training step (forward, backward, AdamW) and a decoded token are timed at each size, each in a separate process. The
+exponent is the slope of a line through the logarithms: 1 means that twice the size takes twice the time. The table also
+has the exponent of the number of operations, or, for decoding, of the bytes that must be read.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Sizes:
     context: int = 256
 
     def model(self) -> GPT2:
-        """Fresh, with a vocabulary that leaves the time to the blocks."""
+        """Return a new model, with a vocabulary so small that the blocks take most of the time."""
         return GPT2(
             GPT2Config(
                 d_model=self.d_model,
@@ -57,7 +57,7 @@ AXES: dict[str, list[int]] = {
 
 
 def training_step(sizes: Sizes) -> tuple[float, float]:
-    """Seconds and operations."""
+    """Return the seconds and the number of operations of a training step."""
     keep_freed_memory()
     model = sizes.model()
     objective, optimizer = NextTokenLoss(model), adamw(model, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1)
@@ -68,11 +68,11 @@ def training_step(sizes: Sizes) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return quickest(step), operations_per_token(model.config, sizes.context) * sizes.batch * sizes.context
+    return fastest(step), operations_per_token(model.config, sizes.context) * sizes.batch * sizes.context
 
 
 def decoded_token(sizes: Sizes) -> tuple[float, float]:
-    """Seconds of one more token after ``context - 1`` of each row, and the bytes that must be read for it."""
+    """Return the seconds of a token after ``context - 1`` others in each row, and the bytes that must be read."""
     model = sizes.model().eval()
     cache = model.new_cache(sizes.batch)
     with torch.inference_mode():
@@ -83,13 +83,13 @@ def decoded_token(sizes: Sizes) -> tuple[float, float]:
             model(token, cache=cache)
             cache.crop(sizes.context - 1)
 
-        seconds = quickest(step)
-    kept = 2 * sizes.n_layers * sizes.batch * sizes.context * sizes.d_model
-    return seconds, 4.0 * (model.num_parameters() + kept)
+        seconds = fastest(step)
+    cached = 2 * sizes.n_layers * sizes.batch * sizes.context * sizes.d_model
+    return seconds, 4.0 * (model.num_parameters() + cached)
 
 
-def quickest(work: Callable[[], None], at_least: float = 0.6) -> float:
-    """Seconds of the quickest of some calls."""
+def fastest(work: Callable[[], None], at_least: float = 0.6) -> float:
+    """Return the seconds of the fastest of several calls."""
     work()
     taken, began = [], time.perf_counter()
     while time.perf_counter() - began < at_least or len(taken) < 3:
@@ -100,7 +100,7 @@ def quickest(work: Callable[[], None], at_least: float = 0.6) -> float:
 
 
 def alone(work: Callable[[Sizes], tuple[float, float]], sizes: Sizes) -> dict[str, float]:
-    """What a process of its own finds."""
+    """Return the measurements of a separate process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (work, sizes))
 
@@ -113,7 +113,7 @@ def _measured(work: Callable[[Sizes], tuple[float, float]], sizes: Sizes) -> dic
 
 
 def slope(sizes: list[int], values: list[float]) -> float:
-    """The exponent of growth: of the line through the logarithms with the least squares."""
+    """Return the exponent of growth: the slope of the least-squares line through the logarithms."""
     x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
@@ -166,7 +166,7 @@ _SIZES = {
 
 
 def draw(growth: dict[str, Any], path: Path) -> None:
-    """Draw for each axis the time relative to the first size, beside what is needed."""
+    """Draw, for each axis, the time relative to the first size, and the operations or bytes that are needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator

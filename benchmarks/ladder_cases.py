@@ -36,7 +36,7 @@ def tried(entry: dict[str, Any], folder: Path, as_class: bool) -> dict[str, Any]
         "status": result.status,
         "mistakes": list(result.mistakes),
         "at": result.at,
-        "told": result.told(),
+        "text": result.text(),
         "notes": list(result.notes),
         "reading": result.reading,
         "seconds": round(time.process_time() - began, 2),
@@ -85,7 +85,7 @@ def main() -> None:
         print(f"{result['status']} {result['mistakes']} {result['seconds']} s")
         print(
             "\n".join(
-                f"    {line}" for line in [*result["told"].splitlines(), *result["notes"], result["reading"]] if line
+                f"    {line}" for line in [*result["text"].splitlines(), *result["notes"], result["reading"]] if line
             )
         )
     print(summary(found))

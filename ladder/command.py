@@ -52,6 +52,8 @@ class ClimbArguments:
     """How much the report gives away: the line, what is wrong, or how to fix it too."""
     reference: Literal["gptladder", "transformer-lens"] = "gptladder"
     """Layers to judge by: our own, which the tests prove, or TransformerLens's (needs gptladder[reference])."""
+    dtype: Literal["float16", "bfloat16"] | None = None
+    """Try the layers at this precision too, where they may be a few times as far off as our own."""
     cases: int = 25
     """Random configurations for each layer."""
     seed: int = 0
@@ -81,7 +83,7 @@ class ParityArguments:
     """Prove that this GPT-2 is Hugging Face's and TransformerLens's: by layers, whole at full size, there and back."""
 
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
-    """Real weights for the whole-model part: a name on the hub or a folder. Random ones where it is not given."""
+    """Real weights for the whole-model part: a name on the hub or a folder (default: random ones)."""
     cases: int = 25
     """Random configurations for each layer and reference."""
     seed: int = 0
@@ -119,6 +121,7 @@ def climb(argv: list[str]) -> int:
                 chosen=dict(map(_setting, arguments.set)),
                 hint=arguments.hint,
                 reference=arguments.reference,
+                dtype=arguments.dtype,
                 cases=arguments.cases,
                 seed=arguments.seed,
                 time_limit=arguments.time_limit,
@@ -162,7 +165,7 @@ def ladder(argv: list[str]) -> int:
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
-        from .report.terminal import verdict_table
+        from .report.tables import verdict_table
         from .rungs import RUNGS
         from .verdicts import judge_in_order
 
@@ -193,7 +196,7 @@ def parity(argv: list[str]) -> int:
     with _progress(console, "loading the references") as say, _references():
         from .parity import run
         from .report import picture
-        from .report import terminal as report
+        from .report import tables as report
 
         found = run(name_or_folder=arguments.model, number=arguments.cases, seed=arguments.seed, say=say)
     console.print()

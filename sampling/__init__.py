@@ -2,11 +2,11 @@
 
 from .beam import Beam, beam_search
 from .evaluation import Evaluation, evaluate
+from .generation import generate, stream
 from .packed import PackedWeights, pack
 from .params import SamplingParams
 from .rows import Chunk, Completion, Logprobs
 from .speculative import PromptLookup, Speculation, speculate
-from .stream import generate, stream
 from .transforms import Chain, LogitsTransform
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: loss, perplexity, bits per byte, accuracy; each token of the text counted once."""
+"""Measure how well a model predicts a text: loss, perplexity, bits per byte, accuracy. Each token counts once."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from .transforms.base import whole
 __all__ = ["Evaluation", "evaluate"]
 
 
-_ROWS = 512  # of logits that are computed at a time
+_ROWS = 512  # number of positions whose logits are computed together
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Evaluation:
 
     documents: int
     tokens: int
-    """Tokens of the text."""
+    """Number of tokens of the text."""
     predicted: int
-    """Tokens that are counted below: all, or all but each document's first if no token stands before it."""
+    """Number of predicted tokens: all, or all except each document's first if there is no token before it."""
     correct: int
-    """Predicted tokens to which the model gives the highest logit (of tied logits, the first)."""
+    """Number of predicted tokens that have the highest logit (if several logits are the highest, the first)."""
     bytes: int
-    """Bytes of the predicted tokens, in UTF-8."""
+    """Number of bytes of the predicted tokens, in UTF-8."""
     nats: float
     """The sum of -log(probability) over the predicted tokens."""
 
@@ -62,7 +62,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Window:
-    """Tokens that the model reads at once, of which the last ``count`` are predicted."""
+    """Tokens that the model reads together. The last ``count`` of them are predicted."""
 
     tokens: list[int]
     count: int
@@ -80,10 +80,10 @@ def evaluate(
 ) -> Evaluation:
     """Return how well a model predicts a text.
 
-    Each document is read in windows of up to ``n_ctx`` tokens, of which each predicts the ``stride`` tokens that follow
-    those predicted before it. So every token is predicted once, from all tokens before it in its document or from at
-    least ``n_ctx - stride`` of them. If the tokenizer has a token that texts begin after, each document begins with
-    it, and so its first token is predicted too.
+    Each document is read in windows of up to ``n_ctx`` tokens. Each window predicts the ``stride`` tokens after those
+    that earlier windows have predicted. So every token is predicted once, from all tokens before it in its document, or
+    from at least ``n_ctx - stride`` of them. If the tokenizer has a token for the beginning of a text, each document
+    begins with it, so that its first token is predicted too.
 
     >>> from gptladder import GPT2, GPT2Config
     >>> from gptladder.tokenizer import CharTokenizer

@@ -17,10 +17,10 @@ from ..files import FileError, read_json
 from ..options import parse
 from ..tokenizer import Tokenizer
 from ..weights import to_hf
+from .logits import logits_after
 from .model_options import ModelOptions, load
 from .prompt_options import PromptOptions
 from .rows import check_fits
-from .stream import logits_after
 from .text import prompt_tokens, vocabulary
 
 _TOLERANCE = 1e-3  # of log-probabilities in float32

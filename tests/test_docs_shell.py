@@ -1,6 +1,6 @@
 """Every shell line of README and docs runs as it is written, with small stand-ins for models and texts.
 
-Lines that train are stopped with Ctrl-C once they train (slow); their options are checked at once. Lines of make are
+Lines that train are cut short after two steps; a slow test runs them as they are until Ctrl-C. Lines of make are
 checked by ``make -n``. Other tests convert OpenAI's checkpoint (tests/weights/formats/test_tensorflow.py), and run the
 session and the adapters of docs/your-layer.md (tests/test_your_layer_doc.py).
 """
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ import torch
 from gptladder import GPT2, GPT2Config, cli
 from gptladder.tokenizer import END_OF_TEXT, BPETokenizer
 from gptladder.training import command as training
+from gptladder.training.presets import TrainConfig
+from gptladder.training.run import Outcome
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -180,21 +183,34 @@ def test_a_line_that_trains_has_valid_options(words: list[str], folder: Path, mo
     assert done.value.code == 0
 
 
+ALONE = [words for words in TRAINING if words[0] == "gptladder" and "--help" not in words]
+
+
+@pytest.mark.parametrize("words", ALONE, ids=" ".join)
+def test_a_line_that_trains_trains(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line as it is typed; only the number of steps is cut after its options were read."""
+    run = training.run_training
+
+    def short(config: TrainConfig, **rest: Any) -> Outcome:
+        return run(config.replace(max_steps=2, warmup_steps=1, sample_tokens=5), **rest)
+
+    monkeypatch.setattr(training, "run_training", short)
+    assert cli.main(words[1:]) == 0
+    (made,) = (path for path in Path("runs").iterdir() if path.name != "tinystories")
+    assert [path.name for path in made.glob("snapshots/*")] == ["snapshot_step_2.pt"]
+    assert cli.main(["generate", "O", "--model", str(made), "--max-new-tokens", "2"]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
-@pytest.mark.parametrize("words", [words for words in TRAINING if words[0] == "gptladder"], ids=" ".join)
-def test_a_line_that_trains_trains(words: list[str], folder: Path) -> None:
-    if "--help" in words:
-        pytest.skip("run above")
+@pytest.mark.parametrize("words", ALONE, ids=" ".join)
+def test_a_line_that_trains_can_be_stopped(words: list[str], folder: Path) -> None:
     with subprocess.Popen([sys.executable, "-m", *words], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         try:
             for _ in range(2400):
-                if process.poll() is not None or any(
-                    path.stat().st_size for path in folder.glob("runs/*/metrics.*") if "tinystories" not in str(path)
-                ):
+                if process.poll() is not None or any(map(_has_made_a_step, folder.glob("runs/*/metrics.jsonl"))):
                     break
                 time.sleep(0.1)
-            time.sleep(2)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=120)
         finally:
@@ -202,6 +218,12 @@ def test_a_line_that_trains_trains(words: list[str], folder: Path) -> None:
     assert process.returncode in (0, 130), errors
     assert "Traceback" not in errors
     assert list(folder.glob("runs/*/snapshots/*.pt"))
+
+
+def _has_made_a_step(metrics: Path) -> bool:
+    return any(
+        json.loads(line)["step"] for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")
+    )
 
 
 @pytest.mark.parametrize("words", lines("make"), ids=" ".join)

@@ -1,5 +1,6 @@
-"""The package as others meet it: what importing it brings along, and a wheel that installs one single name."""
+"""The package as its users see it: what importing it loads, its types, and a wheel that installs one single name."""
 
+import ast
 import subprocess
 import sys
 import zipfile
@@ -50,7 +51,7 @@ def test_a_wheel_installs_one_single_name_with_every_module(wheel: Path) -> None
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gptladder"}
     packages = ["tokenizer", "components", "assembly", "weights", "training", "sampling", "ladder", "lens"]
     files = [path for package in packages for path in (ROOT / package).rglob("*") if path.is_file()]
-    files += [*ROOT.glob("*.py"), ROOT / "py.typed"]
+    files += [*ROOT.glob("*.py"), ROOT / "__init__.pyi", ROOT / "py.typed"]
     expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     assert {name.removeprefix("gptladder/") for name in names if name.startswith("gptladder/")} == expected
 
@@ -73,6 +74,15 @@ print(list(Attention(d_model=8, n_heads=2)(torch.zeros(1, 3, 8)).shape))
     done = run(code, cwd=project, env={"PYTHONPATH": f"{site}:{project}"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[1, 3, 8]"
+
+
+def test_the_stub_for_type_checkers_has_the_packages_names() -> None:
+    import gptladder
+
+    stub = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
+    imported = {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert {*imported, "__version__"} == {*vars(gptladder)["_PARTS"], *vars(gptladder)["__all__"]}
+    assert all(getattr(gptladder, name) is not None for name in imported)
 
 
 def test_importing_it_brings_in_no_reference() -> None:

@@ -1,6 +1,6 @@
-"""What happens to options that differ from those that a resumed run began with: they take effect, or are refused.
+"""Whether an option can change when a run resumes: a changed option takes effect or is refused, and is never ignored.
 
-One table holds the answer for every field of `TrainConfig`; nothing is recorded and ignored.
+The table `CHANGES` holds the answer for every field of `TrainConfig`.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ Answer = Literal["takes effect", "refused", "by content"]
 _WEIGHTS = "the weights of the snapshot have it"
 _ORDER = "it decides which part of the text the snapshot's position means"
 
-# Field -> (answer, reason of a refusal). "by content": another value is refused if it gives another text or vocabulary,
-# which `resume.check_text` finds out.
+# Field -> (answer, reason of a refusal). "by content": a changed value is refused only if it changes the text or the
+# vocabulary, which `resume.check_text` compares.
 CHANGES: dict[str, tuple[Answer, str]] = {
     "preset": ("takes effect", ""),
     "init_from": ("refused", "the weights come from the snapshot"),
@@ -55,7 +55,7 @@ CHANGES: dict[str, tuple[Answer, str]] = {
     ),
 }  # fmt: skip
 
-# Fields of how a start was asked for or where it writes; nobody needs to be told that they differ.
+# Changes of these fields are not reported: they concern one start, or where files are.
 _UNREPORTED = frozenset({"preset", "name", "runs_dir", "data_dir", "resume", "overwrite", "json", "tensorboard"})
 
 
@@ -67,7 +67,7 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
         now: Those of this start.
 
     Raises:
-        SnapshotError: An option differs that cannot take effect; it is named, with the reason.
+        SnapshotError: An option differs that cannot take effect; the message names it and the reason.
     """
     lines = []
     for name, value in now.items():
@@ -96,10 +96,10 @@ def flat(config: TrainConfig) -> dict[str, Any]:
 def recorded_config(contents: Mapping[str, Any], source: object) -> TrainConfig:
     """Return the configuration that a snapshot records, for a run that continues with it.
 
-    Fields that the version which wrote it did not have get their defaults.
+    A field that did not exist in the version that wrote the snapshot gets its default.
 
     Raises:
-        SnapshotError: A field is unknown, or its value cannot be one of it.
+        SnapshotError: A field is unknown, or its value has the wrong type or is out of range.
     """
     values = flat_record(contents)
     parts: dict[str, Any] = {"data": DataConfig, "model": GPT2Config, "optim": OptimConfig, "run": RunConfig}
@@ -137,7 +137,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def flat_record(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a snapshot records, by field; those of version 0.1.0 too, as far as it had them."""
+    """Return the options that a snapshot records, by field. Snapshots of version 0.1.0 lack some of them."""
     config = contents["config"]
     values: dict[str, Any] = {str(name): value for name, value in config.items() if name not in PARTS}
     for part in PARTS:
@@ -147,7 +147,7 @@ def flat_record(contents: Mapping[str, Any]) -> dict[str, Any]:
         values |= {str(name): value for name, value in fields.items()}
     values["seq"] = contents["data"]["seq"]
     if "model_config" in contents:
-        values.pop("dropout", None)  # the model's three fields say more
+        values.pop("dropout", None)  # the model's three fields contain it
         return values | dataclasses.asdict(config_from_ours(contents["model_config"]))
     if values.get("d_mlp") is None:  # 0.1.0: four times d_model
         values.pop("d_mlp", None)

@@ -57,7 +57,7 @@ def prepare(argv: list[str]) -> int:
         0.
 
     Raises:
-        ValueError, OSError: text that cannot be used, or not be had.
+        ValueError, OSError: a text cannot be used or read.
     """
     preset, recipe, rest = _start(argv, "gptladder prepare")
     config = parse(DataConfig, rest, prog="gptladder prepare", default=preset.data)

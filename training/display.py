@@ -1,4 +1,4 @@
-"""What a run says while it goes: a line of progress for people, or JSON lines for programs."""
+"""Show the progress of a run: a line of progress for people, or JSON lines for programs."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from .metrics import Metrics
 
 
 class Display:
-    """Says nothing: the display of the processes beside the first, and what the others are made from."""
+    """A display that shows nothing: that of all processes except the first, and the base of the others."""
 
     def __enter__(self) -> Self:
         return self
@@ -25,19 +25,19 @@ class Display:
         return None
 
     def say(self, text: str) -> None:
-        """Something that a person should know, in one line."""
+        """Show a message for the user, in one line."""
 
     def facts(self, **facts: Any) -> None:
-        """What is about to be trained, on what, where."""
+        """Show facts about the run: its model, its data, its device."""
 
     def progress(self, step: int, last_step: int | None, loss: float, tokens_per_second: float) -> None:
-        """An update has been made; with ``last_step`` the run will have ended (None: nobody knows)."""
+        """Show the progress after an update. ``last_step`` is the last step of the run (None: it is not known)."""
 
     def metrics(self, row: Metrics) -> None:
-        """A row of metrics has been written."""
+        """Show a row of metrics."""
 
     def sample(self, title: str, text: str) -> None:
-        """A sample has been drawn."""
+        """Show a sample."""
 
 
 class TerminalDisplay(Display):

@@ -73,8 +73,8 @@ def write_model(
 
 
 def _exchange(staging: Path, folder: Path) -> None:
-    # Without its step, a folder counts as of unknown step, and the next evaluation writes it. So what is said of the
-    # weights is never of other weights, at whatever moment this is interrupted.
+    # Remove the step first: without it, the folder's step is unknown, and the next evaluation writes the folder again.
+    # So even if this is interrupted, the step is never that of other weights.
     (folder / _STEP).unlink(missing_ok=True)
     names = sorted(path.name for path in staging.iterdir())
     for name in sorted(names, key=lambda name: (name == _STEP, name != _WEIGHTS)):

@@ -34,7 +34,7 @@ class Companions(NamedTuple):
 
 
 def companions(source: Source, tokenizer: str | Path | None = None) -> Companions:
-    """Return the files that shall stand beside a model's weights in another folder.
+    """Return the files that belong beside a model's weights in another folder.
 
     Args:
         source: the model. A folder's files are taken as they are; a snapshot's tokenizer is its run's; a nanoGPT

@@ -84,5 +84,5 @@ def _outcome(submission: Submission, file: Path, climbed: Climb, tried: Tried, s
         borrowed="; ".join(tried.borrowed),
         version=settings.version,
         seed=settings.seed,
-        hint=tried.told(climbed.hint) if not tried.passed else tried.note,
+        hint=tried.text(climbed.hint) if not tried.passed else tried.note,
     )

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessorList
 
-from gptladder.sampling.draw import check_drawable
+from gptladder.sampling.draw import check_drawable, inverse_cdf
 from gptladder.sampling.params import SamplingParams
 from gptladder.sampling.transforms import Chain, FrequencyPenalty, MinNewTokens, PresencePenalty, TopK
 
@@ -264,4 +264,8 @@ def test_values_at_their_limits_leave_a_token_to_draw(ends: tuple[int, ...], dty
     history = torch.randint(D_VOCAB, (3, 40), generator=torch.Generator().manual_seed(0))
     for scale in (0.0, 1.0, 1e3):
         logits = torch.randn(3, D_VOCAB, generator=torch.Generator().manual_seed(1), dtype=dtype) * scale
-        check_drawable(chain(history, logits))
+        transformed = chain(history, logits)
+        check_drawable(transformed)
+        assert transformed.amax(-1).isfinite().all()
+        drawn = inverse_cdf(transformed, torch.tensor([0.0, 0.5, 1 - 1e-12], dtype=torch.float64))
+        assert transformed.gather(1, drawn[:, None]).isfinite().all()

@@ -1,3 +1,5 @@
+"""``gptladder train``: its options, its messages, and how it ends."""
+
 import importlib
 import io
 import json
@@ -108,7 +110,7 @@ def test_without_a_sampler_and_without_matplotlib_it_trains_and_says_so(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert start(drawn=None) == 0
     said = capsys.readouterr().out
-    assert "no samples: this run was given nothing to draw them with" in said
+    assert "no samples: train() was called without sample=" in said
     assert "no picture of the losses: the loss curve needs matplotlib, which is not installed" in said
     assert not (tmp_path / "runs" / "shakespeare-char" / "loss.png").exists()
     assert (tmp_path / "runs" / "shakespeare-char" / "final" / "model.safetensors").exists()
@@ -336,7 +338,7 @@ def test_damaged_snapshots_are_refused(start: Callable[..., int], tmp_path: Path
         start("--resume", str(newest))
 
 
-def test_a_run_folder_that_cannot_be_written_is_told_before_anything_begins(
+def test_a_run_folder_that_cannot_be_written_is_refused_at_once(
     start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -369,7 +371,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert caught.value.code == 0
     said = capsys.readouterr().out
     assert "Learning rate of AdamW after warm-up" in said
-    assert "Megabytes of text that the generator of stories writes" in said
+    assert "Size of the generated stories in megabytes" in said
 
 
 def test_ctrl_c_ends_with_a_snapshot_and_130(start: Callable[..., int], tmp_path: Path) -> None:

@@ -413,7 +413,8 @@ def test_final_is_the_best_model_and_last_the_last(tmp_path: Path) -> None:
     warnings = [text for text in said if "the validation loss rises while the training loss falls" in text]
     assert len(warnings) == 1
     assert f"at step {best}, kept in final/" in warnings[0]
-    assert said[-1].startswith(f"final/ is the model of step {best}, the best")
+    assert said[-2].startswith(f"final/ is the model of step {best}, the best")
+    assert all(part in said[-1] for part in ("time: ", "training ", "evaluation ", "files "))
 
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:

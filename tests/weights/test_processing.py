@@ -27,14 +27,9 @@ from gptladder.weights import (
     to_hooked_transformer,
 )
 
+from .support import FLAGS
+
 RANDOM = st.randoms(use_true_random=False)
-FLAGS = (
-    "fold_ln",
-    "center_writing_weights",
-    "center_unembed",
-    "fold_value_biases",
-    "refactor_factored_attn_matrices",
-)
 EVERY_CHOICE = [dict(zip(FLAGS, values, strict=True)) for values in itertools.product([False, True], repeat=len(FLAGS))]
 NONE = dict.fromkeys(FLAGS, False)
 

@@ -19,7 +19,7 @@ BODY = "One day.\n\nA cat sat.\n<|endoftext|>\n\nTwo dogs ran.\n<|endoftext|>\n"
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub is a server of the test's own, whatever the environment says."""
+    """Make a server of the test's own the hub, with any environment."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 

@@ -88,6 +88,14 @@ def test_each_choice_has_a_folder_of_its_own(prepare: Prepare) -> None:
     assert prepare(vocab_size=300)[0] in folders  # which a tokenizer of characters does not have
 
 
+def test_byte_pairs_are_learnt_from_the_training_part(prepare: Prepare) -> None:
+    Path("text.txt").write_text("cat dog " * 900 + "zebra xylophone " * 50)
+    whole, _ = prepare(tokenizer="bpe", vocab_size=300, val_fraction=0.01)
+    training_part, _ = prepare(tokenizer="bpe", vocab_size=300)
+    pieces = [load_data(folder).tokenizer.encode(" zebra xylophone") for folder in (whole, training_part)]
+    assert len(pieces[0]) < len(pieces[1]) == len(" zebra xylophone")
+
+
 def test_files_left_out_are_reported_and_recorded(prepare: Prepare) -> None:
     Path("texts").mkdir()
     shutil.copy("text.txt", "texts/a.txt")

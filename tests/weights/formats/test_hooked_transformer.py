@@ -27,14 +27,9 @@ from gptladder.weights import (
 )
 from gptladder.weights.formats.hooked_transformer import config_from_hooked, hooked_config_fields
 
+from ..support import FLAGS
+
 RANDOM = st.randoms(use_true_random=False)
-FLAGS = (
-    "fold_ln",
-    "center_writing_weights",
-    "center_unembed",
-    "fold_value_biases",
-    "refactor_factored_attn_matrices",
-)
 
 
 def lens_config(

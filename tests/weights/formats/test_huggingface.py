@@ -21,36 +21,15 @@ from gptladder.ladder.rungs import draw_case
 from gptladder.weights import WeightsError, from_hf, to_hf
 from gptladder.weights.formats.huggingface import config_from_hf, config_to_hf, without_unembed_bias
 
+from .. import support
+from ..support import hf_model
+
 RANDOM = st.randoms(use_true_random=False)
 
 
 def hf_config(source: random.Random, **changes: Any) -> transformers.GPT2Config:
-    """Drawn, and written field by field: nothing of ours translates it."""
-    ours = draw_case(source).config
-    fields = {
-        "vocab_size": ours.d_vocab,
-        "n_positions": ours.n_ctx,
-        "n_embd": ours.n_heads * ours.d_head,
-        "n_layer": ours.n_layers,
-        "n_head": ours.n_heads,
-        "n_inner": source.choice([None, ours.d_mlp]),
-        "activation_function": source.choice(["gelu_new", "gelu_pytorch_tanh", "gelu", "relu"]),
-        "layer_norm_epsilon": ours.layer_norm_eps,
-        "scale_attn_weights": source.random() < 0.7,
-        "scale_attn_by_inverse_layer_idx": source.random() < 0.3,
-        "tie_word_embeddings": source.random() < 0.5,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    return transformers.GPT2Config(**{**fields, **changes})
-
-
-def hf_model(
-    config: transformers.GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> transformers.GPT2LMHeadModel:
-    hf = transformers.GPT2LMHeadModel(config).to(dtype).eval()
-    randomize(hf, torch.Generator().manual_seed(seed))
-    return hf
+    act_fn = {"activation_function": source.choice(["gelu_new", "gelu_pytorch_tanh", "gelu", "relu"])}
+    return support.hf_config(draw_case(source).config, source, **{**act_fn, **changes})
 
 
 def small(**changes: Any) -> transformers.GPT2Config:

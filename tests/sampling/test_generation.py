@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gptladder import GPT2
 from gptladder.sampling import SamplingParams, generate, stream
 from gptladder.sampling.draw import greedy, inverse_cdf, row_uniforms
-from gptladder.sampling.stream import PastContext
+from gptladder.sampling.generation import PastContext
 from gptladder.sampling.text import TextStream
 from gptladder.sampling.transforms import PADDING
 from gptladder.tokenizer import BPETokenizer, Tokenizer
