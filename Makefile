@@ -14,7 +14,7 @@ export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/tiktoken)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate docs wheel test-wheel bench bench-gpu bench-peers mutants test-bridge test-tensorflow test-gguf clean
+.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate look notebooks docs wheel test-wheel bench bench-gpu bench-peers mutants test-bridge test-tensorflow test-gguf clean
 LAYERS := embed pos-embed layer-norm layernorm attention mlp block unembed model
 .PHONY: $(addprefix test-,$(LAYERS))
 
@@ -94,10 +94,15 @@ train-shakespeare: $(VENV)/.ready ## train on the characters of TEXT=input.txt; 
 	$(if $(TEXT),,$(error which text? make train-shakespeare TEXT=input.txt))
 	$(BIN)/gptladder train --preset shakespeare-char --corpus $(call typed,TEXT) $(CONTINUE) $(ARGS)
 
-PROMPT ?= Once upon a time
+generate: PROMPT ?= Once upon a time
 generate: MODEL ?= runs/tinystories
 generate: $(VENV)/.ready ## continue PROMPT="Once upon a time" with the model of train-tinystories (MODEL=folder: another)
 	$(BIN)/gptladder generate $(call typed,PROMPT) --model $(call typed,MODEL) $(ARGS)
+
+look: PROMPT ?= Once upon a time there was
+look: MODEL ?= runs/tinystories/final
+look: $(VENV)/.ready ## write look.html, a page about what a model does with PROMPT="Once upon a time there was" (MODEL=folder)
+	$(BIN)/gptladder look $(call typed,PROMPT) --model $(call typed,MODEL) $(ARGS)
 
 # Figures for docs/performance.md. Anything else that runs makes them worse, and the benchmarks say so.
 RESULTS ?= benchmarks/results/cpu
@@ -117,6 +122,9 @@ bench-peers: .venv-bench/.ready ## a training step beside x-transformers, litgpt
 
 mutants: $(VENV)/.ready ## which changes of the library no test notices: hours (MODULES="components/mlp.py": of some files)
 	$(BIN)/python -W ignore tests/mutants.py $(MODULES)
+
+notebooks: $(VENV)/.ready ## run the notebooks, and store what they show
+	$(BIN)/python notebooks/store.py
 
 docs: $(VENV)/.ready ## build the documentation site in build/site/html
 	$(BIN)/python docs/site/gather.py

@@ -91,7 +91,7 @@ def test_the_test_of_ones_own(finished: bool) -> None:
 
 def test_the_readme_leads_there() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "(docs/your-layer.md)" in readme
+    assert "/docs/your-layer.md)" in readme
     # The README shows the output of the session.
     shown = next(text for kind, text in BLOCKS.findall(SESSION) if "The mistake" in text).removeprefix("$ ")
     command, rest = shown.split("\n", 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 from ..assembly.config import GPT2Config
@@ -50,6 +51,8 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     elif recipe is not None:
         _announce(recipe.line(config), json_lines=config.run.json)
     outcome = run_training(config, sample=sample, asked=asked)
+    if outcome.ending != "interrupted":
+        _announce(look_command(outcome.folder / "final", config.run.prompt), json_lines=config.run.json)
     return _INTERRUPTED if outcome.ending == "interrupted" else 0
 
 
@@ -193,7 +196,17 @@ def _number(text: str | None) -> float:
         return 1.0
 
 
+def look_command(model: Path, prompt: str) -> str:
+    """Return a line that names the command to type next: it shows what the model does with the prompt.
+
+    >>> look_command(Path("runs/x/final"), "Once upon a time")
+    'look into it: gptladder look "Once upon a time" --model runs/x/final'
+    """
+    text = prompt if prompt.strip() and not set(prompt) & set('"$`\\!\n') else "your text"
+    return f'look into it: gptladder look "{text}" --model {shlex.quote(str(model))}'
+
+
 def _announce(line: str, *, json_lines: bool) -> None:
-    """Print a line before a run begins, from one process of several."""
+    """Print a line before or after a run, from one process of several."""
     if os.environ.get("RANK", "0") == "0":
         JSONDisplay().say(line) if json_lines else print(line, flush=True)
