@@ -27,6 +27,7 @@ from gptladder.training import command as training
 from gptladder.training.presets import PRESETS, TrainConfig
 from gptladder.training.record import VERSION
 from gptladder.training.run import Outcome
+from gptladder.training.run import train as run_training
 from gptladder.weights.sources import RUN_FORMAT
 
 ROOT = Path(__file__).parents[1]
@@ -196,10 +197,9 @@ ALONE = [words for words in TRAINING if words[0] == "gptladder" and "--help" not
 @pytest.mark.parametrize("words", ALONE, ids=" ".join)
 def test_a_line_that_trains_trains(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line as it is typed; only the number of steps is cut after its options were read."""
-    run = training.run_training
 
     def short(config: TrainConfig, **rest: Any) -> Outcome:
-        return run(config.replace(max_steps=2, warmup_steps=1, sample_tokens=5), **rest)
+        return run_training(config.replace(max_steps=2, warmup_steps=1, sample_tokens=5), **rest)
 
     monkeypatch.setattr(training, "run_training", short)
     assert cli.main(words[1:]) == 0

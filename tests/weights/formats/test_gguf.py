@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from gptladder.weights.sources import config_to_ours
 gguf = pytest.importorskip("gguf")
 
 TEXT = "the cat sat on the mat, and the hat sat on the cat; it's 12 o'clock. " * 3
-TYPES = ("f32", "f16", "q8_0")
+TYPES: dict[str, torch.dtype | Literal["q8_0"]] = {"f32": torch.float32, "f16": torch.float16, "q8_0": "q8_0"}
 
 
 def tokenizer() -> BPETokenizer:
@@ -166,6 +166,7 @@ def test_each_tensor_has_the_name_that_the_package_gives_it() -> None:
 def test_the_tokens_and_merges_are_those_of_the_tokenizer() -> None:
     words, its = vocabulary(tokenizer(), 280), tokenizer()
     ends = its.eot_id
+    assert ends is not None
     assert words.tokens[ends] == "<|endoftext|>"
     assert words.types[ends] == gguf.TokenType.CONTROL
     assert set(words.types[:ends]) == {gguf.TokenType.NORMAL}
@@ -178,9 +179,8 @@ def test_the_tokens_and_merges_are_those_of_the_tokenizer() -> None:
 def backend(tokens: list[str], merges: list[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    made = Tokenizer(
-        models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[tuple(m.split(" ")) for m in merges])
-    )
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    made = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=pairs))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return made
 
@@ -442,7 +442,7 @@ def loaded(llama: Any, path: Path, n_ctx: int) -> Any:
 @pytest.mark.parametrize("dtype", TYPES)
 def test_llama_cpp_gives_our_ids_and_logits(llama: Any, tmp_path: Path, dtype: str) -> None:
     model, its = our_model(), tokenizer()
-    path = written(tmp_path, model, dtype={"f32": torch.float32, "f16": torch.float16}.get(dtype, dtype))
+    path = written(tmp_path, model, dtype=TYPES[dtype])
     theirs = loaded(llama, path, 24)
     for text in (TEXT, "naïve 狐 🙂\n\n  x  ", "it's 12 o'clock\t"):
         assert theirs.tokenize(text.encode(), add_bos=True) == its.encode(text)
@@ -459,7 +459,7 @@ def test_llama_cpp_gives_our_ids_and_logits(llama: Any, tmp_path: Path, dtype: s
 def test_llama_cpp_continues_as_we_do(llama: Any, tmp_path: Path, dtype: str) -> None:
     folder = Path(os.environ["GPTLADDER_MODEL"])
     out = tmp_path / "x.gguf"
-    convert(folder, out, to="gguf", dtype={"f32": torch.float32, "f16": torch.float16}.get(dtype, dtype))
+    convert(folder, out, to="gguf", dtype=TYPES[dtype])
     model, its = from_pretrained(folder), load_tokenizer(folder)
     theirs = loaded(llama, out, model.config.n_ctx)
     for prompt in ("Once upon a time", "One day, a", "The little"):
