@@ -371,7 +371,8 @@ def _saved(tokenizer: Tokenizer) -> Iterator[Any]:
     """Give a tokenizer as transformers' class, in a folder that lasts for the block: TransformerLens reads it again."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        yield _reference("transformers").AutoTokenizer.from_pretrained(folder)
+        # TransformerLens's users write special tokens as text, which ours save as text that is split.
+        yield _reference("transformers").AutoTokenizer.from_pretrained(folder, split_special_tokens=False)
 
 
 def _state(model: GPT2) -> dict[str, Tensor]:
