@@ -301,6 +301,25 @@ def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
     return dict(bridge.state_to_bridge(model.config, _state(model), conv1d=conv1d))
 
 
+def to_bridge(model: GPT2) -> Any:
+    """Return TransformerLens's ``TransformerBridge`` with this model's weights and its tokenizer.
+
+    Raises:
+        WeightsError: transformers' GPT-2, which the bridge wraps, cannot hold the model.
+        ImportError: transformer-lens or transformers is not installed.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
+        >>> torch.equal(from_bridge(to_bridge(model)).embed.W_E, model.embed.W_E)
+        True
+    """
+    if model.tokenizer is None:
+        return bridge.bridge_around(to_hf(model))
+    with _saved(model.tokenizer) as theirs:
+        return bridge.bridge_around(to_hf(model), theirs)
+
+
 def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor], Any]:
     """Return the state dict and the configuration of a model, or of a bare state dict."""
     if isinstance(model, Mapping):

@@ -53,7 +53,7 @@ def test_a_cfg_follows_its_model_and_keeps_its_sizes() -> None:
     assert cfg.dtype == torch.float32
     with pytest.raises(AttributeError, match=r"cfg\.n_heads cannot be set"):
         cfg.n_heads = 4
-    with pytest.raises(AttributeError, match="cfg has no 'n_head'; it has .*n_heads"):
+    with pytest.raises(AttributeError, match=r"cfg has no 'n_head'; it has .*n_heads"):
         _ = cfg.n_head
     assert "n_heads=3" in repr(cfg)
     with pytest.raises(ValueError, match=r"post-norm .* read model\.config"):
@@ -117,10 +117,8 @@ def test_cfg_makes_transformer_lens_take_the_cache() -> None:
         # Theirs sums biases in float32: the remainder differs by that.
         assert (values - wanted).abs().max() < (1e-12 if len(labels) < 20 else 1e-5)
     residual = cache.accumulated_resid(apply_ln=True)
-    assert (
-        cache.logit_attrs(residual, 7, incorrect_tokens=3) - expected.logit_attrs(residual, 7, incorrect_tokens=3)
-    ).abs().max() < 1e-12
-    assert (cache.stack_activation("z") - expected.stack_activation("z")).abs().max() < 1e-12
+    for call in (lambda c: c.logit_attrs(residual, 7, incorrect_tokens=3), lambda c: c.stack_activation("z")):
+        assert (call(cache) - call(expected)).abs().max() < 1e-12
 
 
 def test_a_cache_without_a_batch_axis_stays_so() -> None:

@@ -1,5 +1,6 @@
 """What models and caches print: one line."""
 
+import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config
@@ -30,9 +31,7 @@ def test_a_cache_prints_a_few_of_its_activations() -> None:
 
 def test_a_method_that_a_cache_lacks_is_pointed_at_transformer_lens() -> None:
     cache = ActivationCache(a=torch.zeros(1))
-    try:
+    with pytest.raises(AttributeError, match=r"cache\.transformer_lens\(model\)\.accumulated_resid"):
         cache.accumulated_resid()
-    except AttributeError as error:
-        assert "cache.transformer_lens(model).accumulated_resid" in str(error)
     assert not hasattr(cache, "stack_heads")
     assert cache.copy() == {"a": torch.zeros(1)}
