@@ -17,6 +17,7 @@ from ..components.pos_embed import PosEmbed
 from ..components.shapes import shape_checked
 from ..components.tap import Tap
 from ..components.unembed import Unembed
+from .blocks import Blocks
 from .checkpointing import call_block
 from .config import GPT2Config
 from .hooked import HookedModel
@@ -101,7 +102,7 @@ class GPT2(HookedModel):
             for layer in range(config.n_layers)
         ]
         scale_residual_projections(blocks)
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = Blocks(blocks)
         self.ln_final = (
             LayerNorm(d_model=config.d_model, layer_norm_eps=config.layer_norm_eps, fused=fused, **made)
             if config.norm == "pre"
@@ -118,7 +119,7 @@ class GPT2(HookedModel):
             tap.name = name
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, as a new model's."""
+        """Draw all weights again, as for a new model."""
         blocks: list[Any] = list(self.blocks)
         layers: list[Any] = [self.embed, self.pos_embed, *blocks, self.ln_final, self.unembed]
         for layer in layers:

@@ -193,7 +193,7 @@ def to_hf(model: GPT2) -> Any:
     return hf.eval()
 
 
-def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fused: bool = True) -> GPT2:
+def from_hooked_transformer(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
     """Return a model with a copy of the weights of a ``HookedTransformer``, raw or processed.
 
     Processed weights give the same log-probabilities as the model that they came from. (Logits may differ from that
@@ -201,7 +201,8 @@ def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fus
 
     Args:
         model: the model; or its state dict, with ``config``. ARENA's state dicts have the same names.
-        config: sizes and choices of a bare state dict (the weights show whether the projection is tied).
+        config: sizes and choices of a bare state dict, as a `GPT2Config` or the library's own configuration (the
+            weights show whether the projection is tied).
         fused: as for `GPT2`.
 
     Raises:
@@ -261,12 +262,13 @@ def to_hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
     return dict(hooked_transformer.state_to_hooked(model.config, _state(model)))
 
 
-def from_bridge(model: Any, config: GPT2Config | None = None, *, fused: bool = True) -> GPT2:
+def from_bridge(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
     """Return a model with a copy of the weights of a ``TransformerBridge`` around a GPT-2, bridged or native.
 
     Args:
         model: the bridge; or its state dict, with ``config``.
-        config: sizes and choices of a bare state dict (the weights show whether the projection is tied).
+        config: sizes and choices of a bare state dict, as a `GPT2Config` or the library's own configuration (the
+            weights show whether the projection is tied).
         fused: as for `GPT2`.
 
     Raises:

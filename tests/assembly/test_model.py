@@ -81,7 +81,8 @@ def test_left_padding_makes_no_difference_and_equals_transformers(padding: list[
 
 @pytest.mark.parametrize("where", ["embed_dropout", "attn_dropout", "resid_dropout"])
 def test_dropout_acts_in_training_alone(where: str) -> None:
-    model, plain = made(**{where: 0.4}), made()
+    dropout: dict[str, Any] = {where: 0.4}
+    model, plain = made(**dropout), made()
     assert torch.equal(model(tokens()), plain(tokens()))
     model.train()
     assert not torch.equal(model(tokens()), model(tokens()))
@@ -172,6 +173,8 @@ def test_compiled_without_a_graph_break_it_computes_the_same_gradients_too() -> 
     compiled(tokens()).square().sum().backward()
     plain(tokens()).square().sum().backward()
     for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
         assert (ours.grad - theirs.grad).abs().max() < 1e-10, name
 
 
@@ -255,7 +258,7 @@ def test_a_replaced_table_and_a_wrapper_keep_the_tie() -> None:
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.inner(ids)
 
-    model = made()
+    model: Any = made()
     expected = model(tokens())
     table = model.embed.W_E
     model.embed = Wrapper(model.embed)
@@ -266,7 +269,7 @@ def test_a_replaced_table_and_a_wrapper_keep_the_tie() -> None:
 
 
 def test_an_unfit_embedding_for_a_tied_model_is_refused() -> None:
-    model = made()
+    model: Any = made()
     expected, embed = model(tokens()), model.embed
     with pytest.raises(ValueError, match="d_vocab=18"):
         model.embed = Embed(d_vocab=18, d_model=10)
