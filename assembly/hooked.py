@@ -12,6 +12,7 @@ from ..components import caching, taps
 from ..components.taps import Hook, HookFunction, Names, Tap
 from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from . import text
+from .blocks import Blocks
 from .config import GPT2Config
 from .lens_config import LensConfig
 from .stacked import accumulated_bias, stacked
@@ -29,7 +30,7 @@ class HookedModel(nn.Module):
     embed: Any
     pos_embed: Any
     unembed: Any
-    blocks: nn.ModuleList
+    blocks: Blocks
 
     def __init__(self) -> None:
         super().__init__()

@@ -95,7 +95,7 @@ class LensConfig:
         object.__setattr__(self, "_model", model)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(name)
         if name in ON_REQUEST:
             offered = [
