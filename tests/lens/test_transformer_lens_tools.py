@@ -32,8 +32,7 @@ def ours() -> GPT2:
 
 @pytest.fixture(scope="module")
 def theirs(ours: GPT2) -> Any:
-    bridge = to_bridge(ours)
-    return bridge
+    return to_bridge(ours)
 
 
 def close(a: Any, b: Any, at_most: float = 1e-12) -> bool:
@@ -106,7 +105,8 @@ def test_its_patching_runs_on_our_model(ours: GPT2, theirs: Any, name: str) -> N
 
 @pytest.mark.parametrize("component", ["q", "k", "v"])
 def test_its_path_patching_runs_on_our_model(ours: GPT2, theirs: Any, component: str) -> None:
-    if not hasattr(patching, "get_act_patch_direct_path"):
+    function: Any = getattr(patching, "get_act_patch_direct_path", None)
+    if function is None:
         pytest.skip("TransformerLens 3 has no path patching")
     results = []
     for model in (ours, theirs):
@@ -114,9 +114,7 @@ def test_its_path_patching_runs_on_our_model(ours: GPT2, theirs: Any, component:
         if model is ours:
             clean, corrupted = (cache.transformer_lens(ours) for cache in (clean, corrupted))
         options = {"src_layer": 0, "src_head": 1, "component": component, "verbose": False}
-        results.append(
-            patching.get_act_patch_direct_path(model, model.to_tokens(CORRUPTED), clean, corrupted, metric, **options)
-        )
+        results.append(function(model, model.to_tokens(CORRUPTED), clean, corrupted, metric, **options))
     assert results[0][1].any()
     assert close(results[0].double(), results[1].double(), 1e-5)
     assert not ours.cfg.use_split_qkv_input
