@@ -117,7 +117,7 @@ def test_the_reported_rounding_is_what_a_reader_sees(
     assert (result["rounding"] > 0) == (dtype != "f32")
 
 
-def test_the_command_says_what_readers_must_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_what_readers_must_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved(tmp_path / "source", our_model(d_mlp=96))
     assert main(["convert", str(source), str(tmp_path / "x.gguf"), "--to", "gguf"]) == 0
     printed = capsys.readouterr().out
