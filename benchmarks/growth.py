@@ -127,10 +127,10 @@ def main() -> None:
     arguments = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "growth": {}}
     for title, work in (("training step", training_step), ("decoded token", decoded_token)):
-        rows = []
+        rows, foreign = [], 0.0
         for axis, values in AXES.items():
             wait_for_quiet()
-            foreign = busy_elsewhere()
+            foreign = max(foreign, busy_elsewhere())
             found = [alone(work, replace(Sizes(), **{axis: value})) for value in values]
             columns = {name: [each[name] for each in found] for name in ("seconds", "needed", "memory")}
             exponents = {name: slope(values, column) for name, column in columns.items()}
@@ -156,22 +156,45 @@ def main() -> None:
         draw(result["growth"], arguments.picture)
 
 
+_NEEDED = {"training step": "operations needed", "decoded token": "bytes that must be read"}
+_SIZES = {
+    "context": "context (tokens)",
+    "batch": "batch (sequences)",
+    "d_model": "width (d_model)",
+    "n_layers": "depth (layers)",
+}
+
+
 def draw(growth: dict[str, Any], path: Path) -> None:
     """Draw, for each axis, the time relative to the first size, and the operations or bytes that are needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, (name, found) in zip(figure.subplots(2, 4).flat, growth.items(), strict=True):
-        sizes = found["sizes"]
-        panel.loglog(sizes, [value / found["seconds"][0] for value in found["seconds"]], "o-", label="time")
-        panel.loglog(sizes, [value / found["needed"][0] for value in found["needed"]], "k:", label="needed")
-        panel.set_xticks(sizes, [str(size) for size in sizes])
-        panel.minorticks_off()
-        panel.set_title(f"{name}: {found['exponents']['seconds']:.2f}", fontsize=10)
+    panels = figure.subplots(2, 4, sharey="row", sharex="col")
+    for panel, (name, found) in zip(panels.flat, growth.items(), strict=True):
+        work, axis = name.split(", ")
+        sizes, exponents = found["sizes"], found["exponents"]
+        for what, style, label in (("seconds", "o-", "time, measured"), ("needed", "k:", f"{_NEEDED[work]}, computed")):
+            relative = [value / found[what][0] for value in found[what]]
+            panel.loglog(sizes, relative, style, label=f"{label}: exponent {exponents[what]:.2f}")
+        panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        panel.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
-    figure.axes[0].legend()
+        panel.legend(fontsize=7, loc="upper left", framealpha=1)
+        if panel in panels[0]:
+            panel.set_title(f"growing {axis}", fontsize=10)
+        if panel in panels[-1]:
+            panel.set_xlabel(_SIZES[axis])
+        if panel in panels[:, 0]:
+            panel.set_ylabel(f"{work}:\ntimes that of the smallest size")
+    for row in panels:
+        # Room above the curves for the legends.
+        row[0].set_ylim(0.85, 2.2 * max(line.get_ydata().max() for panel in row for line in panel.lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

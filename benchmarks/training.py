@@ -328,28 +328,55 @@ def main() -> None:
         draw(result, arguments.picture)
 
 
+_FLOAT32, _BF16 = "#2b6cb0", "#c05621"
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draw the tokens per second of each contestant, and the bound that the speed of matrix products sets."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(4 * len(result["shapes"]), 4), layout="constrained")
+    figure = Figure(figsize=(4 * len(result["shapes"]), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(result["shapes"]), squeeze=False)[0]
     for panel, (shape, found) in zip(panels, result["shapes"].items(), strict=True):
-        names = list(found["contestants"])
-        speeds = [f["tokens_per_second"] for f in found["contestants"].values()]
-        colours = ["#c05621" if "bf16" in name else "#2b6cb0" for name in names]
-        panel.bar(names, speeds, color=colours, width=0.6)
-        for place, (name, f) in enumerate(found["contestants"].items()):
-            panel.plot(
-                [place - 0.35, place + 0.35], [f["tokens_per_second"] / f["share_of_arithmetic_bound"]] * 2, "k--"
+        contestants = found["contestants"]
+        names = list(contestants)
+        speeds = [figures["tokens_per_second"] for figures in contestants.values()]
+        bounds = [
+            figures["tokens_per_second"] / figures["share_of_arithmetic_bound"] for figures in contestants.values()
+        ]
+        bars = panel.bar(names, speeds, color=[_BF16 if "bf16" in name else _FLOAT32 for name in names], width=0.6)
+        panel.hlines(bounds, [i - 0.35 for i in range(len(names))], [i + 0.35 for i in range(len(names))], "k", "--")
+        # A bar that ends near its bound has its number inside.
+        for bar, bound, figures in zip(bars, bounds, contestants.values(), strict=True):
+            text = f"{figures['ratio']['median']:.2f} ×" if "ratio" in figures else f"{bar.get_height():,.0f}"
+            inside = bound - bar.get_height() < 0.1 * max(bounds)
+            panel.annotate(
+                text,
+                (bar.get_x() + bar.get_width() / 2, bar.get_height()),
+                xytext=(0, -5 if inside else 4),
+                textcoords="offset points",
+                ha="center",
+                va="top" if inside else "bottom",
+                color="white" if inside else "black",
+                weight="bold",
             )
-            panel.text(
-                place, f["tokens_per_second"], f"{f['ratio']['median']:.2f}" if "ratio" in f else name, ha="center"
-            )
-        panel.set_title(f"{shape}: tokens/s, ratio to transformers'")
-    figure.supxlabel("dashed: what matrix products at this machine's measured speed would take alone", fontsize=9)
+        sizes = found["shape"]
+        panel.set_title(
+            f"{shape}: {sizes['n_layers']} layers of {sizes['d_model']}, {sizes['d_vocab']:,} tokens", fontsize=10
+        )
+        panel.set_ylim(0, 1.08 * max(bounds))
+        panel.yaxis.set_major_formatter("{x:,.0f}")
+    panels[0].set_ylabel("tokens per second in training")
+    handles = [
+        Patch(color=_FLOAT32, label="float32"),
+        Patch(color=_BF16, label="bfloat16"),
+        panels[0].plot([], [], "k--", label="bound: the matrix products alone, at their measured speed")[0],
+        Patch(color="none", label="number: speed / speed of transformers in float32"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

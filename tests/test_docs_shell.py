@@ -121,9 +121,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Everything that the lines name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("gpt2", "runs/tinystories/final"):
+    for name in ("gpt2", "runs/tinystories/final", "runs/mine/final"):
         write_model(tmp_path / name)
-    Path("runs/tinystories/config.json").write_text('{"format": "gptladder-run"}')
+    for name in ("tinystories", "mine"):
+        Path("runs", name, "config.json").write_text('{"format": "gptladder-run"}')
     assert cli.main(["convert", "gpt2", "out/ckpt.pt", "--to", "nanogpt", "--act-fn", "gelu_new"]) == 0
     text = "Once upon a time there was a fox. It slept.\n" * 400
     Path("my-texts").mkdir()
@@ -248,19 +249,26 @@ def test_a_line_of_make_names_a_target(words: list[str], tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("target", ["generate", "look"])
 @pytest.mark.parametrize("prompt", ['He wrote "hello".', "It's 5 `now`", "back\\slash \\n", "a  b", "x=$5", "# 50%"])
-def test_make_generate_passes_the_prompt_as_typed(prompt: str, tmp_path: Path) -> None:
+def test_make_passes_the_prompt_as_typed(target: str, prompt: str, tmp_path: Path) -> None:
     program = tmp_path / "bin" / "gptladder"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\nprintf '%s' \"$2\"\n")
     program.chmod(0o755)
     (tmp_path / ".ready").touch()
     done = subprocess.run(
-        ["make", "-s", "-C", str(ROOT), f"VENV={tmp_path}", "generate", f"PROMPT={prompt}"],
+        ["make", "-s", "-C", str(ROOT), f"VENV={tmp_path}", target, f"PROMPT={prompt}"],
         capture_output=True,
         text=True,
     )
     assert done.stdout == prompt, done.stderr
+
+
+def test_make_look_reads_what_make_train_tinystories_writes(tmp_path: Path) -> None:
+    (tmp_path / ".ready").touch()
+    done = subprocess.run(["make", "-n", "-C", str(ROOT), f"VENV={tmp_path}", "look"], capture_output=True, text=True)
+    assert "gptladder look 'Once upon a time there was' --model 'runs/tinystories/final'" in done.stdout
 
 
 def test_make_train_shakespeare_asks_for_its_text(tmp_path: Path) -> None:

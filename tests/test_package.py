@@ -107,3 +107,32 @@ def test_a_command_without_its_extra_names_the_extra(command: str) -> None:
     done = run(f"{WITHOUT_EXTRAS}\nfrom gptladder.cli import main\nsys.exit(main([{command!r}]))")
     assert done.returncode == 1
     assert done.stderr.strip().endswith("is not installed: pip install 'gptladder[reference]'")
+
+
+def test_a_layer_brings_in_four_packages_and_nothing_else() -> None:
+    imported = """
+import sys
+def others():
+    return {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"gptladder", "__main__"}
+before = others()
+FIRST
+first = others()
+from gptladder.components import Attention
+print(*sorted(others() - (first if first != before else before)))
+"""
+    four = {"torch", "einops", "jaxtyping", "beartype"}
+    alone = set(run(imported.replace("FIRST", ""), check=True).stdout.split())
+    assert four <= alone
+    # What these four bring in themselves is theirs.
+    beside = run(
+        imported.replace("FIRST", f"import {', '.join(sorted(four))}, beartype.door"), check=True
+    ).stdout.split()
+    assert beside == []
+
+
+def test_the_parts_can_be_reached_without_an_import_of_their_own() -> None:
+    parts = ["assembly", "components", "ladder", "lens", "sampling", "tokenizer", "training", "weights"]
+    code = f"import gptladder; print(all(hasattr(gptladder, part) for part in {parts}), *dir(gptladder))"
+    found, *names = run(code, check=True).stdout.split()
+    assert found == "True"
+    assert set(parts) <= set(names)

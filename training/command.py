@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 from ..assembly.config import GPT2Config
@@ -50,6 +51,8 @@ def train(argv: list[str], sample: Sampler | None = None) -> int:
     elif recipe is not None:
         _announce(recipe.line(config), json_lines=config.run.json)
     outcome = run_training(config, sample=sample, asked=asked)
+    if outcome.ending != "interrupted":
+        _announce(look_command(outcome.folder / "final", config.run.prompt), json_lines=config.run.json)
     return _INTERRUPTED if outcome.ending == "interrupted" else 0
 
 
@@ -71,7 +74,7 @@ def prepare(argv: list[str]) -> int:
 
 
 def given_fields(argv: list[str]) -> set[str]:
-    """Return the names of the fields whose options stand on a command line.
+    """Return the names of the fields whose options are on a command line.
 
     >>> sorted(given_fields(["--d-model", "8", "--no-tie-word-embeddings", "--lr=1e-3"]))
     ['d_model', 'lr', 'tie_word_embeddings']
@@ -110,7 +113,7 @@ def _parsed(argv: list[str], base: TrainConfig, given: set[str]) -> TrainConfig:
 
 
 def _recorded(config: TrainConfig, given: set[str]) -> TrainConfig:
-    """Return what a run that resumes was started with: options that are not given again stay as they were.
+    """Return the options that a resumed run was started with: they stay the same unless they are on the command line.
 
     Its name and folder are those of the snapshot's run, unless others are given.
     """
@@ -171,7 +174,7 @@ def _start(argv: list[str], prog: str) -> tuple[TrainConfig, Start | None, list[
 
 
 def _values(argv: list[str], option: str) -> list[str]:
-    """Return the values of one option on a command line; of the last one, if it stands there twice."""
+    """Return the values of one option on a command line; if it is there twice, those of the last."""
     values: list[str] = []
     taking = False
     for word in argv:
@@ -193,7 +196,17 @@ def _number(text: str | None) -> float:
         return 1.0
 
 
+def look_command(model: Path, prompt: str) -> str:
+    """Return a line that names the command to type next: it shows what the model does with the prompt.
+
+    >>> look_command(Path("runs/x/final"), "Once upon a time")
+    'look into it: gptladder look "Once upon a time" --model runs/x/final'
+    """
+    text = prompt if prompt.strip() and not set(prompt) & set('"$`\\!\n') else "your text"
+    return f'look into it: gptladder look "{text}" --model {shlex.quote(str(model))}'
+
+
 def _announce(line: str, *, json_lines: bool) -> None:
-    """Print a line before a run begins, from one process of several."""
+    """Print a line before or after a run, from one process of several."""
     if os.environ.get("RANK", "0") == "0":
         JSONDisplay().say(line) if json_lines else print(line, flush=True)

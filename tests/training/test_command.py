@@ -389,9 +389,10 @@ def test_ctrl_c_ends_with_a_snapshot_and_130(start: Callable[..., int], tmp_path
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=60)
     assert process.returncode == 130, complained
-    step = int(re.search(r"stopped at step (\d+); continue with --resume auto", said)[1])
+    stopped = re.search(r"stopped at step (\d+); continue with --resume auto", said)
+    assert stopped is not None
     assert [path.name for path in list_snapshots(tmp_path / "runs" / "shakespeare-char" / "snapshots")][-1] == (
-        f"snapshot_step_{step}.pt"
+        f"snapshot_step_{stopped[1]}.pt"
     )
 
 
