@@ -396,7 +396,7 @@ def test_a_file_that_is_not_the_source_is_not_kept(tmp_path: Path, monkeypatch: 
             count += 1
             first, *others = arguments
             if count == 5:
-                first = first.replace("weight", "scale") if fault == "name" else first + 1
+                first = f"{first}.old" if fault == "name" else first + 1
             honest(writer, first, *others, **options)
 
         monkeypatch.setattr(gguf.GGUFWriter, honest.__name__, wrong)
@@ -456,7 +456,7 @@ def test_llama_cpp_gives_our_ids_and_logits(llama: Any, tmp_path: Path, dtype: s
         assert theirs.tokenize(text.encode(), add_bos=True, special=False) == its.encode(text)
     # llama.cpp rounds activations to float16 or to 8 bits where the weights are.
     expected = logits(read(path, model), TOKENS)[0]
-    bound = {"f32": 1e-2, "f16": 1e-2, "q8_0": 5e-2}[dtype] * expected.std()
+    bound = {"f32": 1e-2, "f16": 1e-2, "q8_0": 0.2}[dtype] * expected.std()
     assert (llama_logits(theirs, TOKENS[0].tolist()) - expected).abs().max() < bound
 
 
