@@ -3,7 +3,6 @@
 `Sandbox` is this side of it, worker.py the other.
 """
 
-import contextlib
 import os
 import re
 import tempfile
@@ -18,7 +17,7 @@ from ..results import Fault
 from .layer import Reply, Request
 from .limits import OVER_LIMIT, Limits
 from .messages import MessageError, exchange
-from .processes import Process, ended_by, start
+from .processes import Process, ended_by, remove, start
 from .source import CandidateError, Code, split
 from .worker import START, Found, Order, Start
 
@@ -119,22 +118,21 @@ class Sandbox:
         self._process.end()
         self._reader.join(timeout=5)
         self._trace.close()
-        with contextlib.suppress(OSError):  # what a submission leaves there must not stop the grading
-            self._folder.cleanup()
+        remove(self._folder)
         self._process = None
 
     def _start(self) -> None:
         self._ready = False
-        self._folder = tempfile.TemporaryDirectory(prefix="gptladder-", ignore_cleanup_errors=True)
+        self._folder = Path(tempfile.mkdtemp(prefix="gptladder-"))
         # Read by this open file, not by its name: a submission can put something else in its place.
-        self._trace = open(Path(self._folder.name) / "trace", "w+b")  # noqa: SIM115 - closed with the process
+        self._trace = open(self._folder / "trace", "w+b")  # noqa: SIM115 - closed with the process
         env = {**os.environ, "HF_HUB_OFFLINE": "1"}
         if self.limits is not None:
             env = {name: value for name, value in env.items() if _VARIABLES.fullmatch(name)}
-            env |= {"HF_HUB_OFFLINE": "1", "TMPDIR": self._folder.name, "TEMP": self._folder.name}
+            env |= {"HF_HUB_OFFLINE": "1", "TMPDIR": str(self._folder), "TEMP": str(self._folder)}
         self._process = start(
             START,
-            writable=None if self.limits is None else Path(self._folder.name),
+            writable=None if self.limits is None else self._folder,
             limits=self.limits,
             env=env,
             copy=self.copy,
