@@ -61,11 +61,10 @@ import torch
 from gptladder import GPT2Config
 from gptladder.ladder.mistakes import MISTAKES
 
-WRONG = next(each for each in MISTAKES if (each.rung, each.name) == ({rung!r}, {name!r}))
-
 def {function}(cfg, parameters):
+    mistake = next(each for each in MISTAKES if (each.rung, each.name) == ({rung!r}, {name!r}))
     sizes = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "layer_norm_eps", "act_fn")
-    return WRONG.build(GPT2Config(**{{name: getattr(cfg, name) for name in sizes}}), torch.float64), parameters
+    return mistake.build(GPT2Config(**{{name: getattr(cfg, name) for name in sizes}}), torch.float64), parameters
 """
 
 # What a step of the right attention is replaced by: mistakes as students make them.

@@ -4,7 +4,7 @@ What differs between Linux, macOS and Windows stands behind `start`, `take_strea
 `ended_by`, `remove`, `probe` and `context_of_judges`. Nothing that a system lacks is imported before it is used.
 
 ============  ==========================  =========================  ==================  ===========================
-system        starts                      ends                       limits              keeps apart
+system        starts                      ends                       limits              isolates
 ============  ==========================  =========================  ==================  ===========================
 ``linux``     fork                        process namespace          memory, processes   network, files, processes
 ``macos``     a new Python                process group              memory (by ``ps``)  nothing
@@ -248,7 +248,8 @@ class _Spawned(Process):
         if SYSTEM == "windows":
             options["creationflags"] = 0x200 | 0x08000000  # a process group of its own, and no window
         # -P: a file of the user's called random.py must not stand in for Python's own.
-        self._process = subprocess.Popen(
+        popen: Any = subprocess.Popen  # its overloads do not know options in a dict
+        self._process: subprocess.Popen[bytes] = popen(
             [sys.executable, "-P", "-c", _CHILD, target, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

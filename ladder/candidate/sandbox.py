@@ -24,7 +24,7 @@ from .worker import START, Found, Order, Start
 # Seconds to read the user's file and what it imports.
 _START_LIMIT = 120.0
 # The worker keeps the time itself, and reports where it was; this is for one that cannot even do that.
-_GRACE = 10.0
+_GRACE = 5.0
 _PRINTED = 1000  # bytes of the output that are stored
 _MOST_TRACE = 64 * 2**10
 # Variables of the environment that a layer with limits may see; others may hold secrets of the teacher's.
