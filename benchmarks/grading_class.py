@@ -82,7 +82,6 @@ MISTAKEN = [
     ("self.proj((pattern @ v)", "((pattern @ v)"),
     ("return self.proj(", "return x + self.proj("),
     ("pattern @ v", "pattern @ k"),
-    ("q @ k.transpose(-2, -1)", "k @ q.transpose(-2, -1)"),
     ("scores.masked_fill(later, -torch.inf).softmax(-1)", "scores.softmax(-1).masked_fill(later, 0.0)"),
 ]
 

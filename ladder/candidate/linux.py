@@ -170,9 +170,9 @@ def _set_limits(limits: Limits, *, counted: bool) -> None:
         resource.RLIMIT_CORE: 0,
     }
     if counted:
-        # In a user namespace the kernel counts its processes and threads alone. This slows a fork bomb down until the
-        # watcher ends it; threads of numerical libraries need the factor.
-        wanted[resource.RLIMIT_NPROC] = 4 * limits.processes + 64
+        # In a user namespace the kernel counts its processes and threads alone. This keeps a fork bomb small until the
+        # watcher ends it, and leaves numerical libraries their threads.
+        wanted[resource.RLIMIT_NPROC] = limits.processes + 2 * (os.cpu_count() or 1) + 16
     for name, value in wanted.items():
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(name, (value, value))

@@ -53,6 +53,8 @@ class Process:
     replies: BinaryIO
     output: BinaryIO
     returncode: int | None = None
+    imports: bool
+    """Whether it imports its modules anew, which takes seconds."""
 
     def wait(self, timeout: float) -> int | None:
         """Wait for the process to end, and return its status; None if it did not end in time."""
@@ -187,6 +189,8 @@ def _forked(function: Any, streams: Any, writable: Path | None, limits: Limits |
 class _Forked(Process):
     """A copy of this process."""
 
+    imports = False
+
     def __init__(self, target: str, writable: Path | None, limits: Limits | None, env: Mapping[str, str]) -> None:
         requests, replies, output = os.pipe(), os.pipe(), os.pipe()
         for stream in (sys.stdout, sys.stderr):
@@ -235,6 +239,8 @@ class _Forked(Process):
 
 class _Spawned(Process):
     """A new Python, which imports everything anew."""
+
+    imports = True
 
     def __init__(self, target: str, writable: Path | None, limits: Limits | None, env: Mapping[str, str]) -> None:
         settings = {

@@ -88,7 +88,9 @@ class Sandbox:
             return
         limit = _START_LIMIT if self.limits is None else min(_START_LIMIT, self.time_limit)
         first = Start(self.sources, self.chosen, self.only, self._trace.name, limit)
-        found = self._exchange(first, Found, limit, "reading it", grace=_START_LIMIT)  # a new Python imports torch
+        assert self._process is not None
+        grace = _START_LIMIT if self._process.imports else _GRACE
+        found = self._exchange(first, Found, limit, "reading it", grace)
         if isinstance(found, Fault):
             files = sorted({str(split(source)[0]) for source in self.sources.values()})
             raise CandidateError(f"{', '.join(files)}: {found}", found.kind, found.at)
