@@ -12,9 +12,9 @@ shorter schedule, which reaches the target sooner and ends higher.
 The target is the loss that nanoGPT itself ends with (transformers, which trains by the same recipe, if no clone of
 nanoGPT is given), on the whole validation tenth. The time to it is the time spent in training steps until the first
 evaluation at or below it; the evaluations themselves do not count. For each seed the contestants train at the same
-time, each in its own process, and take turns between evaluations in an order drawn anew, so that other work on the
-machine falls on all of them. A turn during which other work kept more than a quarter of a processor busy counts at the
-median pace of that run's other turns; the result file has the times as they were, and how many such turns there were.
+time, each in its own process, and alternate between evaluations in a new random order, so that other work on the
+machine affects all of them. If other work used more than a quarter of a processor during a turn, the turn counts at the
+median pace of that run's other turns; the result file has the measured times, and the number of such turns.
 """
 
 import argparse

@@ -25,7 +25,13 @@ _MOVES = """
 """
 MOVES = frozenset(_MOVES.split())
 # What functions that compute several steps in one end with.
-_FUSED = {"scaled_dot_product_attention": "z", "multi_head_attention_forward": "output", "layer_norm": "output"}
+_FUSED = {
+    "scaled_dot_product_attention": "z",
+    "multi_head_attention_forward": "output",
+    "layer_norm": "output",
+    "std": "scale",
+    "var": "variance",
+}
 TOLERANCE = 1e-9
 
 
@@ -91,8 +97,9 @@ class Matched:
                 for seen in pieces:
                     seen.good = True
                     seen.is_.append(quantity)
-        for seen in self.seen:  # if a bias is missing, queries with it and without it are the same numbers
-            seen.is_.sort(key=lambda quantity: not quantity.step)
+        for seen in self.seen:
+            # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
+            seen.is_.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
 
     @property
     def found(self) -> set[str]:

@@ -300,6 +300,12 @@ class Climb:
         printed: the beginning of what the layers printed in the process of their own.
         printed_bytes: how much they printed there.
         hint: how much the text gives away: ``where``, ``what`` or ``fix``.
+
+    Example:
+        >>> from gptladder.components import MLP
+        >>> from gptladder.ladder import climb
+        >>> climb(MLP, cases=1)
+        <Climb: right: mlp>
     """
 
     rungs: list[Tried] = field(default_factory=list)

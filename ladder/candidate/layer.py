@@ -128,6 +128,7 @@ class Candidate:
         """Build the layer, fill it with the request's parameters, and run it forwards and backwards."""
         answer = fault = None
         trace = Trace()
+        self._notes = {}
         try:
             answer = self._answer(request, trace)
         except _Faulty as error:

@@ -18,7 +18,7 @@ def fragment(climbed: Climb) -> str:
 
 def scoped(style: str) -> str:
     """Return the page's style, for the part of a notebook that shows a result."""
-    rules = style.replace(":root", ".gptladder").replace("body {", ".gptladder {")
+    rules = style.replace(":root", ".gptladder").replace("body { margin: 0 auto;", ".gptladder { margin: 0;")
     lines = []
     for line in rules.splitlines():
         starts = line[:1] not in ("", " ", "@", "}") and not line.startswith(".gptladder")

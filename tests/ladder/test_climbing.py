@@ -251,6 +251,28 @@ def test_heads_that_are_interleaved_pass_with_a_caveat(here: Path) -> None:
         assert "GPT-2's weights do not fit as they are stored" in found.note
 
 
+def test_a_mask_that_a_wrong_forward_takes_is_given_so_that_it_hides(here: Path) -> None:
+    Path("masked.py").write_text(
+        "from torch import nn\n"
+        "class Attention(nn.Module):\n"
+        "    def __init__(self, dim, num_heads):\n"
+        "        super().__init__()\n"
+        "        self.h = num_heads\n"
+        "        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)\n"
+        "    def forward(self, x, mask=None):\n"
+        "        q, k, v = (t.unflatten(-1, (self.h, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))\n"
+        "        scores = q @ k.mT / q.shape[-1]\n"
+        "        if mask is not None:\n"
+        "            scores = scores.masked_fill(mask == 0, -1e9)\n"
+        "        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))\n"
+    )
+    found = climb("masked.py", cases=3).rungs[0]
+    assert found.mistakes == ("divided by d_head, without the root",)
+    assert found.note == (
+        "Forward was given a causal mask (mask: ones where a query may look), so its own masking was not judged."
+    )
+
+
 def test_a_width_beside_a_configuration_is_the_hidden_layers(here: Path) -> None:
     Path("mlp.py").write_text(
         "from torch import nn\n"

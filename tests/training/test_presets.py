@@ -1,3 +1,5 @@
+"""Every preset is a valid configuration, and every field of a configuration is explained and can be set."""
+
 import ast
 import dataclasses
 import inspect
