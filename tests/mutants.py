@@ -9,6 +9,7 @@ mutants.toml lists what is mutated and which tests count, and explains the mutan
 """
 
 import ast
+import gc
 import importlib
 import itertools
 import json
@@ -205,6 +206,8 @@ def main() -> None:
     """Try the mutants of the modules named on the command line (default: all of mutants.toml), and print a table."""
     for name in CONFIG["preload"]:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # otherwise each process looks through all of this, and copies it by doing so
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.touch()
     for group in CONFIG["groups"]:
