@@ -24,7 +24,7 @@ from gptladder import GPT2, GPT2Config, cli
 from gptladder.tokenizer import END_OF_TEXT, BPETokenizer
 from gptladder.training import command as training
 from gptladder.training.presets import TrainConfig
-from gptladder.training.run import Outcome
+from gptladder.training.run import Outcome, train
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -188,7 +188,7 @@ ALONE = [words for words in TRAINING if words[0] == "gptladder" and "--help" not
 @pytest.mark.parametrize("words", ALONE, ids=" ".join)
 def test_a_line_that_trains_trains(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line as it is typed; only the number of steps is cut after its options were read."""
-    run = training.run_training
+    run = train
 
     def short(config: TrainConfig, **rest: Any) -> Outcome:
         return run(config.replace(max_steps=2, warmup_steps=1, sample_tokens=5), **rest)
