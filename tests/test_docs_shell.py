@@ -26,7 +26,7 @@ from gptladder.tokenizer import BPETokenizer
 from gptladder.training import command as training
 from gptladder.training.presets import PRESETS, TrainConfig
 from gptladder.training.record import VERSION
-from gptladder.training.run import Outcome
+from gptladder.training.run import Outcome, train
 from gptladder.weights.sources import RUN_FORMAT
 
 ROOT = Path(__file__).parents[1]
@@ -204,7 +204,7 @@ def test_a_line_that_trains_trains(words: list[str], folder: Path, monkeypatch: 
     """The line as it is typed; only the number of steps is cut after its options were read."""
     write_settings(words)
     there = set(Path("runs").iterdir())
-    run = training.run_training
+    run = train
 
     def short(config: TrainConfig, **rest: Any) -> Outcome:
         return run(config.replace(max_steps=2, warmup_steps=1, sample_tokens=5), **rest)
