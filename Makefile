@@ -14,7 +14,7 @@ export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/tiktoken)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate look notebooks docs wheel test-wheel bench bench-gpu bench-peers test-bridge test-tensorflow clean
+.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate look notebooks docs wheel test-wheel bench bench-gpu bench-peers mutants test-bridge test-tensorflow test-gguf clean
 LAYERS := embed pos-embed layer-norm layernorm attention mlp block unembed model
 .PHONY: $(addprefix test-,$(LAYERS))
 
@@ -66,7 +66,7 @@ lint: $(VENV)/.ready ## ruff, the linter and the formatter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.ready ## pyright on the package
+types: $(VENV)/.ready ## pyright on package, tests, demos and benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-layernorm test-layer-norm: FILE = tests/components/test_layer_norm.py
@@ -120,6 +120,9 @@ bench-peers: .venv-bench/.ready ## a training step beside x-transformers, litgpt
 	.venv-bench/bin/python -W ignore benchmarks/training.py --shapes char gpt2 --contestants ours transformers TransformerLens x-transformers litgpt \
 		--json $(RESULTS)/peers.json
 
+mutants: $(VENV)/.ready ## which changes of the library no test notices: hours (MODULES="components/mlp.py": of some files)
+	$(BIN)/python -W ignore tests/mutants.py $(MODULES)
+
 notebooks: $(VENV)/.ready ## run the notebooks, and store what they show
 	$(BIN)/python notebooks/store.py
 
@@ -167,6 +170,15 @@ test-tensorflow: .venv-tensorflow/.ready ## OpenAI's checkpoints, written by the
 .venv-tensorflow/.ready: pyproject.toml constraints.txt
 	$(NEW_ENVIRONMENT)
 	@$(INSTALL) --constraint constraints.txt --editable '.[reference,tensorflow]' hypothesis pytest pytest-timeout
+	@touch $@
+
+# llama-cpp-python compiles llama.cpp for this processor.
+test-gguf: .venv-gguf/.ready ## GGUF files read by llama.cpp, in an environment that takes 16 minutes to build (MODEL=folder: greedy texts too)
+	$(if $(MODEL),GPTLADDER_MODEL=$(call typed,MODEL)) .venv-gguf/bin/python -m pytest -q tests/weights/formats/test_gguf.py
+
+.venv-gguf/.ready: pyproject.toml constraints.txt
+	$(NEW_ENVIRONMENT)
+	@$(INSTALL) --constraint constraints.txt --editable '.[gguf]' transformers hypothesis pytest pytest-timeout llama-cpp-python
 	@touch $@
 
 clean: ## remove .venv and everything that was built

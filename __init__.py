@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["GPT2", "PRESETS", "GPT2Config", "__version__"]
+__all__ = ["GPT2", "PRESETS", "GPT2Config", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 _PARTS = ("assembly", "components", "ladder", "lens", "sampling", "tokenizer", "training", "weights")
 

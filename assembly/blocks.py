@@ -1,7 +1,7 @@
 """The list of a model's blocks, whose items have the type of a block."""
 
 from collections.abc import Iterator
-from typing import overload
+from typing import cast, overload
 
 from torch import nn
 
@@ -19,11 +19,11 @@ class Blocks(nn.ModuleList):
     """
 
     def __iter__(self) -> Iterator[Block]:
-        return super().__iter__()
+        return cast(Iterator[Block], super().__iter__())
 
     @overload
-    def __getitem__(self, idx: int) -> Block: ...
-    @overload
     def __getitem__(self, idx: slice) -> "Blocks": ...
+    @overload
+    def __getitem__(self, idx: int) -> Block: ...
     def __getitem__(self, idx: int | slice) -> "Block | Blocks":
-        return super().__getitem__(idx)
+        return cast(Block | Blocks, super().__getitem__(idx))

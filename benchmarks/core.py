@@ -65,13 +65,13 @@ def passes(hf: Any, backward: bool) -> Pair:
                 model.zero_grad()
         return loss.item()
 
-    pair: Pair = {
+    pair: dict[str, Callable[[], float]] = {
         "transformers": lambda: step(lambda x: hf(x, use_cache=False).logits, hf),
         "ours": lambda: step(ours, ours),
     }
     losses = [call() for call in pair.values()]
     assert abs(losses[0] - losses[1]) < 1e-4, f"they do not compute the same: {losses}"
-    return pair
+    return dict(pair)
 
 
 def loading(folder: Path) -> Pair:

@@ -27,13 +27,13 @@ import torch.nn.functional as F
 from measure import bandwidth, foreign_load, machine, print_table, spread, wait_for_quiet, write_result
 
 from gptladder import GPT2, GPT2Config
-from gptladder.sampling import SamplingParams, generate, pack
+from gptladder.sampling import PackedWeights, SamplingParams, generate, pack
 from gptladder.tokenizer import load_tokenizer
 from gptladder.training.data.stories import stories
 from gptladder.weights import to_hf
 
 # Bytes of a weight in memory.
-PACKED = {"float32": 4, "bfloat16": 2, "int8": 1}
+PACKED: dict[PackedWeights, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def ours(model: GPT2, prompts: torch.Tensor, new: int) -> list[list[int]]:
@@ -117,8 +117,9 @@ def main() -> None:
             raise SystemExit(f"batch {batch}: float32 does not give the same tokens; there is nothing to compare")
         seconds, reading, foreign = measure(contestants, arguments.rounds)
         found = {}
+        sizes = {f"ours, {name}": size for name, size in PACKED.items()}
         for name, own in seconds.items():
-            size = PACKED.get(name.removeprefix("ours, "), 4)
+            size = sizes.get(name, 4)
             step = statistics.median(own) / arguments.new
             found[name] = {
                 "tokens_per_second": batch / step,

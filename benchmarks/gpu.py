@@ -61,7 +61,7 @@ def training(config: GPT2Config, batch: int, device: torch.device, rounds: int) 
     model = GPT2(config)
     tokens, targets = torch.randint(config.d_vocab, (2, batch, config.n_ctx), device=device)
 
-    def by_logits(model: nn.Module, logits: Callable[[Any], Tensor]) -> Callable[[], Tensor]:
+    def by_logits(model: Callable[[Tensor], Any], logits: Callable[[Any], Tensor]) -> Callable[[], Tensor]:
         return lambda: F.cross_entropy(logits(model(tokens)).flatten(0, 1).float(), targets.flatten())
 
     def build(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:

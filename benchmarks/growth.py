@@ -127,10 +127,10 @@ def main() -> None:
     arguments = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "growth": {}}
     for title, work in (("training step", training_step), ("decoded token", decoded_token)):
-        rows = []
+        rows, foreign = [], 0.0
         for axis, values in AXES.items():
             wait_for_quiet()
-            foreign = busy_elsewhere()
+            foreign = max(foreign, busy_elsewhere())
             found = [alone(work, replace(Sizes(), **{axis: value})) for value in values]
             columns = {name: [each[name] for each in found] for name in ("seconds", "needed", "memory")}
             exponents = {name: slope(values, column) for name, column in columns.items()}

@@ -30,7 +30,8 @@ def tried(entry: dict[str, Any], folder: Path, as_class: bool) -> dict[str, Any]
         names = find_layers(loaded, {})[entry["layer"].replace("_", "-").replace("layernorm", "layer-norm")]
         made = loaded.get(next(name for name in names if isinstance(loaded.get(name, ""), type)), str(path))
     began = time.process_time()
-    result = climb(**{entry["layer"]: made}).rungs[-1]
+    layers: dict[str, Any] = {entry["layer"]: made}
+    result = climb(**layers).rungs[-1]
     return {
         **entry,
         "status": result.status,

@@ -109,9 +109,8 @@ STUDIES = {
             {"optimizer": "adamw", "lr": 6e-3},
             {"optimizer": "adamw", "lr": 4e-3, "batch": 4, "max_steps": 5000},
             {"optimizer": "adamw", "lr": 4e-3, "batch": 4, "max_steps": 5000, "order": "shuffled"},
-            {"muon_lr": 0.05, "lr": 1e-2},
-            {"muon_lr": 0.02, "lr": 8e-3, "init_range": 0.02},
-            {"weight_decay": 0.1},
+            {"muon_lr": 0.03, "lr": 5e-3, "init_range": 0.05},
+            {"muon_lr": 0.05, "lr": 1e-2, "init_range": 0.05},
         ],
     ),
 }
@@ -156,7 +155,10 @@ def train(config: TrainConfig, data: Tokens, evaluations: int) -> dict[str, Any]
     model = GPT2(config.model)
     loss = NextTokenLoss(model).train()
     optimizer = make_optimizer(loss, optim)
-    batches = Batches(data.train, seq=config.seq, batch_size=optim.batch, order=optim.order, seed=optim.seed)
+    eot_id = data.tokenizer.eot_id
+    batches = Batches(
+        data.train, seq=config.seq, batch_size=optim.batch, order=optim.order, eot_id=eot_id, seed=optim.seed
+    )
 
     def loss_of(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return loss(tokens, targets).loss / targets.numel()
@@ -168,7 +170,9 @@ def train(config: TrainConfig, data: Tokens, evaluations: int) -> dict[str, Any]
         train_steps(loss_of, optimizer, list(loss.parameters()), batches, optim, range(first, last))
         seconds += time.process_time() - began
         loss.eval()
-        val = whole_loss(loss_of, data.val, config.seq, bf16=optim.precision == "bf16")
+        bf16 = optim.precision == "bf16"
+        # Stories are always read from their beginning, so that trainings with different windows can be compared.
+        val = whole_loss(loss_of, data.val, config.seq, bf16=bf16, eot_id=eot_id if data.of_stories else None)
         loss.train()
         bits = val * len(data.val) / data.val_bytes / math.log(2)
         curve.append({"step": last, "processor_seconds": seconds, "val_loss": val, "bits_per_byte": bits})

@@ -39,11 +39,15 @@ def train_steps(
 
 
 @torch.no_grad()
-def whole_loss(loss_of: Loss, tokens: np.ndarray, seq: int, *, bf16: bool) -> float:
-    """Return the mean loss per token of a whole text, read in adjacent windows."""
+def whole_loss(loss_of: Loss, tokens: np.ndarray, seq: int, *, bf16: bool, eot_id: int | None = None) -> float:
+    """Return the mean loss of a token of a whole text, in adjacent windows.
+
+    With ``eot_id``, the documents that this token ends are divided separately, each from its beginning.
+    """
     total = count = 0
+    windows = evaluation_batches(tokens, seq=seq, batch_size=max(1, 4096 // seq), order="documents", eot_id=eot_id)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        for inputs, targets in evaluation_batches(tokens, seq=seq, batch_size=max(1, 4096 // seq)):
+        for inputs, targets in windows:
             total += loss_of(inputs, targets).item() * targets.numel()
             count += targets.numel()
     return total / count

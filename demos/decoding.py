@@ -9,6 +9,7 @@ Without ``--model``, the script first trains a small model for half a minute, on
 import argparse
 import time
 from itertools import count
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +43,14 @@ def train(seconds: float) -> tuple[GPT2, GPT2, Tokenizer]:
         optimizer.zero_grad()
         if time.monotonic() - began > seconds:
             print(f"trained for {step} steps, to a loss of {loss.item():.2f}")
-            return fresh.eval(), model.eval(), tokenizer
+            break
+    return fresh.eval(), model.eval(), tokenizer
 
 
 def ways(model: GPT2, tokenizer: Tokenizer, prompt: str, new: int) -> dict[str, str]:
     """Return the continuation by each way of decoding."""
 
-    def sampled(**settings: float) -> str:
+    def sampled(**settings: Any) -> str:
         params = SamplingParams(**settings)
         return repr(generate(model, prompt, params, tokenizer=tokenizer, max_new_tokens=new)[0].text)
 

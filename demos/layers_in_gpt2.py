@@ -23,7 +23,7 @@ LAYERS = ("embed", "pos_embed", "layer_norm", "attention", "mlp", "block", "unem
 class PositionsPosEmbed(PosEmbed):
     """`PosEmbed` with positions as its argument, instead of tokens."""
 
-    def forward(self, positions: Tensor) -> Tensor:
+    def forward(self, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """[batch seq] -> [batch seq d_model]."""
         return super().forward(positions, positions=positions)
 
@@ -61,7 +61,9 @@ class TheirAttention(Attention):
 
     layer: int
 
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Any = None, **_: Any) -> Any:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Any = None, **_: Any
+    ) -> Any:
         """[batch seq d_model] -> the same, and None for the attention pattern, which ``hook_pattern`` provides."""
         return super().forward(hidden_states, **translated(attention_mask, past_key_values, self.layer)), None
 

@@ -54,7 +54,9 @@ def translated(attention_mask: Tensor | None, past_kv_cache_entry: Any) -> dict[
 class TheirPosEmbed(PosEmbed):
     """`PosEmbed` with the padding mask as an argument, from which it computes the positions."""
 
-    def forward(self, tokens: Tensor, past_kv_pos_offset: int = 0, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, tokens: Tensor, past_kv_pos_offset: int = 0, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """[batch seq] -> [batch seq d_model]."""
         if attention_mask is None:
             return super().forward(tokens, offset=past_kv_pos_offset)
@@ -65,7 +67,7 @@ class TheirPosEmbed(PosEmbed):
 class TheirAttention(Attention):
     """`Attention` with the call of TransformerLens, which passes the same input three times."""
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, query_input: Tensor, key_input: Any, value_input: Any, past_kv_cache_entry: Any = None, **given: Any
     ) -> Tensor:
         """[batch seq d_model] -> the same."""

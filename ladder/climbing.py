@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from .candidate.finder import rungs_of
-from .candidate.isolation import Limits
 from .candidate.layer import Candidate, Reply, Request
+from .candidate.limits import Limits
 from .candidate.sandbox import Sandbox
 from .candidate.source import CandidateError, Code
 from .report.notebook import ShownClimb
@@ -44,6 +44,7 @@ def climb(
     chosen: Mapping[str, Any] | None = None,
     only: str | None = None,
     limits: Limits | None = None,
+    copy_process: bool = False,
     on_start: Callable[[str], None] = lambda rung: None,
     on_end: Callable[[Tried], None] = lambda tried: None,
 ) -> Climb:
@@ -66,6 +67,8 @@ def climb(
         only: the one rung to try, whatever else a file holds (default: all that it holds, in order).
         limits: what a layer given as text may use; with limits it has no network, and writes to a folder of its own
             alone (default: what the user may).
+        copy_process: start the process of a layer given as text as a copy of this one, where the system can: a second
+            faster. This process must have run no user's code, and no other thread may be at work in it.
         on_start: called with each rung's name as it begins.
         on_end: called with its result.
 
@@ -96,7 +99,7 @@ def climb(
         )
     _check(cases, time_limit, hint, reference, dtype)
     climbed = ShownClimb(hint=hint)
-    with _Bench(layers, sources, time_limit, dict(chosen or {}), limits) as bench:
+    with _Bench(layers, sources, time_limit, dict(chosen or {}), limits, copy_process, only) as bench:
         bench.ready()
         climbed.taken, climbed.left_out = bench.taken, bench.left_out
         for rung in RUNGS:
@@ -144,6 +147,8 @@ class _Bench:
         time_limit: float,
         chosen: dict[str, Any],
         limits: Limits | None,
+        copy_process: bool,
+        only: str | None,
     ) -> None:
         texts = {rung: layer for rung, layer in layers.items() if isinstance(layer, str)}
         files = [str(source) for source in sources if isinstance(source, str | Path)]
@@ -164,7 +169,7 @@ class _Bench:
             # FILE.py:CLASS of an unknown rung is found in the sandbox too.
             self._file = file
             texts[""] = file
-        self.sandbox = Sandbox(texts, time_limit, chosen, limits) if texts else None
+        self.sandbox = Sandbox(texts, time_limit, chosen, limits, copy=copy_process, only=only) if texts else None
 
     def __enter__(self) -> "_Bench":
         return self

@@ -107,6 +107,11 @@ def climb(argv: list[str]) -> int:
         from .results import Climb
 
         shown: list[str] = []
+        status.stop()  # its thread must not be at work while the file's process starts as a copy of this one
+
+        def begin(rung: str) -> None:
+            status.update(rung)
+            status.start()
 
         def show(tried: Tried) -> None:
             if not shown:
@@ -125,7 +130,8 @@ def climb(argv: list[str]) -> int:
                 cases=arguments.cases,
                 seed=arguments.seed,
                 time_limit=arguments.time_limit,
-                on_start=lambda rung: status.update(rung),
+                copy_process=arguments.reference == "gptladder",  # libraries may have started threads of their own
+                on_start=begin,
                 on_end=show,
             )
         except CandidateError as error:
@@ -133,9 +139,9 @@ def climb(argv: list[str]) -> int:
                 raise
             climbed = Climb(refused=str(error))
     if climbed.rungs:
-        if begin := terminal.climb_begin(climbed):
+        if beginning := terminal.climb_begin(climbed):
             console.print()
-            console.print(begin, end="")
+            console.print(beginning, end="")
         console.print(terminal.climb_end(climbed))
     if arguments.json:
         print(json.dumps(climbed.as_json(), indent=2))

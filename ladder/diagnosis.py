@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..components.taps import run_with_cache
+from ..components.caching import run_with_cache
 from .candidate.trace import Trace
 from .experiments import row_facts, shrink, sized, wrong_parts
 from .location import locate

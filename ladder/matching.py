@@ -97,8 +97,9 @@ class Matched:
                 for seen in pieces:
                     seen.good = True
                     seen.is_.append(quantity)
-        for seen in self.seen:  # if a bias is missing, queries with it and without it are the same numbers
-            seen.is_.sort(key=lambda quantity: not quantity.step)
+        for seen in self.seen:
+            # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
+            seen.is_.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
 
     @property
     def found(self) -> set[str]:

@@ -165,7 +165,7 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
     if "output" in wrong and max(verdict.float32, verdict.float64) <= verdict.tolerance32:
         # Some step computes in float32: what else is wrong shows by float32's tolerance.
         verdict, shown = replace(verdict, lenient=True), wrong["output"][0]
-        judged = ((trial, wrongness(layer.rung, trial, *how, lenient=True)) for trial, *how in exact)
+        judged = ((trial, wrongness(layer.rung, trial, found, off, lenient=True)) for trial, found, off in exact)
         wrong = {kind: (trial, message) for trial, (kind, message) in judged if kind}
         if not wrong:
             return Attempt(verdict, trial=shown)

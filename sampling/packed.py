@@ -25,7 +25,7 @@ from ..components import MLP, Attention, Block, LayerNorm, Unembed
 from ..components.kernels import is_transformed
 from ..components.kv_cache import LayerCache
 from ..components.mlp import ACTIVATIONS
-from ..components.taps import Tap, any_hooks
+from ..components.tap import Tap, any_hooks
 
 PackedWeights = Literal["float32", "bfloat16", "int8"]
 """Formats that the weights of a packed model can have."""
@@ -167,6 +167,8 @@ class PackedAttention(_Packed, Attention):
 
     def output(self, z: Float[Tensor, "batch seq n_heads d_head"]) -> Float[Tensor, "batch seq d_model"]:
         """Return the sum of the heads' contributions to the residual stream."""
+        if self.hook_result.active:
+            raise ValueError("a packed model forms no hook_result: put the hook on the model that was packed")
         return _product(self.product_o, z.flatten(2))
 
 

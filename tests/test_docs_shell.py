@@ -1,7 +1,8 @@
 """Every shell line of README and docs runs as it is written, with small stand-ins for models and texts.
 
 Lines that train are cut short after two steps; a slow test runs them as they are until Ctrl-C. Lines of make are
-checked by ``make -n``. Other tests convert OpenAI's checkpoint (tests/weights/formats/test_tensorflow.py), and run the
+checked by ``make -n``. Other tests push (tests/weights/test_push.py), convert OpenAI's checkpoint
+(tests/weights/formats/test_tensorflow.py), and run the
 session and the adapters of docs/your-layer.md (tests/test_your_layer_doc.py).
 """
 
@@ -21,15 +22,17 @@ import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config, cli
-from gptladder.tokenizer import END_OF_TEXT, BPETokenizer
+from gptladder.tokenizer import BPETokenizer
 from gptladder.training import command as training
-from gptladder.training.presets import TrainConfig
+from gptladder.training.presets import PRESETS, TrainConfig
+from gptladder.training.record import VERSION
 from gptladder.training.run import Outcome
+from gptladder.weights.sources import RUN_FORMAT
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 PROGRAMS = ("gptladder", "make", "torchrun", "python", "pip")
-ELSEWHERE = {"models/117M", "my_attention.py:Attention", "nano.py:attention", "conv1d.py:attention"}
+ELSEWHERE = {"models/117M", "me/stories", "my_attention.py:Attention", "nano.py:attention", "conv1d.py:attention"}
 
 
 def shell_lines(text: str) -> Iterator[str]:
@@ -107,9 +110,9 @@ def write_layers() -> None:
 
 def write_model(folder: Path) -> GPT2:
     torch.manual_seed(0)
-    model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=2, d_vocab=257, n_ctx=64)).eval()
+    model = GPT2(GPT2Config(d_model=32, n_layers=2, n_heads=2, d_vocab=260, n_ctx=64)).eval()
     model.save_pretrained(folder)
-    BPETokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256}).save(folder)
+    BPETokenizer.train("Once upon a time there was a fox. It slept.\n" * 9, 260).save(folder)
     return model
 
 
@@ -128,6 +131,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("my-texts/a.txt", "my-texts/b.txt", "input.txt"):
         Path(name).write_text(text)
     Path("prompt.txt").write_text("Once upon\n")
+    settings = PRESETS["shakespeare-char"].replace(corpus="input.txt", name="mine").recorded()
+    record = {"format": RUN_FORMAT, "version": VERSION, **settings, "facts": {}}
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/config.json").write_text(json.dumps(record))
     write_layers()
     for name in ("submissions/ann", "submission"):
         Path(name).mkdir(parents=True)

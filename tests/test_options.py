@@ -165,6 +165,7 @@ def test_messages_name_options(message: str, renamed: str) -> None:
 
 def test_every_option_that_takes_a_path_expands_the_home_folder(capsys: pytest.CaptureFixture[str]) -> None:
     """An option whose help shows FOLDER, FILE or PATH as its value is in the list of options with paths."""
+    shown = set()
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit):
             cli.main([name, "--help"])
@@ -176,3 +177,5 @@ def test_every_option_that_takes_a_path_expands_the_home_folder(capsys: pytest.C
                 and any(kind in words[1] for kind in ("FOLDER", "FILE", "PATH"))
             ):
                 assert words[0] in options._PATHS, f"{name} {words[0]}"
+                shown.add(words[0])
+    assert shown >= {"--corpus", "--data-dir", "--out", "--html"}

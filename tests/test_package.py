@@ -15,7 +15,8 @@ WITHOUT_EXTRAS = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard"}:
+        extras = "transformer_lens transformers tensorflow matplotlib tensorboard gguf wandb"
+        if name.split(".")[0] in extras.split():
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 """

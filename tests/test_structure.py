@@ -1,6 +1,7 @@
 """The rules that can be checked in the source: imports, extras, what a layer may use, and the form of tests."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 DOORS_UPWARDS = {("assembly/model.py", "weights")}
 
 # Extras may be imported only when they are used, except by these files.
-EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard", "pyarrow", "gguf"}
+EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard", "pyarrow", "gguf", "wandb"}
 MAY_IMPORT_EXTRAS = {"ladder/references.py"}
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -135,3 +136,56 @@ def test_tests_are_typed_and_described(path: Path) -> None:
             assert not untyped, f"{where}: {', '.join(untyped)} have no type"
             assert node.returns is not None, f"{where} has no return type"
             assert len(node.name) <= 70, f"{where} has a name of {len(node.name)} characters: 70 are allowed"
+
+
+def test_the_file_map_of_the_contributing_guide_is_short_and_true() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = guide.split("## Where things are")[1].split("## ")[0].splitlines()
+    file_map = [line for line in lines if line.startswith("    ")]
+    assert 10 <= len(file_map) <= 25
+    folder = ROOT
+    for line in file_map:
+        paths = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        if not line.startswith("      "):
+            folder = ROOT / paths[0]
+        for path in paths:
+            assert (ROOT / path if not line.startswith("      ") else folder / path).exists(), line
+    for path in re.findall(r"`((?:\w+/)+[\w.]*|\w+\.py)`", guide):
+        assert list(ROOT.glob(f"**/{path}")), f"{path} does not exist"
+
+
+CHECKS = {"raises", "warns", "fail", "raise_if_failed", "assert_close", "opcheck", "gradcheck", "gradgradcheck"}
+
+
+def checks_something(function: ast.AST, helpers: set[str]) -> bool:
+    """Return whether a function has an assert, or calls a function that does."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in helpers or (called == "run" and any(keyword.arg == "check" for keyword in node.keywords)):
+                return True
+    return False
+
+
+def test_every_test_asserts_something() -> None:
+    functions = {
+        (path, node): node.name
+        for path in TESTS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    helpers = set(CHECKS)
+    for _ in range(4):  # helpers call helpers
+        helpers |= {
+            name
+            for (_, node), name in functions.items()
+            if not name.startswith("test_") and checks_something(node, helpers)
+        }
+    idle = [
+        f"{path.name}: {name}"
+        for (path, node), name in functions.items()
+        if isinstance(node, ast.FunctionDef) and name.startswith("test_") and not checks_something(node, helpers)
+    ]
+    assert not idle

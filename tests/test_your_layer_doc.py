@@ -31,7 +31,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def write(text: str) -> str:
-    name = re.match(r"# (\S+\.py)\n", text).group(1)
+    first = re.match(r"# (\S+\.py)\n", text)
+    assert first is not None
+    name = first[1]
     Path(name).write_text(text)
     return name
 
@@ -49,7 +51,7 @@ def fix(name: str, diff: str) -> None:
 
 
 def test_the_session(capsys: pytest.CaptureFixture[str]) -> None:
-    statuses = []
+    statuses, name = [], ""
     for kind, text in BLOCKS.findall(SESSION):
         if kind == "python":
             name = write(text)

@@ -5,13 +5,13 @@ The table `CHANGES` holds the answer for every field of `TrainConfig`.
 
 import dataclasses
 from collections.abc import Mapping
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from ..assembly.config import GPT2Config
 from ..weights.sources import config_from_ours
 from .data.config import DataConfig
 from .presets import DROPOUTS, PARTS, OptimConfig, RunConfig, TrainConfig, field_names
+from .record import fields_of
 from .snapshot_checks import SnapshotError
 
 Answer = Literal["takes effect", "refused", "by content"]
@@ -49,14 +49,17 @@ CHANGES: dict[str, tuple[Answer, str]] = {
     **dict.fromkeys(
         (
             "name", "runs_dir", "log_every", "eval_every", "eval_batches", "snapshot_every", "keep", "sample_every",
-            "prompt", "sample_tokens", "final_samples", "resume", "overwrite", "json", "tensorboard",
+            "prompt", "sample_tokens", "final_samples", "resume", "config", "overwrite", "json", "tensorboard",
+            "wandb", "license",
         ),
         ("takes effect", ""),
     ),
 }  # fmt: skip
 
 # Changes of these fields are not reported: they concern one start, or where files are.
-_UNREPORTED = frozenset({"preset", "name", "runs_dir", "data_dir", "resume", "overwrite", "json", "tensorboard"})
+_UNREPORTED = frozenset(
+    {"preset", "name", "runs_dir", "data_dir", "resume", "overwrite", "json", "tensorboard", "wandb"}
+)
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -106,34 +109,10 @@ def recorded_config(contents: Mapping[str, Any], source: object) -> TrainConfig:
     made: dict[str, Any] = {}
     try:
         for part, kind in parts.items():
-            made[part] = kind(**_fields_of(kind, values))
-        return TrainConfig(**made, **_fields_of(TrainConfig, values))
+            made[part] = kind(**fields_of(kind, values))
+        return TrainConfig(**made, **fields_of(TrainConfig, values))
     except (ValueError, TypeError) as error:
         raise SnapshotError(f"{source} records settings that cannot be: {error}") from None
-
-
-def _fields_of(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    found = {name: values[name] for name in field_names(kind) if name in values}
-    for name, value in found.items():
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{name} is {str(value)[:40]!r}")
-        if isinstance(value, list):
-            found[name] = tuple(value)
-    return found
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a plain value is of a field's type."""
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
-    if hint is float:
-        return type(value) in (int, float)
-    return value is None if hint is type(None) else type(value) is hint
 
 
 def flat_record(contents: Mapping[str, Any]) -> dict[str, Any]:

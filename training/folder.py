@@ -15,17 +15,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..files import FileError, listed, read_json, sync_folder, write_whole
+from ..weights.sources import RUN_FORMAT
 from .lock import RunFolderError, RunLock
 from .metrics import RunFiles
 from .model_folders import written_model
+from .record import VERSION
 from .snapshots import list_snapshots, load_snapshot
-
-FORMAT = "gptladder-run"
-VERSION = 2
 
 _PARTS_OF_0_1 = {"preset", "data", "model", "optim", "run", "facts"}
 _FILES = {"config.json", "speed.jsonl", "loss.png", *RunFiles.NAMES}
-_FOLDERS = {"snapshots", "final", "last", "tokenizer", "tensorboard", "branches"}
+_FOLDERS = {"snapshots", "final", "last", "tokenizer", "tensorboard", "wandb", "branches"}
 _MODEL_FILE = re.compile(
     r"config\.json|generation_config\.json|README\.md|step\.json|model.*\.safetensors(\.index\.json)?"
     r"|pytorch_model.*\.bin|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|bpe|txt)"
@@ -40,7 +39,7 @@ def is_run(folder: Path) -> bool:
         record = read_json(folder / "config.json")
     except FileError:
         return False
-    if record.get("format") == FORMAT:
+    if record.get("format") == RUN_FORMAT:
         return True
     return record.keys() == _PARTS_OF_0_1 and all(isinstance(record[part], dict) for part in ("model", "optim", "run"))
 
@@ -190,7 +189,7 @@ class RunFolder:
 
     def write_record(self, values: Mapping[str, Any]) -> None:
         """Write ``config.json``, by which `is_run` recognises the folder."""
-        record = {"format": FORMAT, "version": VERSION, **values}
+        record = {"format": RUN_FORMAT, "version": VERSION, **values}
         write_whole(self.path / "config.json", json.dumps(record, indent=2) + "\n")
 
     def set_aside(self, step: int, name: str) -> Path | None:

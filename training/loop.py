@@ -18,7 +18,7 @@ from ..weights.sources import config_to_ours
 from .display import Display
 from .interruption import Interrupted, Interruption
 from .metrics import Metrics, perplexity
-from .model_folders import Judged, write_model, written_model
+from .model_folders import Judged, add_samples, write_model, written_model
 from .parallel import rng_state, set_rng_state
 from .recovery import last_good_snapshot
 from .runlog import SAMPLING_SEED, RunLog, Sampler
@@ -78,6 +78,7 @@ class TrainingRun:
         self._resumed = False
         self._has_snapshot = False
         self._warned_at: int | None = None
+        self._written: tuple[int, list[str]] = (-1, [])  # the newest samples, and the step of the model that wrote them
 
     @property
     def step(self) -> int:
@@ -238,7 +239,16 @@ class TrainingRun:
     def _write_model(self, name: str, row: Metrics) -> None:
         model = self.trainer.whole_model()
         if model is not None:
-            write_model(self.folder / name, model, self.tokenizer, row, name=self.config.name, facts=self._facts)
+            step, samples = self._written
+            write_model(
+                self.folder / name,
+                model,
+                self.tokenizer,
+                row,
+                config=self.config,
+                facts=self._facts,
+                samples=samples if step == row.step else (),
+            )
 
     def _warn(self) -> None:
         """Warn, once for each best model, that the validation loss rises while the training loss falls."""
@@ -272,6 +282,9 @@ class TrainingRun:
             set_rng_state(before, device)
         for i, text in enumerate(texts):
             self.log.sample(f"{heading}, sample {i + 1} of {count}" if count > 1 else heading, text)
+        self._written = self.step, texts
+        if self.processes.first:
+            add_samples(self.folder / "final", self.step, texts)
 
     def _finish(self) -> None:
         """Write ``last/``, and print where each model is. All processes must call it."""

@@ -18,12 +18,13 @@ from .changes import changed_options, flat, flat_record, recorded_config
 from .data.batches import Batches, evaluation_batches
 from .data.config import DataConfig
 from .data.prepare import TextData, load_data, prepare_data
-from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay
+from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay, WandbDisplay
 from .folder import RunFolder
 from .interruption import Interruption
 from .kernels import computing_by, keep_freed_memory, settle
 from .lock import RunFolderError
 from .loop import TrainingRun
+from .model_card import bytes_per_token
 from .models import check_vocabulary, fresh_model, with_dropout, with_source
 from .own_text import check_prompt
 from .parallel import Processes, joined
@@ -113,6 +114,8 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         sizes, after = _open(home, found, data, {**config.recorded(), "facts": facts})
         if config.run.tensorboard and processes.first:
             display = stack.enter_context(TensorBoardDisplay(display, folder / "tensorboard"))
+        if config.run.wandb and processes.first:
+            display = stack.enter_context(WandbDisplay(display, folder, config.name, config.recorded()))
         run = TrainingRun(
             trainer,
             data.tokenizer,
@@ -284,6 +287,7 @@ def describe(
         else str(device),
         "products": config.optim.precision
         + (" by oneDNN, as accurate here as PyTorch's default" if config.optim.products == "onednn" else ""),
+        "bytes_per_token": round(bytes_per_token(data.val.tokens, data.tokenizer), 4),
         "torch": torch.__version__,
     }
 

@@ -18,6 +18,7 @@ from .models import (
     to_hooked_transformer,
 )
 from .processing import fold
+from .push import push_to_hub
 from .sources import Source, config_to_ours, open_source, resolve, tokenizer_folder
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "from_tensorflow",
     "load_torch_file",
     "open_source",
+    "push_to_hub",
     "resolve",
     "save_pretrained",
     "to_bridge_state_dict",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
-from ..files import FileError, file_in, read_json
+from ..files import FileError, file_in, file_size, read_json
 from .files import hub
 from .files.folders import CONFIG_FILE, WEIGHT_FILES, open_tensors, open_training_checkpoint, read_config
 from .files.hub import HubError
@@ -135,7 +135,7 @@ def resolve(
         or text.count("/") > 1
         or text.endswith("/")
         or "\\" in text
-        or path.suffix in {".safetensors", ".bin", ".pt", ".pth", ".json", ".ckpt", ".h5"}
+        or path.suffix in {".safetensors", ".bin", ".pt", ".pth", ".json", ".ckpt", ".h5", ".gguf"}
     )
     if looks_like_path:
         raise HubError(
@@ -292,6 +292,11 @@ def _ours(kind: Kind, path: Path, config: GPT2Config, tensors: Mapping[str, Tens
 def _open_file(path: Path, act_fn: ActFn | None) -> Source:
     if path.suffix == ".safetensors" or path.name in WEIGHT_FILES:
         raise FileError(f"{path}: holds weights alone; give the folder that has {CONFIG_FILE} beside them")
+    if _begins_as_gguf(path):
+        raise FileError(
+            f"{path}: is a GGUF file, which gptladder writes and does not read; give the model that it was made from, "
+            "or load it with transformers (gguf_file=...) and save_pretrained a folder"
+        )
     key, saved, tensors = open_training_checkpoint(path, ("model", "model_state_dict"))
     if key == "model_state_dict":
         recorded = saved.get("model_config")  # since 0.2
@@ -306,6 +311,12 @@ def _open_file(path: Path, act_fn: ActFn | None) -> Source:
     config = nanogpt.config_from_nanogpt(saved, act_fn)
     state = nanogpt.state_from_nanogpt(config, tensors, bias=nanogpt.has_bias(saved))
     return Source("nanogpt", path, config, state, huggingface.parameter_names(tensors))
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    file_size(path)  # a pipe would block
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def _config_of_snapshot(recorded: Any, tensors: Mapping[str, Tensor]) -> GPT2Config:

@@ -62,8 +62,8 @@ def _role(name: str) -> str | None:
     return next((role for part in segments(name) for role, known in _ROLES.items() if known.search(part)), None)
 
 
-def _patterns(table: Mapping[str, list[str]], kept: str) -> list[str]:
-    return table[kept] if kept else [*table["in out"], *table["out in"]]
+def _patterns(table: Mapping[str, list[str]], known: str) -> list[str]:
+    return table[known] if known else [*table["in out"], *table["out in"]]
 
 
 def _without_m(pattern: str) -> str:
@@ -107,7 +107,7 @@ class _Attention:
         if "O" not in self.matrices:
             raise Unreadable("it has nothing that could be W_O")
         out = self.matrices["O"][0][1]
-        outs = self._fitting(_patterns(_OUT, out.kept), out.shape)
+        outs = self._fitting(_patterns(_OUT, out.known), out.shape)
         if not outs:
             raise Unreadable(f"{out} fits no layout of W_O")
         for letter in "QKV":
@@ -132,7 +132,7 @@ class _Attention:
 
     def _fused(self) -> Iterable[tuple[str, str]]:
         parameter = self.matrices["QKV"][0][1]
-        fitting = self._fitting(_patterns(_FUSED, parameter.kept), parameter.shape)
+        fitting = self._fitting(_patterns(_FUSED, parameter.known), parameter.shape)
         orders = ["QKV", "KQV", "QVK", "KVQ", "VQK", "VKQ"]
         return ((order, pattern) for pattern, order in itertools.product(fitting, orders))
 
@@ -141,10 +141,10 @@ class _Attention:
         if not every:
             raise Unreadable("it has nothing that could be W_Q, W_K and W_V")
         by_head = every[0][0] is not None
-        kept = every[0][1].kept
-        fitting = [set(self._fitting(_patterns(_HEAD if by_head else _SINGLE, kept), p.shape)) for _, p in every]
+        known = every[0][1].known
+        fitting = [set(self._fitting(_patterns(_HEAD if by_head else _SINGLE, known), p.shape)) for _, p in every]
         common = set.intersection(*fitting)
-        return (("QKV", pattern) for pattern in _patterns(_HEAD if by_head else _SINGLE, kept) if pattern in common)
+        return (("QKV", pattern) for pattern in _patterns(_HEAD if by_head else _SINGLE, known) if pattern in common)
 
     def _layout(self, order: str, pattern: str, out: str) -> Layout:
         def fill(given: Given) -> dict[str, Tensor]:

@@ -2,16 +2,23 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Ways to make a causal mask, for a forward that takes one.
+# Ways to make a causal mask, for a forward that takes one: of four axes, or of two.
 MASKS: Mapping[str, Callable[[int, torch.dtype], Tensor]] = {
-    "ones where a query may look": lambda seq, dtype: torch.ones(1, 1, seq, seq, dtype=torch.bool).tril(),
-    "True where a query may not look": lambda seq, dtype: torch.ones(1, 1, seq, seq, dtype=torch.bool).triu(1),
-    "-inf where a query may not look": lambda seq, dtype: torch.full((1, 1, seq, seq), -torch.inf, dtype=dtype).triu(1),
+    f"{words}{shape}": partial(make, lead)
+    for lead, shape in (((1, 1), ""), ((), ", [seq seq]"))
+    for words, make in {
+        "ones where a query may look": lambda lead, seq, _: torch.ones(*lead, seq, seq, dtype=torch.bool).tril(),
+        "True where a query may not look": lambda lead, seq, _: torch.ones(*lead, seq, seq, dtype=torch.bool).triu(1),
+        "-inf where a query may not look": lambda lead, seq, dtype: torch.full(
+            (*lead, seq, seq), -torch.inf, dtype=dtype
+        ).triu(1),
+    }.items()
 }
 
 

@@ -24,18 +24,28 @@ _BY_CONTENT = ("model", "block", "attention", "mlp", "layer-norm", "embed", "une
 _Fit = tuple[int, bool, int, str]
 
 
-def find_layers(loaded: Loaded, chosen: Mapping[str, Any]) -> dict[str, list[str]]:
+def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = None) -> dict[str, list[str]]:
     """Return, for each rung, the names of the classes that fit it, the best first.
 
     An adapter that bears the rung's name comes before any class: its author has written how the layer is to be read.
+
+    Args:
+        loaded: the source.
+        chosen: values for what constructors ask for, by name.
+        only: the one rung that is wanted. Classes with names of other rungs are then not built: they may hang.
     """
     namespace = vars(loaded.module)
     classes = loaded.classes
     fits: dict[str, list[_Fit]] = {}
     matched: set[str] = set()
+    named: set[str] = set()
     for order, (name, cls) in enumerate(classes.items()):
         rungs = [rung for rung, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)]
         rungs = _narrowed(rungs, name)
+        if only and rungs and only not in rungs:
+            matched.add(name)
+            named.add(rungs[0])
+            continue
         for rung in rungs:
             missing = _fits(cls, rung, namespace, chosen)
             if missing is not None:
@@ -48,7 +58,7 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any]) -> dict[str, list[str
         if name in matched:
             continue
         for rung in _BY_CONTENT:
-            if rung not in fits and (missing := _fits(cls, rung, namespace, chosen)) is not None:
+            if rung not in fits and rung not in named and (missing := _fits(cls, rung, namespace, chosen)) is not None:
                 fits[rung] = [(missing, True, -order, name)]
                 break
     found = {rung: [name for *_, name in sorted(fits[rung])] for rung in CLASS_NAMES if rung in fits}
@@ -56,7 +66,7 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any]) -> dict[str, list[str
         for name in (rung.replace("-", "_"), rung.replace("-", "")):
             if _is_adapter(namespace.get(name)):
                 found[rung] = [name, *[each for each in found.get(rung, []) if each != name]]
-    return {rung: found[rung] for rung in CLASS_NAMES if rung in found}
+    return {rung: found[rung] for rung in CLASS_NAMES if rung in found and only in (None, rung)}
 
 
 def rungs_of(make: Callable[..., Any], name: str, namespace: dict[str, Any], chosen: Mapping[str, Any]) -> list[str]:
@@ -116,7 +126,7 @@ def _runs(layer: nn.Module, rung: str) -> bool:
         return rung != "model" or not isinstance(logits, torch.Tensor) or logits.shape[-1] == _CONFIG.d_vocab
     except TypeError:  # it needs a mask, say
         return True
-    except Exception:
+    except (Exception, SystemExit):  # a layer that calls exit() is still a layer
         return False
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...assembly.config import GPT2Config
 from ..numbers import Answer, backward
 from ..results import Fault
-from .borrowed import FusedCalls, borrowed_classes
+from .borrowed import BorrowedCalls, borrowed_classes
 from .calling import call, masks_of, parts_of, pull_back
 from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
 from .layouts import Layout, Unreadable, shapes
@@ -122,6 +122,7 @@ class Candidate:
         self._missing: frozenset[str] = frozenset()
         self._layouts: tuple[tuple[str, str], ...] = ()
         self._borrowed: set[str] = set()
+        self._called_once = False
 
     def respond(self, request: Request) -> Reply:
         """Build the layer, fill it with the request's parameters, and run it forwards and backwards."""
@@ -171,9 +172,11 @@ class Candidate:
                     output = self._run("forward", lambda: call(layer, given, way, extras))
                 recorder.ended(output)
             else:
-                with FusedCalls(request.rung) as fused:
+                # Which functions of libraries it calls is the same in every case.
+                with BorrowedCalls(request.rung, libraries=not self._called_once) as borrowed:
                     output = self._run("forward", lambda: call(layer, given, way, extras))
-                self._borrowed |= fused.names
+                self._called_once = True
+                self._borrowed |= borrowed.names
             output = self._checked(output, given, request)
             self._notes |= dict.fromkeys(sorted(extras))
             if output.requires_grad and request.gradients:  # a layer that cuts the graph has no gradients

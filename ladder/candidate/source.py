@@ -30,12 +30,12 @@ class CandidateError(ValueError):
     """A layer that cannot be tried: its file, its name, or its constructor's arguments are not usable.
 
     ``kind`` is that of the `Fault` if reading the file ended the sandbox (``hang``, ``died``, ``limit``); ``no layer``
-    if the file was read and holds none; and otherwise empty.
+    if the file was read and holds none; and otherwise empty. ``at`` is the ``file:line`` where that happened.
     """
 
-    def __init__(self, message: str, kind: str = "") -> None:
+    def __init__(self, message: str, kind: str = "", at: str | None = None) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.at = kind, at
 
 
 class Code:
@@ -323,13 +323,14 @@ class _Slicer:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if isinstance(node, ast.Import | ast.ImportFrom) and self._found_beside(node):
-                try:
-                    run()
-                    return None
-                except BaseException as again:
-                    return again
-            return error
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                return error
+            try:
+                if not self._found_beside(node):
+                    return error
+                run()
+            except BaseException as again:  # also a file beside it that must not be read
+                return again
         return None
 
     def _found_beside(self, node: ast.Import | ast.ImportFrom) -> bool:

@@ -7,7 +7,7 @@ from einops import einsum
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
-from ...components.taps import Tap
+from ...components.tap import Tap
 
 
 class PlainAttention(nn.Module):

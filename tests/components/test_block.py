@@ -54,7 +54,8 @@ def test_post_norm_equals_pytorchs_encoder_layer() -> None:
 @pytest.mark.parametrize("where", ["attn_dropout", "resid_dropout"])
 def test_dropout_acts_in_training_alone(where: str) -> None:
     torch.manual_seed(0)
-    block = Block(d_model=12, n_heads=3, **{where: 0.3})
+    dropout: dict[str, Any] = {where: 0.3}
+    block = Block(d_model=12, n_heads=3, **dropout)
     plain = Block(d_model=12, n_heads=3)
     plain.load_state_dict(block.state_dict())
     x = torch.randn(2, 7, 12)
@@ -82,7 +83,12 @@ def test_resid_dropout_keeps_the_mean_of_what_each_layer_adds(silenced: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"norm": "middle"}, "'pre' or 'post'"), ({"resid_dropout": 1.0}, r"\[0, 1\)")]
+    ("wrong", "message"),
+    [
+        ({"norm": "middle"}, "'pre' or 'post'"),
+        ({"resid_dropout": 1.0}, r"\[0, 1\)"),
+        ({"resid_dropout": -0.1}, r"\[0, 1\)"),
+    ],
 )
 def test_wrong_choices_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptladder.components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
+from gptladder.components import (
+    MLP,
+    Attention,
+    Block,
+    Embed,
+    LayerNorm,
+    PosEmbed,
+    TypeCheckError,
+    Unembed,
+    add_hook,
+    named_taps,
+)
 from gptladder.ladder.numbers import randomize
 
 LAYERS = {
@@ -63,6 +74,35 @@ COPIES = {
 
 
 @EACH
+def test_an_input_without_a_batch_axis_is_refused(name: str) -> None:
+    with pytest.raises(TypeCheckError, match="batch seq"):
+        made(name)(given(name)[0])
+
+
+@EACH
+def test_weights_are_drawn_with_a_standard_deviation_of_0_02_by_default(name: str) -> None:
+    choices: dict[str, Any] = {} if name == "layer_norm" else {"init_range": 0.02}
+    torch.manual_seed(0)
+    by_default = LAYERS[name]()
+    torch.manual_seed(0)
+    for (key, found), expected in zip(by_default.named_parameters(), LAYERS[name](**choices).parameters(), strict=True):
+        assert torch.equal(found, expected), key
+
+
+@EACH
+def test_biases_start_at_0_and_gains_at_1_also_when_reset(name: str) -> None:
+    fresh, reset = LAYERS[name](), made(name)
+    reset.reset_parameters()
+    for layer in (fresh, reset):
+        for key, parameter in layer.named_parameters():
+            last = key.rpartition(".")[2]
+            if last.startswith(("b", "w")):
+                assert (parameter == (1 if last == "w" else 0)).all(), key
+            else:
+                assert 0.01 < parameter.std() < 0.03, key
+
+
+@EACH
 @pytest.mark.parametrize("how", COPIES)
 def test_a_copy_computes_the_same_in_memory_of_its_own(name: str, how: str) -> None:
     layer, x = made(name), given(name)
@@ -76,16 +116,16 @@ def test_a_copy_computes_the_same_in_memory_of_its_own(name: str, how: str) -> N
     assert torch.equal(taken(x), expected)
 
 
-@EACH
+@pytest.mark.parametrize("name", ["layer_norm", "attention", "mlp", "block"])  # the others have no activations
 def test_a_copy_has_hooks_of_its_own(name: str) -> None:
-    from gptladder.components import named_taps, run_with_hooks
-
     layer, x = made(name), given(name)
-    taken = copy.deepcopy(layer)
+    expected, taken = layer(x), copy.deepcopy(layer)
     for tap in named_taps(layer):
-        halved = run_with_hooks(taken, x, fwd_hooks=[(tap, lambda activation, hook: activation / 2)])
-        assert torch.equal(layer(x), made(name)(x)), tap
-        assert torch.equal(halved, run_with_hooks(layer, x, fwd_hooks=[(tap, lambda activation, hook: activation / 2)]))
+        remove = add_hook(taken, tap, lambda activation, hook: activation / 2)
+        assert (taken(x) - expected).abs().max() > 1e-3, tap
+        assert (layer(x) - expected).abs().max() < 1e-12, tap
+        remove()
+    assert torch.equal(taken(x), expected)
 
 
 @EACH
@@ -212,6 +252,8 @@ def test_in_sixteen_bits_it_stays_within_rounding_of_float32(
     output.float().square().mean().backward()
     expected.square().mean().backward()
     for (key, ours), exact in zip(half.named_parameters(), layer.parameters(), strict=True):
+        assert ours.grad is not None
+        assert exact.grad is not None
         assert ours.grad.dtype == dtype
         assert (ours.grad.float() - exact.grad).abs().max() < 2 * STEPS * SPACING[dtype] * exact.grad.abs().max(), key
 
@@ -227,7 +269,7 @@ def test_under_autocast_too_and_the_parameters_stay_float32(name: str, dtype: to
         assert output.dtype == dtype
     assert (output.float() - expected).abs().max() < STEPS * SPACING[dtype] * expected.abs().max()
     output.float().square().mean().backward()
-    assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
         assert (layer(x).float() - expected).abs().max() < STEPS * SPACING[dtype] * expected.abs().max()
 

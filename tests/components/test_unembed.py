@@ -25,7 +25,7 @@ def test_equals_the_reference(reference: Reference, dtype: torch.dtype, source: 
     check(RUNG, reference, draw_case(source), dtype)
 
 
-def tied() -> torch.nn.ModuleDict:
+def tied() -> Any:
     embed = Embed(d_vocab=7, d_model=3)
     return torch.nn.ModuleDict({"embed": embed, "unembed": Unembed(d_model=3, d_vocab=7, bias=False, tied_to=embed)})
 
@@ -94,9 +94,15 @@ def test_reset_parameters_leaves_a_tied_table_alone() -> None:
     layers["unembed"].reset_parameters()
     assert torch.equal(layers["embed"].W_E, before)
     own = Unembed(d_model=3, d_vocab=7)
+    assert own.b_U is not None
     with torch.no_grad():
         own.b_U.fill_(1)
     before = own.W_U.clone()
     own.reset_parameters()
     assert not torch.equal(own.W_U, before)
     assert not own.b_U.any()
+
+
+def test_its_repr_tells_whether_it_has_a_bias_and_is_tied() -> None:
+    assert repr(Unembed(d_model=3, d_vocab=7)) == "Unembed(d_model=3, d_vocab=7, bias=True, tied=False)"
+    assert repr(tied()["unembed"]) == "Unembed(d_model=3, d_vocab=7, bias=False, tied=True)"

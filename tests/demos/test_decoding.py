@@ -27,6 +27,8 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setenv("COLUMNS", "160")
     path = Path(__file__).parents[2] / "demos" / "decoding.py"
     spec = importlib.util.spec_from_file_location("demo_decoding", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -317,7 +317,7 @@ class Softened(Heads):
 
 
 LOCATED = {
-    Transposed: ("attention", "; the rows of the scores q·k (line", "takes the scaled scores"),
+    Transposed: ("attention", "; the rows of the scaled scores (line", "takes the scaled scores"),
     Decorated: ("attention", "what `add` gives (GPT-2 has the gathered values z next)", "takes the attention pattern"),
     Unmasked: ("attention", "what `softmax` gives (GPT-2 has the masked scores next)", ""),
     Fused: ("attention", "(GPT-2 has the gathered values z next)", "takes the queries"),

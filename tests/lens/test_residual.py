@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config
+from gptladder.components import LayerNorm
 from gptladder.lens import direct_logit_attribution, logit_lens
 from gptladder.tokenizer import BPETokenizer
 from gptladder.weights import to_hooked_transformer
@@ -39,6 +40,7 @@ def test_direct_logit_attribution_is_theirs(ours: GPT2, theirs: Any, wrong: int 
     direction = ours.unembed.W_U[:, 15] - (0 if wrong is None else ours.unembed.W_U[:, wrong])
     b_U = ours.unembed.b_U
     assert b_U is not None
+    assert isinstance(ours.ln_final, LayerNorm)
     constant = ours.ln_final.b @ direction + b_U[15] - (0 if wrong is None else b_U[wrong])
     assert len(found.axes["part"]) == len(labels)
     for name, part in zip(found.axes["part"], found.values, strict=True):

@@ -60,8 +60,8 @@ class Custom:
         return F.logsigmoid(logits)
 
 
-def transformers_chain(prompt_width: int, do_sample: bool, **ours: Any) -> LogitsProcessorList:
-    """What ``generate`` would run for the same settings."""
+def transformers_chain(prompt_width: int, do_sample: bool, **ours: Any) -> Any:
+    """Return the processors that ``generate`` of transformers uses for the same settings."""
     theirs = dict(ours)
     if "logit_bias" in theirs:
         theirs["sequence_bias"] = [[[token], bias] for token, bias in theirs.pop("logit_bias").items()]
@@ -71,7 +71,7 @@ def transformers_chain(prompt_width: int, do_sample: bool, **ours: Any) -> Logit
     config = GPT2Config(
         n_layer=1, n_head=1, n_embd=8, n_positions=32, vocab_size=D_VOCAB, bos_token_id=EOS, eos_token_id=EOS
     )
-    model = GPT2LMHeadModel(config)
+    model: Any = GPT2LMHeadModel(config)
     # Its default is top_k=50.
     settings = GenerationConfig(
         **{"top_k": 0, **theirs}, do_sample=do_sample, num_beams=1, eos_token_id=EOS, pad_token_id=EOS

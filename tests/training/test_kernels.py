@@ -1,6 +1,7 @@
 """The precision and the backend of a run are chosen once and recorded, and change results only by rounding."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_onednn_changes_a_models_loss_and_gradients_only_by_rounding() -> None:
 
 
 def test_the_choice_holds_only_for_the_products_of_our_layers(by_onednn: None) -> None:
-    products = torch.backends.mkldnn.matmul
+    products: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
     before = products.fp32_precision
     try:
         products.fp32_precision = "ieee"

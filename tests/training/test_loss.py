@@ -96,6 +96,7 @@ def test_another_index_can_be_ignored_and_ignoring_all_gives_nan() -> None:
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
     hidden, weight, targets, bias = inputs(2, 3, 4, 50, bias=True, ignored=0)
+    assert bias is not None
     with torch.no_grad():
         assert not linear_cross_entropy(hidden, weight, targets, bias=bias).loss.requires_grad
     result = linear_cross_entropy(hidden, weight.detach(), targets, bias=bias.detach())
@@ -112,8 +113,9 @@ def test_second_derivatives_are_refused_and_not_wrong() -> None:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_transforms_of_torch_func_are_right(grad: bool, reduction: str) -> None:
+def test_transforms_of_torch_func_are_right(grad: bool, reduction: Reduction) -> None:
     hidden, weight, targets, bias = inputs(2, 3, 4, 50, bias=True, ignored=1)
+    assert bias is not None
     given = (hidden.detach(), weight.detach(), bias.detach())
     tangents = tuple(torch.randn_like(tensor) for tensor in given)
 
@@ -182,7 +184,7 @@ def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"targets have the shape \[2, 2\], but there are \[2, 3\] positions"):
         linear_cross_entropy(hidden, weight, targets[:, :2])
     with pytest.raises(ValueError, match="reduction is 'none'; it can be mean, sum"):
-        linear_cross_entropy(hidden, weight, targets, reduction="none")
+        linear_cross_entropy(hidden, weight, targets, reduction="none")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -214,10 +216,9 @@ def test_whole_model_gradients(tied: bool, bias: bool) -> None:
 
 
 def test_bfloat16_autocast_is_as_near_to_float32_as_the_plain_formulation() -> None:
-    hidden, weight, targets, bias = (
-        tensor.detach().float().requires_grad_() if tensor.is_floating_point() else tensor
-        for tensor in inputs(4, 8, 32, 100, bias=True, ignored=2)
-    )
+    *drawn, targets, b = inputs(4, 8, 32, 100, bias=True, ignored=2)
+    assert b is not None
+    hidden, weight, bias = (tensor.detach().float().requires_grad_() for tensor in (*drawn, b))
     exact = plain(hidden, weight, targets, bias, "mean")
     exact_grads = torch.autograd.grad(exact, (hidden, weight, bias))
     with torch.autocast("cpu", torch.bfloat16):
@@ -290,8 +291,10 @@ def test_logits_of_the_whole_batch_never_exist() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu() -> None:
-    hidden, weight, targets, bias = (tensor.detach().cuda() for tensor in inputs(4, 8, 32, 100, bias=True, ignored=2))
-    hidden.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+    *drawn, targets, b = inputs(4, 8, 32, 100, bias=True, ignored=2)
+    assert b is not None
+    hidden, weight, bias = (tensor.detach().cuda().requires_grad_() for tensor in (*drawn, b))
+    targets = targets.cuda()
     ours, theirs = (
         linear_cross_entropy(hidden, weight, targets, bias=bias).loss,
         plain(hidden, weight, targets, bias, "mean"),

@@ -49,6 +49,7 @@ def hf_model(
     config: transformers.GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> transformers.GPT2LMHeadModel:
     """Return a model of transformers with random weights that matter, in ``eval()`` mode."""
-    hf = transformers.GPT2LMHeadModel(config).to(dtype).eval()
+    hf: Any = transformers.GPT2LMHeadModel(config)
+    hf.to(dtype).eval()  # the types of transformers take no dtype
     randomize(hf, torch.Generator().manual_seed(seed))
     return hf

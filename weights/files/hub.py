@@ -1,8 +1,8 @@
-"""A model's name to a folder of its files: huggingface_hub's cache, filled from the hub when it must be.
+"""Fetch a model by its name: return a folder of huggingface_hub's cache, and fill it from the hub if necessary.
 
 The package's own settings hold: ``HF_ENDPOINT`` (another hub), ``HF_HOME`` or ``HF_HUB_CACHE`` (where the cache is),
-``HF_TOKEN``, ``HF_HUB_OFFLINE``. What it leaves to its caller is done here: the hub answers soon or is taken as out of
-reach, no second copy of the weights in another format is fetched, and contents are held to the hub's checksums.
+``HF_TOKEN``, ``HF_HUB_OFFLINE``. This module adds three things: a hub that does not answer soon counts as out of reach,
+weights are not fetched twice in two formats, and contents are compared with the hub's checksums.
 """
 
 import hashlib
@@ -69,8 +69,8 @@ def fetch(
 ) -> Path:
     """Return a folder in the cache with the files of a model on the hub; fetch those that are not there.
 
-    A connection that is cut is taken up again where it broke. With the hub out of reach, a whole copy in the cache
-    will do.
+    A transfer whose connection breaks continues where it broke. If the hub is out of reach, a whole copy in the cache
+    is used.
 
     Args:
         name: ``"gpt2"``, ``"gpt2-medium"``, ``"gpt2-large"``, ``"gpt2-xl"``, ``"distilgpt2"``, or ``"owner/name"``.
@@ -124,9 +124,9 @@ def _ask(name: str, revision: str | None, token: str | None, endpoint: str) -> _
     except TimeoutError as error:
         raise _OutOfReachError(f"{endpoint} did not answer within {_PATIENCE:.0f} seconds") from error
     except (HTTPError, OSError) as error:
-        raise _OutOfReachError(f"{endpoint} cannot be reached ({_line(error)})") from error
+        raise _OutOfReachError(f"{endpoint} cannot be reached ({first_line(error)})") from error
     except ValueError as error:  # JSON
-        raise HubError(f"{endpoint} does not answer as a hub does ({_line(error)}); check HF_ENDPOINT") from error
+        raise HubError(f"{endpoint} does not answer as a hub does ({first_line(error)}); check HF_ENDPOINT") from error
     files = [
         _HubFile(file.rfilename, None if file.lfs is None else file.lfs.sha256, file.blob_id)
         for file in info.siblings or []
@@ -168,7 +168,7 @@ def _from_hub(name: str, revision: str | None, token: str | None, endpoint: str,
         except (HTTPError, OSError) as error:
             raise HubError(
                 f"fetching {file_name} of {name!r} from {endpoint} stopped "
-                f"({_line(error.__cause__ or error)}); try again"
+                f"({first_line(error.__cause__ or error)}); try again"
             ) from error
         if not had:
             _verify(path, files[file_name])
@@ -185,7 +185,7 @@ def _from_hub(name: str, revision: str | None, token: str | None, endpoint: str,
     if path.suffix == ".json":
         for shard in sorted(set(read_index(path).values())):
             if shard not in files:
-                raise HubError(f"{name!r} on {endpoint} lists the shard {shard} and does not have it; tell its author")
+                raise HubError(f"{name!r} on {endpoint} lists the shard {shard} and lacks it; ask its author to add it")
             get(shard, model.commit)
     return folder
 
@@ -271,12 +271,12 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str) -
     if status == 401:  # without a valid token the hub answers this for models that do not exist, too
         return HubError(f"{endpoint} has no {name!r}, or it is private: check the name, or {with_token} (401)")
     if status == 403:
-        return HubError(f"{endpoint} does not let this token read {name!r}: {with_token} of one who may (403)")
+        return HubError(f"{endpoint} does not let this token read {name!r}: {with_token} of an account that may (403)")
     if status == 404 or isinstance(error, RepositoryNotFoundError):
         return HubError(f"{endpoint} has no model {name!r} (404); check the name, or {with_token} if it is private")
-    return HubError(f"{endpoint} refused {name!r} ({_line(error)}); try again later")
+    return HubError(f"{endpoint} refused {name!r} ({first_line(error)}); try again later")
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its name if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

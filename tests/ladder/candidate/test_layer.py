@@ -300,7 +300,7 @@ def test_a_note_on_widened_steps_does_not_call_a_wrong_layer_right() -> None:
 
 
 def test_the_way_to_read_square_matrices_is_the_one_with_most_right_steps() -> None:
-    class Square(nn.Module):
+    class MultiHeadAttention(nn.Module):  # not torch's
         def __init__(self, d_model: int, n_heads: int) -> None:
             super().__init__()
             self.n_heads = n_heads
@@ -315,7 +315,7 @@ def test_the_way_to_read_square_matrices_is_the_one_with_most_right_steps() -> N
         def split(self, x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
-    found = climb(attention=Square, cases=3).rungs[0]
+    found = climb(attention=MultiHeadAttention, cases=3).rungs[0]
     assert found.diagnosis is not None
     assert found.diagnosis.finding is not None
     assert "# HERE" in (found.diagnosis.finding.code or "")

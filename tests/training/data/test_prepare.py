@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptladder.tokenizer import CharTokenizer
+from gptladder.tokenizer import CharTokenizer, Tokenizer
 from gptladder.training.data import prepare as module
 from gptladder.training.data.config import DataConfig
 from gptladder.training.data.prepare import load_data, prepare_data
@@ -170,7 +171,7 @@ def test_a_failure_leaves_nothing_behind(prepare: Prepare, monkeypatch: pytest.M
 def test_a_text_that_changes_meanwhile_is_not_prepared(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     made = module.make_tokenizer
 
-    def meanwhile(*args: object, **kwargs: object) -> object:
+    def meanwhile(*args: Any, **kwargs: Any) -> Tokenizer:
         tokenizer = made(*args, **kwargs)
         Path("text.txt").write_text(TEXT.replace("The", "She").replace("S", "T"))
         Path("text.txt").write_text(TEXT[::-1])
@@ -188,7 +189,8 @@ def test_what_a_killed_process_left_is_removed_after_a_day(prepare: Prepare) -> 
     for name, age in (("old", 90_000), ("new", 60)):
         left = Path("data", f".{folder.name}-{name}")
         left.mkdir()
-        os.utime(left, (time.time() - age,) * 2)
+        then = time.time() - age
+        os.utime(left, (then, then))
     prepare()
     assert sorted(path.name for path in Path("data").iterdir()) == [f".{folder.name}-new", folder.name]
 
@@ -225,7 +227,7 @@ def test_a_folder_that_another_process_finished_first_stays(prepare: Prepare, mo
     shutil.move(folder, "finished")
     fill = module._fill
 
-    def slowly(*args: object) -> None:
+    def slowly(*args: Any) -> None:
         fill(*args)
         shutil.move("finished", folder)
 
@@ -306,7 +308,7 @@ def test_what_does_not_exist_is_named(prepare: Prepare, fields: dict[str, object
         ({"encoding": "base64"}, "--encoding is 'base64', which Python does not know"),
     ],
 )
-def test_values_out_of_range_are_refused(fields: dict[str, object], message: str) -> None:
+def test_values_out_of_range_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataConfig(**fields)
 

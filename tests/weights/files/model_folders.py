@@ -1,7 +1,7 @@
 """Model folders of every kind, and helpers to compare what is read from them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -82,7 +82,7 @@ def refusal(call: Callable[..., object], *args: object, **options: object) -> st
     return text
 
 
-def outcome(call: Callable[..., dict[str, Tensor]], *args: object) -> dict[str, Tensor] | str:
+def outcome(call: Callable[..., Mapping[str, Tensor]], *args: object) -> dict[str, Tensor] | str:
     """Return the tensors, or the text of the error."""
     try:
         return dict(call(*args))
@@ -90,7 +90,7 @@ def outcome(call: Callable[..., dict[str, Tensor]], *args: object) -> dict[str, 
         return str(error)
 
 
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(
         left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
     )

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptladder.weights.files import pickles
-from gptladder.weights.files.pickles import ForeignError, PickleError, Record, read_pickle
+from gptladder.weights.files.pickle_values import ForeignError, PickleError, Record
+from gptladder.weights.files.pickles import read_pickle
 
 plain = st.recursive(
     st.none()

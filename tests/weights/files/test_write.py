@@ -123,7 +123,7 @@ def test_a_crash_at_any_step_leaves_the_old_model_or_none_or_the_new(
     class CrashError(BaseException):
         pass
 
-    seen = set()
+    seen, finished = set(), False
     for step in range(100):
         folder = tmp_path / str(step) / "model"
         if old == "none":

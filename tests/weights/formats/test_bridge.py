@@ -168,7 +168,7 @@ def test_keys_that_name_the_wrapped_component_are_read() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"no_processing": True}, {"fold_ln": False}])
-def test_a_bridge_in_compatibility_mode_gives_what_it_computes(options: dict[str, bool]) -> None:
+def test_a_bridge_in_compatibility_mode_gives_what_it_computes(options: dict[str, Any]) -> None:
     """Its weights are processed then, in float32; the result is compared in float64."""
     bridge = bridged(hf_model(random.Random(4), torch.float32))
     raw = from_bridge(bridge).double()
