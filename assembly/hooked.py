@@ -133,12 +133,12 @@ class HookedModel(nn.Module):
 
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
-        """The embeddings of the tokens."""
+        """The token embedding's table."""
         return self.embed.W_E
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
-        """The embeddings of the positions."""
+        """The position embedding's table."""
         return self.pos_embed.W_pos
 
     @property
@@ -150,7 +150,7 @@ class HookedModel(nn.Module):
     def b_U(self) -> Float[Tensor, "d_vocab"]:
         """The bias of the output projection; zeros if it has none."""
         b_U = self.unembed.b_U
-        return self.unembed.W_U.new_zeros(self.d_vocab) if b_U is None else b_U
+        return self.W_U.new_zeros(self.config.d_vocab) if b_U is None else b_U
 
     @property
     def cfg(self) -> LensConfig:
