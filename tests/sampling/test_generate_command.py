@@ -13,7 +13,6 @@ import torch
 from gptladder import GPT2, sampling
 from gptladder.sampling import Chunk, model_options, stream
 from gptladder.sampling import generate_command as command
-from gptladder.sampling.generation import stream
 from gptladder.sampling.prompt_options import unescaped
 from gptladder.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from gptladder.weights import from_pretrained
