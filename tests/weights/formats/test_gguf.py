@@ -167,6 +167,7 @@ def test_each_tensor_has_the_name_that_the_package_gives_it() -> None:
 def test_the_tokens_and_merges_are_those_of_the_tokenizer() -> None:
     words, its = vocabulary(tokenizer(), 280), tokenizer()
     ends = its.eot_id
+    assert ends is not None
     assert words.tokens[ends] == "<|endoftext|>"
     assert words.types[ends] == gguf.TokenType.CONTROL
     assert set(words.types[:ends]) == {gguf.TokenType.NORMAL}
