@@ -12,7 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import ModelCard, ModelCardData, constants
+from huggingface_hub import ModelCard, constants
 
 from gptladder import GPT2, GPT2Config
 from gptladder.files import FileError
@@ -63,6 +63,10 @@ def saved(folder: Path, **options: Any) -> Path:
     return folder
 
 
+def card_fields(hub: Any) -> dict[str, Any]:
+    return ModelCard(hub.models["me/stories"].files["README.md"].decode()).data.to_dict()
+
+
 def test_what_was_pushed_comes_back_by_its_name(hub: Any, push: Callable[..., str], tmp_path: Path) -> None:
     folder = saved(tmp_path / "stories")
     address = push(folder)
@@ -76,21 +80,16 @@ def test_what_was_pushed_comes_back_by_its_name(hub: Any, push: Callable[..., st
     assert load_tokenizer(fetched).fingerprint == load_tokenizer(folder).fingerprint
 
 
-def for_hub(card: ModelCard) -> ModelCardData:
-    assert isinstance(card.data, ModelCardData)
-    return card.data
-
-
 def test_the_card_of_the_folder_is_pushed_or_a_short_one_is_made(
     hub: Any, push: Callable[..., str], tmp_path: Path
 ) -> None:
     folder = saved(tmp_path / "stories")
     push(folder)
-    made = ModelCard(hub.models["me/stories"].files["README.md"].decode())
-    assert (for_hub(made).library_name, for_hub(made).pipeline_tag) == ("transformers", "text-generation")
+    made = card_fields(hub)
+    assert (made["library_name"], made["pipeline_tag"]) == ("transformers", "text-generation")
     (folder / "README.md").write_text(card("# mine", license="mit", base_model="gpt2"))
     push(folder, message="With a card")
-    assert for_hub(ModelCard(hub.models["me/stories"].files["README.md"].decode())).base_model == "gpt2"
+    assert card_fields(hub)["base_model"] == "gpt2"
     assert hub.commits == ["Push stories", "With a card"]
 
 

@@ -180,8 +180,8 @@ def test_the_tokens_and_merges_are_those_of_the_tokenizer() -> None:
 def backend(tokens: list[str], merges: list[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
-    made = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=pairs))
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return made
 
