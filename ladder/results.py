@@ -167,7 +167,7 @@ class Diagnosis:
             texts += self.fix
         lines += [("text", each) for each in texts]
         if self.finding:
-            # If a mistake is named, how the numbers differ is not needed; biases that are missing have no name of theirs.
+            # If the catalogue names a mistake (missing biases are none of it), how the numbers differ is not needed.
             lines += self.finding.lines("where" if self.what else hint)
         return lines + [("text", each) for each in self.facts if hint != "where" and not self.what]
 
