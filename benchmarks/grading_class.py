@@ -61,11 +61,10 @@ import torch
 from gptladder import GPT2Config
 from gptladder.ladder.mistakes import MISTAKES
 
-WRONG = next(each for each in MISTAKES if (each.rung, each.name) == ({rung!r}, {name!r}))
-
 def {function}(cfg, parameters):
+    mistake = next(each for each in MISTAKES if (each.rung, each.name) == ({rung!r}, {name!r}))
     sizes = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "layer_norm_eps", "act_fn")
-    return WRONG.build(GPT2Config(**{{name: getattr(cfg, name) for name in sizes}}), torch.float64), parameters
+    return mistake.build(GPT2Config(**{{name: getattr(cfg, name) for name in sizes}}), torch.float64), parameters
 """
 
 # What a step of the right attention is replaced by: mistakes as students make them.
@@ -83,7 +82,6 @@ MISTAKEN = [
     ("self.proj((pattern @ v)", "((pattern @ v)"),
     ("return self.proj(", "return x + self.proj("),
     ("pattern @ v", "pattern @ k"),
-    ("q @ k.transpose(-2, -1)", "k @ q.transpose(-2, -1)"),
     ("scores.masked_fill(later, -torch.inf).softmax(-1)", "scores.softmax(-1).masked_fill(later, 0.0)"),
 ]
 

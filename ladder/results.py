@@ -167,7 +167,7 @@ class Diagnosis:
             texts += self.fix
         lines += [("text", each) for each in texts]
         if self.finding:
-            # If the catalogue names a mistake (missing biases are none of it), how the numbers differ is not needed.
+            # A named mistake needs no numbers; missing biases have no name.
             lines += self.finding.lines("where" if self.what else hint)
         return lines + [("text", each) for each in self.facts if hint != "where" and not self.what]
 

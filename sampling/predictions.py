@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..assembly import GPT2
 from ..tokenizer import Tokenizer, TokenizerSource
+from .logits import logits_after
 from .rows import check_fits
-from .stream import logits_after
 from .text import Prompt, as_tokenizer, prompt_tokens, vocabulary
 
 __all__ = ["Prediction", "most_probable", "next_logits", "top_predictions"]
