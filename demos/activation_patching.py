@@ -2,14 +2,14 @@
 
     python demos/activation_patching.py [--model gpt2]
 
-In the corrupted prompt the hero has another name. One head's output at one position is taken from the clean run and put
-into the corrupted one: `gptladder.lens.activation_patching`. What brings the clean answer back?
+In the corrupted prompt the hero is another animal with another name. One head's output at one position is taken from
+the clean run and put into the corrupted one: `gptladder.lens.activation_patching`. What brings the clean answer back?
 """
 
 from collections.abc import Sequence
 
 import torch
-from story import HERO, OTHER, STORY, arguments, one_token, save, show, story_model
+from story import HERO, OTHER, OTHER_STORY, STORY, arguments, one_token, save, show, story_model
 from torch import Tensor
 
 from gptladder.lens import Labelled, activation_patching, read_prompt
@@ -18,8 +18,7 @@ from gptladder.lens import Labelled, activation_patching, read_prompt
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__, argv)
     model, tokenizer = story_model(given)
-    corrupted = STORY.replace(HERO, OTHER)
-    for text in (STORY, corrupted):
+    for text in (STORY, OTHER_STORY):
         show(model, tokenizer, text)
     right, wrong = one_token(tokenizer, HERO), one_token(tokenizer, OTHER)
 
@@ -27,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return logits[:, -1, right] - logits[:, -1, wrong]
 
     with torch.inference_mode():
-        high, low = (preference(model(read_prompt(model, text, tokenizer).tokens)) for text in (STORY, corrupted))
+        high, low = (preference(model(read_prompt(model, text, tokenizer).tokens)) for text in (STORY, OTHER_STORY))
     print(f"logit of {HERO!r} less that of {OTHER!r}: clean {high.item():.2f}, corrupted {low.item():.2f}")
-    patched = activation_patching(model, STORY, corrupted, preference, tokenizer=tokenizer)
+    patched = activation_patching(model, STORY, OTHER_STORY, preference, tokenizer=tokenizer)
     restored = Labelled(
         (patched.values - low) / (high - low), patched.axes, title="share restored by each head's output"
     )

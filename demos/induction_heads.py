@@ -2,7 +2,7 @@
 
     python demos/induction_heads.py [--model gpt2]
 
-The prompt says a sentence twice, so that the second time each token has an earlier occurrence, and something that came
+The prompt repeats a sentence, so that the second time each token has an earlier occurrence, and something that came
 after it: `gptladder.lens.head_scores`. The picture shows the attention of the head that does most of the last.
 """
 

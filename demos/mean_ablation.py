@@ -10,24 +10,21 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from story import HERO, STORY, arguments, one_token, save, show, story_model
+from story import BEGINNING, HEROES, STORY, arguments, one_token, save, show, story_model
 from torch import Tensor
 
 from gptladder.lens import ablation
-
-HEROES = ("Mia", "Tim", "Ben", "Sam", "Leo", "Max", "Tom", "Anna", "Jack", "Finn", "Lucy", "Emma", "Ella", "Kate")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__, argv)
     model, tokenizer = story_model(given)
     show(model, tokenizer, STORY)
-    texts = [STORY.replace(HERO, f" {name}") for name in HEROES]
-    encoded = [tokenizer.encode(text) for text in texts]
-    # Names of more tokens than the first would shift all positions: they are left out.
-    alike = [i for i, tokens in enumerate(encoded) if len(tokens) == len(encoded[0])]
-    tokens = torch.tensor([encoded[i] for i in alike])
-    names = torch.tensor([one_token(tokenizer, f" {HEROES[i]}") for i in alike])
+    encoded = {name: tokenizer.encode(BEGINNING.format(kind=kind, name=name)) for kind, name in HEROES.items()}
+    # A hero of more or fewer tokens than the first would shift all positions, and is left out.
+    alike = [name for name, ids in encoded.items() if len(ids) == len(encoded["Mia"])]
+    tokens = torch.tensor([encoded[name] for name in alike])
+    names = torch.tensor([one_token(tokenizer, f" {name}") for name in alike])
 
     def loss(logits: Tensor) -> Tensor:
         return F.cross_entropy(logits[:, -1], names)

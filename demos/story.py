@@ -9,7 +9,22 @@ from gptladder.lens import Labelled, read_prompt
 from gptladder.tokenizer import Tokenizer, load_tokenizer
 
 STORY_MODEL = Path("runs/tinystories/final")
-STORY = "Once upon a time there was a brave fox named Mia, who lived at the edge of the forest. One morning,"
+BEGINNING = "Once upon a time there was a brave {kind} named {name}, who loved to sing. One morning,"
+HEROES = {
+    "fox": "Mia",
+    "pig": "Tim",
+    "bear": "Ben",
+    "puppy": "Sam",
+    "hedgehog": "Leo",
+    "calf": "Max",
+    "panda": "Ella",
+    "kitten": "Kate",
+    "lamb": "Nina",
+    "rabbit": "Rosa",
+}
+"""Heroes of the generated stories: each kind of animal always has the same name."""
+
+STORY, OTHER_STORY = (BEGINNING.format(kind=kind, name=HEROES[kind]) for kind in ("fox", "pig"))
 HERO, OTHER = " Mia", " Tim"
 
 

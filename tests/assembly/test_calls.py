@@ -121,7 +121,7 @@ def test_positions_kept_are_hooked_transformers(ours: GPT2, theirs: Any, pos_sli
 
 
 def test_pos_slice_takes_transformer_lens_own_slices_and_tensors(ours: GPT2) -> None:
-    from transformer_lens.utilities import Slice
+    from transformer_lens.utilities.slice import Slice
 
     for given in (Slice((1, 4)), torch.tensor([1, 2, 3]), range(1, 4)):
         assert torch.equal(

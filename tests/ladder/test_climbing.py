@@ -223,6 +223,13 @@ def test_gpt2_without_biases_is_called_that_with_what_else_is_wrong(here: Path) 
     assert found.mistakes == ("every block's MLP: ReLU for GELU", "attn.b_Q, attn.b_K, attn.b_V missing")
 
 
+def test_a_mistake_that_is_not_listed_is_explained_beside_missing_biases(here: Path) -> None:
+    Path("wild.py").write_text(WILD.replace("BIAS", "False").replace("F.softmax(wei,", "F.softmax(wei / 2,"))
+    found = climb("wild.py:MultiHeadAttention", cases=3).rungs[0]
+    assert found.mistakes == ("b_Q, b_K, b_V missing",)
+    assert "takes the masked scores (line" in found.text()
+
+
 def test_a_layer_inside_that_lacks_biases_is_still_seen_as_one(here: Path) -> None:
     text = WILD.replace("BIAS", "False").replace("self.sa(self.ln1(x))", "self.sa(x)")
     Path("wild.py").write_text(text)

@@ -210,6 +210,16 @@ def test_what_a_format_has_no_place_for_is_refused_not_dropped() -> None:
             from_ours(kind, post, GPT2(post).state_dict())
 
 
+def test_a_bridge_is_a_native_models_by_default() -> None:
+    config, ours, _ = one_state("bridge")
+    assert list(rows("bridge", config)) == list(rows("bridge", config, bridge_conv1d=False))
+    assert list(rows("bridge", config)) != list(rows("bridge", config, bridge_conv1d=True))
+    key = "blocks.0.mlp.in.weight"
+    theirs = from_ours("bridge", config, ours)
+    assert theirs[key].shape == (config.d_mlp, config.d_model)
+    assert torch.equal(to_ours("bridge", config, dict(theirs))["blocks.0.mlp.W_in"], theirs[key].T)
+
+
 def test_the_table_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TABLE[0].ours = "x"
