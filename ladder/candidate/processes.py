@@ -155,7 +155,7 @@ def child(target: str, settings: str) -> None:
         # A process with several threads, such as those of numerical libraries, can make no user namespace: fork first.
         watcher = _forked(function, (0, 1, 2), writable, limits, os.environ)
         linux.stay_until_ended(watcher)
-    globals()["SYSTEM"] = given["system"]
+    globals()["SYSTEM"] = given["system"]  # a test of another system's way has changed it in the parent
     if writable is not None:
         os.chdir(writable)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
