@@ -14,7 +14,7 @@ export TIKTOKEN_CACHE_DIR ?= $(abspath ../shared/tiktoken)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate docs wheel test-wheel bench bench-gpu bench-peers mutants test-bridge test-tensorflow clean
+.PHONY: help setup test test-slow lint types ladder climb parity train-tinystories train-shakespeare generate look notebooks docs wheel test-wheel bench bench-gpu bench-peers mutants test-bridge test-tensorflow test-gguf clean
 LAYERS := embed pos-embed layer-norm layernorm attention mlp block unembed model
 .PHONY: $(addprefix test-,$(LAYERS))
 
@@ -66,7 +66,7 @@ lint: $(VENV)/.ready ## ruff, the linter and the formatter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.ready ## pyright on the package
+types: $(VENV)/.ready ## pyright on package, tests, demos and benchmarks
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test-layernorm test-layer-norm: FILE = tests/components/test_layer_norm.py
@@ -94,10 +94,15 @@ train-shakespeare: $(VENV)/.ready ## train on the characters of TEXT=input.txt; 
 	$(if $(TEXT),,$(error which text? make train-shakespeare TEXT=input.txt))
 	$(BIN)/gptladder train --preset shakespeare-char --corpus $(call typed,TEXT) $(CONTINUE) $(ARGS)
 
-PROMPT ?= Once upon a time
+generate: PROMPT ?= Once upon a time
 generate: MODEL ?= runs/tinystories
 generate: $(VENV)/.ready ## continue PROMPT="Once upon a time" with the model of train-tinystories (MODEL=folder: another)
 	$(BIN)/gptladder generate $(call typed,PROMPT) --model $(call typed,MODEL) $(ARGS)
+
+look: PROMPT ?= Once upon a time there was
+look: MODEL ?= runs/tinystories/final
+look: $(VENV)/.ready ## write look.html, a page about what a model does with PROMPT="Once upon a time there was" (MODEL=folder)
+	$(BIN)/gptladder look $(call typed,PROMPT) --model $(call typed,MODEL) $(ARGS)
 
 # Figures for docs/performance.md. Anything else that runs makes them worse, and the benchmarks say so.
 RESULTS ?= benchmarks/results/cpu
@@ -117,6 +122,9 @@ bench-peers: .venv-bench/.ready ## a training step beside x-transformers, litgpt
 
 mutants: $(VENV)/.ready ## which changes of the library no test notices: hours (MODULES="components/mlp.py": of some files)
 	$(BIN)/python -W ignore tests/mutants.py $(MODULES)
+
+notebooks: $(VENV)/.ready ## run the notebooks, and store what they show
+	$(BIN)/python notebooks/store.py
 
 docs: $(VENV)/.ready ## build the documentation site in build/site/html
 	$(BIN)/python docs/site/gather.py
@@ -146,7 +154,7 @@ test-wheel: wheel ## install the wheel alone in a new environment, and use a lay
 
 # TransformerLens 4 has no HookedTransformer, which the other tests are judged against: it gets an environment of its own.
 test-bridge: .venv-bridge/.ready ## models of TransformerLens 4, which .venv cannot hold, in an environment made for it
-	.venv-bridge/bin/python -m pytest -q tests/weights/formats/test_bridge.py
+	.venv-bridge/bin/python -m pytest -q tests/weights/formats/test_bridge.py tests/lens/test_transformer_lens_tools.py
 
 .venv-bridge/.ready: pyproject.toml constraints.txt
 	$(NEW_ENVIRONMENT)
@@ -162,6 +170,15 @@ test-tensorflow: .venv-tensorflow/.ready ## OpenAI's checkpoints, written by the
 .venv-tensorflow/.ready: pyproject.toml constraints.txt
 	$(NEW_ENVIRONMENT)
 	@$(INSTALL) --constraint constraints.txt --editable '.[reference,tensorflow]' hypothesis pytest pytest-timeout
+	@touch $@
+
+# llama-cpp-python compiles llama.cpp for this processor.
+test-gguf: .venv-gguf/.ready ## GGUF files read by llama.cpp, in an environment that takes 16 minutes to build (MODEL=folder: greedy texts too)
+	$(if $(MODEL),GPTLADDER_MODEL=$(call typed,MODEL)) .venv-gguf/bin/python -m pytest -q tests/weights/formats/test_gguf.py
+
+.venv-gguf/.ready: pyproject.toml constraints.txt
+	$(NEW_ENVIRONMENT)
+	@$(INSTALL) --constraint constraints.txt --editable '.[gguf]' transformers hypothesis pytest pytest-timeout llama-cpp-python
 	@touch $@
 
 clean: ## remove .venv and everything that was built

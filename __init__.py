@@ -4,21 +4,19 @@
 >>> from gptladder import GPT2, GPT2Config
 """
 
+# The types of the names that `__getattr__` imports are in __init__.pyi.
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .assembly import GPT2, PRESETS, GPT2Config
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["GPT2", "PRESETS", "GPT2Config", "__version__"]
+__all__ = ["GPT2", "PRESETS", "GPT2Config", "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
-_PARTS = ("assembly", "components", "ladder", "sampling", "tokenizer", "training", "weights")
+_PARTS = ("assembly", "components", "ladder", "lens", "sampling", "tokenizer", "training", "weights")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the model when it is first asked for: `gptladder --help` need not wait for torch."""
+    """Import the model when its name is first used, so that `gptladder --help` does not wait for torch."""
     if name in __all__:
         return getattr(importlib.import_module(".assembly", __name__), name)
     if name in _PARTS:

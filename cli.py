@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "convert": Command(
         "weights.command", "ConvertArguments", "convert a model into another format, and check the result"
     ),
+    "push": Command("weights.command", "PushArguments", "push a model folder to the hub, with its card"),
     "ladder": Command(
         "ladder.command", "LadderArguments", "test every layer against the references, from the embedding up"
     ),
@@ -214,7 +215,8 @@ def _silence_stdout() -> None:
 
 def _out_of_memory(error: RuntimeError) -> bool:
     text = str(error)
-    return "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
+    # "overflow": PyTorch's word for a tensor of more bytes than a 64-bit number can count.
+    return any(part in text for part in ("out of memory", "not enough memory", "can't allocate memory", "overflow"))
 
 
 def _one_line(error: BaseException) -> str:

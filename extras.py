@@ -25,6 +25,7 @@ EXTRAS: dict[str, Extra] = {
     "tensorflow": Extra("tensorflow", "tensorflow", "2.21"),
     "pyarrow": Extra("pyarrow", "parquet", "15"),
     "gguf": Extra("gguf", "gguf", "0.10"),
+    "wandb": Extra("wandb", "wandb", "0.17"),
 }
 """By the name of the module. The ranges are those of pyproject.toml."""
 

@@ -24,7 +24,7 @@ _PATHS = frozenset(
     {
         "--model", "--tokenizer", "--prompt-file", "--corpus", "--data-dir", "--runs-dir", "--init-from", "--resume",
         "--out", "--html", "--embed", "--pos-embed", "--layer-norm", "--layernorm", "--attention", "--mlp", "--block",
-        "--unembed",
+        "--unembed", "--config",
     }
 )  # fmt: skip
 

@@ -1,15 +1,12 @@
 """GPT-2, wired from the layers. Nothing is computed here that a layer could compute."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..components import taps
 from ..components.attention import Attention
 from ..components.block import Block
 from ..components.dropout import dropout
@@ -18,10 +15,18 @@ from ..components.kv_cache import KVCache
 from ..components.layer_norm import LayerNorm
 from ..components.pos_embed import PosEmbed
 from ..components.shapes import shape_checked
-from ..components.taps import ActivationCache, Hook, HookFunction, Names, Tap
+from ..components.tap import Tap
 from ..components.unembed import Unembed
+from .blocks import Blocks
+from .checkpointing import call_block
 from .config import GPT2Config
+from .hooked import HookedModel
 from .init import scale_residual_projections
+from .loss import ReturnType, with_loss
+from .partial import partial_residual
+from .text import Input, PaddingSide, as_batch, as_padding_mask
+
+_SIZES = ("n_layers", "d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx")
 
 
 class _InWeights:
@@ -36,7 +41,7 @@ class _InWeights:
         )
 
 
-class GPT2(nn.Module):
+class GPT2(HookedModel):
     """GPT-2 (Radford et al. 2019): from tokens to the logits of the token that follows each.
 
     ``GPT2(config)`` has new random weights; `from_pretrained` reads a model folder or fetches a published model.
@@ -45,6 +50,10 @@ class GPT2(nn.Module):
     Args:
         config: sizes and choices.
         fused: use PyTorch's fused kernels in attention and layer norms; see the attribute `fused`.
+
+    Attributes:
+        checkpoint_blocks: compute each block's activations again for its gradients instead of holding them, which takes
+            a third more time and far less memory. Gradients are the same to the bit.
 
     Example:
         >>> model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=4, d_vocab=50, n_ctx=8))
@@ -67,8 +76,10 @@ class GPT2(nn.Module):
         super().__init__()
         self.config = config
         self.d_vocab = config.d_vocab
+        self.checkpoint_blocks = False
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         drawn = {"init_range": config.init_range, **made}
+        self.hook_tokens = Tap(on_request=True)  # [batch seq]
         self.embed = Embed(d_vocab=config.d_vocab, d_model=config.d_model, **drawn)
         self.hook_embed = Tap()  # [batch seq d_model]
         self.pos_embed = PosEmbed(n_ctx=config.n_ctx, d_model=config.d_model, **drawn)
@@ -91,7 +102,7 @@ class GPT2(nn.Module):
             for layer in range(config.n_layers)
         ]
         scale_residual_projections(blocks)
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = Blocks(blocks)
         self.ln_final = (
             LayerNorm(d_model=config.d_model, layer_norm_eps=config.layer_norm_eps, fused=fused, **made)
             if config.norm == "pre"
@@ -104,9 +115,11 @@ class GPT2(nn.Module):
             tied_to=self.embed if config.tie_word_embeddings else None,
             **drawn,
         )
+        for name, tap in self.hook_dict.items():
+            tap.name = name
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, as a new model's."""
+        """Draw all weights again, as for a new model."""
         blocks: list[Any] = list(self.blocks)
         layers: list[Any] = [self.embed, self.pos_embed, *blocks, self.ln_final, self.unembed]
         for layer in layers:
@@ -139,29 +152,73 @@ class GPT2(nn.Module):
             unembed.tie_to(value)
         super().__setattr__(name, value)
 
-    @shape_checked
     def forward(
         self,
-        tokens: Int[Tensor, "batch seq"],
+        input: Input,
+        return_type: ReturnType = "logits",
         *,
         padding_mask: Bool[Tensor, "batch seq"] | None = None,
         positions: Int[Tensor, "batch seq"] | None = None,
         cache: KVCache | None = None,
-    ) -> Float[Tensor, "batch seq d_vocab={self.d_vocab}"]:
-        """Return the logits of the token that follows each position.
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        tokens: Int[Tensor, "batch seq"] | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Any:
+        """Return the logits of the token that follows each position, or what ``return_type`` asks for.
 
         Args:
-            tokens: at least one for each sequence.
+            input: tokens [batch seq] or [seq], at least one for each sequence; or a text or several, which the model's
+                `tokenizer` reads; or, with ``start_at_layer``, the residual stream [batch seq d_model].
+            return_type: ``logits`` [batch seq d_vocab]; ``loss``, the mean cross-entropy of predicting each token of
+                the input from those before it; ``both``; or None, for hooks alone.
             padding_mask: True at tokens, False at padding. No position attends to padding, and positions are counted
-                without it; the logits at padding itself are undefined.
+                without it; the logits at padding itself are undefined. Texts of different lengths are padded.
             positions: position of each token (default: counted from the start of the sequence).
             cache: the tokens before these (`new_cache` returns an empty one); these are added to it. ``tokens`` and
                 ``padding_mask`` are then of the new tokens alone.
+            loss_per_token: return the loss of each token, [batch seq-1].
+            prepend_bos, padding_side: for text, see `to_tokens`.
+            start_at_layer: run from this block on.
+            stop_at_layer: return the residual stream before this block; 0 is what the first block reads. Negative
+                numbers count from the last block.
+            tokens: for the loss, with ``start_at_layer``.
+            attention_mask: ``padding_mask``, also in numbers 0 and 1.
 
         Raises:
-            ValueError: no token; a token outside the vocabulary; more tokens than ``n_ctx``, or than the cache holds.
+            ValueError: no token; a token outside the vocabulary; more tokens than ``n_ctx``, or than the cache holds;
+                text without a tokenizer; options that contradict each other.
         """
-        return self.unembed(self.final_residual(tokens, padding_mask=padding_mask, positions=positions, cache=cache))
+        if attention_mask is not None:
+            padding_mask = as_padding_mask(attention_mask, padding_mask)
+        stream: Any = input
+        if start_at_layer is None:
+            stream, padding_mask = as_batch(self, input, padding_mask, prepend_bos, padding_side)
+            tokens = stream
+        if start_at_layer is None and stop_at_layer is None:
+            residual = self.final_residual(stream, padding_mask=padding_mask, positions=positions, cache=cache)
+        elif cache is not None:
+            raise ValueError("a cache needs all layers: leave out start_at_layer and stop_at_layer")
+        else:
+            residual = partial_residual(
+                self,
+                stream,
+                start_at_layer=start_at_layer,
+                stop_at_layer=stop_at_layer,
+                padding_mask=padding_mask,
+                positions=positions,
+            )
+        if stop_at_layer is not None:
+            return residual
+        if return_type is None:
+            return None
+        logits = self.unembed(residual)
+        if return_type == "logits":
+            return logits
+        return with_loss(return_type, logits, tokens, padding_mask, per_token=loss_per_token)
 
     @shape_checked
     def final_residual(
@@ -182,20 +239,16 @@ class GPT2(nn.Module):
             >>> model.unembed(residual[:, -1:]).shape  # logits after the last token alone
             torch.Size([1, 1, 50])
         """
-        seq = tokens.shape[1]
-        if tokens.numel() == 0:
-            raise ValueError(f"tokens have the shape {list(tokens.shape)}: a model needs at least one token")
-        past = 0 if cache is None else cache.length
+        past, seq = 0 if cache is None else cache.length, tokens.shape[1]
         try:
             # From here on the mask covers the cached positions too.
             mask = padding_mask if cache is None else cache.extend_mask(padding_mask, seq=seq)
-            if positions is None and mask is not None:
-                positions = (mask.cumsum(dim=1)[:, -seq:] - 1).clamp(min=0)
-            embed = self.hook_embed(self.embed(tokens))
-            pos_embed = self.hook_pos_embed(self.pos_embed(tokens, offset=past, positions=positions))
-            residual = dropout(embed + pos_embed, self.config.embed_dropout, self)
+            residual = self.embedded(tokens, mask, positions, past)
             for layer, block in enumerate(self.blocks):
-                residual = block(residual, padding_mask=mask, cache=None if cache is None else cache.layers[layer])
+                layer_cache = None if cache is None else cache.layers[layer]
+                residual = call_block(
+                    block, residual, checkpointed=self.checkpoint_blocks, padding_mask=mask, cache=layer_cache
+                )
             if cache is not None:
                 cache.length = past + seq
             return self.ln_final(residual)
@@ -203,6 +256,22 @@ class GPT2(nn.Module):
             if cache is not None:
                 cache.rewind(past)
             raise
+
+    def embedded(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        padding_mask: Bool[Tensor, "batch key_pos"] | None = None,
+        positions: Int[Tensor, "batch seq"] | None = None,
+        past: int = 0,
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """Return what the first block reads: the embeddings of tokens and of positions, counted from ``past`` on."""
+        if tokens.numel() == 0:
+            raise ValueError(f"tokens have the shape {list(tokens.shape)}: a model needs at least one token")
+        if positions is None and padding_mask is not None:
+            positions = (padding_mask.cumsum(dim=1)[:, -tokens.shape[1] :] - 1).clamp(min=0)
+        embed = self.hook_embed(self.embed(self.hook_tokens(tokens)))
+        pos_embed = self.hook_pos_embed(self.pos_embed(tokens, offset=past, positions=positions))
+        return dropout(embed + pos_embed, self.config.embed_dropout, self)
 
     def new_cache(self, batch: int, *, capacity: int | None = None, growing: bool = False) -> KVCache:
         """Return an empty cache for ``batch`` sequences.
@@ -229,30 +298,10 @@ class GPT2(nn.Module):
         """Return how many numbers training changes; a tied output projection counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def run_with_cache(self, tokens: Tensor, **kwargs: Any) -> tuple[Tensor, ActivationCache]:
-        """Return the logits, and the activations by name. See `gptladder.components.taps.run_with_cache`.
-
-        The logits can differ from the plain call's by rounding; with `fused` set to False they never do.
-        """
-        return taps.run_with_cache(self, tokens, **kwargs)
-
-    def run_with_hooks(
-        self, tokens: Tensor, *, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = (), **kwargs: Any
-    ) -> Tensor:
-        """Return the logits, with hooks on activations. See `gptladder.components.taps.run_with_hooks`."""
-        return taps.run_with_hooks(self, tokens, fwd_hooks=fwd_hooks, bwd_hooks=bwd_hooks, **kwargs)
-
-    def hooks(self, fwd_hooks: Sequence[Hook] = (), bwd_hooks: Sequence[Hook] = ()) -> AbstractContextManager[None]:
-        """Put hooks on activations and gradients, for a block of code. See `gptladder.components.taps.hooks`."""
-        return taps.hooks(self, fwd_hooks, bwd_hooks)
-
-    def add_hook(self, name: Names, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd") -> None:
-        """Put a hook on activations until `reset_hooks`. See `gptladder.components.taps.add_hook`."""
-        taps.add_hook(self, name, hook, dir)
-
-    def reset_hooks(self) -> None:
-        """Remove what `add_hook` added."""
-        taps.reset_hooks(self)
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}={getattr(self.config, name)}" for name in _SIZES)
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{type(self).__name__}({sizes}: {self.num_parameters():,} parameters in {dtype} on {self.device})"
 
     # The only imports from above assembly. They happen in the call, so that importing assembly does not import weights.
 

@@ -1,21 +1,23 @@
-"""Causal attention, forward and backward on a CPU: PyTorch's fused kernel beside batched products.
+"""Compare PyTorch's fused kernel with batched products: causal attention, forward and backward on a CPU.
 
     python benchmarks/attention.py
 
-Our `Attention` takes the products in bfloat16 up to 512 positions where there are gradients: this is why.
+The result is the reason why `Attention` uses batched products for gradients in bfloat16 up to 512 positions.
 """
 
 import argparse
 import random
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from measure import busy_elsewhere, machine, print_table, spread, wait_for_quiet, write_result
+from torch import Tensor
 
-from gptladder.components import Attention
+from gptladder.components.kernels import _attention_by_products
 
 # batch, heads, positions, width of a head
 SHAPES = {
@@ -25,13 +27,19 @@ SHAPES = {
     "512 positions": (2, 12, 512, 64),
     "1,024 positions": (1, 12, 1024, 64),
 }
-KERNELS = ("fused kernel", "products")
+Kernel = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""From queries, keys and values [batch n_heads positions d_head] and the scale to the weighted values."""
+
+KERNELS: dict[str, Kernel] = {
+    "fused kernel": lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale),
+    "products": lambda q, k, v, scale: _attention_by_products(q, k, v, scale=scale, padding_mask=None, dropout=0.0),
+}
 
 
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="calls of each (default: 30)")
+    parser.add_argument("--rounds", type=int, default=30, help="number of rounds (default: 30)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     wait_for_quiet()
@@ -39,23 +47,15 @@ def main() -> None:
     found = {}
     for name, (batch, n_heads, seq, d_head) in SHAPES.items():
         for dtype in (torch.float32, torch.bfloat16):
-            layer = Attention(d_model=n_heads * d_head, n_heads=n_heads)
             qkv = torch.randn(batch, seq, 3, n_heads, d_head, dtype=dtype, requires_grad=True)
-            d_z = torch.randn(batch, seq, n_heads, d_head, dtype=dtype)
+            d_z = torch.randn(batch, seq, n_heads, d_head, dtype=dtype).transpose(1, 2)
             seconds: dict[str, list[float]] = {kernel: [] for kernel in KERNELS}
             outputs = {}
             for turn in range(arguments.rounds + 3):
-                for kernel in random.sample(KERNELS, len(KERNELS)):
+                for kernel in random.sample(list(KERNELS), len(KERNELS)):
                     began = time.perf_counter()
-                    q, k, v = qkv.unbind(2)
-                    k, v = k.transpose(1, 2), v.transpose(1, 2)
-                    outputs[kernel] = (
-                        layer._by_products(q, k, v)
-                        if kernel == "products"
-                        else F.scaled_dot_product_attention(
-                            q.transpose(1, 2), k, v, is_causal=True, scale=layer.scale
-                        ).transpose(1, 2)
-                    )
+                    q, k, v = qkv.transpose(1, 3).unbind(2)
+                    outputs[kernel] = KERNELS[kernel](q, k, v, d_head**-0.5)
                     outputs[kernel].backward(d_z)
                     if turn >= 3:
                         seconds[kernel].append(time.perf_counter() - began)

@@ -1,10 +1,10 @@
-"""How much memory a model needs that is too big to hold twice: loading and converting a folder of random weights.
+"""Measure the memory that loading and converting a large model takes, with a folder of random weights.
 
-    python benchmarks/big_conversion.py --folder /somewhere/with/room
+    python benchmarks/big_conversion.py --folder /a/folder/on/a/large/disk
 
-Each case is a process of its own. Its peak is the most that was resident at a time, mapped pages of files included,
-less what an interpreter takes that has imported the package; it is a multiple of the size of the folder's weights.
-What is written is deleted. Needs Linux.
+Each case is a separate process. Its peak is the largest resident memory, with mapped pages of files, minus that of an
+interpreter that has imported the package. It is given as a multiple of the size of the folder's weights. The files are
+deleted at the end. This script needs Linux.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from gptladder.weights.models import unfilled
 
 SHARD = 2 * 2**30
 
-# What is run -> its arguments; {out} is a place for the result.
+# Name of a case -> its command; {out} is the path of the result.
 CASES = {
     "load, float32, and a forward pass": "load",
     "load to bfloat16, and a forward pass": "load bfloat16",
@@ -40,7 +40,7 @@ CASES = {
 
 
 def make(folder: Path, name: str) -> int:
-    """Write a folder of random weights, in shards; returns the bytes of its weights."""
+    """Write a folder of random weights, in shards, and return the number of bytes of its weights."""
     config = GPT2Config.preset(name)
     shapes = unfilled(config).state_dict()
 
@@ -55,13 +55,13 @@ def make(folder: Path, name: str) -> int:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process, by Linux's name for them."""
+    """Return a measure of this process's memory in bytes, by Linux's name for it."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def work(source: str, command: str, *arguments: str) -> None:
-    """One case, in a process of its own: prints the bytes of its peak."""
+    """Run one case in this process, and print its peak in bytes."""
     from gptladder.weights import command as commands
 
     before = resident("VmRSS")

@@ -1,9 +1,10 @@
-"""Pieces beside their counterparts, in the same run: passes of the model, loading, the shape check, the import.
+"""Compare parts of the library with their counterparts: forward and backward passes, loading, shape check, import.
 
     python benchmarks/core.py
 
-Pairs take turns, in an order drawn anew each round, so that whatever else the machine does falls on both. Figures are
-ratios, with the least and the most of all rounds. Work of others on the machine is measured and said.
+The two sides of a pair alternate, in a new random order each round, so that other work on the machine affects both. The
+figures are ratios: the median, the smallest and the largest of all rounds. Other work on the machine is measured and
+reported.
 """
 
 import argparse
@@ -30,7 +31,7 @@ Pair = dict[str, Callable[[], object]]
 
 
 def alternate(pair: Pair, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round, after one that does not count."""
+    """Return the seconds of each call in each round, after one round that does not count."""
     order = list(pair)
     seconds: dict[str, list[float]] = {name: [] for name in order}
     for turn in range(rounds + 1):
@@ -44,14 +45,14 @@ def alternate(pair: Pair, rounds: int) -> dict[str, list[float]]:
 
 
 def ratio(pair: Pair, rounds: int) -> dict[str, float]:
-    """How many times as long the first takes as the second, round by round."""
+    """Return the time of the first divided by the time of the second, over all rounds."""
     wait_for_quiet()
     first, second = alternate(pair, rounds).values()
     return spread([a / b for a, b in zip(first, second, strict=True)])
 
 
 def passes(hf: Any, backward: bool) -> Pair:
-    """The 124M model, batch 4 x 256, float32, eager: cross-entropy, and backward or not. transformers' with sdpa."""
+    """Compare the 124M models: cross-entropy of a batch of 4 x 256, float32, eager, with or without backward."""
     hf.config._attn_implementation = "sdpa"
     ours = from_hf(hf)
     tokens = torch.randint(50257, (4, 257), generator=torch.Generator().manual_seed(0))
@@ -64,17 +65,17 @@ def passes(hf: Any, backward: bool) -> Pair:
                 model.zero_grad()
         return loss.item()
 
-    pair: Pair = {
+    pair: dict[str, Callable[[], float]] = {
         "transformers": lambda: step(lambda x: hf(x, use_cache=False).logits, hf),
         "ours": lambda: step(ours, ours),
     }
     losses = [call() for call in pair.values()]
     assert abs(losses[0] - losses[1]) < 1e-4, f"they do not compute the same: {losses}"
-    return pair
+    return dict(pair)
 
 
 def loading(folder: Path) -> Pair:
-    """A folder of 124M float32 parameters, read to a model whose weights have all been looked at."""
+    """Compare loading a folder of 124M float32 parameters, up to reading every weight of the model once."""
 
     def touch(model: torch.nn.Module) -> float:
         return sum(float(parameter.detach().sum()) for parameter in model.parameters())
@@ -86,7 +87,7 @@ def loading(folder: Path) -> Pair:
 
 
 def shape_check(hf: Any) -> Pair:
-    """The 124M model on 1 x 64 tokens, without gradients: the shape check on beside off."""
+    """Compare the 124M model with and without the shape check, on 1 x 64 tokens without gradients."""
     model = from_hf(hf)
     tokens = torch.randint(50257, (1, 64), generator=torch.Generator().manual_seed(0))
 
@@ -99,7 +100,7 @@ def shape_check(hf: Any) -> Pair:
 
 
 def imports() -> Pair:
-    """A new interpreter with ``import gptladder`` beside one with ``import torch``."""
+    """Compare ``import gptladder`` with ``import torch``, each in a new interpreter."""
 
     def start(name: str) -> None:
         subprocess.run([sys.executable, "-c", f"import {name}"], check=True, cwd="/")
@@ -110,7 +111,7 @@ def imports() -> Pair:
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="turns that each side gets (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()

@@ -1,13 +1,14 @@
-"""Greedy decoding beside transformers' ``generate``: GPT-2's 124M shape, the same weights, in the same run.
+"""Compare greedy decoding with transformers' ``generate``: GPT-2's 124M shape, the same weights, in the same run.
 
     python benchmarks/decode.py
     python benchmarks/decode.py --trained runs/tinystories/final
 
-16 tokens of prompt and 128 new ones, for 1 row and for 8. That float32 gives transformers' tokens is checked first. The
-contestants take turns in an order drawn anew each round, so that whatever else the machine does falls on all. What a
-step cannot go below is the time to read the weights from memory once; how near each comes to that is told too.
+The prompt has 16 tokens, and 128 are generated, for 1 row and for 8. First the script checks that float32 gives the
+same tokens as transformers. The contestants alternate in a new random order each round, so that other work on the
+machine affects all of them. A step cannot be faster than reading the weights from memory once; the column "of bound"
+shows how near each contestant comes to that.
 
-``--trained`` says what packing costs: the loss of a trained model on stories that it has not seen, packed and not.
+``--trained`` measures the accuracy that packing costs: the loss of a trained model on new stories, packed and unpacked.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +27,22 @@ import torch.nn.functional as F
 from measure import bandwidth, foreign_load, machine, print_table, spread, wait_for_quiet, write_result
 
 from gptladder import GPT2, GPT2Config
-from gptladder.sampling import SamplingParams, generate, pack
+from gptladder.sampling import PackedWeights, SamplingParams, generate, pack
 from gptladder.tokenizer import load_tokenizer
 from gptladder.training.data.stories import stories
 from gptladder.weights import to_hf
 
-# Bytes of a weight, as it lies in memory.
-PACKED = {"float32": 4, "bfloat16": 2, "int8": 1}
+# Bytes of a weight in memory.
+PACKED: dict[PackedWeights, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 def ours(model: GPT2, prompts: torch.Tensor, new: int) -> list[list[int]]:
-    """The new tokens of each row."""
+    """Return the new tokens of each row."""
     return [found.tokens for found in generate(model, prompts, SamplingParams(temperature=0), max_new_tokens=new)]
 
 
 def theirs(model: Any, prompts: torch.Tensor, new: int) -> list[list[int]]:
-    """The same from transformers; with no end token, so that all are generated."""
+    """Return the new tokens of each row by transformers, without an end token, so that all of them are generated."""
     mask = torch.ones_like(prompts)
     found = model.generate(
         prompts, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -51,7 +53,7 @@ def theirs(model: Any, prompts: torch.Tensor, new: int) -> list[list[int]]:
 def measure(
     contestants: dict[str, Callable[[], list[list[int]]]], rounds: int
 ) -> tuple[dict[str, list[float]], list[float], float]:
-    """Seconds of each in each round, the bandwidth in each, and the most that others kept busy."""
+    """Return the seconds of each contestant and the bandwidth in each round, and the largest load by others."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     reading, foreign = [], 0.0
     for _ in range(rounds):
@@ -67,18 +69,21 @@ def measure(
 
 
 def loss_of(model: GPT2, tokens: torch.Tensor) -> float:
-    """Mean cross-entropy on rows of tokens."""
+    """Return the mean cross-entropy on rows of tokens."""
     with torch.inference_mode():
         logits = torch.cat([model(row[None, :-1]).float() for row in tokens])
     return float(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
 
 
 def cost_of_packing(folder: Path) -> dict[str, dict[str, float]]:
-    """The losses of a trained model on 64 windows of stories from another seed than any it was trained on."""
+    """Return the losses of a trained model on 64 windows of stories from a seed that was not used for training.
+
+    The stories are joined as training joins them, by the end-of-text token.
+    """
     model, tokenizer = GPT2.from_pretrained(folder), load_tokenizer(folder)
-    text = "".join(story + "\n\n" for _, story in zip(range(400), stories(seed=987654321), strict=False))
     length = model.config.n_ctx
-    tokens = torch.tensor(tokenizer.encode(text)[: 64 * length]).view(64, length)
+    joined = [[*tokenizer.encode(story), tokenizer.eot_id] for story in islice(stories(seed=987654321), 400)]
+    tokens = torch.tensor([token for story in joined for token in story][: 64 * length]).view(64, length)
     plain = loss_of(model, tokens)
     losses = {"unpacked": plain, **{name: loss_of(pack(model, name), tokens) for name in PACKED}}
     return {name: {"loss": loss, "change": loss / plain - 1} for name, loss in losses.items()}
@@ -87,7 +92,7 @@ def cost_of_packing(folder: Path) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="turns that each gets (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="rows (default: 1 8)")
     parser.add_argument("--prompt", type=int, default=16, help="tokens of each prompt (default: 16)")
     parser.add_argument("--new", type=int, default=128, help="tokens to generate (default: 128)")
@@ -99,7 +104,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = GPT2(GPT2Config()).eval()
     reference = to_hf(model)
-    # Read once a step: all but the table of positions. The tied embedding counts once, as the output projection.
+    # The weights that each step reads: all except the position embedding. The tied embedding counts once.
     weights = model.num_parameters() - model.pos_embed.W_pos.numel()
     result: dict[str, Any] = {"machine": machine(), "weights": weights, "batches": {}}
     for batch in arguments.batch:
@@ -112,8 +117,9 @@ def main() -> None:
             raise SystemExit(f"batch {batch}: float32 does not give the same tokens; there is nothing to compare")
         seconds, reading, foreign = measure(contestants, arguments.rounds)
         found = {}
+        sizes = {f"ours, {name}": size for name, size in PACKED.items()}
         for name, own in seconds.items():
-            size = PACKED.get(name.removeprefix("ours, "), 4)
+            size = sizes.get(name, 4)
             step = statistics.median(own) / arguments.new
             found[name] = {
                 "tokens_per_second": batch / step,
@@ -141,7 +147,7 @@ def main() -> None:
     if arguments.trained is not None:
         result["cost_of_packing"] = cost_of_packing(arguments.trained)
         print_table(
-            "what packing costs",
+            "the cost of packing",
             ["", "loss", "change"],
             [[name, f"{f['loss']:.5f}", f"{f['change']:+.3%}"] for name, f in result["cost_of_packing"].items()],
             foreign=0.0,

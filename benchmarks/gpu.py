@@ -2,9 +2,9 @@
 
     python benchmarks/gpu.py
 
-GPT-2's 124M shape, 1,024 tokens, bfloat16 under autocast, compiled: our loss in chunks, our logits with
-``F.cross_entropy``, and transformers' model, in turn. The card's speed is that of its own largest matrix
-products, measured first. Decoding is greedy, one row, eager and with CUDA graphs (``torch.compile``,
+Training uses GPT-2's 124M shape, 1,024 tokens, bfloat16 with autocast, compiled. Three contestants alternate: our loss
+in chunks, our logits with ``F.cross_entropy``, and transformers' model. The card's speed is measured first, by large
+matrix products. Decoding is greedy, one row, eager and with CUDA graphs (``torch.compile``,
 ``mode="reduce-overhead"``) over a cache of fixed size.
 """
 
@@ -28,7 +28,7 @@ from gptladder.weights import to_hf
 
 
 def card_speed(device: torch.device) -> float:
-    """Operations a second of the card's quickest large bfloat16 product."""
+    """Return the operations per second of the card's fastest large bfloat16 product."""
     best = 0.0
     for size in (4096, 8192) if device.type == "cuda" else (512,):
         a, b = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
@@ -38,7 +38,7 @@ def card_speed(device: torch.device) -> float:
 
 
 def timed(work: Callable[[], object], device: torch.device, times: int) -> float:
-    """Seconds of one of ``times`` calls, after three that do not count."""
+    """Return the mean seconds of ``times`` calls, after three calls that do not count."""
     for _ in range(3):
         work()
     synchronize(device)
@@ -50,7 +50,7 @@ def timed(work: Callable[[], object], device: torch.device, times: int) -> float
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device to have done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -61,7 +61,7 @@ def training(config: GPT2Config, batch: int, device: torch.device, rounds: int) 
     model = GPT2(config)
     tokens, targets = torch.randint(config.d_vocab, (2, batch, config.n_ctx), device=device)
 
-    def by_logits(model: nn.Module, logits: Callable[[Any], Tensor]) -> Callable[[], Tensor]:
+    def by_logits(model: Callable[[Tensor], Any], logits: Callable[[Any], Tensor]) -> Callable[[], Tensor]:
         return lambda: F.cross_entropy(logits(model(tokens)).flatten(0, 1).float(), targets.flatten())
 
     def build(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
@@ -161,8 +161,8 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16, help="sequences of 1,024 tokens (default: 16)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that each gets (default: 5)")
-    parser.add_argument("--device", default="cuda", help="cpu tries the script itself, on a toy (default: cuda)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
+    parser.add_argument("--device", default="cuda", help="cpu: test the script with a tiny model (default: cuda)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)

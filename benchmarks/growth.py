@@ -1,10 +1,10 @@
-"""How time and memory grow as context, batch, width and depth double, beside what the arithmetic says.
+"""Measure how time and memory grow as context, batch, width and depth double, and compare with the arithmetic.
 
     python benchmarks/growth.py
 
-A training step (forward, backward, AdamW) and a decoded token are timed at each size, in processes of their own. The
-exponent is the slope of a line through the logarithms: 1 means twice the size, twice the time. It is set beside the
-exponent of the operations, or for decoding of the bytes that must be read, at the same sizes.
+A training step (forward, backward, AdamW) and a decoded token are timed at each size, each in a separate process. The
+exponent is the slope of a line through the logarithms: 1 means that twice the size takes twice the time. The table also
+has the exponent of the number of operations, or, for decoding, of the bytes that must be read.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Sizes:
     context: int = 256
 
     def model(self) -> GPT2:
-        """Fresh, with a vocabulary that leaves the time to the blocks."""
+        """Return a new model, with a vocabulary so small that the blocks take most of the time."""
         return GPT2(
             GPT2Config(
                 d_model=self.d_model,
@@ -57,7 +57,7 @@ AXES: dict[str, list[int]] = {
 
 
 def training_step(sizes: Sizes) -> tuple[float, float]:
-    """Seconds and operations."""
+    """Return the seconds and the number of operations of a training step."""
     keep_freed_memory()
     model = sizes.model()
     objective, optimizer = NextTokenLoss(model), adamw(model, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1)
@@ -68,11 +68,11 @@ def training_step(sizes: Sizes) -> tuple[float, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return quickest(step), operations_per_token(model.config, sizes.context) * sizes.batch * sizes.context
+    return fastest(step), operations_per_token(model.config, sizes.context) * sizes.batch * sizes.context
 
 
 def decoded_token(sizes: Sizes) -> tuple[float, float]:
-    """Seconds of one more token after ``context - 1`` of each row, and the bytes that must be read for it."""
+    """Return the seconds of a token after ``context - 1`` others in each row, and the bytes that must be read."""
     model = sizes.model().eval()
     cache = model.new_cache(sizes.batch)
     with torch.inference_mode():
@@ -83,13 +83,13 @@ def decoded_token(sizes: Sizes) -> tuple[float, float]:
             model(token, cache=cache)
             cache.crop(sizes.context - 1)
 
-        seconds = quickest(step)
-    kept = 2 * sizes.n_layers * sizes.batch * sizes.context * sizes.d_model
-    return seconds, 4.0 * (model.num_parameters() + kept)
+        seconds = fastest(step)
+    cached = 2 * sizes.n_layers * sizes.batch * sizes.context * sizes.d_model
+    return seconds, 4.0 * (model.num_parameters() + cached)
 
 
-def quickest(work: Callable[[], None], at_least: float = 0.6) -> float:
-    """Seconds of the quickest of some calls."""
+def fastest(work: Callable[[], None], at_least: float = 0.6) -> float:
+    """Return the seconds of the fastest of several calls."""
     work()
     taken, began = [], time.perf_counter()
     while time.perf_counter() - began < at_least or len(taken) < 3:
@@ -100,7 +100,7 @@ def quickest(work: Callable[[], None], at_least: float = 0.6) -> float:
 
 
 def alone(work: Callable[[Sizes], tuple[float, float]], sizes: Sizes) -> dict[str, float]:
-    """What a process of its own finds."""
+    """Return the measurements of a separate process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measured, (work, sizes))
 
@@ -113,7 +113,7 @@ def _measured(work: Callable[[Sizes], tuple[float, float]], sizes: Sizes) -> dic
 
 
 def slope(sizes: list[int], values: list[float]) -> float:
-    """The exponent of growth: of the line through the logarithms with the least squares."""
+    """Return the exponent of growth: the slope of the least-squares line through the logarithms."""
     x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
@@ -127,10 +127,10 @@ def main() -> None:
     arguments = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "growth": {}}
     for title, work in (("training step", training_step), ("decoded token", decoded_token)):
-        rows = []
+        rows, foreign = [], 0.0
         for axis, values in AXES.items():
             wait_for_quiet()
-            foreign = busy_elsewhere()
+            foreign = max(foreign, busy_elsewhere())
             found = [alone(work, replace(Sizes(), **{axis: value})) for value in values]
             columns = {name: [each[name] for each in found] for name in ("seconds", "needed", "memory")}
             exponents = {name: slope(values, column) for name, column in columns.items()}
@@ -156,22 +156,45 @@ def main() -> None:
         draw(result["growth"], arguments.picture)
 
 
+_NEEDED = {"training step": "operations needed", "decoded token": "bytes that must be read"}
+_SIZES = {
+    "context": "context (tokens)",
+    "batch": "batch (sequences)",
+    "d_model": "width (d_model)",
+    "n_layers": "depth (layers)",
+}
+
+
 def draw(growth: dict[str, Any], path: Path) -> None:
-    """Each axis: time relative to the first size, beside what is needed."""
+    """Draw, for each axis, the time relative to the first size, and the operations or bytes that are needed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
     FigureCanvasAgg(figure)
-    for panel, (name, found) in zip(figure.subplots(2, 4).flat, growth.items(), strict=True):
-        sizes = found["sizes"]
-        panel.loglog(sizes, [value / found["seconds"][0] for value in found["seconds"]], "o-", label="time")
-        panel.loglog(sizes, [value / found["needed"][0] for value in found["needed"]], "k:", label="needed")
-        panel.set_xticks(sizes, [str(size) for size in sizes])
-        panel.minorticks_off()
-        panel.set_title(f"{name}: {found['exponents']['seconds']:.2f}", fontsize=10)
+    panels = figure.subplots(2, 4, sharey="row", sharex="col")
+    for panel, (name, found) in zip(panels.flat, growth.items(), strict=True):
+        work, axis = name.split(", ")
+        sizes, exponents = found["sizes"], found["exponents"]
+        for what, style, label in (("seconds", "o-", "time, measured"), ("needed", "k:", f"{_NEEDED[work]}, computed")):
+            relative = [value / found[what][0] for value in found[what]]
+            panel.loglog(sizes, relative, style, label=f"{label}: exponent {exponents[what]:.2f}")
+        panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        panel.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
-    figure.axes[0].legend()
+        panel.legend(fontsize=7, loc="upper left", framealpha=1)
+        if panel in panels[0]:
+            panel.set_title(f"growing {axis}", fontsize=10)
+        if panel in panels[-1]:
+            panel.set_xlabel(_SIZES[axis])
+        if panel in panels[:, 0]:
+            panel.set_ylabel(f"{work}:\ntimes that of the smallest size")
+    for row in panels:
+        # Room above the curves for the legends.
+        row[0].set_ylim(0.85, 2.2 * max(line.get_ydata().max() for panel in row for line in panel.lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -30,13 +30,14 @@ def tried(entry: dict[str, Any], folder: Path, as_class: bool) -> dict[str, Any]
         names = find_layers(loaded, {})[entry["layer"].replace("_", "-").replace("layernorm", "layer-norm")]
         made = loaded.get(next(name for name in names if isinstance(loaded.get(name, ""), type)), str(path))
     began = time.process_time()
-    result = climb(**{entry["layer"]: made}).rungs[-1]
+    layers: dict[str, Any] = {entry["layer"]: made}
+    result = climb(**layers).rungs[-1]
     return {
         **entry,
         "status": result.status,
         "mistakes": list(result.mistakes),
         "at": result.at,
-        "told": result.told(),
+        "text": result.text(),
         "notes": list(result.notes),
         "reading": result.reading,
         "seconds": round(time.process_time() - began, 2),
@@ -85,7 +86,7 @@ def main() -> None:
         print(f"{result['status']} {result['mistakes']} {result['seconds']} s")
         print(
             "\n".join(
-                f"    {line}" for line in [*result["told"].splitlines(), *result["notes"], result["reading"]] if line
+                f"    {line}" for line in [*result["text"].splitlines(), *result["notes"], result["reading"]] if line
             )
         )
     print(summary(found))

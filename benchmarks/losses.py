@@ -1,13 +1,13 @@
-"""Whether faster training is the same training: losses after 2,000 steps beside transformers', from the same weights.
+"""Check that faster training reaches the same losses as transformers, after 2,000 steps from the same weights.
 
     python benchmarks/losses.py
 
-The shape ``char`` of ``training.py`` learns the characters of generated stories, with warm-up and a cosine, the same
-batches in order. Each contestant's mean loss over the last 100 steps, and on text that none has seen, is told beside
-transformers' of the same precision.
+The shape ``char`` of ``training.py`` learns the characters of generated stories, with warm-up and a cosine, on the same
+batches in the same order. The table shows each contestant's mean loss over the last 100 steps, its loss on new text,
+and the differences from transformers with the same precision.
 
-Nothing but rounding may part the two in float64 and float32. bfloat16 is set beside what a seed changes: transformers
-with other initial weights and another order.
+In float64 and float32, only rounding may make a difference. The difference of bfloat16 can be compared with that of
+another seed: transformers with other initial weights and another order.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from training import SHAPES, ours, transformers_gpt2
 
 SHAPE = SHAPES["char"]
 
-# Who trains, in which precision, with which seed. Each is told beside the first of its precision.
+# Contestant, precision, seed. Each is compared with the first one of its precision.
 RUNS = [
     ("transformers", "float64", 1),
     ("ours", "float64", 1),
@@ -40,21 +40,22 @@ RUNS = [
 
 
 def text() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two megabytes of stories by character, no more characters than the shape has; and text for validation."""
+    """Return the characters of stories as ids, two megabytes for training and the rest for validation."""
     characters = "".join(story + "\n\n" for story in islice(stories(seed=1), 2500))
-    kept = sorted(sorted(set(characters), key=lambda c: -characters.count(c))[: SHAPE.d_vocab])
-    ids = torch.tensor([kept.index(c) for c in characters if c in kept])
+    # The most frequent characters, as many as the shape has.
+    used = sorted(sorted(set(characters), key=lambda c: -characters.count(c))[: SHAPE.d_vocab])
+    ids = torch.tensor([used.index(c) for c in characters if c in used])
     return ids[:-100_000], ids[-100_000:]
 
 
 def train(contestant: str, precision: str, seed: int, steps: int) -> dict[str, float]:
-    """The losses at the end of a run."""
+    """Return the losses at the end of a run."""
     train_ids, val_ids = text()
     set_onednn_products(contestant == "ours" and precision == "float32" and try_onednn().accurate)
     torch.manual_seed(seed)
     fresh = GPT2(SHAPE.config).to(torch.float64 if precision == "float64" else torch.float32)
     model, step = (ours if contestant == "ours" else transformers_gpt2)(SHAPE, fresh)
-    # Without decay, so that it does not matter how each divides its parameters into those that decay and others.
+    # Without weight decay, because the contestants do not agree which of their parameters decay.
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     source = torch.Generator().manual_seed(seed)
 

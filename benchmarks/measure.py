@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, its bounds, who else is at work on it, and tables."""
+"""Functions that the benchmarks share: the machine, its limits, the load by other processes, and tables."""
 
 import json
 import os
@@ -18,20 +18,20 @@ from rich.table import Table
 
 from gptladder.assembly import GPT2, GPT2Config
 
-# Processors' worth of other work from which figures are not worth comparing with those of other days.
+# If other processes use more processors than this, the figures cannot be compared with those of other days.
 QUIET = 0.1
 
 
 @dataclass
 class Load:
-    """How many processors others kept busy."""
+    """The number of processors that other processes used."""
 
     processors: float = 0.0
 
 
 @contextmanager
 def foreign_load() -> Iterator[Load]:
-    """Find out what others do while the block runs. Needs Linux; elsewhere it finds nothing."""
+    """Measure the load by other processes while the block runs. Only Linux reports it; on other systems it is 0."""
     load = Load()
     began, all_before, own_before = time.perf_counter(), _busy(), time.process_time()
     yield load
@@ -41,21 +41,21 @@ def foreign_load() -> Iterator[Load]:
 
 
 def busy_elsewhere(seconds: float = 1.0) -> float:
-    """How many processors others keep busy while this process sleeps."""
+    """Return the number of processors that other processes use while this process sleeps."""
     with foreign_load() as load:
         time.sleep(seconds)
     return load.processors
 
 
 def wait_for_quiet(patience: float = 20.0) -> None:
-    """Wait until others have no work, but no longer than ``patience`` seconds."""
+    """Wait until other processes are idle, but at most ``patience`` seconds."""
     ends = time.monotonic() + patience
     while busy_elsewhere(0.5) > QUIET and time.monotonic() < ends:
         pass
 
 
 def _busy() -> float:
-    """Seconds that processors have been at work since the machine's start, all together."""
+    """Return the seconds that all processors together have worked since the machine's start."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return 0.0
@@ -64,7 +64,7 @@ def _busy() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Return a description of the machine."""
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),
@@ -84,22 +84,22 @@ def _lines(path: str) -> list[str]:
 
 
 def spread(ratios: Sequence[float]) -> dict[str, float]:
-    """What is told of figures that were measured round by round."""
+    """Return the median, the smallest and the largest of the figures of all rounds."""
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
 def operations_per_token(config: GPT2Config, seq: int) -> float:
-    """Floating-point operations of the matrix products of a training step, of one token among ``seq``.
+    """Return the floating-point operations of the matrix products of a training step, per token.
 
-    Two for each weight in each of three passes (the table of positions is not multiplied with), and the same for
-    attention's scores and values, half of which the mask leaves out.
+    There are two for each weight in each of three passes (except for the position embedding, which is not multiplied),
+    and as many for attention's scores and values, half of which are masked.
     """
     multiplied = GPT2(config, device="meta").num_parameters() - config.n_ctx * config.d_model
     return 6 * multiplied + 6 * config.n_layers * seq * config.n_heads * config.d_head
 
 
 def matrix_speed(dtype: torch.dtype, size: int = 2048, tries: int = 6) -> float:
-    """Floating-point operations a second of a matrix product: the quickest of some tries, by oneDNN or MKL."""
+    """Return the floating-point operations per second of a matrix product: the fastest of several, by oneDNN or MKL."""
     a, b = torch.randn(2, size, size).to(dtype)
 
     def by_onednn() -> None:
@@ -110,7 +110,7 @@ def matrix_speed(dtype: torch.dtype, size: int = 2048, tries: int = 6) -> float:
 
 
 def bandwidth(megabytes: int = 1024, tries: int = 6) -> float:
-    """Bytes a second that can be read from memory: the quickest of some passes over more than the caches hold."""
+    """Return the bytes per second read from memory: the fastest of several passes over more than the caches hold."""
     numbers = torch.ones(megabytes * 2**20 // 4)
     return numbers.nbytes / min(_seconds(lambda: torch.dot(numbers, numbers)) for _ in range(tries))
 
@@ -122,25 +122,25 @@ def _seconds(work: Any) -> float:
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], *, foreign: float) -> None:
-    """A table, and below it a warning where the machine was not quiet."""
+    """Print a table, and a warning if other processes were busy."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)
-    # Rich cuts columns to fit the width, which is 80 in a pipe; figures must stay whole.
+    # Rich shortens columns to fit the width, which is 80 in a pipe; figures must not be shortened.
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
     console.print(table)
     if foreign > QUIET:
         console.print(
-            f"NOT A QUIET MACHINE: other work kept up to {foreign:.2f} processors busy; "
-            "take the ratios, not the speeds\n"
+            f"NOT A QUIET MACHINE: other processes used up to {foreign:.2f} processors; "
+            "use the ratios, not the speeds\n"
         )
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """The figures as JSON, floats to four digits."""
+    """Write the figures as JSON, with floats rounded to four digits."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_rounded(result), indent=1) + "\n", encoding="utf-8")
 

@@ -15,8 +15,8 @@ The studies, and what was chosen from them:
     tokenizer    characters or byte pairs, and how many, for 1 MB of one's own text
     width        width and byte pairs for 1 MB, longer trainings
     small        tokenizer, width and dropout for 20 kB
-    stories      schedule, context, batch, depth and optimizer of `tinystories`, with generated stories; the probability
-                 of the right name (see names.py) stands beside the losses
+    stories      optimizer, learning rates, batch and order of `tinystories`, with generated stories; the probability
+                 of the right name (see names.py) and the loss of a story from its beginning stand beside the losses
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Study:
 _CHARACTERS = PRESETS["shakespeare-char-fast"].replace(max_steps=300)
 _OWN = _CHARACTERS.replace(tokenizer="bpe", vocab_size=1024, n_ctx=128, batch=16, dropout=0.1)
 _SMALL = _OWN.replace(d_model=64, n_layers=2, n_ctx=64, vocab_size=512, dropout=0.2, max_steps=200, warmup_steps=10)
-_STORIES = PRESETS["tinystories"].replace(max_steps=4000)
+_STORIES = PRESETS["tinystories"]
 
 STUDIES = {
     "characters": Study(
@@ -106,11 +106,11 @@ STUDIES = {
         _STORIES,
         [
             {},
-            {"decay": "cosine", "min_lr": 2e-4},
-            {"n_ctx": 512, "batch": 2},
-            {"batch": 8, "max_steps": 2000},
-            {"n_layers": 3},
-            {"optimizer": "muon", "muon_lr": 0.02},
+            {"optimizer": "adamw", "lr": 6e-3},
+            {"optimizer": "adamw", "lr": 4e-3, "batch": 4, "max_steps": 5000},
+            {"optimizer": "adamw", "lr": 4e-3, "batch": 4, "max_steps": 5000, "order": "shuffled"},
+            {"muon_lr": 0.03, "lr": 5e-3, "init_range": 0.05},
+            {"muon_lr": 0.05, "lr": 1e-2, "init_range": 0.05},
         ],
     ),
 }
@@ -155,7 +155,10 @@ def train(config: TrainConfig, data: Tokens, evaluations: int) -> dict[str, Any]
     model = GPT2(config.model)
     loss = NextTokenLoss(model).train()
     optimizer = make_optimizer(loss, optim)
-    batches = Batches(data.train, seq=config.seq, batch_size=optim.batch, order=optim.order, seed=optim.seed)
+    eot_id = data.tokenizer.eot_id
+    batches = Batches(
+        data.train, seq=config.seq, batch_size=optim.batch, order=optim.order, eot_id=eot_id, seed=optim.seed
+    )
 
     def loss_of(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return loss(tokens, targets).loss / targets.numel()
@@ -167,7 +170,9 @@ def train(config: TrainConfig, data: Tokens, evaluations: int) -> dict[str, Any]
         train_steps(loss_of, optimizer, list(loss.parameters()), batches, optim, range(first, last))
         seconds += time.process_time() - began
         loss.eval()
-        val = whole_loss(loss_of, data.val, config.seq, bf16=optim.precision == "bf16")
+        bf16 = optim.precision == "bf16"
+        # Stories are always read from their beginning, so that trainings with different windows can be compared.
+        val = whole_loss(loss_of, data.val, config.seq, bf16=bf16, eot_id=eot_id if data.of_stories else None)
         loss.train()
         bits = val * len(data.val) / data.val_bytes / math.log(2)
         curve.append({"step": last, "processor_seconds": seconds, "val_loss": val, "bits_per_byte": bits})

@@ -1,4 +1,4 @@
-"""What the benchmarks of whole trainings share: some steps of training, and the loss on a whole text."""
+"""Functions that the benchmarks of whole trainings share: some training steps, and the loss on a whole text."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +13,7 @@ from gptladder.training.presets import OptimConfig
 from gptladder.training.schedule import learning_rate
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""From tokens and targets to the mean loss of a token."""
+"""A function from tokens and targets to the mean loss per token."""
 
 
 def train_steps(
@@ -24,7 +24,7 @@ def train_steps(
     optim: OptimConfig,
     steps: range,
 ) -> None:
-    """Make some updates, by the schedule and the clipping of a configuration, as `gptladder train` does."""
+    """Make some updates with the schedule and the clipping of a configuration, as `gptladder train` does."""
     rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
     for step in steps:
         factor = learning_rate(optim, step, optim.max_steps) / optim.lr
@@ -39,11 +39,15 @@ def train_steps(
 
 
 @torch.no_grad()
-def whole_loss(loss_of: Loss, tokens: np.ndarray, seq: int, *, bf16: bool) -> float:
-    """Return the mean loss of a token of a whole text, in windows end to end."""
+def whole_loss(loss_of: Loss, tokens: np.ndarray, seq: int, *, bf16: bool, eot_id: int | None = None) -> float:
+    """Return the mean loss of a token of a whole text, in adjacent windows.
+
+    With ``eot_id``, the documents that this token ends are divided separately, each from its beginning.
+    """
     total = count = 0
+    windows = evaluation_batches(tokens, seq=seq, batch_size=max(1, 4096 // seq), order="documents", eot_id=eot_id)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        for inputs, targets in evaluation_batches(tokens, seq=seq, batch_size=max(1, 4096 // seq)):
+        for inputs, targets in windows:
             total += loss_of(inputs, targets).item() * targets.numel()
             count += targets.numel()
     return total / count

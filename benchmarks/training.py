@@ -1,17 +1,21 @@
-"""Training steps beside the libraries that one would otherwise take, in the same run.
+"""Compare training steps with those of other libraries, in the same run.
 
     python benchmarks/training.py
     python benchmarks/training.py --shapes gpt2 --contestants ours transformers
+    python benchmarks/training.py --contestants ours "ours compiled" "ours bf16" "ours bf16 compiled"
 
-A step is what a user's loop does: forward, cross-entropy, backward, fused AdamW; no dropout. The contestants that have
-our weights are first seen to compute the same loss. Each has a process of its own, so that the peak of its memory is
-its own, and they take turns in an order drawn anew each round, so that whatever else the machine does falls on all.
-Figures are ratios of tokens per second to transformers', with their spread over the rounds. Other work on the machine
-is waited for, and said where it does not end.
+A step is that of a user's loop: forward, cross-entropy, backward, fused AdamW; no dropout. First the script checks that
+the contestants with our weights compute the same loss. Each contestant has its own process, so that its peak of memory
+can be measured, and they alternate in a new random order each round, so that other work on the machine affects all of
+them. The figures are ratios of tokens per second to those of transformers, with their spread over the rounds. The
+script waits until other processes are idle, and reports if they are not.
 
-``ours`` computes as ``gptladder train`` does: the loss in chunks, float32 products by oneDNN where that is as accurate,
-freed memory kept. ``plain`` is our model with logits and ``F.cross_entropy`` and none of that; ``chunked`` has
-the loss in chunks alone. ``bf16`` is under autocast.
+A turn before the first round is not counted. The column "first s" has its seconds: for the contestants that are
+``compiled`` they contain the compilation.
+
+``ours`` computes as ``gptladder train`` does: the loss in chunks, float32 products by oneDNN if that is as accurate,
+and an allocator that keeps freed memory. ``plain`` is our model with logits and ``F.cross_entropy`` and without all
+that; ``chunked`` has only the loss in chunks. ``bf16`` uses autocast.
 """
 
 import argparse
@@ -51,7 +55,7 @@ from gptladder.weights import to_hf, to_hooked_transformer
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained, and on batches of what size."""
+    """The sizes of a model and of its batches."""
 
     d_model: int
     n_layers: int
@@ -60,11 +64,11 @@ class Shape:
     batch: int
     seq: int
     steps: int
-    """Of one turn: some seconds."""
+    """Number of steps of a turn, which takes some seconds."""
 
     @property
     def config(self) -> GPT2Config:
-        """Ours."""
+        """The configuration of our model."""
         return GPT2Config(
             d_model=self.d_model,
             n_layers=self.n_layers,
@@ -84,7 +88,7 @@ Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def ours(shape: Shape, model: GPT2, *, plain: bool = False) -> tuple[nn.Module, Step]:
-    """Our model, with the loss in chunks or by its logits."""
+    """Return our model, with the loss in chunks or (``plain``) by its logits."""
     if plain:
         return model, lambda tokens, targets: _loss(model(tokens), targets)
     objective = NextTokenLoss(model)
@@ -92,7 +96,7 @@ def ours(shape: Shape, model: GPT2, *, plain: bool = False) -> tuple[nn.Module, 
 
 
 def transformers_gpt2(shape: Shape, model: GPT2) -> tuple[nn.Module, Step]:
-    """transformers' GPT-2 with its default attention, sdpa."""
+    """Return transformers' GPT-2 with its default attention, sdpa."""
     theirs = to_hf(model).train()
     theirs.config.use_cache = False
     assert theirs.config._attn_implementation == "sdpa"
@@ -100,13 +104,13 @@ def transformers_gpt2(shape: Shape, model: GPT2) -> tuple[nn.Module, Step]:
 
 
 def transformer_lens_gpt2(shape: Shape, model: GPT2) -> tuple[nn.Module, Step]:
-    """HookedTransformer, which unties the embeddings, with the same weights."""
+    """Return HookedTransformer, which unties the embeddings, with the same weights."""
     theirs = to_hooked_transformer(model).train()
     return theirs, lambda tokens, targets: _loss(theirs(tokens), targets)
 
 
 def x_transformers_gpt2(shape: Shape, model: GPT2) -> tuple[nn.Module, Step]:
-    """x-transformers' decoder of the same sizes, tied, with learned positions. Its weights are its own."""
+    """Return x-transformers' decoder of the same sizes, tied, with learned positions and its own initial weights."""
     from x_transformers import Decoder, TransformerWrapper  # pyright: ignore[reportMissingImports]
 
     theirs = TransformerWrapper(
@@ -125,7 +129,7 @@ def x_transformers_gpt2(shape: Shape, model: GPT2) -> tuple[nn.Module, Step]:
 
 
 def litgpt_gpt2(shape: Shape, model: GPT2) -> tuple[nn.Module, Step]:
-    """litgpt's model of the same sizes; it has rotary positions and unties. Its weights are its own."""
+    """Return litgpt's model of the same sizes, with rotary positions, untied, and with its own initial weights."""
     import litgpt  # pyright: ignore[reportMissingImports]
 
     config = litgpt.Config(
@@ -150,10 +154,12 @@ def _loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
 
-# How each is built, whether under bf16 autocast, and whether it has our weights (and so must have our loss).
+# How each contestant is built, whether it uses bf16 autocast, and whether it has our weights (and so our loss).
 CONTESTANTS: dict[str, tuple[Callable[[Shape, GPT2], tuple[nn.Module, Step]], bool, bool]] = {
     "ours": (ours, False, True),
     "ours bf16": (ours, True, True),
+    "ours compiled": (ours, False, True),
+    "ours bf16 compiled": (ours, True, True),
     "chunked": (ours, False, True),
     "plain": (lambda shape, model: ours(shape, model, plain=True), False, True),
     "transformers": (transformers_gpt2, False, True),
@@ -166,18 +172,19 @@ CONTESTANTS: dict[str, tuple[Callable[[Shape, GPT2], tuple[nn.Module, Step]], bo
 
 @dataclass(frozen=True)
 class Turn:
-    """What some steps of one contestant took."""
+    """Measurements of several steps of one contestant."""
 
     tokens_per_second: float
+    seconds: float
     processors: float
     first_loss: float
     peak_gb: float
     foreign: float
-    """Processors that others kept busy meanwhile."""
+    """Number of processors that other processes used meanwhile."""
 
 
 def work(contestant: str, shape: Shape, pipe: Connection) -> None:
-    """Answer each message with a turn."""
+    """Answer each message with the measurements of one turn."""
     import warnings
 
     warnings.simplefilter("ignore")
@@ -193,6 +200,8 @@ def work(contestant: str, shape: Shape, pipe: Connection) -> None:
         else torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     )
     model.train()
+    if "compiled" in contestant:
+        model.compile()
     source = torch.Generator().manual_seed(0)
     first_loss = math.nan
     while pipe.recv():
@@ -210,6 +219,7 @@ def work(contestant: str, shape: Shape, pipe: Connection) -> None:
         pipe.send(
             Turn(
                 tokens_per_second=shape.steps * shape.batch * shape.seq / seconds,
+                seconds=seconds,
                 processors=(time.process_time() - processor) / seconds,
                 first_loss=first_loss,
                 peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,  # kilobytes on Linux
@@ -218,14 +228,15 @@ def work(contestant: str, shape: Shape, pipe: Connection) -> None:
         )
 
 
-def measure(shape: Shape, contestants: list[str], rounds: int) -> dict[str, list[Turn]]:
-    """The turns of each contestant, after one that does not count: it pays for memory and code that later ones find."""
+def measure(shape: Shape, contestants: list[str], rounds: int) -> tuple[dict[str, Turn], dict[str, list[Turn]]]:
+    """Return each contestant's first turn, in which memory is allocated and code is loaded, and its other turns."""
     context = multiprocessing.get_context("spawn")
     pipes, workers = {}, []
     for contestant in contestants:
         pipes[contestant], theirs = context.Pipe()
         workers.append(context.Process(target=work, args=(contestant, shape, theirs), daemon=True))
         workers[-1].start()
+    first: dict[str, Turn] = {}
     turns: dict[str, list[Turn]] = {contestant: [] for contestant in contestants}
     for number in range(rounds + 1):
         order = random.sample(contestants, len(contestants))
@@ -236,6 +247,8 @@ def measure(shape: Shape, contestants: list[str], rounds: int) -> dict[str, list
             turn = pipes[contestant].recv()
             if number:
                 turns[contestant].append(turn)
+            else:
+                first[contestant] = turn
     for pipe in pipes.values():
         pipe.send(False)
     for worker in workers:
@@ -244,15 +257,17 @@ def measure(shape: Shape, contestants: list[str], rounds: int) -> dict[str, list
     for name, loss in losses.items():
         if abs(loss - losses[contestants[0]]) > (2e-2 if CONTESTANTS[name][1] else 1e-4):
             raise SystemExit(f"they do not compute the same, there is nothing to compare: {losses}")
-    return turns
+    return first, turns
 
 
-def summary(shape: Shape, turns: dict[str, list[Turn]]) -> dict[str, Any]:
-    """Speeds, ratios to transformers' float32 round by round, memory, and what the arithmetic alone takes."""
+def summary(shape: Shape, first: dict[str, Turn], turns: dict[str, list[Turn]]) -> dict[str, Any]:
+    """Return speeds, ratios to transformers' float32 round by round, memory, and what the arithmetic alone takes."""
     found: dict[str, Any] = {}
     for name, own in turns.items():
         found[name] = {
             "tokens_per_second": statistics.median(turn.tokens_per_second for turn in own),
+            "first_turn_seconds": first[name].seconds,
+            "turn_seconds": statistics.median(turn.seconds for turn in own),
             "peak_gb": own[-1].peak_gb,
             "processors": statistics.median(turn.processors for turn in own),
             "loss_of_first_step": own[0].first_loss,
@@ -274,7 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), metavar="SHAPE")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, metavar="NAME", default=None)
-    parser.add_argument("--rounds", type=int, default=5, help="turns that each gets (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds (default: 5)")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     parser.add_argument("--picture", type=Path, help="draw tokens per second and their bounds here (PNG)")
     arguments = parser.parse_args()
@@ -284,7 +299,7 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine(), "matrix_product_flop_per_second": speed, "shapes": {}}
     for name in arguments.shapes:
         shape = SHAPES[name]
-        found = summary(shape, measure(shape, contestants, arguments.rounds))
+        found = summary(shape, *measure(shape, contestants, arguments.rounds))
         result["shapes"][name] = found
         for contestant, figures in found["contestants"].items():
             bound = speed["bf16" if "bf16" in contestant else "float32"] / found["flop_per_token"]
@@ -292,7 +307,7 @@ def main() -> None:
         print_table(
             f"{name}: {shape.n_layers} layers, d {shape.d_model}, vocabulary {shape.d_vocab:,}, "
             f"batch {shape.batch} x {shape.seq}",
-            ["", "tokens/s", "ratio", "from", "to", "of bound", "peak GB", "first loss"],
+            ["", "tokens/s", "ratio", "from", "to", "of bound", "peak GB", "first s", "then s"],
             [
                 [
                     contestant,
@@ -300,7 +315,8 @@ def main() -> None:
                     *(f"{f['ratio'][key]:.2f}" if "ratio" in f else "" for key in ("median", "least", "most")),
                     f"{f['share_of_arithmetic_bound']:.0%}",
                     f"{f['peak_gb']:.2f}",
-                    f"{f['loss_of_first_step']:.4f}",
+                    f"{f['first_turn_seconds']:.1f}",
+                    f"{f['turn_seconds']:.1f}",
                 ]
                 for contestant, f in found["contestants"].items()
             ],
@@ -312,28 +328,55 @@ def main() -> None:
         draw(result, arguments.picture)
 
 
+_FLOAT32, _BF16 = "#2b6cb0", "#c05621"
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Tokens per second of each contestant, under the bound that the measured matrix products set."""
+    """Draw the tokens per second of each contestant, and the bound that the speed of matrix products sets."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
-    figure = Figure(figsize=(4 * len(result["shapes"]), 4), layout="constrained")
+    figure = Figure(figsize=(4 * len(result["shapes"]), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(result["shapes"]), squeeze=False)[0]
     for panel, (shape, found) in zip(panels, result["shapes"].items(), strict=True):
-        names = list(found["contestants"])
-        speeds = [f["tokens_per_second"] for f in found["contestants"].values()]
-        colours = ["#c05621" if "bf16" in name else "#2b6cb0" for name in names]
-        panel.bar(names, speeds, color=colours, width=0.6)
-        for place, (name, f) in enumerate(found["contestants"].items()):
-            panel.plot(
-                [place - 0.35, place + 0.35], [f["tokens_per_second"] / f["share_of_arithmetic_bound"]] * 2, "k--"
+        contestants = found["contestants"]
+        names = list(contestants)
+        speeds = [figures["tokens_per_second"] for figures in contestants.values()]
+        bounds = [
+            figures["tokens_per_second"] / figures["share_of_arithmetic_bound"] for figures in contestants.values()
+        ]
+        bars = panel.bar(names, speeds, color=[_BF16 if "bf16" in name else _FLOAT32 for name in names], width=0.6)
+        panel.hlines(bounds, [i - 0.35 for i in range(len(names))], [i + 0.35 for i in range(len(names))], "k", "--")
+        # A bar that ends near its bound has its number inside.
+        for bar, bound, figures in zip(bars, bounds, contestants.values(), strict=True):
+            text = f"{figures['ratio']['median']:.2f} ×" if "ratio" in figures else f"{bar.get_height():,.0f}"
+            inside = bound - bar.get_height() < 0.1 * max(bounds)
+            panel.annotate(
+                text,
+                (bar.get_x() + bar.get_width() / 2, bar.get_height()),
+                xytext=(0, -5 if inside else 4),
+                textcoords="offset points",
+                ha="center",
+                va="top" if inside else "bottom",
+                color="white" if inside else "black",
+                weight="bold",
             )
-            panel.text(
-                place, f["tokens_per_second"], f"{f['ratio']['median']:.2f}" if "ratio" in f else name, ha="center"
-            )
-        panel.set_title(f"{shape}: tokens/s, ratio to transformers'")
-    figure.supxlabel("dashed: what matrix products at this machine's measured speed would take alone", fontsize=9)
+        sizes = found["shape"]
+        panel.set_title(
+            f"{shape}: {sizes['n_layers']} layers of {sizes['d_model']}, {sizes['d_vocab']:,} tokens", fontsize=10
+        )
+        panel.set_ylim(0, 1.08 * max(bounds))
+        panel.yaxis.set_major_formatter("{x:,.0f}")
+    panels[0].set_ylabel("tokens per second in training")
+    handles = [
+        Patch(color=_FLOAT32, label="float32"),
+        Patch(color=_BF16, label="bfloat16"),
+        panels[0].plot([], [], "k--", label="bound: the matrix products alone, at their measured speed")[0],
+        Patch(color="none", label="number: speed / speed of transformers in float32"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -4,6 +4,7 @@ configuration object."""
 from .act_names import act_name
 from .attention import Attention
 from .block import Block
+from .caching import ActivationCache, run_with_cache
 from .dropout import no_dropout
 from .embed import Embed
 from .kv_cache import KVCache, LayerCache
@@ -11,17 +12,7 @@ from .layer_norm import LayerNorm
 from .mlp import MLP
 from .pos_embed import PosEmbed
 from .shapes import TypeCheckError, typecheck
-from .taps import (
-    ActivationCache,
-    HookPoint,
-    Tap,
-    add_hook,
-    hooks,
-    named_taps,
-    reset_hooks,
-    run_with_cache,
-    run_with_hooks,
-)
+from .taps import HookPoint, Tap, add_hook, hooks, named_taps, offer, reset_hooks, run_with_hooks
 from .unembed import Unembed
 
 __all__ = [
@@ -43,6 +34,7 @@ __all__ = [
     "hooks",
     "named_taps",
     "no_dropout",
+    "offer",
     "reset_hooks",
     "run_with_cache",
     "run_with_hooks",

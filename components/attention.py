@@ -14,7 +14,7 @@ from .kv_cache import LayerCache
 from .masks import allowed_keys
 from .qkv import QKVParameters
 from .shapes import shape_checked
-from .taps import Tap
+from .tap import Tap
 
 
 class Attention(QKVParameters):
@@ -80,6 +80,7 @@ class Attention(QKVParameters):
         self.hook_attn_scores = Tap()  # [batch n_heads query_pos key_pos], masked
         self.hook_pattern = Tap()  # [batch n_heads query_pos key_pos]
         self.hook_z = Tap()  # [batch query_pos n_heads d_head]
+        self.hook_result = Tap(on_request=True)  # [batch query_pos n_heads d_model]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -108,7 +109,18 @@ class Attention(QKVParameters):
         Raises:
             ValueError: a mask that does not cover the keys; a cache of another batch size, or too small.
         """
-        q, k, v = self.project(normalized_resid_pre)
+        return self.attend(*self.project(normalized_resid_pre), padding_mask=padding_mask, cache=cache)
+
+    def attend(
+        self,
+        q: Float[Tensor, "batch query_pos n_heads d_head"],
+        k: Float[Tensor, "batch query_pos n_heads d_head"],
+        v: Float[Tensor, "batch query_pos n_heads d_head"],
+        *,
+        padding_mask: Bool[Tensor, "batch key_pos"] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "batch query_pos d_model"]:
+        """Return what each position gathered, by its query, from the keys and values; the rest as for `forward`."""
         query_pos, past = q.shape[1], 0 if cache is None else cache.length
         if padding_mask is not None:
             if padding_mask.shape[1] != past + query_pos:
@@ -172,6 +184,9 @@ class Attention(QKVParameters):
 
     def output(self, z: Float[Tensor, "batch seq n_heads d_head"]) -> Float[Tensor, "batch seq d_model"]:
         """Return the sum of the heads' contributions to the residual stream."""
+        if self.hook_result.active:
+            each = einsum(z, self.W_O, "batch seq n_heads d_head, n_heads d_head d_model -> batch seq n_heads d_model")
+            return self.hook_result(each).sum(dim=2) + self.b_O
         z = rearrange(z, "batch query_pos n_heads d_head -> batch query_pos (n_heads d_head)")
         return linear(z, self.W_O.flatten(0, 1), self.b_O)
 

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .dropout import dropout
+from .head_inputs import head_inputs
 from .kv_cache import LayerCache
 from .layer_norm import LayerNorm
 from .mlp import MLP, ActFn
 from .shapes import shape_checked
-from .taps import Tap
+from .tap import Tap
 
 Norm = Literal["pre", "post"]
 
@@ -90,6 +91,12 @@ class Block(nn.Module):
         self.hook_resid_mid = Tap()
         self.hook_mlp_out = Tap()
         self.hook_resid_post = Tap()
+        # On request: what attention and MLP read, apart from what stays in the residual stream (see `head_inputs`).
+        self.hook_attn_in = Tap(on_request=True)  # [batch seq n_heads d_model], as the next three
+        self.hook_q_input = Tap(on_request=True)
+        self.hook_k_input = Tap(on_request=True)
+        self.hook_v_input = Tap(on_request=True)
+        self.hook_mlp_in = Tap(on_request=True)  # [batch seq d_model]
 
     def reset_parameters(self) -> None:
         """Draw the weights of all layers anew, and set biases to 0 and gains to 1."""
@@ -107,11 +114,16 @@ class Block(nn.Module):
         """Return the residual stream after this block; ``padding_mask`` and ``cache`` as for `Attention`."""
         pre_norm = self.norm == "pre"
         resid_pre = self.hook_resid_pre(resid_pre)
-        attn_in = self.ln1(resid_pre) if pre_norm else resid_pre
-        attn_out = self.hook_attn_out(self.attn(attn_in, padding_mask=padding_mask, cache=cache))
+        if (qkv := head_inputs(self, resid_pre)) is None:
+            attn_in = self.ln1(resid_pre) if pre_norm else resid_pre
+            attn_out = self.attn(attn_in, padding_mask=padding_mask, cache=cache)
+        else:
+            attn_out = self.attn.attend(*qkv, padding_mask=padding_mask, cache=cache)
+        attn_out = self.hook_attn_out(attn_out)
         resid_mid = resid_pre + dropout(attn_out, self.resid_dropout, self)
         resid_mid = self.hook_resid_mid(resid_mid if pre_norm else self.ln1(resid_mid))
-        mlp_in = self.ln2(resid_mid) if pre_norm else resid_mid
+        mlp_in = self.hook_mlp_in(resid_mid)
+        mlp_in = self.ln2(mlp_in) if pre_norm else mlp_in
         mlp_out = self.hook_mlp_out(self.mlp(mlp_in))
         resid_post = resid_mid + dropout(mlp_out, self.resid_dropout, self)
         return self.hook_resid_post(resid_post if pre_norm else self.ln2(resid_post))

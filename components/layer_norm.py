@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from . import initial
 from .kernels import widened
 from .shapes import shape_checked
-from .taps import Tap
+from .tap import Tap
 
 
 class LayerNorm(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import initial
 from .kernels import linear
 from .shapes import shape_checked
-from .taps import Tap
+from .tap import Tap
 
 ActFn = Literal["gelu_new", "gelu", "relu"]
 

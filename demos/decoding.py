@@ -1,14 +1,15 @@
-"""One prompt, every way to decode, with random weights and with trained ones, in one table.
+"""Continue a prompt by every way of decoding, with random and with trained weights, and print one table.
 
     python demos/decoding.py [--model FOLDER] ["Once upon a time"]
 
-Without a model, one is trained here first, for half a minute, on stories of `gptladder.training.data.stories`: it
-learns to spell, and some grammar.
+Without ``--model``, the script first trains a small model for half a minute, on stories of
+`gptladder.training.data.stories`. The model learns to spell, and some grammar.
 """
 
 import argparse
 import time
 from itertools import count
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from gptladder.training.data.stories import story
 
 
 def train(seconds: float) -> tuple[GPT2, GPT2, Tokenizer]:
-    """A small model with its first weights, the same one trained for some seconds, and their tokenizer."""
+    """Return a small model with its initial weights, the same model after training, and their tokenizer."""
     text = "\n\n".join(story(seed=0, index=index) for index in range(400))
     tokenizer = BPETokenizer.train(text, vocab_size=512)
     tokens = torch.tensor(tokenizer.encode(text))
@@ -42,13 +43,14 @@ def train(seconds: float) -> tuple[GPT2, GPT2, Tokenizer]:
         optimizer.zero_grad()
         if time.monotonic() - began > seconds:
             print(f"trained for {step} steps, to a loss of {loss.item():.2f}")
-            return fresh.eval(), model.eval(), tokenizer
+            break
+    return fresh.eval(), model.eval(), tokenizer
 
 
 def ways(model: GPT2, tokenizer: Tokenizer, prompt: str, new: int) -> dict[str, str]:
-    """The continuation by each way of decoding."""
+    """Return the continuation by each way of decoding."""
 
-    def sampled(**settings: float) -> str:
+    def sampled(**settings: Any) -> str:
         params = SamplingParams(**settings)
         return repr(generate(model, prompt, params, tokenizer=tokenizer, max_new_tokens=new)[0].text)
 
@@ -63,15 +65,15 @@ def ways(model: GPT2, tokenizer: Tokenizer, prompt: str, new: int) -> dict[str, 
         "top-k 10": sampled(top_k=10),
         "top-p 0.9": sampled(top_p=0.9),
         "4 beams": repr(beam.text),
-        "greedy, with guesses": f"{guessed.text!r} ({guessed.accepted} of {guessed.proposed} guesses taken)",
+        "greedy, speculative": f"{guessed.text!r} ({guessed.accepted} of {guessed.proposed} guesses accepted)",
     }
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompt", nargs="?", default="Once upon a time", help="what to continue")
-    parser.add_argument("--model", help="a model folder with its tokenizer; without it one is trained")
-    parser.add_argument("--new", type=int, default=30, help="most tokens of a continuation (default: 30)")
+    parser.add_argument("prompt", nargs="?", default="Once upon a time", help="text to continue")
+    parser.add_argument("--model", help="a model folder with its tokenizer (default: train a small model)")
+    parser.add_argument("--new", type=int, default=30, help="largest number of new tokens (default: 30)")
     parser.add_argument("--seconds", type=float, default=30, help="time for training (default: 30)")
     arguments = parser.parse_args(argv)
     if arguments.model:

@@ -8,7 +8,7 @@ The logits are a sum over what each part of the model adds to the residual strea
 
 from collections.abc import Sequence
 
-from repeated_tokens import STORY, arguments, save, story_model
+from story import HERO, OTHER, STORY, arguments, one_token, save, show, story_model
 
 from gptladder.lens import direct_logit_attribution
 
@@ -16,14 +16,14 @@ from gptladder.lens import direct_logit_attribution
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__, argv)
     model, tokenizer = story_model(given)
-    # A vocabulary may lack a name: then its first token stands for it.
-    right, wrong = (tokenizer.encode(name)[0] for name in (" Mia", " Tim"))
+    show(model, tokenizer, STORY)
+    right, wrong = one_token(tokenizer, HERO), one_token(tokenizer, OTHER)
     found = direct_logit_attribution(model, STORY, right, wrong, tokenizer=tokenizer)
     last = dict(zip(found.axes["part"], found.values[:, -1].tolist(), strict=True))
-    print(f"after {STORY[-12:]!r} the logit of ' Mia' is above that of ' Tim' by {sum(last.values()):.2f}, of which")
+    print(f"at the end, the logit of {HERO!r} is above that of {OTHER!r} by {sum(last.values()):.2f}, of which")
     for part in sorted(last, key=lambda part: -abs(last[part]))[:8]:
         print(f"  {part:>10} adds {last[part]:+.2f}")
-    save(found.figure(), given.out / "direct_logit_attribution.png")
+    save(found, given.out / "direct_logit_attribution.png")
 
 
 if __name__ == "__main__":

@@ -1,33 +1,36 @@
-"""Which heads are induction heads: how much each attends to the token after the last occurrence of the present one.
+"""Kinds of heads: which look at the token before, at the same token earlier, or at what came after it?
 
     python demos/induction_heads.py [--model gpt2]
 
-Also which heads attend to the token before, and which to an earlier occurrence itself: `gptladder.lens.head_scores`.
+The prompt repeats a sentence, so that the second time each token has an earlier occurrence, and something that came
+after it: `gptladder.lens.head_scores`. The picture shows the attention of the head that does most of the last.
 """
 
 from collections.abc import Sequence
 from typing import get_args
 
-from repeated_tokens import PERIOD, arguments, figure, heat, prepare, save
+from story import arguments, save, show, story_model
 
-from gptladder.lens import HeadKind, attention_patterns, head_scores
+from gptladder.lens import HeadKind, Labelled, attention_patterns, head_scores, read_prompt
+
+SENTENCE = " Mia the fox had a red kite and a blue boat."
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__, argv)
-    model, tokens = prepare(given)
+    model, tokenizer = story_model(given)
+    text = 2 * SENTENCE
+    show(model, tokenizer, text)
+    tokens = read_prompt(model, text, tokenizer).tokens
     kinds: list[HeadKind] = list(get_args(HeadKind))
-    drawn, axes = figure(len(kinds) + 1)
-    for kind, place in zip(kinds, axes, strict=False):
+    for kind in kinds:
         scores = head_scores(model, tokens, kind)
-        heat(place, scores.values, title=f"{kind}: share of attention", x="head", y="layer", most=1)
         layer, head = map(int, scores.largest().values())
         print(f"most of {kind}: layer {layer}, head {head}, {scores.values.max():.0%} of its attention")
-        if kind == "induction":
-            pattern = attention_patterns(model, tokens[0]).values[layer, head]
-            heat(axes[-1], pattern, title=f"L{layer}H{head}: {PERIOD} tokens, twice", x="key", y="query", most=1)
-            axes[-1].set_yticks([0, PERIOD])
-    save(drawn, given.out / "induction_heads.png")
+    found = attention_patterns(model, text, tokenizer=tokenizer)
+    axes = {"query": found.axes["query"], "key": found.axes["key"]}
+    title = f"attention of L{layer}H{head}, which is most like an induction head"
+    save(Labelled(found.values[layer, head], axes, title=title), given.out / "induction_heads.png")
 
 
 if __name__ == "__main__":

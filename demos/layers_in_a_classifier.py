@@ -1,9 +1,9 @@
-"""Our layers in a model that is no language model: it tells whether brackets are balanced.
+"""Use our layers in a model that is not a language model: it decides whether brackets are balanced.
 
     python demos/layers_in_a_classifier.py [--steps 300]
 
-Each layer is taken by plain keywords. Attention is causal, so that the last position has seen everything: the answer is
-read there, by an `Unembed` whose vocabulary is the two answers.
+Each layer takes plain keywords. Attention is causal, so only the last position can attend to all brackets. An `Unembed`
+whose vocabulary is the two answers reads the answer at that position.
 """
 
 import argparse
@@ -18,7 +18,7 @@ LENGTH = 16
 
 
 class Classifier(nn.Module):
-    """Brackets, 0 for an opening one and 1 for a closing one, to the logits of "no" and "yes"."""
+    """From brackets (0: opening, 1: closing) to the logits of "no" and "yes"."""
 
     def __init__(self, d_model: int = 32) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class Classifier(nn.Module):
 
 
 def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """As many opening as closing brackets in random order, half of them balanced; and whether they are, 0 or 1."""
-    # One order in nine is balanced, so that many are drawn to choose from.
+    """Return strings with as many opening as closing brackets, half of them balanced, and the answers, 0 or 1."""
+    # Only one random string in nine is balanced, so draw many and choose from them.
     orders = torch.rand(20 * batch, LENGTH, generator=generator).argsort(1)
     brackets = orders % 2
     balanced = ((1 - 2 * brackets).cumsum(1) >= 0).all(1)
@@ -46,7 +46,7 @@ def draw(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module) -> float:
-    """The share of right answers for 2000 other strings."""
+    """Return the share of right answers for 2000 other strings."""
     brackets, answers = draw(2000, torch.Generator().manual_seed(1))
     return (model(brackets).argmax(-1) == answers).float().mean().item()
 

@@ -1,10 +1,10 @@
-"""Our layers in a transformers GPT-2, in place of theirs: one at a time, all at once, and generating with its cache.
+"""Replace layers of transformers' GPT-2 by ours: one at a time, all at once, and generate with its cache.
 
     python demos/layers_in_gpt2.py [--model gpt2]
 
-Four layers fit as they are. The other three are called in another way there, and a subclass of a few lines translates:
-transformers asks for the embeddings of given positions, hands attention a mask of four axes and a cache of its own, and
-expects a pair from it.
+Four layers fit without changes. transformers calls the other three differently, so a small subclass of each translates
+the call: the position embedding gets positions instead of tokens; attention gets a mask with four axes and the cache of
+transformers, and must return a pair.
 """
 
 import argparse
@@ -21,15 +21,15 @@ LAYERS = ("embed", "pos_embed", "layer_norm", "attention", "mlp", "block", "unem
 
 
 class PositionsPosEmbed(PosEmbed):
-    """`PosEmbed` called with positions instead of tokens."""
+    """`PosEmbed` with positions as its argument, instead of tokens."""
 
-    def forward(self, positions: Tensor) -> Tensor:
+    def forward(self, positions: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """[batch seq] -> [batch seq d_model]."""
         return super().forward(positions, positions=positions)
 
 
 class TheirCache(LayerCache):
-    """One layer of transformers' ``DynamicCache``, as our attention uses a cache."""
+    """One layer of transformers' ``DynamicCache``, with the interface that our attention needs."""
 
     def __init__(self, cache: Any, layer: int) -> None:
         self.cache, self.layer = cache, layer
@@ -39,15 +39,15 @@ class TheirCache(LayerCache):
         """[batch seq n_heads d_head] twice -> [batch n_heads key_pos d_head] twice."""
         keys, values = self.cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer)
         if keys.shape[2] != self.length + k.shape[1]:
-            raise ValueError("the cache has room beyond its last position (a static one?): use a dynamic cache")
+            raise ValueError("the cache is longer than its last position (a static cache?): use a dynamic cache")
         return keys, values
 
 
 def translated(attention_mask: Tensor | None, past_key_values: Any, layer: int) -> dict[str, Any]:
-    """Our arguments from theirs.
+    """Return our arguments for theirs.
 
-    Their mask [batch 1 query_pos key_pos] (True or 0 where one may look) is causal too. Ours is of padding alone, which
-    is what the last query sees.
+    Their mask [batch 1 query_pos key_pos] is True (or 0) at keys that a query may attend to. It includes causality. Our
+    mask covers only padding. It is the mask of the last query, which may attend to all keys except padding.
     """
     last = None if attention_mask is None else attention_mask[:, 0, -1]
     return {
@@ -57,17 +57,19 @@ def translated(attention_mask: Tensor | None, past_key_values: Any, layer: int) 
 
 
 class TheirAttention(Attention):
-    """`Attention` called as ``GPT2Attention``."""
+    """`Attention` with the call of ``GPT2Attention``."""
 
     layer: int
 
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Any = None, **_: Any) -> Any:
-        """[batch seq d_model] -> the same, and no attention pattern: that is ``hook_pattern``'s."""
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden_states: Tensor, past_key_values: Any = None, attention_mask: Any = None, **_: Any
+    ) -> Any:
+        """[batch seq d_model] -> the same, and None for the attention pattern, which ``hook_pattern`` provides."""
         return super().forward(hidden_states, **translated(attention_mask, past_key_values, self.layer)), None
 
 
 class TheirBlock(Block):
-    """`Block` called as ``GPT2Block``."""
+    """`Block` with the call of ``GPT2Block``."""
 
     layer: int
 
@@ -79,9 +81,9 @@ class TheirBlock(Block):
 
 
 def replace(hf: Any, *layers: str) -> None:
-    """Put our layers of these names in place of a ``GPT2LMHeadModel``'s, everywhere, with its weights.
+    """Replace the layers of these names everywhere in a ``GPT2LMHeadModel`` by ours, with its weights.
 
-    For a model in ``eval()`` mode: the dropout that theirs holds inside attention and MLP is not carried over.
+    The model must be in ``eval()`` mode, because our layers do not have the dropout inside its attention and MLP.
     """
     if unknown := set(layers) - set(LAYERS):
         raise ValueError(f"there is no layer {sorted(unknown)}; there are {', '.join(LAYERS)}")
@@ -110,7 +112,7 @@ def replace(hf: Any, *layers: str) -> None:
             stack.h[index] = _with_weights_of(block, TheirBlock(**sizes, **rest))
             stack.h[index].layer = index
     if "unembed" in layers:
-        # Tied to our embedding where that is in the model too; else with a copy of the matrix.
+        # Tie it to our embedding if that is in the model too; otherwise copy the matrix.
         tied_to = ours.embed if config.tie_word_embeddings and "embed" in layers else None
         hf.lm_head = Unembed(d_model=config.d_model, d_vocab=config.d_vocab, bias=False, tied_to=tied_to, **made)
         if tied_to is None:
@@ -145,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
         off = (hf(tokens).logits - expected).abs().max()
         same = torch.equal(hf.generate(tokens, attention_mask=torch.ones_like(tokens), **greedy), continued)
         name = "all seven" if len(layers) > 1 else layers[0]
-        result = "the same" if same else "OTHERS"
+        result = "the same" if same else "DIFFERENT"
         print(f"{name:>10}: logits off by {off:.1e}; 20 tokens generated with its cache: {result}")
 
 

@@ -1,10 +1,10 @@
-"""Our layers in a TransformerLens ``HookedTransformer``, in place of theirs: logits, hooks, generation.
+"""Replace layers of a TransformerLens ``HookedTransformer`` by ours: logits, hooks, generation.
 
     python demos/layers_in_hooked_transformer.py [--model gpt2]
 
-Parameters have the same names, so that its own state dict loads. Three layers are called in another way there, and a
-subclass of a few lines translates. Every `Tap` becomes a `HookPoint`, and the model is then hooked, cached and patched
-by TransformerLens's own functions as before.
+The parameters have the same names, so our layers load its state dict. TransformerLens calls three layers differently,
+so a small subclass of each translates the call. Every `Tap` is replaced by a `HookPoint`. After that, TransformerLens's
+own functions hook, cache and patch the model as before.
 """
 
 import argparse
@@ -22,7 +22,7 @@ LAYERS = ("embed", "pos_embed", "layer_norm", "attention", "mlp", "block", "unem
 
 
 class HookedTap(HookPoint):
-    """A ``HookPoint`` that our layers can ask whether anybody listens, as they ask a `Tap`."""
+    """A ``HookPoint`` with the property ``active`` of a `Tap`, by which our layers know whether it has hooks."""
 
     @property
     def active(self) -> bool:
@@ -31,7 +31,7 @@ class HookedTap(HookPoint):
 
 
 class TheirCache(LayerCache):
-    """One layer of TransformerLens's cache, as our attention uses a cache."""
+    """One layer of TransformerLens's cache, with the interface that our attention needs."""
 
     def __init__(self, entry: Any) -> None:
         self.entry = entry
@@ -44,7 +44,7 @@ class TheirCache(LayerCache):
 
 
 def translated(attention_mask: Tensor | None, past_kv_cache_entry: Any) -> dict[str, Any]:
-    """Our arguments from theirs."""
+    """Return our arguments for theirs."""
     return {
         "padding_mask": None if attention_mask is None else attention_mask.bool(),
         "cache": None if past_kv_cache_entry is None else TheirCache(past_kv_cache_entry),
@@ -52,9 +52,11 @@ def translated(attention_mask: Tensor | None, past_kv_cache_entry: Any) -> dict[
 
 
 class TheirPosEmbed(PosEmbed):
-    """`PosEmbed` called with the mask that positions are counted by."""
+    """`PosEmbed` with the padding mask as an argument, from which it computes the positions."""
 
-    def forward(self, tokens: Tensor, past_kv_pos_offset: int = 0, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, tokens: Tensor, past_kv_pos_offset: int = 0, attention_mask: Tensor | None = None
+    ) -> Tensor:
         """[batch seq] -> [batch seq d_model]."""
         if attention_mask is None:
             return super().forward(tokens, offset=past_kv_pos_offset)
@@ -63,9 +65,9 @@ class TheirPosEmbed(PosEmbed):
 
 
 class TheirAttention(Attention):
-    """`Attention` called with the residual stream three times: queries, keys and values read the same one here."""
+    """`Attention` with the call of TransformerLens, which passes the same input three times."""
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, query_input: Tensor, key_input: Any, value_input: Any, past_kv_cache_entry: Any = None, **given: Any
     ) -> Tensor:
         """[batch seq d_model] -> the same."""
@@ -73,7 +75,7 @@ class TheirAttention(Attention):
 
 
 class TheirBlock(Block):
-    """`Block` called as ``TransformerBlock``."""
+    """`Block` with the call of ``TransformerBlock``."""
 
     def forward(self, resid_pre: Tensor, past_kv_cache_entry: Any = None, **given: Any) -> Tensor:
         """[batch seq d_model] -> the same."""
@@ -81,23 +83,24 @@ class TheirBlock(Block):
 
 
 def replace(hooked: Any, *layers: str) -> None:
-    """Put our layers of these names in place of a ``HookedTransformer``'s, everywhere, with its weights.
+    """Replace the layers of these names everywhere in a ``HookedTransformer`` by ours, with its weights.
 
-    It must be of raw weights (``normalization_type`` LN). Inputs split by head (``use_split_qkv_input``,
-    ``use_attn_in``) and results by head (``use_attn_result``) are not offered by our layers.
+    The model must have raw weights (``normalization_type`` LN). Our layers do not offer inputs split by head
+    (``use_split_qkv_input``, ``use_attn_in``) and results split by head (``use_attn_result``).
     """
     if unknown := set(layers) - set(LAYERS):
         raise ValueError(f"there is no layer {sorted(unknown)}; there are {', '.join(LAYERS)}")
     cfg = hooked.cfg
     if cfg.normalization_type != "LN" or cfg.use_split_qkv_input or cfg.use_attn_in or cfg.use_attn_result:
-        raise ValueError("a model of raw weights, without inputs or results split by head, is needed")
+        raise ValueError("the model must have raw weights, without inputs or results split by head")
     made: dict[str, Any] = {"d_model": cfg.d_model, "device": cfg.device, "dtype": cfg.dtype}
     mlp = {"d_mlp": cfg.d_mlp, "act_fn": cfg.act_fn}
 
     def put(parent: nn.Module, name: str, layer: nn.Module) -> None:
         layer.load_state_dict(getattr(parent, name).state_dict())
-        for tap in named_taps(layer):
-            layer.set_submodule(tap, HookedTap())
+        for path, tap in named_taps(layer).items():
+            if tap.offered:  # those that are formed on request have other places there
+                layer.set_submodule(path, HookedTap())
         setattr(parent, name, layer)
 
     def heads(index: int) -> dict[str, Any]:
@@ -123,7 +126,7 @@ def replace(hooked: Any, *layers: str) -> None:
     if "unembed" in layers:
         put(hooked, "unembed", Unembed(d_vocab=cfg.d_vocab, **made))
     hooked.eval()
-    hooked.setup()  # it looks for its hook points once, and must look again
+    hooked.setup()  # it must collect its hook points again
 
 
 @torch.inference_mode()
@@ -140,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
     tokens = torch.randint(model.config.d_vocab, (2, 20))
     theirs = to_hooked_transformer(model)
     expected, cached = theirs.run_with_cache(tokens)
-    # With its cache, transformer-lens 3.9 counts the positions of generated tokens wrongly, whoever's the layers.
+    # With its cache, transformer-lens 3.9 counts the positions of generated tokens wrongly, also with its own layers.
     greedy = {
         "use_past_kv_cache": False,
         "do_sample": False,
@@ -154,11 +157,11 @@ def main(argv: list[str] | None = None) -> None:
         replace(hooked, *layers)
         logits, cache = hooked.run_with_cache(tokens)
         off = (logits - expected).abs().max()
-        # Scores are minus infinity at what the mask hides, in both.
+        # Masked scores are minus infinity in both; their difference is nan.
         off_cached = max((cache[name] - cached[name]).nan_to_num(0).abs().max() for name in cache)
         name = "all seven" if len(layers) > 1 else layers[0]
         same = torch.equal(hooked.generate(tokens, **greedy), continued)
-        result = "the same" if same else "OTHERS"
+        result = "the same" if same else "DIFFERENT"
         print(f"{name:>10}: logits off by {off:.1e}, {len(cache)} activations by {off_cached:.1e}; 20 tokens: {result}")
 
 

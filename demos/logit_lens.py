@@ -7,7 +7,7 @@ The residual stream after each layer goes through the final layer norm and the u
 
 from collections.abc import Sequence
 
-from repeated_tokens import STORY, arguments, save, story_model
+from story import STORY, arguments, save, show, story_model
 
 from gptladder.lens import Labelled, logit_lens
 
@@ -15,6 +15,7 @@ from gptladder.lens import Labelled, logit_lens
 def main(argv: Sequence[str] | None = None) -> None:
     given = arguments(__doc__, argv)
     model, tokenizer = story_model(given)
+    show(model, tokenizer, STORY)
     found = logit_lens(model, STORY, tokenizer=tokenizer)
     tokens = found.axes["token"]
     for stage, logits in zip(found.axes["stage"], found.values, strict=True):
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     following = found.values.new_tensor(tokenizer.encode(STORY)[1:]).long().expand(len(found.values), -1)
     right = found.values[:, :-1].softmax(-1).gather(-1, following[..., None])[..., 0]
     axes = {"after": found.axes["stage"], "position": found.axes["position"][:-1]}
-    save(Labelled(right, axes, title="probability of the next token").figure(), given.out / "logit_lens.png")
+    save(Labelled(right, axes, title="probability of the next token"), given.out / "logit_lens.png")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .candidate.finder import rungs_of
-from .candidate.isolation import Limits
 from .candidate.layer import Candidate, Reply, Request
+from .candidate.limits import Limits
 from .candidate.sandbox import Sandbox
 from .candidate.source import CandidateError, Code
+from .report.notebook import ShownClimb
 from .results import Climb, Hint, Tried
 from .rungs import RUNGS
-from .trying import LayerTrial
+from .trying import try_layer
 
 Layer = str | Callable[..., Any]
+
+_DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def climb(
@@ -35,9 +40,11 @@ def climb(
     time_limit: float = 10.0,
     hint: Hint = "what",
     reference: str | None = None,
+    dtype: str | None = None,
     chosen: Mapping[str, Any] | None = None,
     only: str | None = None,
     limits: Limits | None = None,
+    copy_process: bool = False,
     on_start: Callable[[str], None] = lambda rung: None,
     on_end: Callable[[Tried], None] = lambda tried: None,
 ) -> Climb:
@@ -53,11 +60,15 @@ def climb(
         seed: of the configurations and of every number in them.
         time_limit: seconds that a layer given as text has for one case.
         hint: how much the report gives away: ``where``, ``what`` or ``fix``.
+        dtype: ``float16`` or ``bfloat16`` to try the layers at that precision too, where they may be a few times as far
+            off as our own.
         reference: ``transformer-lens`` to judge by TransformerLens's layers (default: our own).
         chosen: values for what a constructor or configuration asks for, by name.
         only: the one rung to try, whatever else a file holds (default: all that it holds, in order).
         limits: what a layer given as text may use; with limits it has no network, and writes to a folder of its own
             alone (default: what the user may).
+        copy_process: start the process of a layer given as text as a copy of this one, where the system can: a second
+            faster. This process must have run no user's code, and no other thread may be at work in it.
         on_start: called with each rung's name as it begins.
         on_end: called with its result.
 
@@ -70,22 +81,41 @@ def climb(
         >>> climb(MLP, cases=2).passed
         True
     """
-    given = {
-        "embed": embed,
-        "pos-embed": pos_embed,
-        "layer-norm": layer_norm or layernorm,
-        "attention": attention,
-        "mlp": mlp,
-        "block": block,
-        "unembed": unembed,
-        "model": model,
-    }
-    layers = {name: layer for name, layer in given.items() if layer is not None}
+    given = (embed, pos_embed, layer_norm or layernorm, attention, mlp, block, unembed, model)
+    layers = {rung.name: layer for rung, layer in zip(RUNGS, given, strict=True) if layer is not None}
     if not layers and not sources:
         raise ValueError(
             "no layer was given: give a file, such as my_file.py, or a layer, such as --attention my.py:Attention "
             "(attention=… in Python)"
         )
+    _check(cases, time_limit, hint, reference, dtype)
+    climbed = ShownClimb(hint=hint)
+    with _Bench(layers, sources, time_limit, dict(chosen or {}), limits, copy_process, only) as bench:
+        bench.ready()
+        climbed.taken, climbed.left_out = bench.taken, bench.left_out
+        for rung in RUNGS:
+            if rung.name not in bench.shown or only not in (None, rung.name):
+                continue
+            on_start(rung.name)
+            library = None if reference in (None, "gptladder") else reference
+            name = bench.shown[rung.name]
+            tried = try_layer(
+                rung, bench.respond, name, reference=library, number=cases, seed=seed, dtype=_DTYPES[dtype]
+            )
+            climbed.rungs.append(tried)
+            on_end(tried)
+            if not tried.passed:
+                break
+        climbed.printed, climbed.printed_bytes = bench.printed
+    return climbed
+
+
+def _check(cases: int, time_limit: float, hint: str, reference: str | None, dtype: str | None) -> None:
+    """Refuse options of `climb` that have no meaning.
+
+    Raises:
+        ValueError: one of them.
+    """
     if cases < 1:
         raise ValueError(f"cases is {cases}; at least 1 is needed to judge by")
     if not time_limit > 0:
@@ -94,23 +124,8 @@ def climb(
         raise ValueError(f"hint is {hint!r}; it can be where, what or fix")
     if reference not in (None, "gptladder", "transformer-lens"):
         raise ValueError(f"reference is {reference!r}; it can be gptladder or transformer-lens")
-    climbed = Climb(hint=hint)
-    with _Bench(layers, sources, time_limit, dict(chosen or {}), limits) as bench:
-        bench.ready()
-        climbed.taken, climbed.left_out = bench.taken, bench.left_out
-        for rung in RUNGS:
-            if rung.name not in bench.shown or only not in (None, rung.name):
-                continue
-            on_start(rung.name)
-            library = None if reference in (None, "gptladder") else reference
-            trial = LayerTrial(rung, bench.respond, reference=library, number=cases, seed=seed)
-            tried = trial.run(bench.shown[rung.name])
-            climbed.rungs.append(tried)
-            on_end(tried)
-            if not tried.passed:
-                break
-        climbed.printed, climbed.printed_bytes = bench.printed
-    return climbed
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it can be float16 or bfloat16 (float64 and float32 are tried always)")
 
 
 class _Bench:
@@ -123,6 +138,8 @@ class _Bench:
         time_limit: float,
         chosen: dict[str, Any],
         limits: Limits | None,
+        copy_process: bool,
+        only: str | None,
     ) -> None:
         texts = {rung: layer for rung, layer in layers.items() if isinstance(layer, str)}
         files = [str(source) for source in sources if isinstance(source, str | Path)]
@@ -143,7 +160,7 @@ class _Bench:
             # FILE.py:CLASS of an unknown rung is found in the sandbox too.
             self._file = file
             texts[""] = file
-        self.sandbox = Sandbox(texts, time_limit, chosen, limits) if texts else None
+        self.sandbox = Sandbox(texts, time_limit, chosen, limits, copy=copy_process, only=only) if texts else None
 
     def __enter__(self) -> "_Bench":
         return self

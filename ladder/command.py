@@ -52,6 +52,8 @@ class ClimbArguments:
     """How much the report gives away: the line, what is wrong, or how to fix it too."""
     reference: Literal["gptladder", "transformer-lens"] = "gptladder"
     """Layers to judge by: our own, which the tests prove, or TransformerLens's (needs gptladder[reference])."""
+    dtype: Literal["float16", "bfloat16"] | None = None
+    """Try the layers at this precision too, where they may be a few times as far off as our own."""
     cases: int = 25
     """Random configurations for each layer."""
     seed: int = 0
@@ -81,7 +83,7 @@ class ParityArguments:
     """Prove that this GPT-2 is Hugging Face's and TransformerLens's: by layers, whole at full size, there and back."""
 
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
-    """Real weights for the whole-model part: a name on the hub or a folder. Random ones where it is not given."""
+    """Real weights for the whole-model part: a name on the hub or a folder (default: random ones)."""
     cases: int = 25
     """Random configurations for each layer and reference."""
     seed: int = 0
@@ -105,6 +107,11 @@ def climb(argv: list[str]) -> int:
         from .results import Climb
 
         shown: list[str] = []
+        status.stop()  # its thread must not be at work while the file's process starts as a copy of this one
+
+        def begin(rung: str) -> None:
+            status.update(rung)
+            status.start()
 
         def show(tried: Tried) -> None:
             if not shown:
@@ -119,10 +126,12 @@ def climb(argv: list[str]) -> int:
                 chosen=dict(map(_setting, arguments.set)),
                 hint=arguments.hint,
                 reference=arguments.reference,
+                dtype=arguments.dtype,
                 cases=arguments.cases,
                 seed=arguments.seed,
                 time_limit=arguments.time_limit,
-                on_start=lambda rung: status.update(rung),
+                copy_process=arguments.reference == "gptladder",  # libraries may have started threads of their own
+                on_start=begin,
                 on_end=show,
             )
         except CandidateError as error:
@@ -130,9 +139,9 @@ def climb(argv: list[str]) -> int:
                 raise
             climbed = Climb(refused=str(error))
     if climbed.rungs:
-        if begin := terminal.climb_begin(climbed):
+        if beginning := terminal.climb_begin(climbed):
             console.print()
-            console.print(begin, end="")
+            console.print(beginning, end="")
         console.print(terminal.climb_end(climbed))
     if arguments.json:
         print(json.dumps(climbed.as_json(), indent=2))
@@ -162,7 +171,7 @@ def ladder(argv: list[str]) -> int:
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
-        from .report.terminal import verdict_table
+        from .report.tables import verdict_table
         from .rungs import RUNGS
         from .verdicts import judge_in_order
 
@@ -193,7 +202,7 @@ def parity(argv: list[str]) -> int:
     with _progress(console, "loading the references") as say, _references():
         from .parity import run
         from .report import picture
-        from .report import terminal as report
+        from .report import tables as report
 
         found = run(name_or_folder=arguments.model, number=arguments.cases, seed=arguments.seed, say=say)
     console.print()

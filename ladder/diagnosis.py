@@ -6,36 +6,30 @@ each mistake in the catalogue shows, and no two look alike.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
+from ..components.caching import run_with_cache
 from .candidate.trace import Trace
-from .experiments import leaks, row_facts, shrink, sized, wrong_parts
-from .location import Located
+from .experiments import row_facts, shrink, sized, wrong_parts
+from .location import locate
 from .naming import Naming
 from .numbers import Answer, close
 from .quantities import quantities
-from .results import Diagnosis, Finding, Pattern
+from .results import Diagnosis, Finding, listed
 from .rungs import Build, Case, Rung, Trial, altered
-from .subject import Respond, Subject, is_right, without
+from .subject import Subject, is_right, without
 
 
-def diagnose(
-    rung: Rung, subject: Subject | Respond, *, seed: int = 0, draw: Callable[..., Case] | None = None
-) -> Diagnosis:
+def diagnose(rung: Rung, subject: Subject, *, seed: int = 0) -> Diagnosis:
     """Find out what a layer does wrong.
 
     Args:
-        subject: the layer, or its answers alone.
+        subject: the layer.
         seed: of the cases.
-        draw: in place of the subject's.
     """
-    if not isinstance(subject, Subject):
-        subject = Subject(subject)
-    subject = replace(subject, draw=draw or subject.draw)
     drawn = _drawn(subject, seed)
     answered: list[tuple[Trial, Answer]] = []
     wrong: list[tuple[Trial, Answer]] = []
@@ -54,21 +48,18 @@ def diagnose(
     failing, first = next((pair for pair in wrong if not close(pair[1].output, pair[0].expected.output)), wrong[0])
     output_wrong = not close(first.output, failing.expected.output)
     trace = subject.trace(failing) if subject.trace else None
-    found = Diagnosis(smallest=_smallest(rung, subject, failing.case, output_wrong))
-    named = Naming(rung, subject, answered, wrong_parts(failing, trace) if trace else None).named()
-    finding = Located(failing, trace).finding() if trace and output_wrong else None
-    patterns = _patterns(failing, trace, named.build if named else None)
-    if named:
-        return replace(
-            found,
-            mistakes=named.names,
-            what=named.what,
-            fix=named.fix,
-            finding=finding,
-            patterns=patterns,
-        )
-    facts = _facts(failing, first, subject)
-    return replace(found, finding=_in_parts(failing, trace, finding), facts=facts, patterns=patterns)
+    parts = wrong_parts(failing, trace) if trace else None
+    named = Naming(rung, subject, answered, parts).named()
+    found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
+    finding = locate(failing, trace) if trace and output_wrong else None
+    if not named and finding is None and parts:
+        finding = Finding(None, None, (), f"the output of {parts[0][0]}")
+    return replace(
+        found,
+        finding=finding,
+        smallest=_smallest(rung, subject, failing.case, output_wrong),
+        patterns=_patterns(failing, trace, build),
+    )
 
 
 def _drawn(subject: Subject, seed: int) -> list[Case]:
@@ -148,28 +139,10 @@ def showing(trial: Trial) -> Trial:
     return altered(trial, given=tokens)
 
 
-def _in_parts(trial: Trial, trace: Trace | None, finding: Finding | None) -> Finding | None:
-    """Return the finding; inside the first layer that is wrong by itself, if the whole one led nowhere."""
-    if finding is not None or trace is None:
-        return finding
-    for part, _, _ in wrong_parts(trial, trace):
-        return Finding(None, None, (), f"the output of {part}")
-    return None
-
-
-def _facts(trial: Trial, found: Answer, subject: Subject) -> tuple[str, ...]:
-    facts: list[str] = []
+def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
     if close(found.output, trial.expected.output):
-        expected = trial.expected.gradients
-        lacking = [name for name in expected if name not in found.gradients or not found.gradients[name].any()]
-        wrong = [n for n, right in expected.items() if n not in lacking and not close(found.gradients[n], right)]
-        if lacking:
-            facts.append(f"No gradient reaches {_listed(lacking)}: unused, or cut from the graph.")
-        if any(name.endswith("b_K") for name in lacking):
-            facts.append("(b_K cannot show in the output: it moves all of a query's scores alike.)")
-        if wrong:
-            facts.append(f"The gradient of {_listed(wrong)} is wrong, though the output is right.")
-        return tuple(facts)
+        return ()  # the fault names the gradients
+    facts: list[str] = []
     unread = [
         name
         for name, right in trial.expected.gradients.items()
@@ -177,41 +150,27 @@ def _facts(trial: Trial, found: Answer, subject: Subject) -> tuple[str, ...]:
     ]
     if unread:
         them = "it" if len(unread) == 1 else "them"
-        facts.append(f"No gradient reaches {_listed(unread)}: the output does not depend on {them}.")
+        facts.append(f"No gradient reaches {listed(unread)}: the output does not depend on {them}.")
     if trial.rung in ("embed", "pos-embed") and found.output.shape == trial.expected.output.shape:
         facts += row_facts(trial, found.output)
 
-    def output(trial: Trial) -> Tensor | None:
-        answered = subject.respond(trial)
-        return None if answered is None else answered.output
-
-    return (*facts, *leaks(trial, output))
+    return tuple(facts)
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _patterns(trial: Trial, trace: Trace | None, build: Build | None) -> tuple[Pattern, ...]:
+def _patterns(trial: Trial, trace: Trace | None, build: Build | None) -> dict[str, Tensor]:
     """Return the right pattern, and the layer's own: from its trace, else from a layer with its mistake."""
     if trial.rung != "attention":
-        return ()
+        return {}
     right = next(each.value for each in quantities(trial) if each.key == "pattern")
     for event in reversed(trace.events if trace else []):
         if event.function in ("softmax", "softmax_") and event.value.shape == right.shape:
-            return Pattern("the right one", right[0]), Pattern("yours", event.value[0])
+            return {"the right one": right[0], "yours": event.value[0]}
     if build is None:
-        return ()
-    taps: dict[str, Tensor] = {}
+        return {}
     layer = build(trial.config, trial.dtype)
     layer.load_state_dict(dict(trial.parameters))
-    hooks: Mapping[str, torch.nn.Module] = dict(layer.named_modules())
-    if "hook_pattern" not in hooks:
-        return ()
-    handle = hooks["hook_pattern"].register_forward_hook(lambda module, args, out: taps.update(pattern=out.detach()))
-    with torch.no_grad():
-        layer(trial.given)
-    handle.remove()
-    if "pattern" not in taps or taps["pattern"].shape != right.shape:
-        return ()
-    return Pattern("the right one", right[0]), Pattern("of a layer with your mistake", taps["pattern"][0])
+    _, cache = run_with_cache(layer, trial.given)
+    wrong = cache.get("hook_pattern")
+    if wrong is None or wrong.shape != right.shape:
+        return {}
+    return {"the right one": right[0], "of a layer with your mistake": wrong[0]}

@@ -1,8 +1,9 @@
 """Cases for a layer, by what it reads of its configuration and what it lacks."""
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from .rungs import RANGES, Case, draw_case
 
@@ -14,12 +15,8 @@ _GPT2: dict[str, tuple[str, Any]] = {
 }
 
 
-class Draw(Protocol):
-    """Draws a case."""
-
-    def __call__(self, source: random.Random, *, seq: tuple[int, int] = ...) -> Case:
-        """Return a case, with a sequence of this length."""
-        ...
+# Draws a case: from a source of randomness, with a sequence of this length (default: the rungs' own).
+Draw = Callable[..., Case]
 
 
 def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
@@ -28,7 +25,7 @@ def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
     lacks = bool(missing & {"b_U", "unembed.b_U"})
     but = (asked | {"d_mlp"}) if "d_mlp" in asked and "ratio" not in asked else asked - {"d_mlp"}
 
-    def draw(source: random.Random, *, seq: tuple[int, int] = RANGES["seq"]) -> Case:
+    def draw(source: random.Random, seq: tuple[int, int] = RANGES["seq"]) -> Case:
         while True:
             case = as_gpt2(draw_case(source, seq=seq), but)
             config = replace(case.config, tie_word_embeddings=tied, unembed_bias=not lacks)

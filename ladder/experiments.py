@@ -1,4 +1,4 @@
-"""Experiments on a layer that is known by its answers: what its output depends on, its parts, its smallest case."""
+"""Experiments on a wrong layer: its smallest case, the layers inside it, the rows that an embedding gives."""
 
 import itertools
 import re
@@ -11,30 +11,6 @@ from torch import Tensor
 from .candidate.trace import Trace
 from .numbers import close
 from .rungs import Case, Trial, altered
-
-
-def leaks(trial: Trial, output: Callable[[Trial], Tensor | None]) -> tuple[str, ...]:
-    """Return what an output depends on and must not: other sequences, later positions, other positions."""
-    before = output(trial)
-    if before is None or before.shape[:2] != trial.given.shape[:2]:
-        return ()
-    facts = []
-    if trial.case.batch > 1:
-        after = output(altered(trial, given=_changed(trial, (slice(1), slice(None)))))
-        if after is not None and not close(after[1:], before[1:]):
-            facts.append("Sequences of the batch see one another: changing the first changes the output of the others.")
-    if trial.case.seq > 1 and trial.rung != "pos-embed":
-        after = output(altered(trial, given=_changed(trial, (slice(None), slice(-1, None)))))
-        if after is not None and not close(after[:, :-1], before[:, :-1]):
-            facts.append("The future is seen: changing the last position changes the output of earlier ones.")
-    return tuple(facts)
-
-
-def _changed(trial: Trial, where: tuple[slice, slice]) -> Tensor:
-    given = trial.given.clone()
-    tokens = not given.is_floating_point()
-    given[where] = (given[where] + 1) % trial.config.d_vocab if tokens else given[where].flip(-1) + 0.5
-    return given
 
 
 def row_facts(trial: Trial, output: Tensor) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -11,40 +11,22 @@ from .mistakes import INSIDE, MISTAKES, Mistake
 from .mistakes.mistake import with_steps
 from .mistakes.wiring import with_parts
 from .numbers import Answer, close, same
+from .results import Diagnosis
 from .rungs import Build, Rung, Trial, answer
 from .subject import Subject, without
 
+# Mistakes that explain a layer's answers, as a diagnosis, and a layer that makes them.
+Named = tuple[Diagnosis, Build]
 
-@dataclass(frozen=True)
-class Named:
-    """The mistakes that explain a layer's answers.
 
-    Args:
-        mistakes: the catalogued mistakes; several of one kind give the same answers.
-        build: a layer that makes them.
-        names: how they are called.
-    """
-
-    mistakes: tuple[Mistake, ...]
-    build: Build
-    either: bool = False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the mistakes."""
-        names = tuple(each.name for each in self.mistakes)
-        return (" or ".join(names),) if self.either else names
-
-    @property
-    def what(self) -> tuple[str, ...]:
-        """What is wrong, a text for each."""
-        either = ("Either of these gives the layer's answers.",) if self.either else ()
-        return (*either, *(each.what for each in self.mistakes))
-
-    @property
-    def fix(self) -> tuple[str, ...]:
-        """How to fix it, a text for each."""
-        return tuple(each.fix for each in self.mistakes if each.fix)
+def _named(mistakes: Sequence[Mistake], build: Build, either: bool = False) -> Named:
+    """Return the diagnosis of mistakes that are made together; or of any ``either`` of which gives the answers."""
+    names = tuple(each.name for each in mistakes)
+    what = tuple(each.what for each in mistakes)
+    if either:
+        names, what = (" or ".join(names),), ("Either of these gives the layer's answers.", *what)
+    fix = tuple(each.fix for each in mistakes if each.fix)
+    return Diagnosis(mistakes=names, what=what, fix=fix), build
 
 
 class Naming:
@@ -80,7 +62,7 @@ class Naming:
             if found is None:
                 # A parameter that is read without effect has a gradient of zeros, and so has one that is never read.
                 self.strict = False
-                found = self._one(self.own) or self._otherwise_read()
+                found = self._one(self.own)
             return found
 
     def _reproduces(self, build: Build) -> bool:
@@ -95,8 +77,8 @@ class Naming:
         fitting = [(each, build) for each in mistakes for build in each.builds if self._reproduces(build)]
         if not fitting:
             return None
-        told = tuple(dict.fromkeys(each for each, _ in fitting))
-        return Named(told, fitting[0][1], either=len(told) > 1)
+        mistakes = list(dict.fromkeys(each for each, _ in fitting))
+        return _named(mistakes, fitting[0][1], either=len(mistakes) > 1)
 
     def _two(self) -> Named | None:
         """Return two mistakes that are made together."""
@@ -105,7 +87,7 @@ class Naming:
                 if first.keys().isdisjoint(second) and self._reproduces(
                     build := with_steps(one.base, {**first, **second})
                 ):
-                    return Named((one, other), build)
+                    return _named([one, other], build)
         return None
 
     def _in_parts(self) -> Named | None:
@@ -123,10 +105,8 @@ class Naming:
                 for chosen in itertools.islice(itertools.product(*options), 20):
                     builds = {path: build for (path, _, _), (_, build) in zip(inner, chosen, strict=True)}
                     if self._reproduces(build := with_parts(base, builds, spelling)):
-                        mistakes = _grouped(
-                            [(path, each) for (path, _, _), (each, _) in zip(inner, chosen, strict=True)]
-                        )
-                        return Named((*((wiring,) if wiring else ()), *mistakes), build)
+                        found = [(path, each) for (path, _, _), (each, _) in zip(inner, chosen, strict=True)]
+                        return _named([*([wiring] if wiring else []), *_grouped(found)], build)
         return None
 
     def _of_part(self, trial: Trial, output: Tensor) -> Iterator[tuple[Mistake, Build]]:
@@ -136,27 +116,6 @@ class Naming:
             for build in each.builds:
                 if close(answer(build(trial.config, trial.dtype), trial).output, output.to(trial.dtype)):
                     yield each, build
-
-    def _otherwise_read(self) -> Named | None:
-        """Return a mistake that gives the layer's answers if its parameters are read in another way."""
-        if not self.subject.other or not self.answered:
-            return None
-        trial = self.answered[0][0]
-        made = [
-            (each, build, answer(build(trial.config, trial.dtype), trial).output)
-            for each in self.own
-            for build in each.builds
-        ]
-        for respond in self.subject.other:
-            found = respond(trial)
-            if found is None:
-                continue
-            for each, build, output in made:
-                if close(output, found.output):
-                    answered = [(t, a) for t, _ in self.answered if (a := respond(t)) is not None]
-                    if Naming(self.rung, self.subject, answered, None)._reproduces(build):
-                        return Named((each,), build)
-        return None
 
 
 _PLACES = {"attn": "the block's attention", "mlp": "the block's MLP", "ln1": "ln1", "ln2": "ln2"}

@@ -53,7 +53,7 @@ class RoundTrip:
 
     Args:
         path: from where to where.
-        error: largest absolute difference of a weight (or of a log-probability, where ``what`` says so).
+        error: largest absolute difference of a weight (or of a log-probability: see ``what``).
         tolerance: 0 where it must be bit for bit.
     """
 
@@ -112,10 +112,10 @@ def run(
     """Try everything.
 
     Args:
-        name_or_folder: real weights for the whole-model part; random ones where it is not given.
-        shape: the shape of the random ones; GPT-2's 124M parameters where it is not given.
+        name_or_folder: real weights for the whole-model part (default: random ones).
+        shape: the shape of the random ones (default: GPT-2's, with 124M parameters).
         number: cases for each layer and reference.
-        say: told each step as it begins.
+        say: called with each step as it begins.
     """
     if name_or_folder is None:
         hf: Any = references.random_hf(shape or GPT2Config.preset("gpt2"), seed)
@@ -133,27 +133,24 @@ def run(
     tokens = torch.randint(ours.config.d_vocab, (2, min(128, ours.config.n_ctx)), generator=generator)
     found.round_trips.extend(_round_trips(ours, hf, tokens, say))
     for dtype in (torch.float32, torch.float64):
-        for reference in (references.whole_hf, references.whole_lens):
-            found.whole.append(_whole(ours.to(dtype), reference(hf.to(dtype)), tokens, dtype, say))
+        for library, whole in (("transformers", references.whole_hf), ("TransformerLens", references.whole_lens)):
+            say(f"whole model against {library} in {str(dtype).removeprefix('torch.')}")
+            found.whole.append(_whole(ours.to(dtype), library, whole(hf.to(dtype)), tokens))
     return found
 
 
 @torch.inference_mode()
-def _whole(
-    ours: GPT2, reference: references.Whole, tokens: Tensor, dtype: torch.dtype, say: Callable[[str], None]
-) -> WholeModel:
-    name = str(dtype).removeprefix("torch.")
-    say(f"whole model against {reference.library} in {name}")
+def _whole(ours: GPT2, library: str, run: references.Whole, tokens: Tensor) -> WholeModel:
     stream = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(ours.config.n_layers))]
     logits, cache = ours.run_with_cache(tokens, names_filter=stream)
-    their_logits, their_stream = reference.run(tokens)
+    their_logits, their_stream = run(tokens)
     return WholeModel(
-        reference=reference.library,
-        dtype=name,
+        reference=library,
+        dtype=str(logits.dtype).removeprefix("torch."),
         logits=difference(logits, their_logits),
         loss=difference(_loss(logits, tokens), _loss(their_logits, tokens)),
         by_layer=[difference(cache[at], theirs) for at, theirs in zip(stream, their_stream, strict=True)],
-        tolerance=MODEL_TOLERANCE[dtype],
+        tolerance=MODEL_TOLERANCE[logits.dtype],
     )
 
 

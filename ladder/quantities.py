@@ -83,13 +83,15 @@ def _attention(p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config
     visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
     pattern = scores.masked_fill(~visible, -math.inf).softmax(-1)
     z = torch.einsum("bnqk,bknh->bqnh", pattern, v)
-    out = torch.einsum("bqnh,nhm->bqm", z, p[f"{of}W_O"])
+    each = torch.einsum("bqnh,nhm->bqnm", z, p[f"{of}W_O"])
+    out = each.sum(2)
     yield Quantity(f"{of}raw", f"the scores q·k{where}", raw)
     yield Quantity(f"{of}scores", f"the scaled scores{where}", scores)
     yield Quantity(f"{of}masked", f"the masked scores{where}", scores, visible=visible)
     yield Quantity(f"{of}masked raw", f"the masked scores, not yet scaled{where}", raw, visible=visible, step=False)
     yield Quantity(f"{of}pattern", f"the attention pattern{where}", pattern)
-    yield Quantity(f"{of}z", f"z, the values that each query gathers{where}", z)
+    yield Quantity(f"{of}z", f"the gathered values z{where}", z)
+    yield Quantity(f"{of}z W_O", f"each head's output{where}", each, step=False)
     yield Quantity(f"{of}projected", f"the output without b_O{where}", out)
     yield Quantity(
         f"{of}output", f"{'the output' if not where else 'the output of attention' + where}", out + p[f"{of}b_O"]

@@ -10,7 +10,6 @@ can build the layer (``n_heads * d_head = d_model``).
 import copy
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,16 +132,9 @@ REFERENCES: dict[str, tuple[Reference, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A whole model of another library.
-
-    Args:
-        run: logits, and the residual stream before the first block and after each, for tokens.
-    """
-
-    library: str
-    run: Callable[[Tensor], tuple[Tensor, list[Tensor]]]
+# A whole model of another library: for tokens, its logits, and the residual stream before the first block and after
+# each.
+Whole = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 
 
 def random_hf(config: GPT2Config, seed: int) -> transformers.GPT2LMHeadModel:
@@ -177,7 +169,7 @@ def whole_hf(hf: transformers.GPT2LMHeadModel) -> Whole:
             for handle in handles:
                 handle.remove()
 
-    return Whole("transformers", run)
+    return run
 
 
 def whole_lens(hf: transformers.GPT2LMHeadModel) -> Whole:
@@ -189,7 +181,7 @@ def whole_lens(hf: transformers.GPT2LMHeadModel) -> Whole:
         logits, cache = hooked.run_with_cache(tokens, names_filter=names, return_cache_object=False)
         return logits, [cache[name] for name in names]
 
-    return Whole("TransformerLens", run)
+    return run
 
 
 def processed_lens(hf: transformers.GPT2LMHeadModel) -> transformer_lens.HookedTransformer:

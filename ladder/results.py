@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +13,21 @@ Status = Literal["passed", "failed", "refused"]
 
 SCHEMA = 1
 
+# A line of a report, what it is and its text: the ``mistake``'s name, a sentence (``text``), the place of a fault
+# (``code``) or of a finding (``look``), a ``listing``, or something ``small``.
+Line = tuple[str, str]
+_BEFORE = {"code": "  ", "look": "Look at "}
+
+
+def as_text(lines: Iterable[Line]) -> str:
+    """Return lines of a report as plain text.
+
+    Example:
+        >>> as_text([("text", "It is wrong."), ("code", "mine.py:3: x")])
+        'It is wrong.\\n  mine.py:3: x'
+    """
+    return "\n".join(_BEFORE.get(kind, "") + text for kind, text in lines)
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -22,8 +37,8 @@ class Fault:
         kind: of a layer that gives no answer ``build``, ``parameters``, ``raises``, ``exit``, ``type``, ``shape``,
             ``dtype``, ``input``, ``hang`` or ``died``; of one that does ``nan``, ``some nan``, ``output``, ``half``
             (computed in 16 bits), ``random``, ``state`` (wrong after another call), ``context`` (wrong at n_ctx),
-            ``large`` (wrong for large scores), ``missing`` (a gradient), ``gradient``, ``float32`` (alone), ``biases``
-            (GPT-2's biases are missing, all else is right).
+            ``large`` (wrong for large scores), ``low`` (wrong in float16 or bfloat16 alone), ``missing`` (a
+            gradient), ``gradient``, ``float32`` (alone), ``biases`` (GPT-2's biases are missing, all else is right).
         message: what happened, as a sentence without its full stop.
         at: ``file:line`` in the user's source, if it is known.
         code: that line.
@@ -38,9 +53,15 @@ class Fault:
     listing: str = ""
     names: tuple[str, ...] = ()
 
+    @property
+    def lines(self) -> list[Line]:
+        """The fault in words."""
+        lines: list[Line] = [("text", f"{self.message}.")]
+        lines += [("code", f"{self.at}: {self.code}")] if self.at else []
+        return lines + ([("listing", self.listing)] if self.listing else [])
+
     def __str__(self) -> str:
-        at = f"\n  {self.at}: {self.code}" if self.at else ""
-        return f"{self.message}.{at}" + (f"\n{self.listing}" if self.listing else "")
+        return as_text(self.lines)
 
 
 @dataclass(frozen=True)
@@ -76,14 +97,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Pattern:
-    """Attention weights to look at, ``[n_heads query_pos key_pos]``, and whose they are."""
-
-    whose: str
-    weights: Tensor
-
-
-@dataclass(frozen=True)
 class Finding:
     """Where a layer first departs from GPT-2.
 
@@ -107,14 +120,12 @@ class Finding:
         number = (self.at or "").rpartition(":")[2]
         return int(number) if number.isdigit() else None
 
-    def text(self, hint: Hint) -> str:
+    def lines(self, hint: Hint) -> list[Line]:
         """The finding in words."""
-        lines = [f"Look at {self.at}: {self.code}"] if self.at else []
-        right = f"Right up to there: {_listed(list(self.right))}. " if self.right and self.at else ""
-        lines.append(f"{right}First wrong: {self.wrong}.")
-        if hint != "where":
-            lines += self.detail
-        return "\n".join(lines)
+        lines: list[Line] = [("look", f"{self.at}: {self.code}")] if self.at else []
+        right = f"Right up to there: {listed(self.right)}. " if self.right and self.at else ""
+        lines.append(("text", f"{right}First wrong: {self.wrong}."))
+        return lines + [("text", each) for each in self.detail if hint != "where"]
 
 
 @dataclass(frozen=True)
@@ -127,9 +138,10 @@ class Diagnosis:
         what: what is wrong, a sentence or two for each mistake.
         fix: how to fix it, likewise.
         finding: where it first departs from GPT-2.
-        facts: what else was observed: the future is seen, sequences see one another.
+        facts: what else was observed: a gradient that reaches no parameter, a wrong row of a table.
         smallest: the sizes of the smallest case that it still fails.
-        patterns: on the attention rung, the right pattern on one trial and the layer's own.
+        patterns: of attention on one trial: the right weights ``[n_heads query_pos key_pos]`` and the layer's own, by
+            whose they are.
         right: its answers were right on every case; there is then nothing else to report.
     """
 
@@ -139,24 +151,25 @@ class Diagnosis:
     finding: Finding | None = None
     facts: tuple[str, ...] = ()
     smallest: Mapping[str, int] = field(default_factory=dict)
-    patterns: tuple[Pattern, ...] = ()
+    patterns: Mapping[str, Tensor] = field(default_factory=dict)
     right: bool = False
 
-    def text(self, hint: Hint) -> str:
+    def lines(self, hint: Hint) -> list[Line]:
         """The diagnosis in words."""
-        lines: list[str] = []
-        if hint != "where":
-            if self.mistakes:
-                kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
-                lines.append(f"{kind}: {' and '.join(self.mistakes)}.")
-            lines += self.what
-            if hint == "fix":
-                lines += self.fix
+        lines: list[Line] = []
+        if self.mistakes and hint != "where":
+            kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
+            lines.append(("mistake", f"{kind}: {' and '.join(self.mistakes)}."))
+        texts = list(self.what) if hint != "where" else []
+        if hint == "fix" and len(self.fix) == len(self.what):  # how to fix it stands beside what is wrong
+            texts = [each for pair in zip(self.what, self.fix, strict=True) for each in pair]
+        elif hint == "fix":
+            texts += self.fix
+        lines += [("text", each) for each in texts]
         if self.finding:
-            lines.append(self.finding.text("where" if self.mistakes else hint))
-        if hint != "where":
-            lines += () if self.mistakes else self.facts
-        return "\n".join(lines)
+            # A named mistake needs no numbers; missing biases have no name.
+            lines += self.finding.lines("where" if self.what else hint)
+        return lines + [("text", each) for each in self.facts if hint != "where" and not self.what]
 
 
 @dataclass(frozen=True)
@@ -229,19 +242,26 @@ class Tried:
         """The verdict in one line."""
         if self.fault is None:
             return f"{self.rung}: {self.layer} is right"
-        says = " and ".join(self.mistakes) or self.fault.message
+        what = " and ".join(self.mistakes) or self.fault.message
         at = f" ({self.at})" if self.at else ""
         kind = "cannot be tried" if self.status == "refused" else "is wrong"
-        return f"{self.rung}: {self.layer} {kind}: {says}{at}"
+        return f"{self.rung}: {self.layer} {kind}: {what}{at}"
 
-    def told(self, hint: Hint = "what") -> str:
+    def lines(self, hint: Hint = "what") -> list[Line]:
+        """What is wrong, line by line; none if nothing is."""
+        if self.fault is None:
+            return []
+        lines = self.fault.lines
+        if self.diagnosis and not self.diagnosis.right:
+            lines += self.diagnosis.lines(hint)
+        if self.smallest:
+            sizes = " ".join(f"{name}={size}" for name, size in self.smallest.items())
+            lines.append(("small", f"Smallest case: {sizes}"))
+        return lines
+
+    def text(self, hint: Hint = "what") -> str:
         """What is wrong, in plain text; empty if nothing is."""
-        lines = [str(self.fault)] if self.fault else []
-        if self.fault and self.diagnosis and not self.diagnosis.right:
-            lines.append(self.diagnosis.text(hint))
-        if self.smallest and self.fault:
-            lines.append("Smallest case: " + " ".join(f"{name}={size}" for name, size in self.smallest.items()))
-        return "\n".join(line for line in lines if line)
+        return as_text(self.lines(hint))
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for a program. The keys are the same for every outcome; what is not known is None or empty."""
@@ -258,7 +278,7 @@ class Tried:
             "finding": dataclasses.asdict(finding) if finding else None,
             "what": list(self.diagnosis.what) if self.diagnosis else [],
             "fix": list(self.diagnosis.fix) if self.diagnosis else [],
-            "told": self.told(),
+            "text": self.text(),
             "smallest": dict(self.smallest),
             "missing": list(self.missing),
             "reading": self.reading,
@@ -281,6 +301,12 @@ class Climb:
         printed: the beginning of what the layers printed in the process of their own.
         printed_bytes: how much they printed there.
         hint: how much the text gives away: ``where``, ``what`` or ``fix``.
+
+    Example:
+        >>> from gptladder.components import MLP
+        >>> from gptladder.ladder import climb
+        >>> climb(MLP, cases=1)
+        <Climb: right: mlp>
     """
 
     rungs: list[Tried] = field(default_factory=list)
@@ -325,18 +351,13 @@ class Climb:
         for each in self.rungs:
             if each.fault:
                 kind = "cannot be tried" if each.status == "refused" else "is wrong"
-                lines += ["", f"{each.rung}: {each.layer} {kind}: {each.told(self.hint)}"]
+                lines += ["", f"{each.rung}: {each.layer} {kind}: {each.text(self.hint)}"]
             if each.notes:
                 lines += ["", f"{each.rung}: {each.note}"]
         return "\n".join(lines) or self.refused
 
     def __repr__(self) -> str:
         return f"<Climb: {self.summary()}>"
-
-    def _repr_html_(self) -> str:
-        from .report.notebook import fragment
-
-        return fragment(self)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for ``--json``: one schema for every outcome. What is not finite is None."""
@@ -361,5 +382,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence.
+
+    Example:
+        >>> listed(["w", "b", "eps"])
+        'w, b and eps'
+    """
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -282,18 +282,18 @@ def compare(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, bu
 
 
 def check(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, build: Build | None = None) -> None:
-    """`compare`, and say what is too far off.
+    """`compare`, and raise an error that names what is too far off.
 
     Raises:
         AssertionError: the output, or in float64 a gradient, is further from the reference's than the rung allows.
     """
     found = compare(rung, reference, case, dtype, build)
     limit = rung.tolerance(dtype)
-    told = f"{rung.name} differs from {reference.library}'s in {dtype}"
-    assert found.output <= limit, f"{told}: output by {found.output:.1e}, at most {limit:.0e}; {case}"
+    what = f"{rung.name} differs from {reference.library}'s in {dtype}"
+    assert found.output <= limit, f"{what}: output by {found.output:.1e}, at most {limit:.0e}; {case}"
     if dtype == torch.float64:
         for name, off in found.gradients.items():
-            assert off <= limit, f"{told}: gradient of {name} by {off:.1e}, at most {limit:.0e}; {case}"
+            assert off <= limit, f"{what}: gradient of {name} by {off:.1e}, at most {limit:.0e}; {case}"
 
 
 def cases(seed: int, number: int) -> Iterator[Case]:

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,14 +26,12 @@ class Subject:
             ``d_model = n_heads * d_head``, so will those.
         trace: what the layer computes on a trial, if that can be recorded.
         missing: parameters that it does not have (`in_any_block`); they are 0 in every trial.
-        other: its answers if its parameters are read in other ways.
     """
 
     respond: Respond
     draw: Callable[[random.Random], Case] = draw_case
     trace: Callable[[Trial], Trace] | None = None
     missing: frozenset[str] = frozenset()
-    other: Sequence[Respond] = ()
 
     def trial(self, rung: Rung, case: Case) -> Trial:
         """Return the trial of a case, judged by our own layer."""

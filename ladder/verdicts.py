@@ -1,12 +1,16 @@
-"""Verdicts: each rung tried on many cases, from the embedding up, and what came of it."""
+"""Verdicts: how far a layer may be off, what is wrong with an answer, and each of our own layers judged."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 
-from .numbers import Reference
+from .numbers import Answer, Reference
 from .results import Verdict
-from .rungs import Build, Rung, cases, compare
+from .rungs import Build, Difference, Rung, Trial, cases, compare
+
+# Users' layers are tried on longer sums than the rungs' own cases, and may order them as they like: in float32 four
+# times as much is allowed. What is wrong shows in float64.
+_FLOAT32 = 4
 
 
 def judge(rung: Rung, reference: Reference, *, number: int, seed: int = 0, build: Build | None = None) -> Verdict:
@@ -50,3 +54,38 @@ def judge_in_order(
             yield verdict
         if fell and stop_at_failure:
             return
+
+
+def limit(rung: Rung, dtype: torch.dtype) -> float:
+    """Return how far a user's layer may be off."""
+    return rung.tolerance(dtype) * (_FLOAT32 if dtype == torch.float32 else 1)
+
+
+def wrongness(rung: Rung, trial: Trial, found: Answer, off: Difference, *, lenient: bool = False) -> tuple[str, str]:
+    """Return what is wrong with an answer, in a word and in a clause; empty if nothing is.
+
+    Args:
+        lenient: allow in float64 what is allowed in float32; of a gradient, ten times as much.
+    """
+    exact, most = trial.dtype == torch.float64, limit(rung, torch.float32 if lenient else trial.dtype)
+    finite = found.output.isfinite()
+    if not finite.any():
+        return "nan", "forward returns nothing but NaN or infinity"
+    if not finite.all():
+        return "some nan", "forward returns NaN or infinity among its numbers"
+    if off.output > most:
+        amount = f"off by {off.output:.1e}, where {most:.0e} is allowed"
+        return ("output", f"the output is {amount}") if exact else ("float32", f"right in float64; in float32 {amount}")
+    if lenient:
+        most *= 10
+    if not exact or off.gradient <= most:
+        return "", ""
+    missing = [
+        name
+        for name, right in trial.expected.gradients.items()
+        if name not in found.gradients or (right.abs().max() > most and not found.gradients[name].any())
+    ]
+    if missing:
+        return "missing", f"the output is right, but no gradient reaches {', '.join(missing)}"
+    name = max(off.gradients, key=lambda name: off.gradients[name])
+    return "gradient", f"the output is right, but the gradient of {name} is off by {off.gradients[name]:.1e}"

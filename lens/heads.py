@@ -115,7 +115,7 @@ def ov_circuit(model: GPT2, layer: int, head: int, text: Text, *, tokenizer: Any
 
 def _embedded(model: GPT2, text: Text, tokenizer: Any) -> tuple[Tensor, list[str]]:
     """The embeddings of a text's distinct tokens, in the order of their ids, and their labels."""
-    read = as_tokenizer(tokenizer)
+    read = as_tokenizer(model, tokenizer)
     tokens = read_prompt(model, text, tokenizer).tokens[0].unique()
     labels = [str(i) if read is None else token_label(read, i) for i in tokens.tolist()]
     return model.embed.W_E[tokens], labels

@@ -99,6 +99,7 @@ class Labelled:
         Raises:
             ModuleNotFoundError: matplotlib is not installed (the extra ``plot``).
         """
+        from matplotlib.colors import LinearSegmentedColormap
         from matplotlib.figure import Figure
 
         labels, values = self.rows()
@@ -107,10 +108,11 @@ class Labelled:
         plot = drawn.subplots()
         most = values.abs().max().item() or 1.0
         signed = bool((values < 0).any())
+        ends = [tuple(part / 255 for part in colour) for colour in (_NEGATIVE, (255, 255, 255), _POSITIVE)]
         image = plot.imshow(
             values.double().cpu().numpy(),
             aspect="auto",
-            cmap="PuOr_r" if signed else "Blues",
+            cmap=LinearSegmentedColormap.from_list("signed", ends) if signed else "Blues",
             vmin=-most if signed else 0,
             vmax=most,
         )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..assembly.model import GPT2
-from ..components.taps import ActivationCache
+from ..components.caching import ActivationCache
 from ..files import write_whole
 from .labelled import framed
 from .prompt import Prompt, Text, as_tokenizer, read_prompt, token_label
@@ -80,7 +80,7 @@ def look(model: GPT2, text: Text, *, tokenizer: Any = None, name: str = "this mo
         >>> page.startswith("<!DOCTYPE html>")
         True
     """
-    prompt, tokenizer = read_prompt(model, text, tokenizer), as_tokenizer(tokenizer)
+    prompt, tokenizer = read_prompt(model, text, tokenizer), as_tokenizer(model, tokenizer)
     logits, cache = model.run_with_cache(prompt.tokens)
     log_probs = logits[0].double().log_softmax(-1)
     if not log_probs.isfinite().all():

@@ -38,8 +38,8 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
     Args:
         model: what will read the prompt.
         text: the prompt.
-        tokenizer: one of ours, of transformers, of tokenizers, or a folder with one. Text needs it; for token ids it
-            gives the labels (default: the ids themselves).
+        tokenizer: one of ours, of transformers, of tokenizers, or a folder with one (default: the model's). Text needs
+            it; for token ids it gives the labels, which are the ids themselves without one.
 
     Raises:
         ValueError: there is text and no tokenizer, or no token, or a token outside the vocabulary, or more tokens than
@@ -51,10 +51,13 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
         >>> read_prompt(model, [3, 1, 4]).positions
         ['0 3', '1 1', '2 4']
     """
-    tokenizer = as_tokenizer(tokenizer)
+    tokenizer = as_tokenizer(model, tokenizer)
     if isinstance(text, str):
         if tokenizer is None:
-            raise ValueError("the prompt is text, and there is no tokenizer to read it: pass tokenizer=…, or token ids")
+            raise ValueError(
+                "the prompt is text, and there is no tokenizer to read it: pass tokenizer=…, set model.tokenizer, or "
+                "give token ids"
+            )
         ids = tokenizer.encode(text)
     else:
         ids = torch.as_tensor(text).flatten().tolist()
@@ -66,9 +69,9 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
     return Prompt(torch.tensor([ids], device=model.embed.W_E.device), labels)
 
 
-def as_tokenizer(tokenizer: Any) -> Tokenizer | None:
-    """Return one of our tokenizers for whatever `load_tokenizer` takes, or None for None."""
-    return tokenizer if tokenizer is None or isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
+def as_tokenizer(model: GPT2, tokenizer: Any) -> Tokenizer | None:
+    """Return one of our tokenizers for whatever `load_tokenizer` takes, or the model's own for None."""
+    return model.tokenizer if tokenizer is None else load_tokenizer(tokenizer)
 
 
 def token_label(tokenizer: Tokenizer, token: int) -> str:

@@ -7,7 +7,7 @@ from einops import einsum
 from torch import Tensor
 
 from ..assembly.model import GPT2
-from ..components.taps import ActivationCache
+from ..components.caching import ActivationCache
 from .labelled import Labelled
 from .prompt import Text, as_tokenizer, one_token, read_prompt, token_label
 
@@ -43,7 +43,7 @@ def logit_lens(model: GPT2, text: Text, *, tokenizer: Any = None) -> Labelled:
         >>> list(logit_lens(model, [3, 1, 4]).axes["stage"])
         ['embed', '0 attn', '0 mlp', '1 attn', '1 mlp']
     """
-    prompt, tokenizer = read_prompt(model, text, tokenizer), as_tokenizer(tokenizer)
+    prompt, tokenizer = read_prompt(model, text, tokenizer), as_tokenizer(model, tokenizer)
     places = stages(model)
     _, cache = model.run_with_cache(prompt.tokens, names_filter=list(places.values()))
     logits = torch.stack([model.unembed(model.ln_final(cache[name]))[0] for name in places.values()])
@@ -85,7 +85,7 @@ def direct_logit_attribution(
         >>> list(direct_logit_attribution(model, [3, 1, 4], answer=2).axes["part"])
         ['embed', 'pos_embed', 'L0H0', 'L0H1', 'L0 mlp', 'bias']
     """
-    prompt, tokenizer = read_prompt(model, text, tokenizer), as_tokenizer(tokenizer)
+    prompt, tokenizer = read_prompt(model, text, tokenizer), as_tokenizer(model, tokenizer)
     right = one_token(model, answer, tokenizer)
     other = None if wrong is None else one_token(model, wrong, tokenizer)
     direction = model.unembed.W_U[:, right] - (0 if other is None else model.unembed.W_U[:, other])

@@ -2,11 +2,12 @@
 
 from .beam import Beam, beam_search
 from .evaluation import Evaluation, evaluate
+from .generation import generate, stream
 from .packed import PackedWeights, pack
 from .params import SamplingParams
+from .predictions import Prediction, top_predictions
 from .rows import Chunk, Completion, Logprobs
 from .speculative import PromptLookup, Speculation, speculate
-from .stream import generate, stream
 from .transforms import Chain, LogitsTransform
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LogitsTransform",
     "Logprobs",
     "PackedWeights",
+    "Prediction",
     "PromptLookup",
     "SamplingParams",
     "Speculation",
@@ -27,4 +29,5 @@ __all__ = [
     "pack",
     "speculate",
     "stream",
+    "top_predictions",
 ]

@@ -1,10 +1,10 @@
-"""From logits to a token: the most probable one, or one drawn by its probability in either of two ways.
+"""Choose a token from logits: the most probable one, or one drawn by its probability in one of two ways.
 
-`multinomial` draws as transformers does: from the same state of the generator, the same token. The rows of a batch
-share one generator, so the result of a row depends on the number of rows. `inverse_cdf` takes one uniform number for
-each row, from a generator of that row (`row_uniforms`): its result depends on that row alone.
+`multinomial` draws the same token as transformers from the same state of the generator. All rows of a batch share one
+generator, so the result of a row depends on the number of rows. `inverse_cdf` uses one uniform number per row, from
+that row's own generator (`row_uniforms`), so the result of a row does not depend on the others.
 
-All three take float32 or float64 logits, after the transforms, and never choose a banned token.
+All three functions take float32 or float64 logits, after the transforms, and never choose a banned token.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ __all__ = ["greedy", "inverse_cdf", "multinomial", "row_uniforms"]
 
 @jaxtyped(typechecker=beartype)
 def greedy(logits: Float[Tensor, "batch d_vocab"]) -> Int64[Tensor, " batch"]:
-    """Return the most probable token of each row; of tied tokens, the first.
+    """Return the most probable token of each row (if several are, the first of them).
 
     >>> greedy(torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.0, 0.5]]))
     tensor([1, 0])
@@ -50,20 +50,20 @@ def multinomial(
 
 @jaxtyped(typechecker=beartype)
 def inverse_cdf(logits: Float[Tensor, "batch d_vocab"], uniforms: Float64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
-    """Draw, for each row, the token at which the summed probabilities first exceed the row's uniform number.
+    """Draw, for each row, the token at which the cumulative probability first exceeds the row's uniform number.
 
-    The work is done row by row on the CPU, where sums run in one order: a row's token is the same in any batch and for
-    any device, and a token of probability zero, which adds nothing to the sum, cannot be the first to exceed anything.
+    This is computed row by row on the CPU, where sums are always added in the same order. So the token of a row is the
+    same in any batch and for any device. A token of probability zero adds nothing to the sum, so it is never drawn.
 
     >>> inverse_cdf(torch.zeros(3, 4), torch.tensor([0.0, 0.3, 0.99], dtype=torch.float64))
     tensor([0, 1, 3])
 
     Args:
-        logits: of each row.
-        uniforms: one number in [0, 1) for each row.
+        logits: The logits of each row.
+        uniforms: One number in [0, 1) for each row.
 
     Raises:
-        ValueError: a row has no token left, or its logits are not finite; a uniform outside [0, 1).
+        ValueError: All tokens of a row are banned, its logits are not finite, or its number is outside [0, 1).
     """
     check_drawable(logits)
     if not bool(((uniforms >= 0) & (uniforms < 1)).all()):
@@ -71,13 +71,13 @@ def inverse_cdf(logits: Float[Tensor, "batch d_vocab"], uniforms: Float64[Tensor
     tokens = []
     for row, uniform in zip(logits.cpu(), uniforms.cpu(), strict=True):
         reached = row.softmax(-1, dtype=torch.float64).cumsum(-1)
-        # `reached` ends at 1 but for rounding. A float64 under 1, times that end, stays under that end.
+        # The last of `reached` is 1 up to rounding. A float64 below 1, multiplied by it, is still below it.
         tokens.append(torch.searchsorted(reached, uniform * reached[-1], right=True))
     return torch.stack(tokens).to(logits.device)
 
 
 def row_uniforms(generators: Sequence[torch.Generator]) -> Float64[Tensor, " batch"]:
-    """Return one number in [0, 1) from each row's own generator, on the CPU.
+    """Return one number in [0, 1) from each row's own generator, as a tensor on the CPU.
 
     >>> row_uniforms([torch.Generator().manual_seed(seed) for seed in (1, 2)]).shape
     torch.Size([2])

@@ -32,10 +32,10 @@ class EvaluateArguments:
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
     """A folder with a tokenizer, or gpt2 (default: the model's own)."""
     stride: int | None = None
-    """Tokens that are predicted by each reading of n_ctx tokens (default: n_ctx / 2). Each token is predicted from all
-    tokens before it in its document, or from at least n_ctx - stride."""
+    """Number of tokens that each window of n_ctx tokens predicts (default: n_ctx / 2). Each token is predicted from all
+    tokens before it in its document, or from at least n_ctx - stride of them."""
     batch: int = 8
-    """Readings at a time; changes speed and memory, not the result."""
+    """Number of windows to compute together; this changes speed and memory, not the result."""
     device: str | None = None
     """cuda, mps or cpu (default: the first of these that is available)."""
     json: bool = False
@@ -49,7 +49,7 @@ def evaluate(argv: list[str], documents: Documents) -> int:
         0.
 
     Raises:
-        ValueError, OSError: A model, a tokenizer or a text that cannot be used.
+        ValueError, OSError: A model, a tokenizer or a text cannot be used.
     """
     options = parse(EvaluateArguments, argv, prog="gptladder evaluate")
     texts = documents(options.text)
@@ -95,7 +95,7 @@ def _record(found: Evaluation, n_ctx: int, stride: int) -> dict[str, float]:
 
 def _lines(found: Evaluation, n_ctx: int, stride: int) -> list[str]:
     first = found.tokens - found.predicted
-    unpredicted = f", but for the first of each text ({first:,})" if first else ""
+    unpredicted = f", except the first of each text ({first:,})" if first else ""
     return [
         f"loss           {found.loss:.4f} nats per token",
         f"perplexity     {found.perplexity:,.4g}",

@@ -1,4 +1,4 @@
-"""How well a model predicts a text: loss, perplexity, bits per byte, accuracy; each token of the text counted once."""
+"""Measure how well a model predicts a text: loss, perplexity, bits per byte, accuracy. Each token counts once."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +15,7 @@ from .transforms.base import whole
 __all__ = ["Evaluation", "evaluate"]
 
 
-_ROWS = 512  # of logits that are computed at a time
+_ROWS = 512  # number of positions whose logits are computed together
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Evaluation:
 
     documents: int
     tokens: int
-    """Tokens of the text."""
+    """Number of tokens of the text."""
     predicted: int
-    """Tokens that are counted below: all, or all but each document's first if no token stands before it."""
+    """Number of predicted tokens: all, or all except each document's first if there is no token before it."""
     correct: int
-    """Predicted tokens to which the model gives the highest logit (of tied logits, the first)."""
+    """Number of predicted tokens that have the highest logit (if several logits are the highest, the first)."""
     bytes: int
-    """Bytes of the predicted tokens, in UTF-8."""
+    """Number of bytes of the predicted tokens, in UTF-8."""
     nats: float
     """The sum of -log(probability) over the predicted tokens."""
 
@@ -62,7 +62,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Window:
-    """Tokens that the model reads at once, of which the last ``count`` are predicted."""
+    """Tokens that the model reads together. The last ``count`` of them are predicted."""
 
     tokens: list[int]
     count: int
@@ -80,10 +80,10 @@ def evaluate(
 ) -> Evaluation:
     """Return how well a model predicts a text.
 
-    Each document is read in windows of up to ``n_ctx`` tokens, of which each predicts the ``stride`` tokens that follow
-    those predicted before it. So every token is predicted once, from all tokens before it in its document or from at
-    least ``n_ctx - stride`` of them. If the tokenizer has a token that texts begin after, each document begins with
-    it, and so its first token is predicted too.
+    Each document is read in windows of up to ``n_ctx`` tokens. Each window predicts the ``stride`` tokens after those
+    that earlier windows have predicted. So every token is predicted once, from all tokens before it in its document, or
+    from at least ``n_ctx - stride`` of them. If the tokenizer has a token for the beginning of a text, each document
+    begins with it, so that its first token is predicted too.
 
     >>> from gptladder import GPT2, GPT2Config
     >>> from gptladder.tokenizer import CharTokenizer
@@ -93,17 +93,17 @@ def evaluate(
     (81, 80, 80)
 
     Args:
-        model: In any mode; dropout is off.
-        documents: A text, or several; a text too large for memory comes as an iterable of its pieces.
-        tokenizer: The model's own.
-        stride: Tokens that each window predicts (default: ``n_ctx / 2``). A small stride gives each token more context
-            and takes more time; ``n_ctx`` is the fastest.
-        batch: Windows that the model reads at a time. It changes the speed, and nothing but rounding in the result.
+        model: The model, in any mode; dropout is off.
+        documents: A text, or several. A text that is too large for memory can be an iterable of pieces.
+        tokenizer: The tokenizer of the model.
+        stride: Number of tokens that each window predicts (default: ``n_ctx / 2``). A small stride gives each token
+            more context and takes more time; ``n_ctx`` is the fastest.
+        batch: Number of windows that the model reads together. It changes the speed, and the result only by rounding.
         progress: Called with the number of tokens predicted so far.
 
     Raises:
-        ValueError: A number out of range; no token to predict; a token outside the model's vocabulary; text that the
-            tokenizer cannot encode.
+        ValueError: A number is out of range, there is no token to predict, a token is outside the model's vocabulary,
+            or the tokenizer cannot encode the text.
     """
     n_ctx = model.config.n_ctx
     stride = max(1, n_ctx // 2) if stride is None else whole("stride", stride, least=1)
@@ -126,9 +126,9 @@ def evaluate(
 
 
 def _windows(tokens: Iterable[list[int]], start: int | None, n_ctx: int, stride: int) -> Iterator[_Window]:
-    """Cut the tokens of a document, which come in pieces, into windows."""
+    """Divide the tokens of a document, given in pieces, into windows."""
     held: list[int] = [] if start is None else [start]
-    known = 1 if held else 0  # tokens of `held` that are not to be predicted any more
+    known = 1 if held else 0  # tokens of `held` that are already predicted, or need not be
     for piece in tokens:
         if not held and piece:
             held, piece, known = piece[:1], piece[1:], 1
@@ -148,7 +148,7 @@ def _windows(tokens: Iterable[list[int]], start: int | None, n_ctx: int, stride:
 
 
 class _Totals:
-    """Sums up the predictions of windows."""
+    """Sums over the predictions of windows."""
 
     def __init__(self, model: GPT2, tokenizer: Tokenizer, progress: Callable[[int], None] | None) -> None:
         self._model, self._tokenizer, self._progress = model, tokenizer, progress
@@ -156,14 +156,14 @@ class _Totals:
         self._nats = 0.0
 
     def text(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Pass a document's text on, and count its bytes."""
+        """Yield a document's text unchanged, and count its bytes."""
         self._documents += 1
         for piece in pieces:
             self._bytes += len(piece) if piece.isascii() else len(piece.encode("utf-8", "surrogatepass"))
             yield piece
 
     def tokens(self, pieces: Iterable[list[int]]) -> Iterator[list[int]]:
-        """Pass a document's tokens on, and count them."""
+        """Yield a document's tokens unchanged, and count them."""
         d_vocab, first = self._model.d_vocab, True
         for piece in pieces:
             self._tokens += len(piece)
@@ -174,12 +174,12 @@ class _Totals:
                 )
             if piece and first:
                 first = False
-                if self._tokenizer.start_id is None:  # the first token stands after nothing, and is not predicted
+                if self._tokenizer.start_id is None:  # no token is before the first one, so it is not predicted
                     self._bytes -= len(self._tokenizer.decode_bytes(piece[:1]))
             yield piece
 
     def add(self, windows: list[_Window]) -> None:
-        """Let the model read some windows, padded on the right, where no earlier position attends to."""
+        """Evaluate some windows. They are padded on the right; earlier positions do not attend to the padding."""
         if not windows:
             return
         device = self._model.embed.W_E.device
@@ -194,7 +194,7 @@ class _Totals:
         targets: Tensor = tokens[:, 1:][counted]
         with no_dropout(self._model):
             residual = self._model.final_residual(tokens[:, :-1])[counted]
-            # A row of logits is as long as the vocabulary: all rows at once would take gigabytes.
+            # A row of logits has the size of the vocabulary, so all rows at once would need gigabytes.
             for rows, expected in zip(residual.split(_ROWS), targets.split(_ROWS), strict=True):
                 logits = self._model.unembed(rows[None])[0]
                 logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -205,10 +205,10 @@ class _Totals:
             self._progress(self._predicted)
 
     def result(self) -> Evaluation:
-        """Return the sums.
+        """Return the result.
 
         Raises:
-            ValueError: There is no token to predict; the loss is not a number.
+            ValueError: There is no token to predict, or the loss is not a number.
         """
         if not self._predicted:
             raise ValueError("the text has no token to predict: give a text of at least two tokens")

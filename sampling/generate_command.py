@@ -1,4 +1,4 @@
-"""``gptladder generate``: continue a prompt, and print the text as it comes."""
+"""``gptladder generate``: continue a prompt, and print the text while it is generated."""
 
 import sys
 import time
@@ -11,17 +11,17 @@ import tyro
 
 from ..options import named_by_option, parse, typed
 from .beam import beam_search
+from .generation import PastContext, stream
 from .model_options import ModelOptions, load
 from .packed import PackedWeights, pack
 from .params import SamplingParams
 from .prompt_options import PromptOptions, unescaped
 from .rows import Chunk
-from .stream import PastContext, stream
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateArguments:
-    """Continue a prompt, showing the text as it comes."""
+    """Continue a prompt, and print the text while it is generated."""
 
     prompt: Annotated[PromptOptions, tyro.conf.arg(name="")] = field(default_factory=PromptOptions)
     weights: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
@@ -39,7 +39,8 @@ class GenerateArguments:
     stop: tuple[str, ...] = ()
     """Strings that end a continuation; \\n is a new line, \\t a tab."""
     past_context: PastContext = "stop"
-    """At the model's last position: stop, or slide (read the last n_ctx tokens again for each new one: slow)."""
+    """At the model's last position: stop, or slide (read the last n_ctx tokens again for each new one, which is
+    slow)."""
     temperature: float = 1.0
     """Below 1 the text is more predictable, above 1 more varied; 0 always takes the most probable token."""
     top_k: int = 50
@@ -79,7 +80,7 @@ def generate(argv: list[str]) -> int:
         0.
 
     Raises:
-        ValueError, OSError: A model, a tokenizer, a prompt or a setting that cannot be used.
+        ValueError, OSError: A model, a tokenizer, a prompt or a setting cannot be used.
     """
     options = parse(GenerateArguments, argv, prog="gptladder generate")
     _refuse_idle(options, argv)
@@ -139,7 +140,7 @@ def _params(options: GenerateArguments) -> SamplingParams:
 
 
 def _refuse_idle(options: GenerateArguments, argv: Sequence[str]) -> None:
-    """Refuse options that would be without effect beside the others."""
+    """Refuse options that would have no effect together with the others."""
     given = typed(argv)
     if options.beams is None:
         if idle := [name for name in _BEAMS if name in given]:
@@ -154,7 +155,10 @@ def _refuse_idle(options: GenerateArguments, argv: Sequence[str]) -> None:
 
 
 def _show(chunks: Iterator[Chunk], arguments: GenerateArguments, prompt: str) -> None:
-    """Print continuations as they come: the first unfinished one token by token, then what the next one has so far."""
+    """Print the continuations one after another, each while it is generated.
+
+    All of them are generated together. The text of later ones waits until the earlier ones are complete.
+    """
     waiting: dict[int, list[str]] = {row: [] for row in range(arguments.n)}
     reasons: dict[int, str] = {}
     shown, tokens, began = -1, 0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""Which model and tokenizer a command uses: its options, and the loading of both."""
+"""The options that choose a model and a tokenizer for a command, and the functions that load both."""
 
 import sys
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ __all__ = ["ModelOptions", "Models", "load", "load_with_tokenizer"]
 Models = Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER|FILE")]
 
 SMALL = GPT2Config(d_model=128, n_layers=4, n_heads=4, d_vocab=257, n_ctx=256)
-"""The model of ``--random-init`` without ``--model``: its tokens are bytes, and one for the end of text."""
+"""The model of ``--random-init`` without ``--model``. Its tokens are the bytes, and one for the end of text."""
 
 _INIT_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model."""
+    """Options that choose the model."""
 
     model: Models = None
     """A model's folder (runs/x/final), a run's folder (runs/x), a snapshot or nanoGPT checkpoint, or a published
@@ -32,13 +32,13 @@ class ModelOptions:
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
     """A folder with a tokenizer, or gpt2 (default: the tokenizer in the model's folder)."""
     random_init: bool = False
-    """Random weights: of --model's sizes and with its tokenizer, or, without --model, a small model of bytes."""
+    """Use random weights: with the sizes and the tokenizer of --model, or, without --model, a small model of bytes."""
     device: str | None = None
     """cuda, mps or cpu (default: the first of these that is available)."""
 
 
 class LoadedModel(NamedTuple):
-    """A model, its tokenizer, and where the weights are from (None: random weights)."""
+    """A model, its tokenizer, and the path of its weights (None: random weights)."""
 
     model: GPT2
     tokenizer: Tokenizer
@@ -46,11 +46,11 @@ class LoadedModel(NamedTuple):
 
 
 def load(options: ModelOptions) -> LoadedModel:
-    """Load the model and tokenizer that options name, and print to standard error which weights they are.
+    """Load the model and the tokenizer that options name, and print to standard error which weights are used.
 
     Raises:
-        ValueError: no model is named; no tokenizer is found.
-        OSError: a model or tokenizer that cannot be read.
+        ValueError: no model is named, or no tokenizer is found.
+        OSError: a model or a tokenizer cannot be read.
     """
     if options.model is not None and not options.random_init:
         return load_with_tokenizer(options.model, options.tokenizer, options.device)
@@ -75,7 +75,7 @@ def load_with_tokenizer(name: str, tokenizer: str | None = None, device: str | N
 
     Raises:
         ValueError: no tokenizer is found.
-        OSError: a model or tokenizer that cannot be read.
+        OSError: a model or a tokenizer cannot be read.
     """
     place = pick_device(device)
     path = resolve(name)

@@ -1,11 +1,12 @@
-"""Models whose matrices are laid out for decoding: in float32, bfloat16 or int8.
+"""Pack the matrices of a model for fast decoding, in float32, bfloat16 or int8.
 
-Decoding a token reads every weight once and does little with it, so its time is that of reading them from memory. The
-layouts here are PyTorch's own: oneDNN's blocked matrices (which compiled code uses), and FBGEMM's quantised ones (which
-``torch.ao.quantization``'s dynamic quantisation uses). ``benchmarks/decode.py`` measures what each gains.
+Decoding one token reads every weight once and does little arithmetic with it, so its time is that of reading the
+weights from memory. The layouts here are PyTorch's own: oneDNN's blocked matrices (which compiled code uses), and
+FBGEMM's quantised matrices (which dynamic quantisation in ``torch.ao.quantization`` uses). ``benchmarks/decode.py``
+measures how much faster each of them is.
 
-A packed model is built from layers of its own, which take the place of `Attention`, `MLP`, `Block`, `Unembed` and
-`GPT2`. Their matrices exist in the packed form only.
+A packed model consists of the layers in this module, which replace `Attention`, `MLP`, `Block`, `Unembed` and `GPT2`.
+Their matrices exist only in the packed form.
 """
 
 import copy
@@ -18,12 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..assembly.blocks import Blocks
 from ..assembly.model import GPT2
 from ..components import MLP, Attention, Block, LayerNorm, Unembed
 from ..components.kernels import is_transformed
 from ..components.kv_cache import LayerCache
 from ..components.mlp import ACTIVATIONS
-from ..components.taps import Tap, any_hooks
+from ..components.tap import Tap, any_hooks
 
 PackedWeights = Literal["float32", "bfloat16", "int8"]
 """Formats that the weights of a packed model can have."""
@@ -33,22 +35,22 @@ _Pack = Callable[[Tensor, Tensor | None], _Product]
 
 
 def pack(model: GPT2, weights: PackedWeights, *, rows: int = 1) -> GPT2:
-    """Return a model that computes the same, or nearly the same, and decodes faster. For inference on a CPU only.
+    """Return a model that computes (nearly) the same and decodes faster. It is for inference on a CPU only.
 
-    It can be used wherever the model can (`generate`, `stream`, caches, hooks). Its matrices exist in their packed form
-    only: they cannot be read, trained, saved, loaded, moved or converted. Do that with the model, and pack it again.
+    The packed model works everywhere the model does (`generate`, `stream`, caches, hooks). But its matrices exist only
+    in the packed form: they cannot be read, trained, saved, loaded, moved or converted. To do any of this, use the
+    original model, and pack it again.
 
     Args:
-        model: stays as it is. Blocks, attentions and MLPs of other classes are copied without being packed.
-        weights: ``float32``, the same to rounding; ``bfloat16``, which rounds all weights and activations to 8 bits of
-            precision; ``int8``, which rounds weights and the inputs of products to 8 bits, the latter with one scale
-            for all rows that are read together, so that a row's result depends on its neighbours.
-        rows: sequences that will be decoded at a time; any number works, this one best.
+        model: The model, which is not changed. Blocks, attentions and MLPs of other classes are copied unpacked.
+        weights: ``float32`` gives the same results up to rounding. ``bfloat16`` rounds all weights and activations to 8
+            bits of precision. ``int8`` rounds weights and inputs of products to 8 bits; the inputs share one scale for
+            all rows that are computed together, so the result of a row depends on the other rows.
+        rows: Number of sequences that will be decoded together. Other numbers work too, but may be slower.
 
     Raises:
-        ValueError: other weights; a model on another device than the CPU; a model that is packed already, or of a
-            subclass.
-        RuntimeError: a build of PyTorch without oneDNN, or without a quantised engine.
+        ValueError: ``weights`` is none of these; the model is not on the CPU, is already packed, or is of a subclass.
+        RuntimeError: This build of PyTorch has no oneDNN, or no quantised engine.
 
     Example:
         >>> from gptladder import GPT2Config
@@ -81,7 +83,7 @@ def pack(model: GPT2, weights: PackedWeights, *, rows: int = 1) -> GPT2:
 
 
 class _Matrix:
-    """A packed matrix with its bias. It never changes, so copies of a model share it."""
+    """A packed matrix with its bias. It never changes, so all copies of a model share it."""
 
     def __deepcopy__(self, memo: Any) -> "_Matrix":
         return self
@@ -93,7 +95,7 @@ class _Matrix:
 
 
 class _Blocked(_Matrix):
-    """``x @ W + b`` with W in oneDNN's layout, for about so many rows of input."""
+    """``x @ W + b`` with W in oneDNN's layout, which is chosen for a number of input rows."""
 
     def __init__(self, W: Tensor, b: Tensor | None, rows: int) -> None:
         self._W, self._b = torch.ops.mkldnn._reorder_linear_weight(W.T.contiguous(), rows), b
@@ -103,13 +105,13 @@ class _Blocked(_Matrix):
 
 
 class _Int8(_Matrix):
-    """``x @ W + b`` with W in 8 bits and a scale for each output; inputs are rounded to 8 bits with one scale."""
+    """``x @ W + b`` with W in 8 bits and one scale per output; inputs are rounded to 8 bits with one scale for all."""
 
     def __init__(self, W: Tensor, b: Tensor | None) -> None:
         W = W.T.float().contiguous()
         scales = W.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         with warnings.catch_warnings():
-            # PyTorch means to remove this type of tensor, and has no other way yet to what it is needed for here.
+            # PyTorch plans to remove this type of tensor, but does not offer another way to pack it yet.
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor, torch.quantize_per_channel", UserWarning)
             rounded = torch.quantize_per_channel(W, scales, torch.zeros(len(scales), dtype=torch.int64), 0, torch.qint8)
         self._packed = torch.ops.quantized.linear_prepack(rounded, None if b is None else b.float())
@@ -119,7 +121,7 @@ class _Int8(_Matrix):
 
 
 class _Packed(nn.Module):
-    """What all packed layers refuse, because their matrices cannot follow."""
+    """Base of the packed layers: refuses what is impossible with packed matrices."""
 
     def _refuse_reading(self, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(
@@ -127,11 +129,11 @@ class _Packed(nn.Module):
             "again"
         )
 
-    # Each is called before anything is changed, so that no model is half loaded.
+    # PyTorch calls each of these before it changes anything, so no model is left half loaded.
     state_dict = load_state_dict = _save_to_state_dict = _load_from_state_dict = _refuse_reading
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Packed":
-        """Refuse to be moved or converted; let pass what changes nothing."""
+        """Refuse to be moved or converted, unless that changes nothing."""
         for parameter in self.parameters():
             probe = parameter.new_empty(0)
             converted = fn(probe)
@@ -165,6 +167,8 @@ class PackedAttention(_Packed, Attention):
 
     def output(self, z: Float[Tensor, "batch seq n_heads d_head"]) -> Float[Tensor, "batch seq d_model"]:
         """Return the sum of the heads' contributions to the residual stream."""
+        if self.hook_result.active:
+            raise ValueError("a packed model forms no hook_result: put the hook on the model that was packed")
         return _product(self.product_o, z.flatten(2))
 
 
@@ -200,7 +204,7 @@ class PackedUnembed(_Packed, Unembed):
         return self._was_tied
 
     def tie_to(self, embed: nn.Module) -> None:
-        """Refuse: the packed matrix cannot follow another embedding."""
+        """Refuse, because the packed matrix cannot be replaced by another embedding."""
         raise ValueError(
             "a packed model's embedding cannot be replaced, since its output projection is tied to it and packed: "
             "replace it in the model that was packed, and pack that again"
@@ -218,9 +222,9 @@ class PackedUnembed(_Packed, Unembed):
 
 
 class PackedBlock(_Packed, Block):
-    """`Block` of packed layers, which computes one new token without calling them: the same operations, in line.
+    """`Block` of packed layers. For a single new token it does their operations itself, without calling them.
 
-    With matrices in 8 bits, calls from module to module would take a sixth of the time.
+    With matrices in 8 bits, the calls of the modules would take a sixth of the time.
     """
 
     def __init__(self, block: Block, packed: _Pack, dtype: torch.dtype) -> None:
@@ -239,7 +243,8 @@ class PackedBlock(_Packed, Block):
     ) -> Float[Tensor, "batch seq d_model"]:
         """Return the residual stream after this block, as `Block` does."""
         batch, seq, _ = resid_pre.shape
-        layers: Any = self._modules  # modules look their parts up slowly
+        # Call the layers if anything can observe or change what they do, or if there is more than one token.
+        layers: Any = self._modules  # faster than attributes of a module
         ln1, attn, ln2, mlp = layers["ln1"], layers["attn"], layers["ln2"], layers["mlp"]
         if (
             seq > 1
@@ -258,26 +263,28 @@ class PackedBlock(_Packed, Block):
             or _is_customised(self)
         ):
             return super().forward(resid_pre, padding_mask=padding_mask, cache=cache)
+        # One token: LayerNorm and attention, with the new key and value written into the cache.
         gain = ln1._parameters
         x = torch.layer_norm(resid_pre, (self.d_model,), gain["w"], gain["b"], ln1.layer_norm_eps, False)
         qkv = attn.product_qkv(x).view(batch, 3, attn.n_heads, 1, attn.d_head).transpose(0, 1)
         cache.extend(batch, 1).copy_(qkv[1:])
         z = F.scaled_dot_product_attention(qkv[0], *cache.held(), scale=attn.scale)
         resid_mid = resid_pre + attn.product_o(z.reshape(batch, 1, attn.n_heads * attn.d_head))
+        # LayerNorm and MLP.
         gain = ln2._parameters
         x = torch.layer_norm(resid_mid, (self.d_model,), gain["w"], gain["b"], ln2.layer_norm_eps, False)
         return resid_mid + mlp.product_out(mlp.activation(mlp.product_in(x)))
 
 
 class PackedGPT2(_Packed, GPT2):
-    """`GPT2` of packed layers; `pack` makes it."""
+    """`GPT2` of packed layers, as `pack` returns it."""
 
     def __init__(self, model: GPT2, packed: _Pack, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
         _take(self, model)
         self._num_parameters = model.num_parameters()
         self.embed, self.pos_embed = _frozen(model.embed, dtype), _frozen(model.pos_embed, dtype)
-        self.blocks = nn.ModuleList(
+        self.blocks = Blocks(
             PackedBlock(block, packed, dtype) if type(block) is Block else _frozen(block, dtype)
             for block in model.blocks
         )
@@ -286,16 +293,16 @@ class PackedGPT2(_Packed, GPT2):
         self.requires_grad_(False).eval()
 
     def num_parameters(self) -> int:
-        """Return how many parameters the model that was packed has."""
+        """Return the number of parameters of the original model."""
         return self._num_parameters
 
     def reset_parameters(self) -> None:
-        """Refuse: packed matrices cannot be drawn anew."""
+        """Refuse, because packed matrices cannot be initialized."""
         self._refuse_reading()
 
 
 def _take(packed: nn.Module, original: nn.Module) -> None:
-    """Give a packed layer all that the original has except its layers and parameters: sizes, choices, taps, hooks."""
+    """Copy the sizes, options, taps and hooks of the original to the packed layer, but no layers or parameters."""
     for name, value in vars(original).items():
         if not name.startswith("_") and name != "training":
             setattr(packed, name, value)
@@ -307,7 +314,7 @@ def _take(packed: nn.Module, original: nn.Module) -> None:
 
 
 def _frozen(layer: nn.Module, dtype: torch.dtype) -> Any:
-    """Return a copy of a layer that is not packed, and that loads no weights either: they would not fit the others."""
+    """Return an unpacked copy of a layer, which refuses to load weights, as the packed layers around it do."""
     layer = copy.deepcopy(layer).to(dtype)
     for module in layer.modules():
         module.register_load_state_dict_pre_hook(_refuse_loading)
@@ -322,7 +329,7 @@ def _refuse_loading(*_: Any) -> None:
 
 
 def _product(product: _Product, x: Tensor) -> Tensor:
-    """Compute a packed product, which has no derivative of any kind."""
+    """Compute a packed product. Refuse to differentiate, because it has no derivatives."""
     if is_transformed() or (torch.is_grad_enabled() and x.requires_grad):
         raise RuntimeError(
             "a packed model has no derivatives, and takes no torch.func transform: use the model that was packed"
@@ -331,7 +338,7 @@ def _product(product: _Product, x: Tensor) -> Tensor:
 
 
 def _is_customised(block: nn.Module) -> bool:
-    """Return whether a layer or tap of a block must be called: it has one of PyTorch's hooks, or was replaced."""
+    """Return whether a layer or tap of a block must be called, because it has a PyTorch hook or was replaced."""
     if nn.modules.module._has_any_global_hook():
         return True
     layers: Any = block._modules.values()

@@ -30,11 +30,12 @@ __all__ = ["SamplingParams"]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How a next token is chosen from the logits. Every default changes nothing: sampling from the model as it is.
+    """How the next token is chosen from the logits (default: sampled from the model's own distribution).
 
-    The fields are in the order in which they act, which is transformers' (``GenerationMixin._get_logits_processor``):
-    first what speaks of single tokens, then the caller's own transforms, then what shapes the distribution. The
-    frequency and presence penalties, which transformers has not, follow the repetition penalty, as in vLLM.
+    The fields are in the order in which they are applied, which is that of transformers
+    (``GenerationMixin._get_logits_processor``): first the settings on single tokens, then the caller's own transforms,
+    then the settings on the whole distribution. The frequency and presence penalties, which transformers does not have,
+    follow the repetition penalty, as in vLLM.
 
     ``temperature=0`` is greedy decoding: the settings from ``temperature`` on are checked, but have no effect.
 
@@ -45,7 +46,7 @@ class SamplingParams:
     True
 
     Raises:
-        ValueError: a value that its transform refuses.
+        ValueError: a value is out of range.
     """
 
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
@@ -57,11 +58,11 @@ class SamplingParams:
     presence_penalty: float = 0.0
     """Subtracted from every token that has been generated."""
     no_repeat_ngram_size: int | None = None
-    """No sequence of so many tokens comes twice in prompt and text."""
+    """No sequence of this many tokens occurs twice in prompt and text."""
     bad_words_ids: Sequence[Sequence[int]] = ()
     """Sequences of tokens that are never completed."""
     min_new_tokens: int = 0
-    """No end token before so many others."""
+    """Smallest number of tokens before an end token."""
     allowed_token_ids: Sequence[int] | None = None
     """The only tokens to choose from."""
     temperature: float = 1.0
@@ -69,15 +70,15 @@ class SamplingParams:
     top_k: int | None = None
     """Keeps the k most probable tokens; None or 0 keeps all."""
     top_p: float = 1.0
-    """Keeps the fewest of the likeliest tokens with this much probability together."""
+    """Keeps the smallest set of most probable tokens whose probabilities sum to at least this."""
     min_p: float = 0.0
-    """Keeps tokens at least this many times as probable as the likeliest."""
+    """Keeps tokens at least this many times as probable as the most probable one."""
     typical_p: float = 1.0
-    """Keeps the fewest of the most typical tokens with this much probability together."""
+    """Keeps the smallest set of most typical tokens whose probabilities sum to at least this."""
     epsilon_cutoff: float = 0.0
     """Keeps tokens of at least this probability."""
     eta_cutoff: float = 0.0
-    """The same with a cutoff that falls where the entropy is high."""
+    """Keeps tokens of at least this probability, or of a lower one if the entropy is high (see `Eta`)."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.logit_bias, Mapping):
@@ -93,13 +94,13 @@ class SamplingParams:
         whole("min_new_tokens", self.min_new_tokens, least=0)
         if self.top_k is not None:
             object.__setattr__(self, "top_k", whole("top_k", self.top_k, least=0))
-        # Building the transforms checks the numbers, each where it is used.
+        # Each transform checks its own numbers when it is built.
         list(self._on_tokens(prompt_width=0, eos_token_ids=(0,)))
         list(self._on_distribution())
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken, and none is drawn."""
+        """Whether the most probable token is always chosen, and none is drawn."""
         return isinstance(self.temperature, Real) and not isinstance(self.temperature, bool) and self.temperature == 0
 
     def chain(
@@ -108,10 +109,10 @@ class SamplingParams:
         """Build the transforms for one call of the decoder.
 
         Args:
-            prompt_width: columns of ``history`` that belong to the prompts, padding included (see `transforms`).
-            eos_token_ids: the tokens that ``min_new_tokens`` holds back; without any it has nothing to do.
-            custom: the caller's own transforms; they act where transformers puts its ``logits_processor`` argument,
-                before the temperature.
+            prompt_width: Number of columns of ``history`` that belong to the prompts, with padding (see `transforms`).
+            eos_token_ids: Tokens that ``min_new_tokens`` bans (default: none, then that setting has no effect).
+            custom: The caller's own transforms. They are applied before the temperature, where transformers applies its
+                argument ``logits_processor``.
         """
         on_distribution = () if self.greedy else self._on_distribution()
         return Chain((*self._on_tokens(prompt_width, eos_token_ids), *custom, *on_distribution))

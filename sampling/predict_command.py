@@ -18,10 +18,9 @@ from ..options import parse
 from ..tokenizer import Tokenizer
 from ..weights import to_hf
 from .model_options import ModelOptions, load
+from .predictions import Prediction, most_probable, next_logits
 from .prompt_options import PromptOptions
-from .rows import check_fits
-from .stream import logits_after
-from .text import prompt_tokens, vocabulary
+from .text import prompt_tokens
 
 _TOLERANCE = 1e-3  # of log-probabilities in float32
 _BAR = 24  # columns of the longest bar
@@ -51,14 +50,11 @@ def predict(argv: list[str]) -> int:
         raise ValueError(f"-k is {options.k}; give at least 1 token to print")
     prompt = options.prompt.text()
     model, tokenizer, path = load(options.weights)
-    ids = prompt_tokens(prompt, model, tokenizer)
-    check_fits(ids, model.config.n_ctx)
-    tokens = torch.tensor([ids], device=model.embed.W_E.device)
-    with torch.inference_mode():
-        logits = logits_after(model, tokens)[0, -1].double()
+    logits = next_logits(model, prompt, tokenizer)
     ours = logits.log_softmax(-1)
+    tokens = torch.tensor([prompt_tokens(prompt, model, tokenizer)], device=model.device)
     theirs = _transformers_log_probs(model, path, tokens)
-    for line in _table(ours, theirs, tokenizer, min(options.k, vocabulary(model, tokenizer))):
+    for line in _table(most_probable(logits, options.k, model, tokenizer), theirs, tokenizer):
         print(line)
     if theirs is None:
         print("transformers is not installed, so there is no comparison: pip install 'gptladder[reference]'")
@@ -99,20 +95,17 @@ def _transformers_log_probs(model: GPT2, path: Path | None, tokens: Tensor) -> T
     return logits.double().log_softmax(-1).to(tokens.device)
 
 
-def _table(ours: Tensor, theirs: Tensor | None, tokenizer: Tokenizer, k: int) -> Iterator[str]:
+def _table(predictions: list[Prediction], theirs: Tensor | None, tokenizer: Tokenizer) -> Iterator[str]:
     """Yield a header and a line for each token. The numbers come first, so that a narrow terminal cuts none of them."""
-    best = ours[: tokenizer.n_vocab].topk(k)
-    numbers = f"{'':>3} {'id':>6} {'probability':>11}" + ("" if theirs is None else f" {'transformers':>12}")
-    words = [_printable(tokenizer, token) for token in best.indices.tolist()]
+    words = [_printable(tokenizer, prediction.token) for prediction in predictions]
     width = max(map(len, [*words, "token"]))
-    yield f"{numbers}  token"
-    probs = best.values.exp().tolist()
-    for place, (token, prob, word) in enumerate(zip(best.indices.tolist(), probs, words, strict=True), start=1):
-        line = f"{place:>3} {token:>6} {prob:>11.4%}"
+    yield f"{'':>3} {'id':>6} {'probability':>11}" + ("" if theirs is None else f" {'transformers':>12}") + "  token"
+    for place, (prediction, word) in enumerate(zip(predictions, words, strict=True), start=1):
+        line = f"{place:>3} {prediction.token:>6} {prediction.prob:>11.4%}"
         if theirs is not None:
-            line += f" {float(theirs[token].exp()):>12.4%}"
+            line += f" {float(theirs[prediction.token].exp()):>12.4%}"
         line += f"  {word:<{width}}"
-        bar = f"  {_bar(prob / probs[0])}"
+        bar = f"  {_bar(prediction.prob / predictions[0].prob)}"
         yield (line + bar if len(line) + 2 + _BAR <= _columns() else line).rstrip()
 
 

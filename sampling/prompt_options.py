@@ -1,4 +1,4 @@
-"""The prompt of a command: typed, read from a file, or read from standard input; and strings typed with escapes."""
+"""The options for the prompt of a command (typed, from a file, or from standard input), and escape sequences."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """What to continue.
+    """Options that give the prompt.
 
     >>> PromptOptions(prompt="Once").text()
     'Once'
@@ -34,8 +34,8 @@ class PromptOptions:
         """Return the prompt.
 
         Raises:
-            ValueError: No prompt, or two; a file or standard input that is not UTF-8.
-            FileError: A file that cannot be read.
+            ValueError: There is no prompt, or there are two; a file or standard input is not UTF-8.
+            FileError: A file cannot be read.
         """
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("there are two prompts: give PROMPT or --prompt-file, not both")
@@ -52,7 +52,7 @@ class PromptOptions:
 def unescaped(text: str) -> str:
     r"""Return a text with its escape sequences replaced: a shell passes on the two characters of a quoted ``\n``.
 
-    Known are ``\n``, ``\t``, ``\r``, ``\xNN``, ``\uNNNN`` and a doubled backslash; all else stays as it is.
+    The sequences are ``\n``, ``\t``, ``\r``, ``\xNN``, ``\uNNNN`` and a doubled backslash; all others stay unchanged.
 
     >>> unescaped(r"a\nb\u00e9\\n\q") == "a\nb\u00e9" + r"\n\q"
     True
@@ -72,5 +72,5 @@ def _decoded(content: bytes, name: str) -> str:
         raise ValueError(
             f"{name} is not UTF-8 text: byte 0x{content[error.start]:02x} at position {error.start}; convert it first"
         ) from None
-    # As `$(cat file)` in a shell: the line end that closes the last line is not part of the text.
+    # The line end of the last line is not part of the text, as with `$(cat file)` in a shell.
     return text.removesuffix("\n").removesuffix("\r")

@@ -1,4 +1,4 @@
-"""One text under way: its chunks while it grows, its completion when it has ended, and what ends it."""
+"""One text that is being generated: its chunks, its completion, and the conditions that end it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ __all__ = ["Chunk", "Completion", "FinishReason", "Logprobs", "Row", "check_fits
 _LEAST_SEED, _LARGEST_SEED = -(2**63), 2**64 - 1  # what torch.Generator takes
 
 FinishReason = Literal["eos", "stop", "length", "context"]
-"""An end token; a stop string; ``max_new_tokens``; no position left to read the newest token at."""
+"""Why a row ended: an end token, a stop string, ``max_new_tokens``, or no position left in the model's context."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Logprobs:
     """
 
     chosen: float
-    """Of the token taken."""
+    """The log-probability of the chosen token."""
     top: dict[int, float]
-    """Of the most probable tokens, the most probable first."""
+    """The log-probabilities of the most probable tokens, the most probable first."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one step adds to one row.
+    """The token that one step adds to one row.
 
     >>> Chunk(row=0, token=7, text=" fox", finish_reason=None).text
     ' fox'
@@ -44,9 +44,9 @@ class Chunk:
     """``prompt * n + sample``."""
     token: int
     text: str
-    """The text that is certain by now; it may lag behind the token."""
+    """The new text that later tokens cannot change; it may end before this token's text."""
     finish_reason: FinishReason | None
-    """None while the row goes on."""
+    """Why the row ended; None if it has not."""
     logprobs: Logprobs | None = None
 
 
@@ -59,16 +59,16 @@ class Completion:
     """
 
     text: str
-    """Without the end token, and cut before the stop string; empty without a tokenizer."""
+    """The text without the end token and without the stop string; empty without a tokenizer."""
     tokens: list[int]
     """All generated tokens, with the end token and those of the stop string."""
     finish_reason: FinishReason
     logprobs: list[Logprobs] | None = None
-    """One for each token, if they were requested."""
+    """Log-probabilities of each token, if they were requested."""
 
 
 def collect(chunks: Sequence[Chunk]) -> Completion:
-    """Return a row's chunks, the last of which ends it, as a completion.
+    """Return the completion that consists of all chunks of a row.
 
     >>> collect([Chunk(0, 7, "a", None), Chunk(0, 8, "b", "length")])
     Completion(text='ab', tokens=[7, 8], finish_reason='length', logprobs=None)
@@ -85,7 +85,7 @@ def collect(chunks: Sequence[Chunk]) -> Completion:
 
 
 def check_lengths(params: SamplingParams, max_new_tokens: int) -> None:
-    """Raise ValueError if no text can have the lengths that are asked for.
+    """Raise ValueError if the smallest number of tokens is larger than the largest.
 
     >>> check_lengths(SamplingParams(min_new_tokens=9), max_new_tokens=4)
     Traceback (most recent call last):
@@ -108,18 +108,21 @@ def check_fits(prompt: Sequence[int], n_ctx: int, name: str = "the prompt", advi
 
 
 class Row:
-    """One text under way: counts its tokens, and notices its end.
+    """One text that is being generated: counts its tokens, and decides when it ends.
 
     >>> row = Row(0, 3, seed=1, text=None, eos_token_ids=[9], max_new_tokens=5, n_ctx=16)
     >>> row.append(7).finish_reason, row.append(9).finish_reason
     (None, 'eos')
 
     Args:
-        index: its number, for its chunks.
-        prompt_length: tokens of the prompt.
-        text: turns tokens into text, where there is a tokenizer.
-        n_ctx: most tokens that the model can read; None where that does not end the row.
-        device: where the row's generator draws.
+        index: Number of the row, for its chunks.
+        prompt_length: Number of tokens of the prompt.
+        seed: Seed of the row's random number generator.
+        text: Turns tokens into text (None: without a tokenizer).
+        eos_token_ids: Tokens that end the row.
+        max_new_tokens: Largest number of new tokens.
+        n_ctx: Number of tokens at which the row ends (None: it does not end there).
+        device: Device of the row's random number generator.
     """
 
     def __init__(
@@ -143,7 +146,7 @@ class Row:
         self._most = prompt_length + max_new_tokens
 
     def append(self, token: int, logprobs: Logprobs | None = None) -> Chunk:
-        """Take in the next token."""
+        """Append the next token, and return its chunk."""
         self.length += 1
         text, stopped, reason = "", False, None
         if token in self._eos_token_ids:

@@ -1,8 +1,9 @@
-"""Speculative decoding: something cheap guesses several tokens, and the model checks them all in one go.
+"""Speculative decoding: a cheap draft guesses several tokens, and the model checks all of them in one call.
 
-What comes out is what the model alone would have given: with ``temperature=0`` the same tokens (but for rounding, where
-two are almost equally likely), else tokens of the same distribution. Reference: Leviathan et al. 2023,
-arXiv:2211.17192, algorithm 1; Chen et al. 2023, arXiv:2302.01318.
+The output is what the model alone would generate: with ``temperature=0`` the same tokens (except for rounding, if two
+tokens are almost equally probable), otherwise tokens from the same distribution.
+
+Reference: Leviathan et al. 2023, arXiv:2211.17192, algorithm 1; Chen et al. 2023, arXiv:2302.01318.
 """
 
 import itertools
@@ -16,9 +17,9 @@ from torch import Tensor
 from ..assembly import GPT2
 from ..tokenizer import TokenizerSource
 from .draw import check_drawable, greedy, inverse_cdf, row_uniforms
+from .logits import logits_after
 from .params import SamplingParams
 from .rows import Chunk, Completion, Row, check_fits, check_lengths, collect
-from .stream import logits_after
 from .text import Prompt, as_tokenizer, end_tokens, only_text, prompt_tokens, text_stream, vocabulary
 from .transforms import Chain, LogitsTransform
 from .transforms.base import whole
@@ -28,7 +29,9 @@ __all__ = ["PromptLookup", "Speculation", "speculate"]
 
 @dataclass(frozen=True)
 class PromptLookup:
-    """Guesses that what followed the last few tokens earlier in the text follows them again. It takes no second model.
+    """A draft without a second model: it guesses that a repeated sequence of tokens continues as it did before.
+
+    It looks for the last few tokens at an earlier place in the text, and guesses the tokens that follow there.
 
     Reference: Saxena 2023, "Prompt Lookup Decoding"; ``prompt_lookup_num_tokens`` in transformers.
 
@@ -36,10 +39,10 @@ class PromptLookup:
     [7, 8]
 
     Args:
-        max_ngram: the most of the last tokens that are looked for; where they are not found, fewer are, down to one.
+        max_ngram: Number of last tokens to look for. If they do not occur earlier, fewer are tried, down to one.
 
     Raises:
-        ValueError: ``max_ngram`` below 1.
+        ValueError: ``max_ngram`` is below 1.
     """
 
     max_ngram: int = 3
@@ -48,7 +51,7 @@ class PromptLookup:
         whole("max_ngram", self.max_ngram, least=1)
 
     def propose(self, tokens: list[int], most: int) -> list[int]:
-        """What followed the latest earlier occurrence; nothing where there is none."""
+        """Return up to ``most`` tokens that follow the latest earlier occurrence; none if there is no occurrence."""
         for size in range(min(self.max_ngram, len(tokens) - 1), 0, -1):
             for start in range(len(tokens) - size - 1, -1, -1):
                 if tokens[start : start + size] == tokens[-size:]:
@@ -58,22 +61,22 @@ class PromptLookup:
 
 @dataclass(frozen=True)
 class Speculation(Completion):
-    """A completion, and how well the guessing went.
+    """A completion, with counts of the guesses.
 
     >>> Speculation(text="", tokens=[1, 2], finish_reason="length", proposed=4, accepted=1).acceptance_rate
     0.25
     """
 
     proposed: int = 0
-    """Tokens that were guessed."""
+    """Number of guessed tokens."""
     accepted: int = 0
-    """Of these, how many the model took."""
+    """Number of guessed tokens that were accepted."""
     calls: int = 0
-    """Times that the model read; without speculation that would be once a token."""
+    """Number of calls of the model. Without speculation there would be one call per token."""
 
     @property
     def acceptance_rate(self) -> float:
-        """The share of guessed tokens that was taken; 0 where none was guessed."""
+        """The share of guessed tokens that were accepted; 0 if there were no guesses."""
         return self.accepted / max(self.proposed, 1)
 
 
@@ -92,7 +95,7 @@ def speculate(
     stop: str | Sequence[str] = (),
     transforms: Sequence[LogitsTransform] = (),
 ) -> Speculation:
-    """Continue one prompt, letting ``draft`` guess ahead.
+    """Continue one prompt. ``draft`` guesses the next tokens, and ``model`` accepts or rejects each guess.
 
     >>> from gptladder import GPT2, GPT2Config
     >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=5, n_ctx=16)).eval()
@@ -101,13 +104,15 @@ def speculate(
     (6, True)
 
     Args:
-        draft: a smaller model of the same vocabulary, or `PromptLookup`.
-        lookahead: tokens that are guessed at a time.
-        params, tokenizer, seed, max_new_tokens, eos_token_ids, stop, transforms: as for
-            `gptladder.sampling.stream.stream`. The numbers drawn are others, so a seed gives another text than there.
+        model: The model whose text is generated.
+        prompt: The prompt: text, or the ids of tokens.
+        draft: A smaller model with the same vocabulary, or `PromptLookup`.
+        lookahead: Number of tokens to guess before each call of the model.
+        params, tokenizer, seed, max_new_tokens, eos_token_ids, stop, transforms: As for `gptladder.sampling.stream`.
+            This function uses more random numbers, so the same seed gives a different text than `stream`.
 
     Raises:
-        ValueError: what `stream` refuses; a draft of another vocabulary; ``lookahead`` below 1.
+        ValueError: `stream` would refuse an argument; the draft has another vocabulary; ``lookahead`` is below 1.
     """
     params = SamplingParams() if params is None else params
     whole("lookahead", lookahead, least=1)
@@ -142,40 +147,34 @@ def speculate(
     chunks: list[Chunk] = []
     proposed = accepted = calls = 0
     while not row.finished:
-        # The last token is the model's own in any case: guessing it would be for nothing.
+        # Guess some tokens. The token after the last guess is always the model's own, so the guesses are one fewer than
+        # the tokens that may follow.
         guesses = drafter.propose(tokens, min(lookahead, most - 1 - len(tokens), n_ctx - len(tokens)))
-        proposed += len(guesses)
-        calls += 1
+        # Compute the model's logits after the text and after each guess, in one call.
         logits = reader.logits([*tokens, *(guess.token for guess in guesses)], last=len(guesses) + 1)
-        for place in range(len(guesses) + 1):
-            probs = chooser.probs(tokens, logits[place])
-            guess = guesses[place] if place < len(guesses) else None
-            taken = guess is not None and chooser.accepts(guess, probs)
-            token = guess.token if guess and taken else chooser.draw(probs if guess is None else probs - guess.probs)
-            accepted += taken
-            tokens.append(token)
-            chunks.append(row.append(token))
-            if row.finished or not taken:
-                break
+        # Append the guesses that are accepted, up to the first one that is not, and one token from the model.
+        new, taken = _append(row, tokens, guesses, logits, chooser)
+        chunks += new
+        proposed, accepted, calls = proposed + len(guesses), accepted + taken, calls + 1
     return Speculation(**vars(collect(chunks)), proposed=proposed, accepted=accepted, calls=calls)
 
 
 @dataclass(frozen=True)
 class _Guess:
-    """A token, and the distribution that it was drawn from, Float64[n_vocab]."""
+    """A guessed token, and the distribution from which it was drawn, Float64[n_vocab]."""
 
     token: int
     probs: Tensor
 
 
 class _Chooser:
-    """The distribution after the transforms; and draws from it."""
+    """Compute the distribution after the transforms, and draw from it."""
 
     def __init__(self, chain: Chain, greedy: bool, generator: torch.Generator) -> None:
         self._chain, self._greedy, self._generator = chain, greedy, generator
 
     def probs(self, tokens: list[int], logits: Tensor) -> Tensor:
-        """Of each next token, Float64[n_vocab]; with greedy decoding 1 for the likeliest."""
+        """Return the probabilities of the next token, Float64[n_vocab] (greedy decoding: 1 for the most probable)."""
         transformed = self._chain(torch.tensor([tokens], device=logits.device), logits[None])
         check_drawable(transformed)
         if self._greedy:
@@ -183,16 +182,48 @@ class _Chooser:
         return transformed[0].softmax(-1, dtype=torch.float64)
 
     def draw(self, weights: Tensor) -> int:
-        """A token by its weight, those below 0 counting as 0."""
+        """Draw a token with a probability in proportion to its weight. Negative weights count as 0."""
         return int(inverse_cdf(weights.clamp(min=0).log()[None], row_uniforms([self._generator])))
 
     def accepts(self, guess: _Guess, probs: Tensor) -> bool:
-        """Whether a guess is taken, with the probability that makes the outcome the model's own."""
+        """Return whether a guess is accepted, which has the probability min(1, model's probability / draft's)."""
         return bool(row_uniforms([self._generator]) * guess.probs[guess.token].cpu() < probs[guess.token].cpu())
 
 
+def _append(
+    row: Row, tokens: list[int], guesses: list[_Guess], logits: Tensor, chooser: _Chooser
+) -> tuple[list[Chunk], int]:
+    """Append the accepted guesses and then a token of the model to ``tokens``, unless the row ends before.
+
+    A guess is accepted with the probability that makes the tokens' distribution the model's own (Leviathan et al.,
+    algorithm 1). The token after a rejected guess is drawn from the differences of the two distributions.
+
+    Args:
+        row: the row of the text.
+        tokens: the text so far; tokens are appended to it.
+        guesses: the guessed tokens.
+        logits: the model's logits after the text and after each guess, Float[guesses+1 n_vocab].
+        chooser: computes and draws.
+
+    Returns:
+        The chunks, and the number of accepted guesses.
+    """
+    chunks: list[Chunk] = []
+    accepted = 0
+    for guess, token_logits in zip([*guesses, None], logits, strict=True):
+        probs = chooser.probs(tokens, token_logits)
+        taken = guess is not None and chooser.accepts(guess, probs)
+        token = guess.token if guess and taken else chooser.draw(probs if guess is None else probs - guess.probs)
+        accepted += taken
+        tokens.append(token)
+        chunks.append(row.append(token))
+        if row.finished or not taken:
+            break
+    return chunks, accepted
+
+
 class _Reader:
-    """A model that reads one text, which may change at its end: what it has read before is in a cache."""
+    """A model that reads a growing text, whose last tokens may change. The cache holds the part read before."""
 
     def __init__(self, model: GPT2, n_vocab: int, most: int) -> None:
         self.n_ctx = model.config.n_ctx
@@ -201,7 +232,8 @@ class _Reader:
         self._seen: list[int] = []
 
     def logits(self, tokens: list[int], last: int) -> Tensor:
-        """What follows each of the last tokens, Float[last n_vocab], in float32 at least."""
+        """Return the logits after each of the ``last`` tokens, Float[last n_vocab], in float32 or float64."""
+        # Keep the part of the cache that belongs to the beginning of this text, and read the rest.
         pairs = zip(self._seen, tokens[: len(tokens) - last], strict=False)
         known = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         self._cache.crop(known)
@@ -211,7 +243,7 @@ class _Reader:
 
 
 class _DraftModel:
-    """Guesses what a smaller model would write."""
+    """Guess tokens by drawing them from a smaller model."""
 
     def __init__(self, reader: _Reader, chooser: _Chooser) -> None:
         self._reader, self._chooser = reader, chooser
@@ -227,7 +259,7 @@ class _DraftModel:
 
 
 class _Lookup:
-    """Guesses from the text itself, sure of each guess."""
+    """Guess tokens by `PromptLookup`. Each guess has the probability 1 in its own distribution."""
 
     def __init__(self, lookup: PromptLookup, n_vocab: int) -> None:
         self._lookup, self._n_vocab = lookup, n_vocab

@@ -1,4 +1,4 @@
-"""Prompts in, text out: what stands between a user's strings and the model's tokens."""
+"""Convert between a user's strings and the model's tokens: prompts, end tokens, stop strings, and generated text."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ Prompt = str | Sequence[int] | Tensor
 
 
 def as_tokenizer(tokenizer: TokenizerSource | None) -> Tokenizer | None:
-    """Return our tokenizer for whatever the user passed: one of ours, of another library, a folder, or None.
+    """Return the tokenizer that the user passed (ours, another library's, a folder, or None) as one of ours, or None.
 
     >>> as_tokenizer(None) is None
     True
@@ -33,13 +33,16 @@ def as_tokenizer(tokenizer: TokenizerSource | None) -> Tokenizer | None:
 
 
 def prompt_tokens(prompt: Prompt, model: GPT2, tokenizer: Tokenizer | None, *, name: str = "the prompt") -> list[int]:
-    """Return the ids of a prompt's tokens. Text without any token, as ``""``, begins at the token before every text.
+    """Return the ids of a prompt's tokens. An empty text becomes the token that begins every text.
 
     Args:
-        name: what the prompt is called in an error message.
+        prompt: Text, or the ids of tokens.
+        model: The model that will read them.
+        tokenizer: Encodes text.
+        name: Name of the prompt in an error message.
 
     Raises:
-        ValueError: text without a tokenizer; no token; a token outside the model's vocabulary.
+        ValueError: The prompt is text without a tokenizer, has no token, or has a token outside the model's vocabulary.
 
     >>> from gptladder import GPT2, GPT2Config
     >>> from gptladder.tokenizer import CharTokenizer
@@ -73,7 +76,7 @@ def end_tokens(eos_token_ids: Sequence[int] | None, model: GPT2, tokenizer: Toke
     """Return the tokens that end a text (default: the tokenizer's end of text).
 
     Raises:
-        ValueError: a token outside the model's vocabulary.
+        ValueError: a token is outside the model's vocabulary.
 
     >>> from gptladder import GPT2, GPT2Config
     >>> from gptladder.tokenizer import CharTokenizer
@@ -91,10 +94,10 @@ def end_tokens(eos_token_ids: Sequence[int] | None, model: GPT2, tokenizer: Toke
 
 
 def vocabulary(model: GPT2, tokenizer: Tokenizer | None) -> int:
-    """Return how many ids can be generated: models may have more rows than their tokenizer has tokens.
+    """Return the number of ids that can be generated. A model may have more ids than its tokenizer has tokens.
 
     Raises:
-        ValueError: the tokenizer turns text into ids that the model does not have, so they do not belong together.
+        ValueError: The tokenizer has ids for text that the model does not have, so the two do not belong together.
 
     >>> from gptladder import GPT2, GPT2Config
     >>> from gptladder.tokenizer import CharTokenizer
@@ -115,7 +118,7 @@ def vocabulary(model: GPT2, tokenizer: Tokenizer | None) -> int:
 def only_text(
     transforms: Sequence[LogitsTransform], model: GPT2, tokenizer: Tokenizer | None
 ) -> Sequence[LogitsTransform]:
-    """Return the user's transforms, after one that bans the ids within the vocabulary that stand for no text.
+    """Return the user's transforms, preceded by one that bans the ids to which the tokenizer assigns no text.
 
     >>> only_text([], None, None)
     []
@@ -125,10 +128,10 @@ def only_text(
 
 
 def text_stream(tokenizer: Tokenizer | None, stop: str | Sequence[str]) -> "TextStream | None":
-    """Return what turns a row's tokens into text; without a tokenizer, None.
+    """Return a `TextStream` for a row, or None without a tokenizer.
 
     Raises:
-        ValueError: an empty stop string, or one without a tokenizer.
+        ValueError: A stop string is empty, or there is no tokenizer for it.
 
     >>> text_stream(None, ()) is None
     True
@@ -141,14 +144,15 @@ def text_stream(tokenizer: Tokenizer | None, stop: str | Sequence[str]) -> "Text
 
 
 class TextStream:
-    """Turns tokens into text as they come, and ends at a stop string.
+    """Turn tokens into text one by one, and end at a stop string.
 
-    A character whose bytes are spread over tokens is given out once it is whole; bytes that are no UTF-8 become U+FFFD,
-    and the half of a character at the very end is left out. The text is cut before the stop string that is complete
-    first, wherever the borders of tokens lie; what may turn out to be the beginning of one is held back.
+    If the bytes of a character are in several tokens, the character is returned with the last of them. Bytes that are
+    not UTF-8 become U+FFFD; an incomplete character at the very end is left out. The text ends before the first
+    complete stop string, which may begin and end inside tokens. Text that may be the beginning of a stop string is held
+    back until that is decided.
 
     Raises:
-        ValueError: an empty stop string.
+        ValueError: A stop string is empty.
 
     >>> from gptladder.tokenizer import CharTokenizer
     >>> text = TextStream(CharTokenizer("abc"), stop=["bc"])
@@ -165,14 +169,14 @@ class TextStream:
         self._stopped = False
 
     def push(self, token: int) -> tuple[str, bool]:
-        """Return the text that one more token settles, and whether a stop string has ended it."""
+        """Return the text that is certain after one more token, and whether a stop string has ended the text."""
         return self._take(self._decoder.push(token))
 
     def finish(self) -> str:
-        """Return what was held back, when no further token will come."""
+        """Return the text that was held back, after the last token."""
         if self._stopped:
             return ""
-        # The decoder settles what it held, in which a stop string may be complete only now.
+        # The decoder returns the rest of its text, which may complete a stop string.
         text, stopped = self._take(self._decoder.finish().rstrip("\N{REPLACEMENT CHARACTER}"))
         held, self._held = self._held, ""
         return text if stopped else text + held
@@ -186,7 +190,7 @@ class TextStream:
         return text, bool(found)
 
     def _begun(self) -> int:
-        """Return how many characters at the end may be the beginning of a stop string."""
+        """Return the number of characters at the end that may be the beginning of a stop string."""
         return max(
             (size for stop in self._stop for size in range(1, len(stop)) if self._held.endswith(stop[:size])), default=0
         )

@@ -2,7 +2,7 @@
 
 Cosmic Ray makes the mutants. Its own runner starts an interpreter for each of them, and importing torch and the
 reference libraries takes longer than the tests: this one imports them once and forks a process for each mutant.
-mutants.toml says what is mutated and which tests count, and explains the mutants that no test can kill.
+mutants.toml lists what is mutated and which tests count, and explains the mutants that no test can kill.
 
     make mutants                                       every module, which takes hours
     python tests/mutants.py components/attention.py    some modules

@@ -135,8 +135,11 @@ def test_ctrl_c_ends_with_its_own_status(monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     code = "import sys, gptladder.cli as cli; sys.stdin.read(); sys.exit(cli.main(['--help']))"
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as writer:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], text=True, stdin=pipe, stdout=pipe, stderr=pipe) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stderr is not None
         writer.stdout.close()  # before it is allowed to write
         writer.stdin.close()
         assert writer.stderr.read() == ""
@@ -219,7 +222,7 @@ def test_an_interrupt_that_a_package_swallows_still_ends_the_import(monkeypatch:
             raise ImportError("initialisation failed") from None
 
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(cli.importlib, "import_module", swallow)
+    monkeypatch.setattr(importlib, "import_module", swallow)
     with pytest.raises(KeyboardInterrupt):
         cli._imported("sampling.generate_command")
     assert signal.getsignal(signal.SIGINT) is handler

@@ -1,7 +1,8 @@
 """Every shell line of README and docs runs as it is written, with small stand-ins for models and texts.
 
-Lines that train are stopped with Ctrl-C once they train (slow); their options are checked at once. Lines of make are
-checked by ``make -n``. Other tests convert OpenAI's checkpoint (tests/weights/formats/test_tensorflow.py), and run the
+Lines that train are cut short after two steps; a slow test runs them as they are until Ctrl-C. Lines of make are
+checked by ``make -n``. Other tests push (tests/weights/test_push.py), convert OpenAI's checkpoint
+(tests/weights/formats/test_tensorflow.py), and run the
 session and the adapters of docs/your-layer.md (tests/test_your_layer_doc.py).
 """
 
@@ -15,18 +16,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config, cli
-from gptladder.tokenizer import END_OF_TEXT, BPETokenizer
+from gptladder.tokenizer import BPETokenizer
 from gptladder.training import command as training
+from gptladder.training.presets import PRESETS, TrainConfig
+from gptladder.training.record import VERSION
+from gptladder.training.run import Outcome, train
+from gptladder.weights.sources import RUN_FORMAT
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 PROGRAMS = ("gptladder", "make", "torchrun", "python", "pip")
-ELSEWHERE = {"models/117M", "my_attention.py:Attention", "nano.py:attention", "conv1d.py:attention"}
+ELSEWHERE = {"models/117M", "me/stories", "my_attention.py:Attention", "nano.py:attention", "conv1d.py:attention"}
 
 
 def shell_lines(text: str) -> Iterator[str]:
@@ -104,9 +110,9 @@ def write_layers() -> None:
 
 def write_model(folder: Path) -> GPT2:
     torch.manual_seed(0)
-    model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=2, d_vocab=257, n_ctx=64)).eval()
+    model = GPT2(GPT2Config(d_model=32, n_layers=2, n_heads=2, d_vocab=260, n_ctx=64)).eval()
     model.save_pretrained(folder)
-    BPETokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256}).save(folder)
+    BPETokenizer.train("Once upon a time there was a fox. It slept.\n" * 9, 260).save(folder)
     return model
 
 
@@ -115,9 +121,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Everything that the lines name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("gpt2", "runs/tinystories/final"):
+    for name in ("gpt2", "runs/tinystories/final", "runs/mine/final"):
         write_model(tmp_path / name)
-    Path("runs/tinystories/config.json").write_text('{"format": "gptladder-run"}')
+    for name in ("tinystories", "mine"):
+        Path("runs", name, "config.json").write_text('{"format": "gptladder-run"}')
     assert cli.main(["convert", "gpt2", "out/ckpt.pt", "--to", "nanogpt", "--act-fn", "gelu_new"]) == 0
     text = "Once upon a time there was a fox. It slept.\n" * 400
     Path("my-texts").mkdir()
@@ -129,6 +136,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Path(name).mkdir(parents=True)
         Path(name, "layers.py").write_text("WIDTH = 8\n")
     return tmp_path
+
+
+def write_settings(words: list[str]) -> None:
+    """Write the settings of an earlier run, if a line names them."""
+    path = Path("runs/mine/config.json")
+    if str(path) in words:
+        settings = PRESETS["shakespeare-char"].replace(corpus="input.txt", name="mine").recorded()
+        path.parent.mkdir()
+        path.write_text(json.dumps({"format": RUN_FORMAT, "version": VERSION, **settings, "facts": {}}))
 
 
 def snapshot(folder: Path) -> None:
@@ -172,6 +188,7 @@ TRAINING = [
 
 @pytest.mark.parametrize("words", TRAINING, ids=" ".join)
 def test_a_line_that_trains_has_valid_options(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_settings(words)
     read = []
     monkeypatch.setattr(training, "run_training", lambda config, **_: read.append(config) or sys.exit(0))
     with pytest.raises(SystemExit) as done:
@@ -179,21 +196,37 @@ def test_a_line_that_trains_has_valid_options(words: list[str], folder: Path, mo
     assert done.value.code == 0
 
 
+ALONE = [words for words in TRAINING if words[0] == "gptladder" and "--help" not in words]
+
+
+@pytest.mark.parametrize("words", ALONE, ids=" ".join)
+def test_a_line_that_trains_trains(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line as it is typed; only the number of steps is cut after its options were read."""
+    write_settings(words)
+    there = set(Path("runs").iterdir())
+    run = train
+
+    def short(config: TrainConfig, **rest: Any) -> Outcome:
+        return run(config.replace(max_steps=2, warmup_steps=1, sample_tokens=5), **rest)
+
+    monkeypatch.setattr(training, "run_training", short)
+    assert cli.main(words[1:]) == 0
+    (made,) = set(Path("runs").iterdir()) - there
+    assert [path.name for path in made.glob("snapshots/*")] == ["snapshot_step_2.pt"]
+    assert cli.main(["generate", "O", "--model", str(made), "--max-new-tokens", "2"]) == 0
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
-@pytest.mark.parametrize("words", [words for words in TRAINING if words[0] == "gptladder"], ids=" ".join)
-def test_a_line_that_trains_trains(words: list[str], folder: Path) -> None:
-    if "--help" in words:
-        pytest.skip("run above")
+@pytest.mark.parametrize("words", ALONE, ids=" ".join)
+def test_a_line_that_trains_can_be_stopped(words: list[str], folder: Path) -> None:
+    write_settings(words)
     with subprocess.Popen([sys.executable, "-m", *words], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         try:
             for _ in range(2400):
-                if process.poll() is not None or any(
-                    path.stat().st_size for path in folder.glob("runs/*/metrics.*") if "tinystories" not in str(path)
-                ):
+                if process.poll() is not None or any(map(_has_made_a_step, folder.glob("runs/*/metrics.jsonl"))):
                     break
                 time.sleep(0.1)
-            time.sleep(2)
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=120)
         finally:
@@ -203,6 +236,12 @@ def test_a_line_that_trains_trains(words: list[str], folder: Path) -> None:
     assert list(folder.glob("runs/*/snapshots/*.pt"))
 
 
+def _has_made_a_step(metrics: Path) -> bool:
+    return any(
+        json.loads(line)["step"] for line in metrics.read_text(encoding="utf-8").splitlines() if line.endswith("}")
+    )
+
+
 @pytest.mark.parametrize("words", lines("make"), ids=" ".join)
 def test_a_line_of_make_names_a_target(words: list[str], tmp_path: Path) -> None:
     targets = " ".join(words[1:]).replace("make ", "").replace(",", "").split() if "," in " ".join(words) else words[1:]
@@ -210,19 +249,26 @@ def test_a_line_of_make_names_a_target(words: list[str], tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("target", ["generate", "look"])
 @pytest.mark.parametrize("prompt", ['He wrote "hello".', "It's 5 `now`", "back\\slash \\n", "a  b", "x=$5", "# 50%"])
-def test_make_generate_passes_the_prompt_as_typed(prompt: str, tmp_path: Path) -> None:
+def test_make_passes_the_prompt_as_typed(target: str, prompt: str, tmp_path: Path) -> None:
     program = tmp_path / "bin" / "gptladder"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\nprintf '%s' \"$2\"\n")
     program.chmod(0o755)
     (tmp_path / ".ready").touch()
     done = subprocess.run(
-        ["make", "-s", "-C", str(ROOT), f"VENV={tmp_path}", "generate", f"PROMPT={prompt}"],
+        ["make", "-s", "-C", str(ROOT), f"VENV={tmp_path}", target, f"PROMPT={prompt}"],
         capture_output=True,
         text=True,
     )
     assert done.stdout == prompt, done.stderr
+
+
+def test_make_look_reads_what_make_train_tinystories_writes(tmp_path: Path) -> None:
+    (tmp_path / ".ready").touch()
+    done = subprocess.run(["make", "-n", "-C", str(ROOT), f"VENV={tmp_path}", "look"], capture_output=True, text=True)
+    assert "gptladder look 'Once upon a time there was' --model 'runs/tinystories/final'" in done.stdout
 
 
 def test_make_train_shakespeare_asks_for_its_text(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""The package as others meet it: what importing it brings along, and a wheel that installs one single name."""
+"""The package as its users see it: what importing it loads, its types, and a wheel that installs one single name."""
 
+import ast
 import subprocess
 import sys
 import zipfile
@@ -14,7 +15,8 @@ WITHOUT_EXTRAS = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard"}:
+        extras = "transformer_lens transformers tensorflow matplotlib tensorboard gguf wandb"
+        if name.split(".")[0] in extras.split():
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 """
@@ -50,7 +52,7 @@ def test_a_wheel_installs_one_single_name_with_every_module(wheel: Path) -> None
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gptladder"}
     packages = ["tokenizer", "components", "assembly", "weights", "training", "sampling", "ladder", "lens"]
     files = [path for package in packages for path in (ROOT / package).rglob("*") if path.is_file()]
-    files += [*ROOT.glob("*.py"), ROOT / "py.typed"]
+    files += [*ROOT.glob("*.py"), ROOT / "__init__.pyi", ROOT / "py.typed"]
     expected = {str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts}
     assert {name.removeprefix("gptladder/") for name in names if name.startswith("gptladder/")} == expected
 
@@ -75,6 +77,15 @@ print(list(Attention(d_model=8, n_heads=2)(torch.zeros(1, 3, 8)).shape))
     assert done.stdout.strip() == "[1, 3, 8]"
 
 
+def test_the_stub_for_type_checkers_has_the_packages_names() -> None:
+    import gptladder
+
+    stub = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
+    imported = {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert {*imported, "__version__"} == {*vars(gptladder)["_PARTS"], *vars(gptladder)["__all__"]}
+    assert all(getattr(gptladder, name) is not None for name in imported)
+
+
 def test_importing_it_brings_in_no_reference() -> None:
     code = "import sys, gptladder; {}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     assert "torch" not in run(code.format("gptladder.__version__"), check=True).stdout.split()
@@ -96,3 +107,32 @@ def test_a_command_without_its_extra_names_the_extra(command: str) -> None:
     done = run(f"{WITHOUT_EXTRAS}\nfrom gptladder.cli import main\nsys.exit(main([{command!r}]))")
     assert done.returncode == 1
     assert done.stderr.strip().endswith("is not installed: pip install 'gptladder[reference]'")
+
+
+def test_a_layer_brings_in_four_packages_and_nothing_else() -> None:
+    imported = """
+import sys
+def others():
+    return {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"gptladder", "__main__"}
+before = others()
+FIRST
+first = others()
+from gptladder.components import Attention
+print(*sorted(others() - (first if first != before else before)))
+"""
+    four = {"torch", "einops", "jaxtyping", "beartype"}
+    alone = set(run(imported.replace("FIRST", ""), check=True).stdout.split())
+    assert four <= alone
+    # What these four bring in themselves is theirs.
+    beside = run(
+        imported.replace("FIRST", f"import {', '.join(sorted(four))}, beartype.door"), check=True
+    ).stdout.split()
+    assert beside == []
+
+
+def test_the_parts_can_be_reached_without_an_import_of_their_own() -> None:
+    parts = ["assembly", "components", "ladder", "lens", "sampling", "tokenizer", "training", "weights"]
+    code = f"import gptladder; print(all(hasattr(gptladder, part) for part in {parts}), *dir(gptladder))"
+    found, *names = run(code, check=True).stdout.split()
+    assert found == "True"
+    assert set(parts) <= set(names)

@@ -30,8 +30,17 @@ def test_moving_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_every_file_that_it_names_is_there() -> None:
-    for name in re.findall(r"\]\(([\w./-]+)\)", README):
+    names = re.findall(r"\]\(https://github.com/gptladder/gptladder/blob/main/([\w./-]+)\)", README)
+    names += re.findall(r"\]\(https://raw.githubusercontent.com/gptladder/gptladder/main/([\w./-]+)\)", README)
+    assert len(names) >= 12
+    for name in names:
         assert (Path(__file__).parents[1] / name).exists(), name
+
+
+def test_pypi_shows_its_links_and_pictures() -> None:
+    # PyPI has no files beside the README: each link is an address.
+    for target in re.findall(r"\]\(([^)\s]+)\)", README):
+        assert target.startswith("https://"), target
 
 
 def test_there_are_no_other_examples() -> None:

@@ -1,6 +1,7 @@
-"""The house rules that can be read off the source: who may import whom, and what may not be used."""
+"""The rules that can be checked in the source: imports, extras, what a layer may use, and the form of tests."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the bottom up; what stands in one set may not import each other.
+# From the bottom up. The names in one set may not import each other.
 FLOORS: list[set[str]] = [
     {"files", "options", "extras", "device"},
     {"tokenizer"},
@@ -21,12 +22,14 @@ FLOORS: list[set[str]] = [
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
-# A model can be asked for its files: imported when used, so that importing assembly needs no weights.
+# `GPT2.from_pretrained` imports weights when it is called, so that importing assembly does not import weights.
 DOORS_UPWARDS = {("assembly/model.py", "weights")}
 
-# What may be loaded only when used, and by whom: they are extras.
-EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard", "pyarrow", "gguf"}
+# Extras may be imported only when they are used, except by these files.
+EXTRAS = {"transformer_lens", "transformers", "tensorflow", "matplotlib", "tensorboard", "pyarrow", "gguf", "wandb"}
 MAY_IMPORT_EXTRAS = {"ladder/references.py"}
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 FILES = sorted(
     path
@@ -37,7 +40,7 @@ FILES = sorted(
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """What a file imports, as ``.part`` of the package or as another package's name, and whether only when used."""
+    """Yield what a file imports: ``.part`` of the package or another package, and whether a function imports it."""
     tree = ast.parse(path.read_text())
     late = {node for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)}
     package = ("gptladder", *path.relative_to(ROOT).parent.parts)
@@ -119,3 +122,70 @@ def test_a_layer_is_only_a_layer(layer: str) -> None:
     assert not any(isinstance(node, ast.Global) for node in ast.walk(ast.parse(source)))
     assert "packed" not in source.lower()
     assert source.count("\n") <= 200
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_are_typed_and_described(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{path.name} has no docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            where = f"{path.name}:{node.lineno}: {node.name}"
+            every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+            untyped = [arg.arg for arg in every if arg and arg.annotation is None and arg.arg not in ("self", "cls")]
+            assert not untyped, f"{where}: {', '.join(untyped)} have no type"
+            assert node.returns is not None, f"{where} has no return type"
+            assert len(node.name) <= 70, f"{where} has a name of {len(node.name)} characters: 70 are allowed"
+
+
+def test_the_file_map_of_the_contributing_guide_is_short_and_true() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    lines = guide.split("## Where things are")[1].split("## ")[0].splitlines()
+    file_map = [line for line in lines if line.startswith("    ")]
+    assert 10 <= len(file_map) <= 25
+    folder = ROOT
+    for line in file_map:
+        paths = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        if not line.startswith("      "):
+            folder = ROOT / paths[0]
+        for path in paths:
+            assert (ROOT / path if not line.startswith("      ") else folder / path).exists(), line
+    for path in re.findall(r"`((?:\w+/)+[\w.]*|\w+\.py)`", guide):
+        assert list(ROOT.glob(f"**/{path}")), f"{path} does not exist"
+
+
+CHECKS = {"raises", "warns", "fail", "raise_if_failed", "assert_close", "opcheck", "gradcheck", "gradgradcheck"}
+
+
+def checks_something(function: ast.AST, helpers: set[str]) -> bool:
+    """Return whether a function has an assert, or calls a function that does."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assert):
+            return True
+        if isinstance(node, ast.Call):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in helpers or (called == "run" and any(keyword.arg == "check" for keyword in node.keywords)):
+                return True
+    return False
+
+
+def test_every_test_asserts_something() -> None:
+    functions = {
+        (path, node): node.name
+        for path in TESTS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    helpers = set(CHECKS)
+    for _ in range(4):  # helpers call helpers
+        helpers |= {
+            name
+            for (_, node), name in functions.items()
+            if not name.startswith("test_") and checks_something(node, helpers)
+        }
+    idle = [
+        f"{path.name}: {name}"
+        for (path, node), name in functions.items()
+        if isinstance(node, ast.FunctionDef) and name.startswith("test_") and not checks_something(node, helpers)
+    ]
+    assert not idle

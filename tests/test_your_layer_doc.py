@@ -31,7 +31,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def write(text: str) -> str:
-    name = re.match(r"# (\S+\.py)\n", text).group(1)
+    first = re.match(r"# (\S+\.py)\n", text)
+    assert first is not None
+    name = first[1]
     Path(name).write_text(text)
     return name
 
@@ -49,7 +51,7 @@ def fix(name: str, diff: str) -> None:
 
 
 def test_the_session(capsys: pytest.CaptureFixture[str]) -> None:
-    statuses = []
+    statuses, name = [], ""
     for kind, text in BLOCKS.findall(SESSION):
         if kind == "python":
             name = write(text)
@@ -89,7 +91,7 @@ def test_the_test_of_ones_own(finished: bool) -> None:
 
 def test_the_readme_leads_there() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    assert "(docs/your-layer.md)" in readme
+    assert "/docs/your-layer.md)" in readme
     # The README shows the output of the session.
     shown = next(text for kind, text in BLOCKS.findall(SESSION) if "The mistake" in text).removeprefix("$ ")
     command, rest = shown.split("\n", 1)

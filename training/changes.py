@@ -1,17 +1,17 @@
-"""What happens to options that differ from those that a resumed run began with: they take effect, or are refused.
+"""Whether an option can change when a run resumes: a changed option takes effect or is refused, and is never ignored.
 
-One table holds the answer for every field of `TrainConfig`; nothing is recorded and ignored.
+The table `CHANGES` holds the answer for every field of `TrainConfig`.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from ..assembly.config import GPT2Config
 from ..weights.sources import config_from_ours
 from .data.config import DataConfig
 from .presets import DROPOUTS, PARTS, OptimConfig, RunConfig, TrainConfig, field_names
+from .record import fields_of
 from .snapshot_checks import SnapshotError
 
 Answer = Literal["takes effect", "refused", "by content"]
@@ -19,8 +19,8 @@ Answer = Literal["takes effect", "refused", "by content"]
 _WEIGHTS = "the weights of the snapshot have it"
 _ORDER = "it decides which part of the text the snapshot's position means"
 
-# Field -> (answer, reason of a refusal). "by content": another value is refused if it gives another text or vocabulary,
-# which `resume.check_text` finds out.
+# Field -> (answer, reason of a refusal). "by content": a changed value is refused only if it changes the text or the
+# vocabulary, which `resume.check_text` compares.
 CHANGES: dict[str, tuple[Answer, str]] = {
     "preset": ("takes effect", ""),
     "init_from": ("refused", "the weights come from the snapshot"),
@@ -49,14 +49,17 @@ CHANGES: dict[str, tuple[Answer, str]] = {
     **dict.fromkeys(
         (
             "name", "runs_dir", "log_every", "eval_every", "eval_batches", "snapshot_every", "keep", "sample_every",
-            "prompt", "sample_tokens", "final_samples", "resume", "overwrite", "json", "tensorboard",
+            "prompt", "sample_tokens", "final_samples", "resume", "config", "overwrite", "json", "tensorboard",
+            "wandb", "license",
         ),
         ("takes effect", ""),
     ),
 }  # fmt: skip
 
-# Fields of how a start was asked for or where it writes; nobody needs to be told that they differ.
-_UNREPORTED = frozenset({"preset", "name", "runs_dir", "data_dir", "resume", "overwrite", "json", "tensorboard"})
+# Changes of these fields are not reported: they concern one start, or where files are.
+_UNREPORTED = frozenset(
+    {"preset", "name", "runs_dir", "data_dir", "resume", "overwrite", "json", "tensorboard", "wandb"}
+)
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -67,7 +70,7 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
         now: Those of this start.
 
     Raises:
-        SnapshotError: An option differs that cannot take effect; it is named, with the reason.
+        SnapshotError: An option differs that cannot take effect; the message names it and the reason.
     """
     lines = []
     for name, value in now.items():
@@ -96,48 +99,24 @@ def flat(config: TrainConfig) -> dict[str, Any]:
 def recorded_config(contents: Mapping[str, Any], source: object) -> TrainConfig:
     """Return the configuration that a snapshot records, for a run that continues with it.
 
-    Fields that the version which wrote it did not have get their defaults.
+    A field that did not exist in the version that wrote the snapshot gets its default.
 
     Raises:
-        SnapshotError: A field is unknown, or its value cannot be one of it.
+        SnapshotError: A field is unknown, or its value has the wrong type or is out of range.
     """
     values = flat_record(contents)
     parts: dict[str, Any] = {"data": DataConfig, "model": GPT2Config, "optim": OptimConfig, "run": RunConfig}
     made: dict[str, Any] = {}
     try:
         for part, kind in parts.items():
-            made[part] = kind(**_fields_of(kind, values))
-        return TrainConfig(**made, **_fields_of(TrainConfig, values))
+            made[part] = kind(**fields_of(kind, values))
+        return TrainConfig(**made, **fields_of(TrainConfig, values))
     except (ValueError, TypeError) as error:
         raise SnapshotError(f"{source} records settings that cannot be: {error}") from None
 
 
-def _fields_of(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    hints = get_type_hints(kind)
-    found = {name: values[name] for name in field_names(kind) if name in values}
-    for name, value in found.items():
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{name} is {str(value)[:40]!r}")
-        if isinstance(value, list):
-            found[name] = tuple(value)
-    return found
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a plain value is of a field's type."""
-    if get_origin(hint) in (Union, UnionType):
-        return any(_fits(value, one) for one in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
-    if hint is float:
-        return type(value) in (int, float)
-    return value is None if hint is type(None) else type(value) is hint
-
-
 def flat_record(contents: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that a snapshot records, by field; those of version 0.1.0 too, as far as it had them."""
+    """Return the options that a snapshot records, by field. Snapshots of version 0.1.0 lack some of them."""
     config = contents["config"]
     values: dict[str, Any] = {str(name): value for name, value in config.items() if name not in PARTS}
     for part in PARTS:
@@ -147,7 +126,7 @@ def flat_record(contents: Mapping[str, Any]) -> dict[str, Any]:
         values |= {str(name): value for name, value in fields.items()}
     values["seq"] = contents["data"]["seq"]
     if "model_config" in contents:
-        values.pop("dropout", None)  # the model's three fields say more
+        values.pop("dropout", None)  # the model's three fields contain it
         return values | dataclasses.asdict(config_from_ours(contents["model_config"]))
     if values.get("d_mlp") is None:  # 0.1.0: four times d_model
         values.pop("d_mlp", None)

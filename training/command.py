@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 
 from ..assembly.config import GPT2Config
@@ -13,6 +14,7 @@ from .display import JSONDisplay
 from .lock import RunFolderError
 from .own_text import Start, is_own_text, start_from_preset, start_from_recipe
 from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
+from .record import read_record
 from .resume import find_snapshot
 from .run import train as run_training
 from .runlog import Sampler
@@ -24,37 +26,44 @@ _INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
 def train(argv: list[str], sample: Sampler | None = None) -> int:
-    """Train by a preset, with fields changed: ``train --preset NAME [--field value …]``.
+    """Run ``gptladder train``: train by a preset, a recipe or an earlier run's settings, with fields changed.
 
     Args:
         argv: what follows ``train`` on the command line.
-        sample: draws the samples; without it there are none.
+        sample: draws the samples (default: there are none).
 
     Returns:
-        0; 130 where Ctrl-C ended the training.
+        0, or 130 if Ctrl-C ended the training.
 
     Raises:
         ValueError, OSError: what `gptladder.training.run.train` raises.
     """
-    preset, recipe, _ = _start(argv, "gptladder train")
     given = given_fields(argv)
+    asked = given
+    if "config" in given:
+        preset, asked = _given_back(argv, given)
+        recipe = None
+    else:
+        preset, recipe, _ = _start(argv, "gptladder train")
     config = _parsed(argv, preset, given)
     if config.run.resume is not None:
         config = _parsed(argv, _recorded(config, given), given)
     elif recipe is not None:
         _announce(recipe.line(config), json_lines=config.run.json)
-    outcome = run_training(config, sample=sample, asked=given)
+    outcome = run_training(config, sample=sample, asked=asked)
+    if outcome.ending != "interrupted":
+        _announce(look_command(outcome.folder / "final", config.run.prompt), json_lines=config.run.json)
     return _INTERRUPTED if outcome.ending == "interrupted" else 0
 
 
 def prepare(argv: list[str]) -> int:
-    """Prepare the text of a preset, with fields changed: ``prepare --preset NAME [--field value …]``.
+    """Run ``gptladder prepare``: prepare the text of a preset, with fields changed.
 
     Returns:
         0.
 
     Raises:
-        ValueError, OSError: text that cannot be used, or not be had.
+        ValueError, OSError: The text cannot be used, or is not available.
     """
     preset, recipe, rest = _start(argv, "gptladder prepare")
     config = parse(DataConfig, rest, prog="gptladder prepare", default=preset.data)
@@ -65,7 +74,7 @@ def prepare(argv: list[str]) -> int:
 
 
 def given_fields(argv: list[str]) -> set[str]:
-    """Return the names of the fields whose options stand on a command line.
+    """Return the names of the fields whose options are on a command line.
 
     >>> sorted(given_fields(["--d-model", "8", "--no-tie-word-embeddings", "--lr=1e-3"]))
     ['d_model', 'lr', 'tie_word_embeddings']
@@ -77,6 +86,25 @@ def given_fields(argv: list[str]) -> set[str]:
     return {field for field in known if field in names or f"no_{field}" in names}
 
 
+def _given_back(argv: list[str], given: set[str]) -> tuple[TrainConfig, set[str]]:
+    """Return the settings of an earlier run as the defaults of a command line, and the fields that count as asked for.
+
+    Raises:
+        ValueError: The file cannot be used; an option beside it would contradict it.
+    """
+    path = (_values(argv, "--config") or [""])[-1]
+    for option, why in (
+        ("preset", "both give every setting"),
+        ("resume", "a run that continues has the settings of its snapshot"),
+    ):
+        if option in given:
+            raise ValueError(f"--config and --{option} do not go together, because {why}: leave one of them out")
+    if not path:
+        raise ValueError("--config has no value: give the config.json of a run, such as runs/NAME/config.json")
+    config, asked = read_record(Path(path).expanduser())
+    return config, given | (asked if "init_from" not in given else set())
+
+
 def _parsed(argv: list[str], base: TrainConfig, given: set[str]) -> TrainConfig:
     """Return the configuration of a command line whose options change ``base``."""
     if given & set(DROPOUTS):
@@ -85,7 +113,7 @@ def _parsed(argv: list[str], base: TrainConfig, given: set[str]) -> TrainConfig:
 
 
 def _recorded(config: TrainConfig, given: set[str]) -> TrainConfig:
-    """Return what a run that resumes was started with: options that are not given again stay as they were.
+    """Return the options that a resumed run was started with: they stay the same unless they are on the command line.
 
     Its name and folder are those of the snapshot's run, unless others are given.
     """
@@ -146,7 +174,7 @@ def _start(argv: list[str], prog: str) -> tuple[TrainConfig, Start | None, list[
 
 
 def _values(argv: list[str], option: str) -> list[str]:
-    """Return the values of one option on a command line; of the last one, if it stands there twice."""
+    """Return the values of one option on a command line; if it is there twice, those of the last."""
     values: list[str] = []
     taking = False
     for word in argv:
@@ -168,7 +196,17 @@ def _number(text: str | None) -> float:
         return 1.0
 
 
+def look_command(model: Path, prompt: str) -> str:
+    """Return a line that names the command to type next: it shows what the model does with the prompt.
+
+    >>> look_command(Path("runs/x/final"), "Once upon a time")
+    'look into it: gptladder look "Once upon a time" --model runs/x/final'
+    """
+    text = prompt if prompt.strip() and not set(prompt) & set('"$`\\!\n') else "your text"
+    return f'look into it: gptladder look "{text}" --model {shlex.quote(str(model))}'
+
+
 def _announce(line: str, *, json_lines: bool) -> None:
-    """Print a line before a run begins, from one process of several."""
+    """Print a line before or after a run, from one process of several."""
     if os.environ.get("RANK", "0") == "0":
         JSONDisplay().say(line) if json_lines else print(line, flush=True)

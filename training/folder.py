@@ -1,8 +1,7 @@
-"""The folder of a run: recognised, begun, replaced, and branched so that nothing in it is lost or mixed.
+"""The folder of a run: recognise it, create it, replace it, and branch it, without losing or mixing results.
 
-A folder that is replaced is moved aside first, to ``.NAME.replaced`` beside it, and removed only when the new run has
-something of its own to continue from. What a run has made after the snapshot that it goes back to is set aside in
-``branches/``.
+A folder that is to be replaced is first renamed to ``.NAME.replaced``, and deleted only when the new run has a snapshot
+or a model to continue from. When a run returns to an earlier snapshot, its later results are moved to ``branches/``.
 """
 
 import json
@@ -16,17 +15,16 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..files import FileError, listed, read_json, sync_folder, write_whole
+from ..weights.sources import RUN_FORMAT
 from .lock import RunFolderError, RunLock
 from .metrics import RunFiles
 from .model_folders import written_model
+from .record import VERSION
 from .snapshots import list_snapshots, load_snapshot
-
-FORMAT = "gptladder-run"
-VERSION = 2
 
 _PARTS_OF_0_1 = {"preset", "data", "model", "optim", "run", "facts"}
 _FILES = {"config.json", "speed.jsonl", "loss.png", *RunFiles.NAMES}
-_FOLDERS = {"snapshots", "final", "last", "tokenizer", "tensorboard", "branches"}
+_FOLDERS = {"snapshots", "final", "last", "tokenizer", "tensorboard", "wandb", "branches"}
 _MODEL_FILE = re.compile(
     r"config\.json|generation_config\.json|README\.md|step\.json|model.*\.safetensors(\.index\.json)?"
     r"|pytorch_model.*\.bin|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|bpe|txt)"
@@ -41,13 +39,13 @@ def is_run(folder: Path) -> bool:
         record = read_json(folder / "config.json")
     except FileError:
         return False
-    if record.get("format") == FORMAT:
+    if record.get("format") == RUN_FORMAT:
         return True
     return record.keys() == _PARTS_OF_0_1 and all(isinstance(record[part], dict) for part in ("model", "optim", "run"))
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return what a run's folder holds that no run writes; hidden files do not count."""
+    """Return the names in a run's folder that no run writes, without hidden files."""
     foreign = []
     for path in folder.iterdir():
         if path.name.startswith("."):
@@ -67,14 +65,14 @@ def foreign_files(folder: Path) -> list[str]:
 class RunFolder:
     """A run's folder, locked for a ``with`` block.
 
-    Until `keep` is called, leaving the block undoes what `begin` has done: a replaced run is back, and a folder that
-    was not there is gone again.
+    Until `keep` is called, leaving the block undoes what `begin` has done: it restores a replaced run, and deletes a
+    folder that did not exist before.
 
     Args:
         path: The folder.
 
     Attributes:
-        lines: What the user should be told of an earlier start that was killed.
+        lines: Messages for the user about an earlier start that was killed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -110,7 +108,7 @@ class RunFolder:
             self._lock.__exit__(kind, error, trace)
 
     def check(self, *, overwrite: bool, resume: bool) -> None:
-        """Make sure that a run can be written here, and change nothing.
+        """Check that a run can be written here, and change nothing.
 
         Raises:
             RunFolderError: The folder cannot be written to; it holds a run, and neither ``resume`` nor ``overwrite`` is
@@ -148,14 +146,14 @@ class RunFolder:
             )
 
     def refuse_input(self, option: str, value: str | None) -> None:
-        """Make sure that something which a new run reads does not lie in the folder that it replaces.
+        """Check that an input of a new run is not inside the folder that the run replaces.
 
         Args:
-            option: The option that names it.
+            option: The option that names the input.
             value: A path, or a name that is not a path, or None.
 
         Raises:
-            RunFolderError: It does.
+            RunFolderError: The input is inside the folder.
         """
         if value is None or not os.path.lexists(Path(value).expanduser()):
             return
@@ -165,7 +163,7 @@ class RunFolder:
             )
 
     def begin(self, *, replace: bool) -> None:
-        """Make the folder, empty; with ``replace``, move the run that it holds aside."""
+        """Create the folder, empty; with ``replace``, first rename the run that it holds."""
         try:
             if replace and self._real.exists() and any(self._real.iterdir()):
                 os.rename(self._real, self._replaced)
@@ -179,25 +177,25 @@ class RunFolder:
 
     @property
     def replaces(self) -> bool:
-        """Whether another run has been moved aside and would come back."""
+        """Whether another run has been renamed, and would be restored if this one failed now."""
         return self._undo == "replaced"
 
     def keep(self) -> None:
-        """Keep what has been begun, and remove the run that it replaces."""
+        """Keep the new run, and delete the run that it replaces."""
         if self._undo == "replaced":
             os.rename(self._replaced, self._removed)
             shutil.rmtree(self._removed, ignore_errors=True)
         self._undo = None
 
     def write_record(self, values: Mapping[str, Any]) -> None:
-        """Write ``config.json``, the sign that the folder is a run's."""
-        record = {"format": FORMAT, "version": VERSION, **values}
+        """Write ``config.json``, by which `is_run` recognises the folder."""
+        record = {"format": RUN_FORMAT, "version": VERSION, **values}
         write_whole(self.path / "config.json", json.dumps(record, indent=2) + "\n")
 
     def set_aside(self, step: int, name: str) -> Path | None:
         """Move the snapshots and models of later steps to ``branches/NAME``, with a copy of the metrics.
 
-        Whenever this is interrupted, what is left in place is the run as it was, or the run at an earlier step.
+        If this is interrupted at any point, the folder still contains the run as it was, or at an earlier step.
 
         Args:
             step: The step that the run goes back to; -1 sets everything aside.
@@ -223,7 +221,7 @@ class RunFolder:
             written = written_model(self.path / model)
             if written is None or written.step > step:
                 _move_if_there(self.path / model, branch / model)
-        for path in reversed(later):  # the newest first: what is left is always the run at some step
+        for path in reversed(later):  # the newest first, so that the snapshots left are always those of a shorter run
             os.rename(path, branch / "snapshots" / path.name)
         sync_folder(branch / "snapshots")
         sync_folder(self.path / "snapshots")
@@ -233,7 +231,7 @@ class RunFolder:
         """Copy a snapshot of another run here, with that run's metrics up to it.
 
         Returns:
-            The lengths of the files, for a run that goes on from the snapshot: 0 where its files are not beside it.
+            The lengths that the run's files had at the snapshot; 0 for a file that is not beside the snapshot.
         """
         source = snapshot.parent.parent if snapshot.parent.name == "snapshots" else None
         kept: dict[str, int] = {}
@@ -255,7 +253,7 @@ class RunFolder:
         return kept
 
     def _recover(self) -> None:
-        """Finish, or take back, a replacement that was killed."""
+        """Finish or undo a replacement whose process was killed."""
         shutil.rmtree(self._removed, ignore_errors=True)
         if not self._replaced.exists():
             return

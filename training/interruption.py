@@ -1,4 +1,4 @@
-"""How Ctrl-C and SIGTERM end a run: at a moment from which it can continue."""
+"""Handle Ctrl-C and SIGTERM: end a run at a point from which it can continue."""
 
 import contextlib
 import os
@@ -12,15 +12,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """Raised in the middle of work that can be repeated. No ``except Exception`` of another package catches it."""
+    """Raised during work that can be repeated. It is no ``Exception``, so that no other package catches it."""
 
 
 class Interruption:
-    """What Ctrl-C and SIGTERM do, for a ``with`` block.
+    """Handle Ctrl-C and SIGTERM within a ``with`` block.
 
-    While a run prepares, they end it at once, as Ctrl-C ends any program. Within `between_steps`, the first one asks
-    for an end after the step, and a second one ends at once. Within `at_once`, the first one stops what is under way,
-    which the run repeats when it continues.
+    While a run prepares, a signal ends it at once, as Ctrl-C ends any program. Within `between_steps`, the first signal
+    requests an end after the current step, and a second signal ends the program at once. Within `at_once`, the first
+    signal stops the current work, which the run repeats when it continues.
 
     Attributes:
         asked: Whether an end has been asked for.
@@ -51,7 +51,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def between_steps(self) -> Iterator[None]:
-        """For the block, the first signal asks for an end after the step."""
+        """Within the block, let the first signal request an end after the current step."""
         self._waits = True
         try:
             yield
@@ -60,7 +60,11 @@ class Interruption:
 
     @contextlib.contextmanager
     def at_once(self, *, alone: bool) -> Iterator[None]:
-        """For the block, the first signal raises `Interrupted`, if this process is alone: others would wait for it."""
+        """Within the block, let the first signal raise `Interrupted`.
+
+        Args:
+            alone: Whether this is the only process. Otherwise nothing is raised, because the others would wait for it.
+        """
         if alone and self.asked:
             raise Interrupted
         self._repeatable = alone
@@ -82,5 +86,5 @@ class Interruption:
 
 
 def _print(line: str) -> None:
-    # The signal may have come in the middle of a print, which must not be entered twice.
+    # os.write, because the signal may arrive during a print, and print is not reentrant.
     os.write(2, f"\n{line}\n".encode())

@@ -1,7 +1,7 @@
-"""What a run computes with: in which precision, and by which of PyTorch's kernels. Tried out once, and recorded.
+"""Choose the precision and the backend of matrix products for a run, by a trial at its start.
 
-Which is quickest differs from processor to processor, and is not to be had from its name. What is found is written into
-the run's configuration, so that a resumed run computes as it began, to the bit.
+Which backend is fastest differs between processors, and a processor's name does not tell. The result is recorded in the
+run's configuration, so that a resumed run computes bit for bit what it would have computed without the interruption.
 """
 
 import ctypes
@@ -19,27 +19,27 @@ from torch import Tensor
 from ..components.kernels import chosen_products, set_onednn_products
 from .presets import TrainConfig
 
-# Rounding differs between kernels by the order of their sums: by a factor of 2 where this was measured. Products whose
-# factors were rounded to bfloat16 are off by a factor of thousands.
+# Kernels sum in different orders, so their rounding errors differ: by a factor of 2 in measurements. If a kernel rounds
+# the factors to bfloat16, its errors are thousands of times as large.
 _SAME_ROUNDING = 8.0
-# Not a near tie, which the next run might decide the other way: two equal runs are to give equal bytes.
+# Far below 1: the next trial could decide a near tie the other way, and equal runs should give equal bytes.
 _CLEARLY_SLOWER = 0.67
-# bfloat16 must be worth the precision that it costs.
+# bfloat16 costs precision, so it is chosen only if it is this much faster.
 _WORTH_BF16 = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """What came of trying oneDNN for float32 products."""
+    """Result of trying oneDNN for float32 products."""
 
     accurate: bool
-    """Its rounding is float32's."""
+    """Whether its rounding errors are those of float32."""
     speedup: float
-    """How many times as quick as PyTorch's choice."""
+    """Speed relative to PyTorch's default backend."""
 
 
 def try_onednn() -> Trial:
-    """Try oneDNN for float32 products on this processor: a third of a second."""
+    """Try oneDNN for float32 products on this processor. This takes a third of a second."""
     if not torch.backends.mkldnn.is_available():
         return Trial(accurate=False, speedup=0.0)
     x, W = torch.randn(2, 1024, 1024, generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ def try_onednn() -> Trial:
 
 
 def bf16_speedup(device: torch.device) -> float:
-    """How many times as quick products in bfloat16 are as in float32; 0 where the device has none."""
+    """Return the speed of bfloat16 products relative to float32; 0 if the device has no bfloat16."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return 0.0
     if device.type not in ("cpu", "cuda"):
@@ -78,10 +78,16 @@ def bf16_speedup(device: torch.device) -> float:
 
 
 def settle(config: TrainConfig, device: torch.device, recorded: Mapping[str, Any] | None) -> TrainConfig:
-    """The configuration with ``auto`` replaced by what this device does best, or by what a resumed run began with.
+    """Return the configuration with each ``auto`` replaced by a choice.
 
     Args:
-        recorded: the ``optim`` part of a snapshot's configuration.
+        config: the configuration.
+        device: where the run computes.
+        recorded: the ``optim`` part of a snapshot's configuration, whose choices are used again (default: the choices
+            that are best on this device).
+
+    Raises:
+        ValueError: ``products`` is "onednn", and oneDNN does not round as float32 does on this processor.
     """
     precision, products = config.optim.precision, config.optim.products
     recorded = recorded or {}
@@ -93,8 +99,8 @@ def settle(config: TrainConfig, device: torch.device, recorded: Mapping[str, Any
         trial = try_onednn()
         if products == "onednn" and not trial.accurate:
             raise ValueError(
-                "products=onednn would not be float32 on this processor, whose oneDNN rounds to less: take auto, or "
-                "precision=bf16 if that is what is wanted"
+                "products=onednn is less accurate than float32 on this processor: use products=auto, or "
+                "precision=bf16 if you want lower precision"
             )
         if products == "auto":
             wanted = recorded.get("products") or ("onednn" if trial.speedup > _CLEARLY_SLOWER else "default")
@@ -104,7 +110,7 @@ def settle(config: TrainConfig, device: torch.device, recorded: Mapping[str, Any
 
 @contextmanager
 def computing_by(config: TrainConfig) -> Iterator[None]:
-    """For the block, compute as a settled configuration says."""
+    """Use the backend of a settled configuration within the block."""
     before = set_onednn_products(config.optim.products == "onednn")
     try:
         yield
@@ -113,11 +119,11 @@ def computing_by(config: TrainConfig) -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's allocator to keep what is freed; whether there is such an allocator.
+    """Make glibc's allocator keep freed memory. Return whether the process uses glibc and it accepted the settings.
 
-    It hands every tensor above 32 MB back to the system as soon as it is freed, and the next step pays for the same
-    memory again, page by page: a fifth of a float32 step of GPT-2 small on two processors. From here on the process
-    keeps the most memory that it ever needed.
+    By default it returns every tensor above 32 MB to the system as soon as it is freed, and the next step has to map
+    the same memory again, page by page: a fifth of the time of a float32 step of GPT-2 small on two processors. With
+    these settings the process keeps the largest amount of memory that it ever needed.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -128,11 +134,14 @@ def keep_freed_memory() -> bool:
 
 
 def _speedup(slow: Callable[[], object], fast: Callable[[], object], tries: int = 10) -> float:
-    """How many times as quick the second is, at best; they take turns, so that other work on the machine hits both."""
-    quickest = [math.inf, math.inf]
+    """Return the ratio of the shortest times of two functions.
+
+    The calls alternate, so that other work on the machine affects both.
+    """
+    shortest = [math.inf, math.inf]
     for _ in range(tries):
         for place, work in enumerate((slow, fast)):
             began = time.perf_counter()
             work()
-            quickest[place] = min(quickest[place], time.perf_counter() - began)
-    return quickest[0] / quickest[1]
+            shortest[place] = min(shortest[place], time.perf_counter() - began)
+    return shortest[0] / shortest[1]

@@ -1,4 +1,4 @@
-"""A lock on a run: two processes must not write one folder, and a killed process must not leave it locked."""
+"""Lock the folder of a run, so that two processes cannot write to it; a killed process does not leave it locked."""
 
 import contextlib
 import errno
@@ -16,8 +16,8 @@ class RunFolderError(ValueError):
 class RunLock:
     """Hold the lock of a run for a ``with`` block.
 
-    The operating system holds it for the open file ``.NAME.lock`` beside the folder, so that it ends with the process,
-    however that ends. It stands beside the folder because the folder itself may be moved aside and replaced.
+    The operating system locks the open file ``.NAME.lock`` beside the folder, and releases the lock when the process
+    ends, even if it is killed. The file is beside the folder because the folder itself may be renamed and replaced.
 
     Args:
         folder: The run's folder, which need not exist.
@@ -30,7 +30,7 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        # Two names of one folder (a link, a path with "..") must give one lock.
+        # Different paths of one folder (through a link, or with "..") must lead to the same lock.
         real = Path(os.path.realpath(folder))
         self._folder = folder
         self._path = real.with_name(f".{real.name}.lock")
@@ -55,11 +55,11 @@ class RunLock:
     ) -> None:
         if self._file is None:
             return
-        if os.name != "nt":  # Windows removes no open file; the empty one may stay
+        if os.name != "nt":  # Windows cannot delete an open file; the empty file may stay
             self._path.unlink(missing_ok=True)
         self.close()
         if self._made_parent:
-            with contextlib.suppress(OSError):  # unless there is something in it by now
+            with contextlib.suppress(OSError):  # the folder is not empty by now
                 self._path.parent.rmdir()
 
     def close(self) -> None:
@@ -104,7 +104,7 @@ class RunLock:
 
 
 def _holder(file: int) -> str:
-    """Return the number of the process that wrote itself into a lock's file, for a message."""
+    """Return the id of the process that holds the lock, as it wrote it to the file, for a message."""
     try:
         text = os.read(file, 20).decode("ascii", "ignore").strip()
     except OSError:  # Windows locks the bytes against reading too
@@ -116,7 +116,7 @@ _in_children: set[RunLock] = set()
 
 
 def _close_in_child() -> None:
-    # A forked child shares the lock of its parent and would hold it after the parent is killed.
+    # A forked child shares its parent's lock, and would keep it after the parent is killed.
     for lock in list(_in_children):
         lock.close()
 

@@ -1,9 +1,9 @@
-"""The training loop: updates, and at every boundary between two updates what is due there.
+"""The training loop: updates, and between them snapshots, evaluations, metrics and samples.
 
-What is due after ``step`` updates comes in one order: the snapshot first, so that a failure in what follows loses
-nothing; then the evaluation, the row of metrics, the best model's folder, the picture, the sample. A run that resumes
-from a snapshot cuts its files back to what they were at that moment and continues right behind it, at the same
-boundary; so it writes the same bytes as a run that was never interrupted.
+After an update, the work that is due is done in a fixed order: first the snapshot, so that no later failure loses an
+update; then the evaluation, the row of metrics, the folder of the best model, the plot, and the sample. A run that
+resumes from a snapshot truncates its files to their length at that snapshot, and continues with the work that came next
+in this order. So it writes the same bytes as a run that was never interrupted.
 """
 
 import dataclasses
@@ -18,13 +18,14 @@ from ..weights.sources import config_to_ours
 from .display import Display
 from .interruption import Interrupted, Interruption
 from .metrics import Metrics, perplexity
-from .model_folders import Judged, write_model, written_model
+from .model_folders import Judged, add_samples, write_model, written_model
 from .parallel import rng_state, set_rng_state
 from .recovery import last_good_snapshot
 from .runlog import SAMPLING_SEED, RunLog, Sampler
 from .schedule import Ending, evaluations, is_due, learns_by_heart, why_it_ends, without_improvement
 from .snapshot_checks import health
 from .snapshots import prune_snapshots, save_snapshot
+from .timing import Timing
 from .trainer import NonFiniteError, Trainer
 
 _BY_HEART = (
@@ -32,23 +33,24 @@ _BY_HEART = (
     "model learns the text by heart. Stop here, or use more text, --dropout 0.2 or a smaller model; --patience 3 would "
     "stop by itself"
 )
-# A loss this far above the first one, or above that of guessing evenly, is of a model that has diverged.
+# If the loss is this much above the first loss and above that of equal probabilities, the model has diverged.
 _DIVERGED = 1.0
 
 
 class TrainingRun:
-    """A trainer, the files of its run, and the order in which they take turns.
+    """A training run: calls the trainer, and writes the files of the run.
 
     Args:
-        trainer: What is trained.
-        tokenizer: That of the data.
-        folder: The run's; it must exist.
-        display: Shows how it goes (default: shows nothing).
-        sample: Draws the samples (default: there are none).
-        interruption: What Ctrl-C does (default: handled here, during `run`).
-        facts: For the model cards.
+        trainer: The trainer.
+        tokenizer: The tokenizer of the data.
+        folder: The folder of the run, which must exist.
+        display: Shows the progress (default: shows nothing).
+        sample: Draws the samples (default: there are no samples).
+        interruption: Handles Ctrl-C (default: a new one, active during `run`).
+        facts: Facts for the model cards.
         text: Checksum of the text, for the snapshots.
-        on_saved: Called when the run has something to continue from.
+        on_saved: Called when a snapshot or a model has been written.
+        timing: Measures how the time is divided (default: a new one, from here on).
     """
 
     def __init__(
@@ -63,32 +65,35 @@ class TrainingRun:
         facts: Mapping[str, Any] | None = None,
         text: str | None = None,
         on_saved: Callable[[], None] = lambda: None,
+        timing: Timing | None = None,
     ) -> None:
         self.trainer, self.tokenizer, self.folder, self.sample = trainer, tokenizer, folder, sample
         self.config, self.processes = trainer.config, trainer.processes
         self.display = display or Display()
         self.interruption = interruption or Interruption()
+        self.timing = timing or Timing()
         self.log = RunLog(folder, title=self.config.name, display=self.display, writes=self.processes.first)
         self.best: Judged | None = None  # the model in final/
         self._facts, self._text, self._on_saved = facts or {}, text, on_saved
         self._resumed = False
         self._has_snapshot = False
         self._warned_at: int | None = None
+        self._written: tuple[int, list[str]] = (-1, [])  # the newest samples, and the step of the model that wrote them
 
     @property
     def step(self) -> int:
-        """Updates made."""
+        """Number of updates."""
         return self.trainer.step
 
     def resume(self, contents: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
-        """Continue from a snapshot that fits, as if nothing had happened since.
+        """Continue from a snapshot that `Trainer.check` has accepted.
 
         Args:
-            contents: The snapshot's.
-            sizes: Lengths that the run's files had.
+            contents: Contents of the snapshot.
+            sizes: Lengths that the run's files had at the snapshot.
 
         Raises:
-            ValueError: The run's files are shorter than they were.
+            ValueError: A file of the run is shorter than it was.
         """
         if self.processes.first:
             self.log.cut_back(dict(sizes))
@@ -96,19 +101,19 @@ class TrainingRun:
         if lost := self.trainer.load(contents):
             self.display.say(f"the snapshot of step {self.step}: {lost}")
         kept = self.processes.share(written_model(self.folder / "final") if self.processes.first else None)
-        # A model of a later step belongs to what came after the snapshot; the next evaluation takes its place.
+        # If the model in final/ is of a step after the snapshot, the next evaluation replaces it.
         self.best = kept if kept and (kept.step, kept.val_loss) in evaluations(self.log.rows) else None
         self._resumed = self._has_snapshot = True
 
     def run(self) -> Ending:
-        """Train until something ends it.
+        """Train until the run ends, and return why it ended.
 
         Raises:
-            NonFiniteError: A loss or a gradient that is not finite; the last good snapshot is named.
+            NonFiniteError: A loss or a gradient is not finite; the message names the last good snapshot.
             SnapshotError: A snapshot cannot be written.
         """
         try:
-            with self.interruption, self.interruption.between_steps():
+            with self.interruption, self.interruption.between_steps(), self.timing.part("training"):
                 while (ending := self._boundary()) is None:
                     before = self.trainer.row.tokens
                     row = self.trainer.update(asked_to_end=self.interruption.asked)
@@ -120,14 +125,14 @@ class TrainingRun:
         return ending
 
     def save_snapshot(self, sizes: Mapping[str, int]) -> None:
-        """Write a snapshot of this step, and delete those that need not be kept.
+        """Write a snapshot of this step, and delete the oldest ones beyond ``keep``.
 
         Args:
             sizes: Lengths of the run's files before anything was written at this step.
 
         Raises:
             NonFiniteError: The weights or the optimizer's state are not finite.
-            SnapshotError: It cannot be written.
+            SnapshotError: The snapshot cannot be written.
         """
         state = self.trainer.state()
         self._has_snapshot = True
@@ -150,13 +155,13 @@ class TrainingRun:
             "files": dict(sizes),
         }
         path = save_snapshot(self.folder / "snapshots", contents)
-        # While a training may be diverging, the snapshots from before it are the way back.
+        # If training may be diverging, keep the older snapshots: the run may have to return to one of them.
         if not wrong and row.loss is not None and row.loss <= self._limit():
             prune_snapshots(path.parent, self.config.run.keep)
         self._on_saved()
 
     def _boundary(self) -> Ending | None:
-        """Do what is due at this step; return what ends the run here."""
+        """Do the work that is due after this step, and return why the run ends here (None: it does not)."""
         ending = why_it_ends(
             self.config.optim, step=self.step, last_step=self.trainer.last_step, loss=self.trainer.row.loss
         )
@@ -164,9 +169,9 @@ class TrainingRun:
             ending = "interrupted"
         run, evaluates = self.config.run, ending is not None or self._due(self.config.run.eval_every)
         samples = self._due(run.sample_every) if run.sample_every else evaluates
-        # Where the first model is written to final/, there is to be something to continue from too.
+        # When the first model is written to final/, write a snapshot too, so that the run can be resumed.
         saves = ending is not None or self.step % run.snapshot_every == 0 or (evaluates and not self._has_snapshot)
-        if not (evaluates or samples or saves):  # almost every step: as little as possible
+        if not (evaluates or samples or saves):  # almost every step comes here, so do as little as possible
             if self.step == 1 or self._due(run.log_every):
                 self.log.record(self.trainer.row)
             self._resumed = False
@@ -175,7 +180,8 @@ class TrainingRun:
         sizes = self.log.files.sizes() if self.processes.first else {}
         saved, self._resumed = self._resumed, False
         if saves and self.step > 0 and not saved:
-            self.save_snapshot(sizes)
+            with self.timing.part("files"):
+                self.save_snapshot(sizes)
             saved = True
         if ending == "interrupted":
             return ending
@@ -190,7 +196,8 @@ class TrainingRun:
         except Interrupted:
             ending = "interrupted"
         if ending is not None and self.step and not saved:
-            self.save_snapshot(sizes)
+            with self.timing.part("files"):
+                self.save_snapshot(sizes)
         self.log.restart_clock()
         return ending
 
@@ -207,7 +214,7 @@ class TrainingRun:
         """Evaluate and write the row of metrics, if they are due."""
         row = self.trainer.row
         if evaluates:
-            with self.interruption.at_once(alone=self.processes.world == 1):
+            with self.interruption.at_once(alone=self.processes.world == 1), self.timing.part("evaluation"):
                 judged = self.trainer.evaluate()
             row = dataclasses.replace(
                 row, val_loss=judged.loss, val_accuracy=judged.accuracy, val_perplexity=perplexity(judged.loss)
@@ -215,12 +222,13 @@ class TrainingRun:
         if evaluates or self.step == 1 or self._due(self.config.run.log_every):
             self.log.record(row)
         if evaluates:
-            self._keep_best(row)
-            self._warn()
-            self.log.draw()
+            with self.timing.part("files"):
+                self._keep_best(row)
+                self._warn()
+                self.log.draw()
 
     def _keep_best(self, row: Metrics) -> None:
-        """Write the model to ``final/`` if it is the best up to now."""
+        """Write the model to ``final/`` if its validation loss is the lowest so far."""
         if not row.step or row.val_loss is None or (self.best and self.best.val_loss <= row.val_loss):
             return
         self.best = Judged(row.step, row.val_loss)
@@ -231,10 +239,19 @@ class TrainingRun:
     def _write_model(self, name: str, row: Metrics) -> None:
         model = self.trainer.whole_model()
         if model is not None:
-            write_model(self.folder / name, model, self.tokenizer, row, name=self.config.name, facts=self._facts)
+            step, samples = self._written
+            write_model(
+                self.folder / name,
+                model,
+                self.tokenizer,
+                row,
+                config=self.config,
+                facts=self._facts,
+                samples=samples if step == row.step else (),
+            )
 
     def _warn(self) -> None:
-        """Report once for each best model that validation becomes worse while training becomes better."""
+        """Warn, once for each best model, that the validation loss rises while the training loss falls."""
         if self.best is None or self._warned_at == self.best.step or not learns_by_heart(self.log.rows):
             return
         self._warned_at = self.best.step
@@ -245,7 +262,7 @@ class TrainingRun:
         return patience is not None and without_improvement(self.log.rows) >= patience
 
     def _sample(self, heading: str, count: int) -> None:
-        """Write continuations of the run's prompt, each with a seed of its own; training's random numbers stay."""
+        """Write continuations of the run's prompt, each with its own seed. The random state of training is restored."""
         model = self.trainer.whole_model()
         if self.sample is None or model is None:
             return
@@ -253,7 +270,7 @@ class TrainingRun:
         before, training = rng_state(device), model.training
         model.eval()
         try:
-            with self.interruption.at_once(alone=self.processes.world == 1):
+            with self.interruption.at_once(alone=self.processes.world == 1), self.timing.part("samples"):
                 texts = [
                     self.sample(
                         model, self.tokenizer, run.prompt, max_new_tokens=run.sample_tokens, seed=SAMPLING_SEED + i
@@ -265,18 +282,23 @@ class TrainingRun:
             set_rng_state(before, device)
         for i, text in enumerate(texts):
             self.log.sample(f"{heading}, sample {i + 1} of {count}" if count > 1 else heading, text)
+        self._written = self.step, texts
+        if self.processes.first:
+            add_samples(self.folder / "final", self.step, texts)
 
     def _finish(self) -> None:
-        """Write ``last/``, and report which model is where. Every process must call it."""
+        """Write ``last/``, and print where each model is. All processes must call it."""
         row = self.log.rows[-1]
-        if self.best is None:  # a run that ends where it resumed, or before its first update
-            self.best = Judged(row.step, row.val_loss or math.nan)
-            self._write_model("final", row)
-        self._write_model("last", row)
+        with self.timing.part("files"):
+            if self.best is None:  # the run has ended where it resumed, or before its first update
+                self.best = Judged(row.step, row.val_loss or math.nan)
+                self._write_model("final", row)
+            self._write_model("last", row)
         self.display.say(
             f"final/ is the model of step {self.best.step}, the best (validation loss {self.best.val_loss:.4f}); "
             f"last/ is that of step {row.step} ({row.val_loss:.4f}); both are in {self.folder}"
         )
+        self.display.say(self.timing.line())
 
     def _limit(self) -> float:
         """Return the loss above which a model counts as diverged."""

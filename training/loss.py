@@ -1,10 +1,10 @@
-"""Next-token cross-entropy that never holds the logits of a whole batch.
+"""Compute the next-token cross-entropy without holding the logits of a whole batch in memory.
 
-With GPT-2's vocabulary the logits of a batch are by far the largest tensor of a small model's training step (16
-sequences of 256 tokens: 0.8 GB, and as much again for the probabilities and for their gradient). Here the projection
-to the vocabulary and the reduction go chunk by chunk, and the gradients are computed in the same visit, so that one
-chunk of logits is all that ever exists (after Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language
-Models", and Hsu et al. 2024, "Liger Kernel").
+With GPT-2's vocabulary, the logits of a batch are by far the largest tensor in a training step of a small model: 0.8 GB
+for 16 sequences of 256 tokens, and as much again for the probabilities and for the gradient. Here the positions are
+divided into chunks. For each chunk, the logits, the loss and the gradients are computed before the next chunk begins,
+so only one chunk of logits exists at any time (Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language
+Models"; Hsu et al. 2024, "Liger Kernel").
 """
 
 import math
@@ -22,7 +22,7 @@ IGNORE_INDEX = -100  # PyTorch's own default for targets that do not count
 
 Reduction = Literal["mean", "sum"]
 
-# Logits held at a time: 16 MB in float32 on a CPU, which its caches hold; an accelerator wants longer products.
+# Number of logits in a chunk. On a CPU, 16 MB in float32 fit into the caches; an accelerator needs larger products.
 _LOGITS_ON_CPU = 2**22
 _LOGITS_ELSEWHERE = 2**26
 
@@ -30,7 +30,7 @@ _LOG2_E = 1 / math.log(2)
 
 
 class TokenLoss(NamedTuple):
-    """The loss of a batch, and how many of its predictions are right."""
+    """The loss of a batch, and the number of right predictions."""
 
     loss: Float[Tensor, ""]
     """Cross-entropy in nats, summed or averaged over the tokens that count."""
@@ -51,21 +51,21 @@ def linear_cross_entropy(
 ) -> TokenLoss:
     """Return ``cross_entropy(hidden @ weight.T + bias, targets)``, and how many predictions are right.
 
-    The logits of all positions never exist at once. Gradients reach ``hidden``, ``weight`` and ``bias``; second
-    derivatives raise an error. Forward-mode differentiation and ``torch.func`` transforms are right, but hold all
-    logits. Under autocast the matrix products run in its dtype, and the softmax in float32, as they would with logits.
-    Compiled code calls it as one operator, without a graph break.
+    The logits of all positions never exist at the same time. ``hidden``, ``weight`` and ``bias`` get gradients; second
+    derivatives raise an error. Forward-mode differentiation and ``torch.func`` transforms give right results, but need
+    the memory of all logits. With autocast, the matrix products run in its dtype and the softmax in float32, as in
+    PyTorch. Compiled code calls this function as one operator, without a graph break.
 
     Args:
-        hidden: what is projected, of any leading shape.
-        weight: the projection, a row for each token of the vocabulary.
-        targets: the right token for each position; ``ignore_index`` if there is none.
-        bias: added to the logits.
-        ignore_index: the target that does not count.
-        reduction: ``mean`` over the tokens that count (nan if none does), or their ``sum``.
+        hidden: the input of the projection, with any leading axes.
+        weight: the projection, one row per token of the vocabulary.
+        targets: the right token of each position; ``ignore_index`` if the position does not count.
+        bias: added to the logits (default: none).
+        ignore_index: the target of positions that do not count.
+        reduction: ``mean`` over the tokens that count (nan if there are none), or their ``sum``.
 
     Raises:
-        ValueError: another reduction; targets of another shape.
+        ValueError: ``reduction`` is neither of these, or ``targets`` has another shape than the positions.
 
     Example:
         >>> result = linear_cross_entropy(torch.zeros(2, 4), torch.ones(10, 4), torch.tensor([3, -100]))
@@ -96,9 +96,9 @@ def linear_cross_entropy(
 
 
 class NextTokenLoss(nn.Module):
-    """A model with its loss: the module that training calls, compiles, and wraps for many processes.
+    """A model with its loss: the module that training calls, compiles, and wraps for several processes.
 
-    Its parameters are the model's, under names that begin with ``model.``.
+    Its parameters are those of the model, with names that begin with ``model.``.
 
     Example:
         >>> from gptladder import GPT2Config
@@ -113,7 +113,7 @@ class NextTokenLoss(nn.Module):
         self.model = model
 
     def forward(self, tokens: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"]) -> TokenLoss:
-        """Return the summed loss of predicting ``targets`` from ``tokens``; `IGNORE_INDEX` marks those not to count."""
+        """Return the summed loss of predicting ``targets`` from ``tokens``; `IGNORE_INDEX` marks targets to ignore."""
         hidden = self.model.final_residual(tokens)
         unembed = self.model.unembed
         return linear_cross_entropy(hidden, unembed.W_U.T, targets, bias=unembed.b_U, reduction="sum")
@@ -128,7 +128,10 @@ def _chunked(
     product_dtype: torch.dtype,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the summed loss, right predictions, and gradients for hidden, weight and bias (empty if not asked for)."""
+    """Return the summed loss, the right predictions, and the gradients of hidden, weight and bias.
+
+    The gradients are empty tensors unless ``differentiate``.
+    """
     softmax_dtype = torch.float32 if product_dtype in (torch.float16, torch.bfloat16) else product_dtype
     total_dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     total = torch.zeros((), dtype=total_dtype, device=hidden.device)
@@ -140,10 +143,7 @@ def _chunked(
     counts = targets != ignore_index
     targets = targets.where(counts, 0).unsqueeze(-1)
     weight = weight.to(product_dtype)
-    most = (_LOGITS_ON_CPU if hidden.device.type == "cpu" else _LOGITS_ELSEWHERE) // weight.shape[0]
-    # Each chunk adds to the whole gradient of the projection: the wider that is, the more rows must be worth it.
-    most = max(1, most, weight.shape[1] // 3)
-    rows = math.ceil(hidden.shape[0] / math.ceil(hidden.shape[0] / most)) if len(hidden) else 1  # chunks of equal size
+    rows = _rows_of_a_chunk(hidden, weight)
     # Reuse one buffer for all chunks: allocating it per chunk costs as much time as filling it.
     buffer = torch.empty(rows, weight.shape[0], dtype=softmax_dtype, device=hidden.device)
     same_dtype = product_dtype == softmax_dtype
@@ -160,19 +160,12 @@ def _chunked(
             logits.copy_(narrow)
         if bias is not None:
             logits.add_(bias, alpha=_LOG2_E)
-        # The target's own logit, and the highest of the others: together they give the maximum and the accuracy.
-        own = logits.gather(-1, target)
-        others = logits.scatter_(-1, target, -math.inf).amax(dim=-1, keepdim=True)
-        logits.scatter_(-1, target, own)
-        correct += (_is_first_maximum(logits, target, own, others) & count).sum()
-        highest = torch.maximum(own, others)
-        shifted = own - highest
-        exps = logits.sub_(highest).exp2_()
-        norm = exps.sum(dim=-1, keepdim=True)
-        total += ((norm.log2() - shifted) * count).sum()
+        loss, right, exps, norm = _loss_of_a_chunk(logits, target, count)
+        total += loss
+        correct += right
         if not differentiate:
             continue
-        # softmax - one_hot; the division by the norm is left to the smaller factors of the products.
+        # The gradients: softmax - one_hot. The smaller factors of the products are divided by the norm instead of it.
         d_logits = exps.scatter_add_(-1, target, -norm)
         if not same_dtype:
             d_logits = narrow.copy_(d_logits)
@@ -189,20 +182,46 @@ def _chunked(
     return total / _LOG2_E, correct, d_hidden, d_weight, d_bias
 
 
+def _rows_of_a_chunk(hidden: Tensor, weight: Tensor) -> int:
+    """Return the number of positions in a chunk, such that all chunks have about the same size."""
+    positions, (d_vocab, d_model) = hidden.shape[0], weight.shape
+    limit = (_LOGITS_ON_CPU if hidden.device.type == "cpu" else _LOGITS_ELSEWHERE) // d_vocab
+    # Each chunk adds to the whole gradient of the projection. If that is wide, chunks need more rows to be worth it.
+    limit = max(1, limit, d_model // 3)
+    return math.ceil(positions / math.ceil(positions / limit)) if positions else 1
+
+
+def _loss_of_a_chunk(logits: Tensor, target: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the summed loss and the right predictions of a chunk, and the exponentials of its logits with their sums.
+
+    The logits and the loss are to the base 2. The exponentials overwrite the logits.
+    """
+    # The logit of the target and the highest of the others give the maximum, and whether the prediction is right.
+    own = logits.gather(-1, target)
+    others = logits.scatter_(-1, target, -math.inf).amax(dim=-1, keepdim=True)
+    logits.scatter_(-1, target, own)
+    right = (_is_first_maximum(logits, target, own, others) & count).sum()
+    # The loss is the logarithm of the sum of exponentials minus the logit of the target, both shifted by the maximum.
+    highest = torch.maximum(own, others)
+    shifted = own - highest
+    exps = logits.sub_(highest).exp2_()
+    norm = exps.sum(dim=-1, keepdim=True)
+    return ((norm.log2() - shifted) * count).sum(), right, exps, norm
+
+
 def _is_first_maximum(logits: Tensor, target: Tensor, own: Tensor, others: Tensor) -> Tensor:
-    """Return where ``target`` is the argmax of ``logits``: of equal maxima, the first counts."""
+    """Return where ``target`` is the argmax of ``logits``; if several logits are the maximum, the first is."""
     if logits.device.type != "cpu":
         return logits.argmax(dim=-1, keepdim=True) == target
     right = own > others
-    # On a CPU an argmax takes ten times as long as a maximum, and ties are rare: only their rows need it.
+    # On a CPU an argmax takes ten times as long as a maximum. It is needed only for rows with ties, which are rare.
     tied = (own == others).squeeze(-1).nonzero().squeeze(-1)
     if len(tied):
         right[tied] = logits[tied].argmax(dim=-1, keepdim=True) == target[tied]
     return right
 
 
-# As an operator of PyTorch's, it is one opaque node for torch.compile, which would otherwise unroll the loop over
-# chunks.
+# torch.compile treats a custom operator as one opaque node; otherwise it would unroll the loop over chunks.
 _operator = torch.library.custom_op("gptladder::linear_cross_entropy", _chunked, mutates_args=())
 
 

@@ -1,8 +1,7 @@
-"""What a run writes down as it goes: ``metrics.jsonl`` and ``metrics.csv``, one row for each step that is logged.
+"""The metrics of a run: ``metrics.jsonl`` and ``metrics.csv``, one row for each logged step.
 
-Every number in them follows from the configuration, the seed and the data, so that a run that was interrupted and
-resumed ends with the same bytes as one that was not. How fast it went, which differs each time, is kept apart in
-``speed.jsonl``.
+All numbers in them follow from the configuration, the seed and the data. So a run that was interrupted and resumed ends
+with the same bytes as one that was not. The speed, which differs each time, is in another file, ``speed.jsonl``.
 """
 
 import dataclasses
@@ -21,17 +20,17 @@ _MAX_COUNT = 2**62
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """One row.
+    """One row of metrics.
 
-    Losses are cross-entropies in nats for each token; accuracies are shares of tokens whose own logit was the highest.
+    Losses are cross-entropies in nats per token. Accuracies are shares of tokens whose own logit was the highest.
     """
 
     step: int
-    """Updates made."""
+    """Number of updates."""
     epoch: float
-    """How often the training data has been gone through."""
+    """Passes over the training data."""
     tokens: int
-    """Tokens trained on."""
+    """Number of training tokens so far."""
     lr: float | None = None
     """Learning rate of the last update; None before the first."""
     loss: float | None = None
@@ -39,9 +38,9 @@ class Metrics:
     accuracy: float | None = None
     """Accuracy on that batch."""
     grad_norm: float | None = None
-    """Norm of its gradient, before clipping."""
+    """Norm of that batch's gradient, before clipping."""
     val_loss: float | None = None
-    """Validation loss; None where the row has no evaluation."""
+    """Validation loss; None if there was no evaluation at this step."""
     val_accuracy: float | None = None
     """Validation accuracy."""
     val_perplexity: float | None = None
@@ -49,7 +48,7 @@ class Metrics:
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss); infinite where that is beyond a float."""
+    """Return exp(loss), or infinity if that is too large for a float."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -57,7 +56,7 @@ def perplexity(loss: float) -> float:
 
 
 class RunFiles:
-    """The files of a run that only ever grow, so that a snapshot can record how long each was.
+    """The files that a run appends to. A snapshot records their lengths.
 
     Args:
         folder: The run's folder, which must exist.
@@ -69,26 +68,26 @@ class RunFiles:
         self.folder = folder
 
     def append(self, name: str, text: str) -> None:
-        """Add text to the end of one of them."""
+        """Append text to a file."""
         with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
     def sizes(self) -> dict[str, int]:
-        """Return the length of each in bytes."""
+        """Return the length of each file in bytes."""
         paths = {name: self.folder / name for name in self.NAMES}
         return {name: path.stat().st_size if path.exists() else 0 for name, path in paths.items()}
 
     def sync(self) -> None:
-        """Bring all of them to the disk."""
+        """Flush all files to the disk."""
         for name in self.NAMES:
             with open(self.folder / name, "ab") as file:
                 os.fsync(file.fileno())
 
     def cut_back(self, sizes: Mapping[str, int]) -> None:
-        """Make each as long as it was; those that are not named are emptied.
+        """Truncate each file to its length in ``sizes`` (default: 0).
 
         Raises:
-            ValueError: One is shorter than it was, or gone; then none is changed.
+            ValueError: A file is shorter than that, or missing. Then no file is changed.
         """
         actual = self.sizes()
         for name in self.NAMES:
@@ -112,9 +111,9 @@ class RunFiles:
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """Return the rows of a run's ``metrics.jsonl``; none where it has not been written.
+    """Return the rows of a run's ``metrics.jsonl``; none if the file does not exist.
 
-    A last line without an end is left out: its writer was killed, or is writing it at this moment.
+    A last line without a newline is left out: the process that wrote it was killed, or is still writing it.
 
     Raises:
         FileError: A line is not a row of metrics.
@@ -136,10 +135,10 @@ def read_metrics(folder: Path) -> list[Metrics]:
 
 
 def metrics_row(values: object) -> Metrics:
-    """Return the row that plain values, read from a file, describe.
+    """Return a row of metrics from the plain values of a file.
 
     Raises:
-        ValueError: A field is missing, unknown, or not a number where one belongs.
+        ValueError: A field is missing, unknown, or not a number.
     """
     fields = {field.name: field for field in dataclasses.fields(Metrics)}
     if not isinstance(values, Mapping) or values.keys() != fields.keys():

@@ -1,4 +1,4 @@
-"""The models that a run leaves: ``final/``, the best by validation loss, and ``last/``, the last one.
+"""The models that a run writes: ``final/``, the best by validation loss, and ``last/``, the last one.
 
 ``final/`` is there from the first evaluation on, and each better model takes its place while others may be reading it.
 """
@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from typing import Any
 from ..assembly.model import GPT2
 from ..files import FileError, read_json, sync_folder, write_whole
 from ..tokenizer import Tokenizer
+from ..weights.card import CARD_FILE
 from ..weights.generation import write_generation_config
-from .metrics import Metrics, perplexity
+from .metrics import Metrics
+from .model_card import model_card, with_samples
+from .presets import TrainConfig
 
 _WEIGHTS = "model.safetensors"
 _STEP = "step.json"
@@ -32,15 +35,23 @@ class Judged:
 
 
 def write_model(
-    folder: Path, model: GPT2, tokenizer: Tokenizer, row: Metrics, *, name: str, facts: Mapping[str, Any]
+    folder: Path,
+    model: GPT2,
+    tokenizer: Tokenizer,
+    row: Metrics,
+    *,
+    config: TrainConfig,
+    facts: Mapping[str, Any],
+    samples: Sequence[str] = (),
 ) -> Judged:
-    """Write a model's folder, or exchange the model in it: whoever reads it at any moment gets one whole model.
+    """Write a model's folder, or replace the model in it. A program that reads it at any moment gets one whole model.
 
     Args:
         folder: Where; it does not exist, or holds an earlier model of the same run.
         row: Metrics of the step, with its evaluation.
-        name: Name of the run, for the model card.
+        config: What the run was started with, for the model card.
         facts: What the model card lists.
+        samples: What the model wrote, for the model card.
 
     Raises:
         OSError: The disk is full; an earlier model is still there.
@@ -60,7 +71,8 @@ def write_model(
             pad_id=tokenizer.pad_id,
             max_length=model.config.n_ctx,
         )
-        write_whole(staging / "README.md", model_card(name, row, facts))
+        card = model_card(row, config, facts)
+        write_whole(staging / CARD_FILE, with_samples(card, samples) if samples else card)
         write_whole(staging / _STEP, json.dumps({"step": judged.step, "val_loss": judged.val_loss}) + "\n")
         if folder.exists():
             _exchange(staging, folder)
@@ -72,9 +84,19 @@ def write_model(
     return judged
 
 
+def add_samples(folder: Path, step: int, samples: Sequence[str]) -> None:
+    """Put what a model wrote into its card, if the folder holds the model of that step."""
+    written = written_model(folder)
+    if written is None or written.step != step or not samples:
+        return
+    with contextlib.suppress(FileNotFoundError):  # the user may have removed the card
+        text = (folder / CARD_FILE).read_text(encoding="utf-8")
+        write_whole(folder / CARD_FILE, with_samples(text, samples))
+
+
 def _exchange(staging: Path, folder: Path) -> None:
-    # Without its step, a folder counts as of unknown step, and the next evaluation writes it. So what is said of the
-    # weights is never of other weights, at whatever moment this is interrupted.
+    # Remove the step first: without it, the folder's step is unknown, and the next evaluation writes the folder again.
+    # So even if this is interrupted, the step is never that of other weights.
     (folder / _STEP).unlink(missing_ok=True)
     names = sorted(path.name for path in staging.iterdir())
     for name in sorted(names, key=lambda name: (name == _STEP, name != _WEIGHTS)):
@@ -90,20 +112,3 @@ def written_model(folder: Path) -> Judged | None:
         if type(step) is int and type(val_loss) is float and (folder / _WEIGHTS).exists():
             return Judged(step, val_loss)
     return None
-
-
-def model_card(name: str, row: Metrics, facts: Mapping[str, Any]) -> str:
-    """Return a short README for a trained model: what it is, what it was trained on, how well it predicts."""
-    loss = row.val_loss or 0.0
-    lines = [
-        f"# {name}",
-        "",
-        "A GPT-2 trained with gptladder. `GPT2.from_pretrained(folder)` of gptladder reads this folder, and so do",
-        "`AutoModelForCausalLM` and `AutoTokenizer` of transformers.",
-        "",
-        f"- step {row.step:,}: {row.tokens:,} tokens, {row.epoch:.2f} epochs",
-        f"- validation: loss {loss:.4f}, perplexity {perplexity(loss):.2f}, accuracy {row.val_accuracy or 0.0:.1%}",
-        f"- loss of the last batch: {row.loss:.4f}" if row.loss is not None else "- not trained",
-        *(f"- {fact.replace('_', ' ')}: {value}" for fact, value in facts.items()),
-    ]
-    return "\n".join(lines) + "\n"

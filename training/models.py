@@ -1,4 +1,4 @@
-"""The model of a run: its configuration, settled from the run's options, and its weights."""
+"""Build the model of a run: its configuration from the run's options, and its weights."""
 
 import dataclasses
 from collections.abc import Collection
@@ -11,24 +11,24 @@ from ..assembly.model import GPT2
 from ..tokenizer import Tokenizer
 from .presets import DROPOUTS, TrainConfig, field_names
 
-# Options that lists for several starting models often carry. They have no effect, and a line says so; every other size
-# that differs from that of the model to start from is refused.
+# Sizes that command lines for several starting models often contain. If they differ from the model to start from, they
+# have no effect, and a line reports it; every other size that differs is refused.
 _REPORTED = frozenset({"n_layers", "n_heads"})
 
 
 def with_source(
     config: TrainConfig, source: GPT2Config, asked: Collection[str] | None = None
 ) -> tuple[TrainConfig, list[str]]:
-    """Return a configuration whose model is the one to start from, with the run's dropout, and lines to report.
+    """Return the configuration with the sizes of the model to start from and the run's dropout, and lines to report.
 
     Args:
         config: A configuration with ``init_from``.
         source: Configuration of the model to start from.
-        asked: Names of fields that the user asked for (default: the model's that differ from ``GPT2Config()``).
+        asked: Names of the fields that the user set (default: those of the model that differ from ``GPT2Config()``).
 
     Raises:
-        ValueError: The user asked for a size that the model to start from does not have, or for sequences that are
-            longer than it has positions for.
+        ValueError: The user set a size that differs from the model to start from, or sequences longer than its
+            ``n_ctx``.
     """
     name, wanted = config.init_from, config.model
     if asked is None:
@@ -66,9 +66,10 @@ def with_source(
 
 
 def fresh_model(config: TrainConfig, device: torch.device) -> GPT2:
-    """Return a model with weights drawn by the run's seed; on the CPU, so that a seed means the same everywhere.
+    """Return a model with new weights, drawn by the run's seed.
 
-    Its first loss is that of guessing, ``ln(d_vocab)``, whatever ``init_range`` and width.
+    They are drawn on the CPU, so that a seed gives the same weights on every device. The first loss is about
+    ``ln(d_vocab)``, that of equal probabilities, for any ``init_range`` and width.
     """
     torch.manual_seed(config.optim.seed)
     model = GPT2(config.model)
@@ -77,7 +78,7 @@ def fresh_model(config: TrainConfig, device: torch.device) -> GPT2:
 
 
 def with_dropout(model: GPT2, config: GPT2Config) -> GPT2:
-    """Return a model with the same weights, by a configuration that differs in dropout alone."""
+    """Return a model with the same weights and a configuration that differs only in dropout."""
     if model.config == config:
         return model
     other = GPT2(config).to(next(model.parameters()).device)
@@ -86,10 +87,10 @@ def with_dropout(model: GPT2, config: GPT2Config) -> GPT2:
 
 
 def check_vocabulary(config: TrainConfig, model: GPT2Config, tokenizer: Tokenizer) -> None:
-    """Make sure that a model to start from has a row for every token of the data.
+    """Check that a model to start from has an embedding for every token of the data.
 
     Raises:
-        ValueError: It has fewer.
+        ValueError: The data's vocabulary is larger than the model's.
     """
     if tokenizer.n_vocab > model.d_vocab:
         raise ValueError(

@@ -1,10 +1,11 @@
-"""Muon: momentum whose steps are made orthogonal, for matrices; AdamW for everything else.
+"""Muon (momentum with orthogonalized steps) for matrices, and AdamW for all other parameters.
 
 Reference: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
-https://kellerjordan.github.io/posts/muon/. The update of one matrix is that of ``torch.optim.Muon``. That class is not
-used because it takes the matrices one at a time, which is a third as fast for 4 layers of width 128 (16.7 ms a step
-against 5.5 on two cores), takes parameters with two axes only, and always computes in bfloat16. Here several matrices
-may share a parameter (queries, keys and values), and all matrices of one shape are one batched product.
+https://kellerjordan.github.io/posts/muon/. The update of one matrix is that of ``torch.optim.Muon``. This module does
+not use that class, for three reasons: it updates one matrix after the other, which is a third as fast for 4 layers of
+width 128 (16.7 ms per step instead of 5.5 on two cores); it accepts only parameters with two axes; and it always
+computes in bfloat16. Here several matrices may share a parameter (queries, keys and values), and all matrices of the
+same shape are one batched product.
 """
 
 import math
@@ -29,11 +30,11 @@ def orthogonalize(
 ) -> Float[Tensor, "count rows columns"]:
     """Move the singular values of each matrix close to 1, and leave its singular vectors as they are.
 
-    Five steps of the quintic Newton-Schulz iteration, with the coefficients of Jordan et al. 2024. They take each
-    singular value to somewhere between about 0.7 and 1.2, which trains as well as exactly 1. A matrix of zeros stays 0.
+    This does five steps of the quintic Newton-Schulz iteration, with the coefficients of Jordan et al. 2024. Afterwards
+    each singular value is between about 0.7 and 1.2, which trains as well as exactly 1. A matrix of zeros stays 0.
 
     Args:
-        matrices: the matrices, all of one shape.
+        matrices: the matrices, all of the same shape.
         bf16: compute in bfloat16, as `torch.optim.Muon` always does (default: in the dtype of the matrices).
     """
     a, b, c = COEFFICIENTS
@@ -59,18 +60,18 @@ class Muon(Optimizer):
         U <- orthogonalize(momentum * M + (1 - momentum) * G)
         W <- W - lr * weight_decay * W - lr * sqrt(max(1, outputs / inputs)) * U
 
-    The last factor gives matrices of different shapes steps of one size (Jordan et al. 2024; ``"original"`` in
+    The last factor gives the steps of matrices of different shapes the same size (Jordan et al. 2024; ``"original"`` in
     ``torch.optim.Muon``, whose matrices have outputs as rows).
 
-    A parameter that is sharded (FSDP2) is handled too: its momentum is sharded as it is, and each process gathers the
-    matrix that it needs for the iteration.
+    A parameter may be sharded (FSDP2). Then its momentum is sharded in the same way, and each process gathers the whole
+    matrix for the iteration.
 
     Args:
         matrices: parameter groups for Muon. Each has ``params``, ``lr``, ``weight_decay``, ``momentum``, ``bf16``
-            (for `orthogonalize`), and ``layout``: an einops pattern that turns a parameter into matrices
+            (for `orthogonalize`), and ``layout``, an einops pattern that turns a parameter into matrices
             ``[count inputs outputs]``.
-        others: AdamW of the other parameters. It is used for its arithmetic; its groups and state become this
-            optimizer's own, after the groups of ``matrices``.
+        others: AdamW for the other parameters. It computes their updates; its groups and its state become part of this
+            optimizer, after the groups of ``matrices``.
     """
 
     def __init__(self, matrices: Iterable[dict[str, Any]], others: AdamW) -> None:
@@ -89,14 +90,14 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._update_matrices()
-        # Loading a state replaces groups and state, so AdamW gets the present ones each time.
+        # Loading a state replaces the groups and the state of this optimizer, so AdamW gets them before each step.
         self._others.param_groups = [group for group in self.param_groups if "layout" not in group]
         self._others.state = self.state
         self._others.step()
         return loss
 
     def _update_matrices(self) -> None:
-        # Momentum, parameter by parameter, and from it the matrices to orthogonalize, by shape.
+        # Update the momentum of each parameter, and collect the matrices to orthogonalize by their shape.
         waiting: dict[Any, list[tuple[dict[str, Any], Tensor, Tensor, Tensor]]] = defaultdict(list)
         for group in self.param_groups:
             if "layout" not in group:
@@ -117,6 +118,7 @@ class Muon(Optimizer):
                 key = (matrices.shape[1:], matrices.dtype, matrices.device, group["bf16"])
                 waiting[key].append((group, parameter, update, matrices))
 
+        # Orthogonalize all matrices of the same shape in one batched product, and update their parameters.
         for (*_, bf16), entries in waiting.items():
             counts = [len(matrices) for *_, matrices in entries]
             steps = orthogonalize(torch.cat([matrices for *_, matrices in entries]), bf16=bf16).split(counts)
@@ -124,13 +126,13 @@ class Muon(Optimizer):
                 self._move(group, parameter, update, step)
 
     def _move(self, group: dict[str, Any], parameter: Tensor, update: Tensor, step: Tensor) -> None:
-        """Change a parameter by its matrices' step; ``update`` is of its shape, and free to be written to."""
-        whole = torch.empty(update.shape, dtype=update.dtype, device=update.device)  # contiguous: the next is a view
+        """Update a parameter by the step of its matrices. ``update`` has the shape of the whole parameter."""
+        whole = torch.empty(update.shape, dtype=update.dtype, device=update.device)  # contiguous, so `target` is a view
         target = rearrange(whole, group["layout"])
         inputs, outputs = target.shape[1:]
         target.copy_(step.mT if inputs > outputs else step)
         if isinstance(parameter, DTensor):
-            # Every process has the same whole step, and cuts its own part from it.
+            # Every process has the same whole step, and takes its own shard of it.
             whole = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(whole, alpha=-group["lr"] * math.sqrt(max(1, outputs / inputs)))

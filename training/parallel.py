@@ -1,8 +1,8 @@
-"""One process or many: which part of the work is this one's, and how parts are put together.
+"""Train with one process or many: divide the work, and combine gradients, numbers and states.
 
-All of it is PyTorch's own: ``torchrun`` starts the processes, DistributedDataParallel or FSDP2 (``fully_shard``) joins
-their gradients, ``torch.distributed.checkpoint.state_dict`` gathers and spreads what is sharded, so that a snapshot is
-the same file for any number of processes.
+PyTorch does the work: ``torchrun`` starts the processes; DistributedDataParallel or FSDP2 (``fully_shard``) combines
+their gradients; ``torch.distributed.checkpoint.state_dict`` gathers and distributes sharded states, so that a snapshot
+is the same file for any number of processes.
 """
 
 import atexit
@@ -38,7 +38,7 @@ _EACH_HAS_ALL = StateDictOptions(full_state_dict=True)
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train together, from the view of one of them; by default it is alone."""
+    """The processes that train together, as one of them sees it (default: this process is alone)."""
 
     rank: int = 0
     world: int = 1
@@ -46,38 +46,38 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     @property
     def sharded(self) -> bool:
-        """Whether each process holds a part of the weights only."""
+        """Whether each process has only a part of the weights."""
         return self.world > 1 and self.parallel == "fsdp"
 
     def wrap(self, loss: NextTokenLoss) -> nn.Module:
-        """The module whose backward joins the gradients of all processes (as their mean)."""
+        """Return a module whose backward pass averages the gradients of all processes."""
         if self.world == 1:
             return loss
         if self.parallel == "ddp":
             device = next(loss.parameters()).device
             return DistributedDataParallel(loss, device_ids=[device] if device.type == "cuda" else None)
-        # Each block on its own; the rest, the embedding that is also the output projection among it, as one.
+        # Shard each block separately, and everything else (such as the embedding) as one unit.
         for block in loss.model.blocks:
             fully_shard(block)
         fully_shard(loss)
         return loss
 
     def sum(self, *values: float, device: torch.device) -> list[float]:
-        """Each value, added up over the processes."""
+        """Return the sum of each value over the processes."""
         if self.world == 1:
             return list(values)
-        # Of the GPUs' libraries not all add doubles (MPS has none); counts below 2**24 and losses are what comes here.
+        # MPS has no float64. float32 is enough there: the values are losses, and counts below 2**24.
         total = torch.tensor(values, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
         dist.all_reduce(total)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every process, in their order, on the first; an empty list on the others."""
+        """Return the values of all processes in order on the first process, and an empty list on the others."""
         if self.world == 1:
             return [value]
         gathered = [None] * self.world if self.first else None
@@ -85,7 +85,7 @@ class Processes:
         return gathered or []
 
     def share(self, value: Any) -> Any:
-        """The first process's value, on all; the others wait for it."""
+        """Return the first process's value on all processes, which wait for it."""
         if self.world == 1:
             return value
         shared = [value]
@@ -95,30 +95,30 @@ class Processes:
 
 @contextmanager
 def joined(parallel: Parallel, device: torch.device) -> Iterator[Processes]:
-    """The processes that ``torchrun`` started, for the block; this one alone where it did not."""
+    """Connect the processes that ``torchrun`` has started, within the block (without ``torchrun``: only this one)."""
     if "WORLD_SIZE" not in os.environ:
         yield Processes()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Gloo's threads keep tensors of the last collectives; FSDP's modules, which refer to each other in circles, keep
-    # Gloo. Were all that freed as the interpreter ends, a thread that then asks for it would abort the process.
+    # Gloo's threads hold tensors of the last operations, and FSDP's modules, which refer to each other in cycles, hold
+    # Gloo. If these were freed while the interpreter ends, a thread that still uses them would abort the process.
     atexit.register(gc.collect)
-    # The others wait while the first prepares the data or draws samples.
+    # The timeout is long because the others wait while the first process prepares the data or draws samples.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), parallel)
-        dist.barrier()  # one that left early would break the connections that others still use
+        dist.barrier()  # a process that left early would break connections that others still use
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
 def gradients_joined(module: nn.Module, join: bool) -> Iterator[None]:
-    """For the block, which must hold forward and backward, join the processes' gradients in backward, or leave that
-    for later.
+    """Choose whether backward passes within the block combine the gradients of the processes.
 
-    Gradients that accumulate over several backward passes need joining in the last one only.
+    The block must contain the forward pass too. If gradients accumulate over several backward passes, only the last one
+    needs to combine them.
     """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(join)
@@ -131,20 +131,20 @@ def gradients_joined(module: nn.Module, join: bool) -> Iterator[None]:
 
 
 def whole_model_state(loss: NextTokenLoss) -> dict[str, Any]:
-    """The model's state dict, none of it sharded, on the first process. Every process must call it."""
+    """Return the whole state dict of the model on the first process. All processes must call it."""
     if not _sharded(loss):
         return loss.model.state_dict()
     return {name.removeprefix("model."): value for name, value in get_model_state_dict(loss, options=_WHOLE).items()}
 
 
 def whole_optimizer_state(loss: NextTokenLoss, optimizer: Optimizer) -> dict[str, Any]:
-    """The optimizer's state dict as if one process were alone, on the first. Every process must call it."""
+    """Return the whole state dict of the optimizer on the first process. All processes must call it."""
     if not _sharded(loss):
         return optimizer.state_dict()
     state: dict[str, Any] = get_optimizer_state_dict(loss, optimizer, options=_WHOLE)
     if not state:  # on the other processes
         return {}
-    # PyTorch has it by name here, and by number in an optimizer's own state dict.
+    # Here PyTorch gives the parameters names; an optimizer's own state dict has numbers.
     names = [name for group in state["param_groups"] for name in group["params"]]
     return _renamed(state, {name: number for number, name in enumerate(names)})
 
@@ -152,9 +152,9 @@ def whole_optimizer_state(loss: NextTokenLoss, optimizer: Optimizer) -> dict[str
 def load_whole_state(
     loss: NextTokenLoss, optimizer: Optimizer, model_state: dict[str, Any], optimizer_state: dict[str, Any]
 ) -> None:
-    """Give the model and the optimizer the states of `whole_model_state` and `whole_optimizer_state`.
+    """Load the states that `whole_model_state` and `whole_optimizer_state` have returned.
 
-    The number of processes may be another than it was. Every process must have the states.
+    The number of processes may have changed since. All processes must call it with the states.
     """
     if not _sharded(loss):
         loss.model.load_state_dict(model_state)
@@ -182,7 +182,7 @@ def _renamed(optimizer_state: dict[str, Any], names: dict[Any, Any]) -> dict[str
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the random number generators that dropout draws from: PyTorch's, of the CPU and of the device."""
+    """Return the states of the random number generators of dropout: PyTorch's, for the CPU and for the device."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -192,7 +192,7 @@ def rng_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_rng_state(states: dict[str, Tensor], device: torch.device) -> None:
-    """Undo what has been drawn since `rng_state`."""
+    """Restore the states that `rng_state` has returned."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

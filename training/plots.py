@@ -1,6 +1,6 @@
-"""The picture of a run: its losses, and the perplexity that they are."""
+"""The picture of a run: its losses, and the perplexity of each loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ _APART = 0.05  # of the height of the picture: distance of two labels
 def draw_losses(rows: Sequence[Metrics], path: Path, *, title: str) -> None:
     """Draw training and validation loss against steps, with perplexity on a second axis, into a PNG file.
 
+    If the loss falls mostly in the first tenth of the steps, the axis of steps is logarithmic, so that the fall and
+    what follows can both be seen.
+
     Raises:
-        ModuleNotFoundError: matplotlib is not installed; the text names the extra that has it.
+        ModuleNotFoundError: matplotlib is not installed; the message names the extra that has it.
     """
     try:
         from matplotlib.figure import Figure
@@ -29,28 +32,19 @@ def draw_losses(rows: Sequence[Metrics], path: Path, *, title: str) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     # The loss of an update's batch is that of the model before the update, so it stands at the step before.
-    points = [(row.step - 1, row.loss) for row in rows if row.loss is not None]
-    steps, losses = np.array(points).reshape(-1, 2).T
-    axes.plot(steps, losses, color="tab:blue", alpha=0.25, linewidth=1, label="train, each logged step")
-    window = max(1, len(losses) // _SMOOTHED_OVER)
-    means_at, means = _means(steps, window), _means(losses, window)
-    name = f"train, mean of {window}" if window > 1 else "train"
-    axes.plot(means_at, means, color="tab:blue", label=_with_last(name, means))
-    evaluated = np.array([(row.step, row.val_loss) for row in rows if row.val_loss is not None]).reshape(-1, 2)
-    axes.plot(
-        *evaluated.T, color="tab:orange", marker="o", markersize=3, label=_with_last("validation", evaluated[:, 1])
-    )
-    if len(evaluated) > 2:
-        step, best = evaluated[1:][evaluated[1:, 1].argmin()]
-        axes.plot(step, best, "*", color="tab:red", markersize=9, label=f"best: {best:.3f} at step {step:.0f}")
+    trained = _points((row.step - 1, row.loss) for row in rows)
+    evaluated = _points((row.step, row.val_loss) for row in rows)
+    falls_early = _falls_early(trained)
+    means = _means(trained, growing=falls_early)
+
+    axes.plot(*trained.T, color="tab:blue", alpha=0.25, linewidth=1, label="train, each logged step")
+    last = trained[-max(1, len(trained) // _SMOOTHED_OVER) :, 1].mean() if len(trained) else None
+    axes.plot(*means.T, color="tab:blue", label=_with_value("train, smoothed", last))
+    _draw_evaluations(axes, evaluated)
     axes.set(title=title, xlabel="step", ylabel="cross-entropy (nats per token)")
-    shown = np.concatenate([means, evaluated[:, 1]])
-    if shown.size and 0 < shown.min() * _LOGARITHMIC_FROM < shown.max():
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        axes.set_yticks([tick for tick in _round_numbers(-8, (1, 2, 5)) if low <= tick <= high])
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.minorticks_off()
+    if falls_early:
+        _set_log_steps(axes, trained[trained[:, 0] > 0, 0].min())
+    _set_log_losses(axes, np.concatenate([means[:, 1], evaluated[:, 1]]))
     axes.grid(alpha=0.3)
     axes.legend()
     _add_perplexity(axes)
@@ -59,16 +53,77 @@ def draw_losses(rows: Sequence[Metrics], path: Path, *, title: str) -> None:
     temporary.replace(path)
 
 
-def _means(values: np.ndarray, window: int) -> np.ndarray:
-    return values[: len(values) // window * window].reshape(-1, window).mean(axis=1)
+def _points(pairs: Iterable[tuple[int, float | None]]) -> np.ndarray:
+    return np.array([(step, loss) for step, loss in pairs if loss is not None], dtype=float).reshape(-1, 2)
 
 
-def _with_last(name: str, values: np.ndarray) -> str:
-    return f"{name}: {values[-1]:.3f}" if len(values) else name
+def _falls_early(points: np.ndarray) -> bool:
+    """Return whether a tenth of the steps holds more than half of the fall of the loss."""
+    if len(points) < 20:
+        return False
+    first, tenth = points[0, 1], points[: len(points) // 10 + 1, 1].min()
+    return bool(first - tenth > (first - points[:, 1].min()) / 2 > 0)
+
+
+def _means(points: np.ndarray, *, growing: bool) -> np.ndarray:
+    """Return means of consecutive points: of equally many each, or (growing) of more and more."""
+    if not len(points):
+        return points
+    count = min(_SMOOTHED_OVER, len(points))
+    if growing:
+        cuts = np.unique(np.geomspace(1, len(points), count).astype(int))
+    else:
+        cuts = np.arange(1, count) * (len(points) // count)
+    return np.array([part.mean(axis=0) for part in np.split(points, cuts) if len(part)])
+
+
+def _draw_evaluations(axes: Any, evaluated: np.ndarray) -> None:
+    """Draw the validation losses. That of step 0 stands alone: a line from it to the next would be no measurement."""
+    first, later = evaluated[evaluated[:, 0] == 0], evaluated[evaluated[:, 0] > 0]
+    orange: dict[str, Any] = {"color": "tab:orange", "marker": "o", "markersize": 4}
+    if len(first):
+        label = _with_value("validation at step 0", first[-1, 1])
+        axes.plot(*first.T, linestyle="", markerfacecolor="white", **orange, label=label)
+    if len(later):
+        axes.plot(*later.T, **orange, label=_with_value("validation", later[-1, 1]))
+    if len(later) > 1:
+        step, best = later[later[:, 1].argmin()]
+        axes.plot(step, best, "k*", markersize=10, zorder=3, label=f"best: {best:.3f} at step {step:.0f}")
+
+
+def _with_value(name: str, value: float | None) -> str:
+    return name if value is None else f"{name}: {value:.3f}"
+
+
+def _set_log_steps(axes: Any, first: float) -> None:
+    """Make the axis of steps logarithmic from the first step above 0 on, and linear below, so that it has a 0."""
+    axes.set_xscale("symlog", linthresh=first, linscale=0.3)
+    left, right = 0, axes.dataLim.x1
+    axes.set_xlim(left - 0.3 * first, right * 1.1)
+    axes.set_xticks([0, *(tick for tick in _round_numbers(0, (1, 2, 5)) if first <= tick <= right)])
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(_no_ticks())
+    axes.set_xlabel("step (logarithmic)")
+
+
+def _set_log_losses(axes: Any, losses: np.ndarray) -> None:
+    """Make the axis of losses logarithmic if they differ by more than a factor."""
+    if losses.size and 0 < losses.min() * _LOGARITHMIC_FROM < losses.max():
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_yticks([tick for tick in _round_numbers(-8, (1, 2, 5)) if low <= tick <= high])
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(_no_ticks())
+
+
+def _no_ticks() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
 
 
 def _add_perplexity(axes: Any) -> None:
-    """Add a second axis that shows each loss as the perplexity that it is."""
+    """Add a second axis that shows each loss as a perplexity."""
     second = axes.secondary_yaxis("right", functions=(_exp, _log))
     second.set_ylabel("perplexity")
     low, high = axes.get_ylim()

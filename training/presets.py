@@ -1,4 +1,4 @@
-"""What a training run is told, as typed dataclasses, and the presets: values that reproduce known small runs.
+"""The configuration of a training run, as typed dataclasses, and the presets: values that reproduce known small runs.
 
 A field's docstring is its help text on the command line.
 """
@@ -25,29 +25,31 @@ class OptimConfig:
     batch: int = 16
     """Sequences of each update, over all processes and micro-batches together."""
     micro_batch: int | None = None
-    """Sequences that one process holds at a time; its whole share of the batch where it is not given."""
+    """Sequences that one process computes at a time (default: its whole share of the batch)."""
     seq: int | None = None
-    """Tokens of a sequence; n_ctx where it is not given."""
+    """Tokens of a sequence (default: n_ctx)."""
     order: Order = "shuffled"
-    """Every window of the text once an epoch (shuffled), or windows that begin anywhere (random)."""
+    """shuffled: each window of the text once per epoch; documents: the same, with each document divided into windows
+    separately, from its beginning; random: windows that begin at any token."""
     max_steps: int | None = None
     """Updates after which training ends."""
     max_epochs: float | None = None
-    """Times through the training data after which it ends."""
+    """Passes over the training data after which training ends."""
     target_loss: float | None = None
-    """Loss of a batch at which it ends."""
+    """Training loss of a batch at which training ends."""
     patience: int | None = None
-    """Evaluations without a lower validation loss after which it ends."""
+    """Evaluations in a row without a lower validation loss after which training ends."""
     optimizer: OptimizerName = "adamw"
-    """adamw, or muon (Muon for the matrices of the blocks, AdamW for the rest), which needs fewer steps."""
+    """adamw, or muon (Muon for the matrices of the blocks, AdamW for the rest), which needs fewer updates."""
     lr: float = 1e-3
     """Learning rate of AdamW after warm-up."""
     min_lr: float | None = None
-    """Learning rate at the end of the decay (default: the rate stays constant after warm-up). Muon's follows."""
+    """Learning rate at the end of the decay (default: the rate stays constant after warm-up). The learning rate of Muon
+    decays in the same proportion."""
     muon_lr: float = 0.02
     """Learning rate of Muon after warm-up; it follows the same schedule."""
     muon_momentum: float = 0.95
-    """Muon's decay rate for the mean of the gradient."""
+    """Muon's decay rate for the running mean of the gradient."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises."""
     decay: Decay = "cosine"
@@ -55,27 +57,27 @@ class OptimConfig:
     decay_steps: int | None = None
     """Updates after which the decay ends (default: all of them)."""
     beta1: float = 0.9
-    """AdamW's decay rate for the mean of the gradient."""
+    """AdamW's decay rate for the running mean of the gradient."""
     beta2: float = 0.999
-    """The same for its mean square."""
+    """AdamW's decay rate for the running mean of the squared gradient."""
     weight_decay: float = 0.01
-    """Decay of matrices, embeddings included, at each update, times the learning rate."""
+    """Weight decay of matrices, embeddings included: each update subtracts this times the learning rate of them."""
     grad_clip: float | None = 1.0
-    """Limit for the norm of the gradient."""
+    """Largest norm of the gradient: a gradient with a larger norm is scaled down to it."""
     seed: int = 1337
-    """Of the initial weights, of dropout, and of the order of the data."""
+    """Seed of the initial weights, of dropout, and of the order of the data."""
     device: str | None = None
-    """cuda, mps or cpu; where it is not given, the first of these that is there."""
+    """cuda, mps or cpu (default: the first of these that is available)."""
     precision: Precision = "float32"
-    """What products are computed in: float32, bf16 (under autocast; weights stay in float32), or auto: bf16 where
-    a trial at the start finds it at least 1.5 times as quick."""
+    """Precision of matrix products: float32, bf16 (with autocast; weights stay in float32), or auto: bf16 if a trial at
+    the start finds it at least 1.5 times as fast."""
     products: Products = "auto"
-    """Who computes float32 products on a CPU: PyTorch's default, oneDNN, or auto: oneDNN where a trial at the start
-    finds it as accurate and not clearly slower."""
+    """Backend for float32 matrix products on a CPU: default (PyTorch's choice), onednn, or auto: oneDNN if a trial at
+    the start finds it as accurate and not clearly slower."""
     compile: bool = False
     """Compile the model with torch.compile."""
     parallel: Parallel = "ddp"
-    """With torchrun: whole copies (ddp), or weights sharded among the processes (fsdp)."""
+    """With torchrun: each process has a copy of the model (ddp), or the weights are sharded among them (fsdp)."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -107,39 +109,45 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What is written and shown."""
+    """What a run writes and prints, and how often."""
 
     name: str | None = None
-    """Name of the run, and of its folder; the preset's where it is not given."""
+    """Name of the run, and of its folder (default: the preset's name)."""
     runs_dir: str = "runs"
-    """Where the folders of runs are."""
+    """Folder that contains the folders of runs."""
     log_every: int = 10
     """Updates between rows of metrics."""
     eval_every: int | Literal["epoch"] = 250
     """Updates between evaluations on the validation data, or "epoch"."""
     eval_batches: int | None = None
-    """Batches of an evaluation, spread over the validation data; all of it where it is not given."""
+    """Batches of an evaluation, spread evenly over the validation data (default: all of it)."""
     snapshot_every: int = 500
     """Updates between snapshots."""
     keep: int = 3
-    """Snapshots that are kept, the newest."""
+    """Number of snapshots to keep; older ones are deleted."""
     sample_every: int | Literal["epoch"] | None = None
-    """Updates between samples, or "epoch"; as evaluations where it is not given."""
+    """Updates between samples, or "epoch" (default: as often as evaluations)."""
     prompt: str = "Once upon a time"
-    """What samples begin with."""
+    """Text that samples continue."""
     sample_tokens: int = 200
     """Tokens of a sample."""
     final_samples: int = 3
-    """Samples after training."""
+    """Number of samples after training."""
     resume: str | None = None
-    """"auto" (the newest snapshot of the run, or from the beginning if there is no run), or the path of a snapshot: one
-    of this run goes back to it, one of another run begins a new run from it."""
+    """"auto" continues the run from its newest snapshot, or starts it if there is none. The path of a snapshot of this
+    run returns to that snapshot; the path of another run's snapshot starts a new run from it."""
+    config: str | None = None
+    """config.json of an earlier run: everything is as in that run, except the options that are given beside it."""
     overwrite: bool = False
-    """Begin anew, and replace the run of this name as soon as the new one can be continued."""
+    """Start from the beginning, and delete the earlier run of this name once the new one has a snapshot."""
     json: bool = False
-    """Instead of a progress line, write one JSON object a line, and nothing else."""
+    """Print one JSON object per line, and nothing else, instead of a progress line."""
     tensorboard: bool = False
     """Also write the metrics for TensorBoard."""
+    wandb: bool = False
+    """Also send metrics and samples to Weights & Biases (WANDB_MODE=offline keeps them in the run's folder)."""
+    license: str | None = None
+    """Licence of the trained model, for its card, such as mit (default: none, which the card states)."""
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -156,15 +164,15 @@ class TrainConfig:
     """Train a GPT-2 on text."""
 
     preset: str = ""
-    """Where all values come from that are not given: tinystories, tinystories-2l64d, tinystories-char,
+    """Preset that gives the default of every other option: tinystories, tinystories-2l64d, tinystories-char,
     shakespeare-char, shakespeare-char-fast, verdict-124m or target-loss-124m."""
     data: DataConfig = field(default_factory=DataConfig)
     model: GPT2Config = field(default_factory=GPT2Config)
     init_from: str | None = None
     """Model folder, run, snapshot, or name of a published model to start from. Its sizes and its tokenizer are used."""
     dropout: float | None = None
-    """Dropout in training: of the embeddings, the attention pattern, and what each layer adds (default: as in the
-    model's configuration, and that of the model to start from)."""
+    """Dropout in training, for the embeddings, the attention pattern, and the output of each layer (default: the value
+    in the model's configuration, or in that of the model to start from)."""
     optim: OptimConfig
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -190,14 +198,14 @@ class TrainConfig:
         return self.run.name or self.preset or "run"
 
     def recorded(self) -> dict[str, Any]:
-        """Return what a run records: everything except how this start of it was asked for.
+        """Return what a run records: all of the configuration except the options of one start (``--resume``, …).
 
-        A resumed run so records the same as one that was never stopped.
+        So a resumed run records the same as a run that was never stopped.
         """
         values = dataclasses.asdict(self)
         dropouts = {values["model"][name] for name in DROPOUTS}
         values["model"]["dropout"] = dropouts.pop() if len(dropouts) == 1 else None  # as version 0.1 records it
-        for start in ("resume", "overwrite", "json"):
+        for start in ("resume", "config", "overwrite", "json"):
             del values["run"][start]
         return values
 
@@ -233,7 +241,7 @@ def field_names(config: Any) -> set[str]:
 
 
 def resized(model: GPT2Config, **changes: Any) -> GPT2Config:
-    """Return a model's configuration with fields changed; what followed from its other sizes follows from the new.
+    """Return a model's configuration with fields changed; sizes that were derived from others are derived again.
 
     >>> resized(GPT2Config(d_model=64, n_heads=4), d_model=32).d_mlp
     128
@@ -252,16 +260,20 @@ def _require_positive(config: Any, *names: str) -> None:
 
 PRESETS: dict[str, TrainConfig] = {
     # Short stories that read well, in three minutes on two cores: TinyStories, or without a network stories made here.
+    # The values are from benchmarks/recipes.py (study "stories").
     "tinystories": TrainConfig(
         preset="tinystories",
         data=DataConfig(corpus="tinystories", fraction=0.01, stories_mb=16, tokenizer="bpe", vocab_size=2048),
-        # Untied, with larger initial weights: wherever no name was mentioned before, all names are equally likely. This
-        # draws their rows of a tied table together, and a model this narrow is then slow to distinguish them.
-        model=GPT2Config(d_model=128, n_layers=2, n_heads=4, n_ctx=256, tie_word_embeddings=False, init_range=0.05),
+        # Untied: wherever no name was mentioned before, all names are equally likely. This draws their rows of a tied
+        # table together, and a model this narrow is then slow to distinguish them.
+        model=GPT2Config(d_model=128, n_layers=2, n_heads=4, n_ctx=256, tie_word_embeddings=False),
         optim=OptimConfig(
-            batch=4,
-            max_steps=8000,
-            lr=4e-3,
+            batch=8,
+            order="documents",
+            max_steps=2500,
+            optimizer="muon",
+            muon_lr=0.02,
+            lr=8e-3,
             min_lr=0.0,
             decay="linear",
             warmup_steps=60,
@@ -269,7 +281,7 @@ PRESETS: dict[str, TrainConfig] = {
             weight_decay=0.01,
             precision="auto",
         ),
-        run=RunConfig(eval_every=1000, eval_batches=64, snapshot_every=1000),
+        run=RunConfig(eval_every=250, eval_batches=32, sample_every=500, snapshot_every=500),
     ),
     # Two layers of width 64 on the whole of TinyStories; documented: loss 3.17, accuracy 35.5% after 5 epochs.
     "tinystories-2l64d": TrainConfig(

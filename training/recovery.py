@@ -1,4 +1,4 @@
-"""After a training has diverged: which snapshot it can continue from. Those that it cannot are set aside."""
+"""After training has diverged: find the newest good snapshot, and move the later ones to ``branches/``."""
 
 import math
 import os
@@ -11,10 +11,10 @@ from .trainer import NonFiniteError, Trainer
 
 
 def last_good_snapshot(trainer: Trainer, folder: Path, limit: float) -> str:
-    """Return a sentence that names the newest snapshot to continue from; later ones are moved to ``branches/``.
+    """Return a message that names the newest good snapshot; later snapshots are moved to ``branches/``.
 
     A snapshot is good if it can be read, its numbers are finite and have not exploded, and its model's loss on some
-    validation data is at most ``limit``. The trainer's own state is lost.
+    validation data is at most ``limit``. The weights of ``trainer`` are overwritten.
     """
     if not trainer.processes.first:
         return "the first process names the last good snapshot"

@@ -1,4 +1,4 @@
-"""Which snapshot a run continues from, whether it may, and as what: the same run, a branch of it, or a new run."""
+"""Find the snapshot that a run continues from, check it, and prepare the run's folder for it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Resumption:
 
     Attributes:
         path: The file.
-        contents: What it holds.
-        here: Whether it is one of the snapshots of the run's own folder.
+        contents: The contents of the file.
+        here: Whether the file is one of the snapshots in the run's own folder.
     """
 
     path: Path
@@ -32,15 +32,15 @@ class Resumption:
 
 
 def find_snapshot(resume: str | None, folder: Path, say: Callable[[str], None]) -> Resumption | None:
-    """Return the snapshot that ``--resume`` names: None if there is nothing to continue, and the run begins.
+    """Return the snapshot that ``--resume`` names, or None if there is none and the run starts from the beginning.
 
     Args:
         resume: ``auto``, the path of a snapshot or of a run, or None.
         folder: The folder of the run.
-        say: Reports snapshots that are passed over.
+        say: Called with a message for each snapshot that cannot be read.
 
     Raises:
-        RunFolderError: The run has results, and no snapshot of it can be read.
+        RunFolderError: The run has results, but none of its snapshots can be read.
         SnapshotError: The snapshot cannot be read.
     """
     if resume is None:
@@ -70,10 +70,10 @@ def find_snapshot(resume: str | None, folder: Path, say: Callable[[str], None]) 
 
 
 def check_health(found: Resumption) -> None:
-    """Make sure that training can go on from a snapshot.
+    """Check that training can continue from a snapshot.
 
     Raises:
-        SnapshotError: Its weights or its optimizer's state are not finite, or have exploded.
+        SnapshotError: The weights or the optimizer's state are not finite, or have exploded.
     """
     if wrong := health(found.contents):
         raise SnapshotError(
@@ -83,10 +83,10 @@ def check_health(found: Resumption) -> None:
 
 
 def check_text(found: Resumption, facts: Mapping[str, Any], folder: Path) -> None:
-    """Make sure that a run continues on the text that it began with.
+    """Check that a run continues with the text that it began with.
 
     Raises:
-        SnapshotError: The text is another one, even if it is as long.
+        SnapshotError: The text is a different one, even if it has the same length.
     """
     was, now = found.contents.get("text"), facts.get("text_sha256")
     if was is not None and now is not None and was != now:
@@ -97,16 +97,16 @@ def check_text(found: Resumption, facts: Mapping[str, Any], folder: Path) -> Non
 
 
 def settle_folder(folder: RunFolder, found: Resumption) -> tuple[dict[str, int], str]:
-    """Make the run's folder what it was at the snapshot; nothing in it is deleted.
+    """Return the run's folder to its state at the snapshot. Later results are moved to ``branches/``, not deleted.
 
     Returns:
-        The lengths of the files that grow, and a sentence that says what has been done with later results.
+        The lengths of the files that the run appends to, and a message about the later results.
     """
     sizes = dict(found.contents["files"])
     if found.here:
         branch = folder.set_aside(found.step, f"after-step-{found.step}")
         return sizes, f"; what came after it is in {branch}" if branch else ""
-    # A branch that was set aside lies in the same folder: what is there now is set aside in its turn.
+    # The snapshot is from a branch of this run, or from another run: all present results become a branch.
     branch = folder.set_aside(-1, "before-return")
     kept = folder.copy_from(found.path, sizes)
     lost = "" if any(kept.values()) else "; its metrics are not beside it, so they begin here"

@@ -1,6 +1,7 @@
-"""A whole run: from a configuration to a folder with a trained model, its metrics, its samples and its picture."""
+"""Train from a configuration: write a folder with the trained model, its metrics, samples and a plot of the losses."""
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from .changes import changed_options, flat, flat_record, recorded_config
 from .data.batches import Batches, evaluation_batches
 from .data.config import DataConfig
 from .data.prepare import TextData, load_data, prepare_data
-from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay
+from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay, WandbDisplay
 from .folder import RunFolder
 from .interruption import Interruption
 from .kernels import computing_by, keep_freed_memory, settle
 from .lock import RunFolderError
 from .loop import TrainingRun
+from .model_card import bytes_per_token
 from .models import check_vocabulary, fresh_model, with_dropout, with_source
 from .own_text import check_prompt
 from .parallel import Processes, joined
@@ -31,6 +33,7 @@ from .presets import TrainConfig
 from .resume import Resumption, check_health, check_text, find_snapshot, settle_folder
 from .runlog import Sampler
 from .schedule import Ending, last_step, learning_rate
+from .timing import Timing
 from .trainer import NonFiniteError, Trainer
 
 __all__ = ["NonFiniteError", "Outcome", "RunFolderError", "train"]
@@ -38,38 +41,39 @@ __all__ = ["NonFiniteError", "Outcome", "RunFolderError", "train"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left."""
+    """The result of a run."""
 
     folder: Path
-    """The run's."""
+    """The run's folder."""
     ending: Ending
-    """What ended it."""
+    """Why the run ended."""
     step: int
-    """Updates made."""
+    """Number of updates."""
 
 
 def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collection[str] | None = None) -> Outcome:
-    """Prepare the data, train, and leave everything in ``runs_dir/name``.
+    """Prepare the data, train, and write the results to ``runs_dir/name``.
 
     The folder then holds ``config.json``, ``tokenizer/``, ``metrics.jsonl``, ``metrics.csv``, ``speed.jsonl``,
-    ``samples.md``, ``loss.png``, ``snapshots/``, and two models that transformers can load too: ``final/``, the best by
-    validation loss, and ``last/``.
+    ``samples.md``, ``loss.png``, ``snapshots/``, and two models, which transformers can load too: ``final/``, the model
+    with the lowest validation loss, and ``last/``, the model at the end.
 
-    Everything is validated before anything in the folder changes. A start that fails before it has made a snapshot
-    leaves the folder as it was.
+    All options and inputs are checked before anything in the folder changes. A start that fails before its first
+    snapshot leaves the folder as it was.
 
     Args:
         config: A preset, or a configuration of your own.
         sample: Draws the samples (default: there are none).
-        asked: Names of the fields that the user asked for, which matter beside a model to start from (default: those
-            of the model that differ from ``GPT2Config()``).
+        asked: Names of the fields that the user set. With ``init_from``, they must agree with the model to start from
+            (default: the fields of the model's configuration that differ from ``GPT2Config()``).
 
     Raises:
-        ValueError: Something does not fit together; the message is one line (`RunFolderError` and `SnapshotError` are
-            among them).
+        ValueError: An option, the data, the folder or a snapshot cannot be used; the message is one line
+            (`RunFolderError` and `SnapshotError` are subclasses).
         NonFiniteError: A loss or a gradient is not finite.
         KeyboardInterrupt: Ctrl-C or SIGTERM came before training began, or a second time.
     """
+    timing = Timing()
     device = pick_device(config.optim.device)
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
@@ -77,13 +81,13 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         display = stack.enter_context(_display(config, processes))
         folder = Path(config.run.runs_dir, config.name).expanduser()
 
-        # The folder is locked and looked at; nothing in it changes yet.
+        # Lock the folder and look at it. Nothing in it changes yet.
         home = stack.enter_context(RunFolder(folder)) if processes.first else None
         found = _look(config, home, folder, display)
 
-        last_step(config.optim, 1)  # a run without an end is refused before data is prepared
+        last_step(config.optim, 1)  # raises for a run without an end, before the data is prepared
 
-        # What the run computes with, its data, its model.
+        # Settle the precision and the backend; load the model to start from; prepare the data; make the trainer.
         recorded = found and dataclasses.asdict(recorded_config(found.contents, found.path).optim)
         config = processes.share(settle(config, device, recorded) if processes.first else None)
         stack.enter_context(computing_by(config))
@@ -95,26 +99,24 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
             for line in lines:
                 display.say(line)
         text = data_config(config, asked, found)
-        prepared = processes.share(prepare_data(text, say=display.say) if processes.first else None)
-        data = load_data(prepared)
+        with timing.part("text and tokenizer"):
+            prepared = processes.share(prepare_data(text, say=display.say) if processes.first else None)
+            data = load_data(prepared)
         config, model = make_model(config, source, data.tokenizer, device)
         if sample is not None:
             check_prompt(config.run.prompt, data.tokenizer)
         trainer = make_trainer(config, model, data, device, processes)
 
-        # The snapshot must fit all that.
-        changes: list[str] = []
-        if found is not None:
-            trainer.check(found.path, found.contents, data.tokenizer.fingerprint)
-            check_text(found, data.facts, folder)
-            check_health(found)
-            changes = changed_options(flat_record(found.contents), flat(config))
+        # Check the snapshot.
+        changes = [] if found is None else _check_snapshot(found, config, trainer, data, folder)
 
-        # From here on the folder changes.
+        # From here on, the folder changes.
         facts = describe(config, model, data, device, processes)
         sizes, after = _open(home, found, data, {**config.recorded(), "facts": facts})
         if config.run.tensorboard and processes.first:
             display = stack.enter_context(TensorBoardDisplay(display, folder / "tensorboard"))
+        if config.run.wandb and processes.first:
+            display = stack.enter_context(WandbDisplay(display, folder, config.name, config.recorded()))
         run = TrainingRun(
             trainer,
             data.tokenizer,
@@ -125,19 +127,31 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
             facts=facts,
             text=data.facts.get("text_sha256"),
             on_saved=home.keep if home else lambda: None,
+            timing=timing,
         )
         display.facts(**facts)
         if sample is None:
-            display.say("no samples: this run was given nothing to draw them with")
+            display.say("no samples: train() was called without sample=")
         if found is not None:
             run.resume(found.contents, sizes)
             for line in [f"resumed from {found.path}, at step {run.step}{after}", *_explained(changes, found, trainer)]:
                 display.say(line)
-            del found  # as large as the model and its optimizer, and not needed any more
+            del found  # free the snapshot's memory: as much as the model and its optimizer need
         return _train(run, home)
 
 
+def _check_snapshot(
+    found: Resumption, config: TrainConfig, trainer: Trainer, data: TextData, folder: Path
+) -> list[str]:
+    """Check that a snapshot fits the model, the optimizer, the data and the options; return the changed options."""
+    trainer.check(found.path, found.contents, data.tokenizer.fingerprint)
+    check_text(found, data.facts, folder)
+    check_health(found)
+    return changed_options(flat_record(found.contents), flat(config))
+
+
 def _train(run: TrainingRun, home: RunFolder | None) -> Outcome:
+    """Run the training loop, and return its result."""
     try:
         ending = run.run()
     except NonFiniteError:
@@ -176,7 +190,11 @@ def _look(config: TrainConfig, home: RunFolder | None, folder: Path, display: Di
 def _open(
     home: RunFolder | None, found: Resumption | None, data: TextData, record: Mapping[str, Any]
 ) -> tuple[dict[str, int], str]:
-    """Make the folder what it is to be when the run begins or continues, on the first process."""
+    """Create or prepare the folder for a run that begins or continues, on the first process.
+
+    Returns:
+        The lengths of the files that the run appends to, and a message about results that were set aside.
+    """
     if home is None:
         return {}, ""
     sizes: dict[str, int] = {}
@@ -202,27 +220,28 @@ def _source(config: TrainConfig, found: Resumption | None, device: torch.device)
 
 
 def data_config(config: TrainConfig, asked: Collection[str] | None, found: Resumption | None) -> DataConfig:
-    """Return the data of a run; a model that it starts from brings its own tokenizer, unless another was asked for.
+    """Return the data configuration of a run. A model to start from brings its tokenizer, unless the user set another.
 
     Raises:
         ValueError: The model to start from comes without a tokenizer.
     """
     if config.init_from is None or "tokenizer" in (asked or ()):
         return config.data
-    # A run that continues has a copy of it, wherever the model is by now.
+    # A run that continues has a copy of the tokenizer, even if the model to start from has been moved.
     folder = tokenizer_folder(found.path if found else resolve(config.init_from))
     if folder is None:
         raise ValueError(
             f"--init-from {config.init_from} comes without a tokenizer: give the one that it was trained with, as "
             "--tokenizer gpt2 or --tokenizer FOLDER"
         )
-    return dataclasses.replace(config.data, tokenizer=str(folder))
+    # As an absolute path: a folder that is called gpt2 is not GPT-2's own tokenizer.
+    return dataclasses.replace(config.data, tokenizer=os.path.abspath(folder))
 
 
 def make_model(
     config: TrainConfig, source: GPT2 | GPT2Config | None, tokenizer: Tokenizer, device: torch.device
 ) -> tuple[TrainConfig, GPT2]:
-    """Return the model to train, and the configuration with its vocabulary."""
+    """Return the model to train, and the configuration with the size of its vocabulary."""
     if isinstance(source, GPT2):
         check_vocabulary(config, source.config, tokenizer)
         return config, with_dropout(source, config.model)
@@ -235,13 +254,19 @@ def make_trainer(
     config: TrainConfig, model: GPT2, data: TextData, device: torch.device, processes: Processes
 ) -> Trainer:
     """Return the trainer of a model on prepared data."""
-    optim, most = config.optim, config.run.eval_batches
+    optim, most, eot_id = config.optim, config.run.eval_batches, data.tokenizer.eot_id
+    train, val = data.train.tokens, data.val.tokens
     return Trainer(
         config,
         model,
-        Batches(data.train.tokens, seq=config.seq, batch_size=optim.batch, order=optim.order, seed=optim.seed),
+        Batches(train, seq=config.seq, batch_size=optim.batch, order=optim.order, eot_id=eot_id, seed=optim.seed),
         lambda: evaluation_batches(
-            data.val.tokens, seq=config.seq, batch_size=optim.batch, most=most and most * optim.batch
+            val,
+            seq=config.seq,
+            batch_size=optim.batch,
+            most=most and most * optim.batch,
+            order=optim.order,
+            eot_id=eot_id,
         ),
         device=device,
         processes=processes,
@@ -251,7 +276,7 @@ def make_trainer(
 def describe(
     config: TrainConfig, model: GPT2, data: TextData, device: torch.device, processes: Processes
 ) -> dict[str, Any]:
-    """Return what a run is about, for its display, its config.json and its model card."""
+    """Return the facts of a run, for its display, its config.json and its model card."""
     sizes = model.config
     return {
         "run": config.name,
@@ -264,12 +289,13 @@ def describe(
         else str(device),
         "products": config.optim.precision
         + (" by oneDNN, as accurate here as PyTorch's default" if config.optim.products == "onednn" else ""),
+        "bytes_per_token": round(bytes_per_token(data.val.tokens, data.tokenizer), 4),
         "torch": torch.__version__,
     }
 
 
 def _explained(changes: list[str], found: Resumption, trainer: Trainer) -> list[str]:
-    """Return lines that report changed options, and what they make of the learning rate."""
+    """Return lines that report changed options and their effect on the learning rate."""
     lines = [f"changed: {change}" for change in changes]
     before = found.contents["metrics"]["lr"]
     after = learning_rate(trainer.config.optim, found.step, trainer.last_step)

@@ -1,4 +1,4 @@
-"""What a run records and shows as it goes: rows of metrics, samples, speed, and the picture of its losses."""
+"""Record and show the progress of a run: rows of metrics, samples, speed, and a plot of the losses."""
 
 import json
 import time
@@ -15,26 +15,29 @@ SAMPLING_SEED = 42
 
 
 class Sampler(Protocol):
-    """Draws one continuation of a prompt. A caller hands one to training, which knows nothing of sampling."""
+    """A function that continues a prompt. The caller passes one to training, which does not import sampling."""
 
     def __call__(self, model: GPT2, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int, seed: int) -> str:
-        """Return the prompt and what follows it."""
+        """Return the prompt and its continuation."""
         ...
 
 
 class RunLog:
-    """The record of a run. The first process writes and shows; the others keep the rows, by which all decide.
+    """The record of a run.
+
+    Only the first process writes and shows it. Every process has the rows of metrics, because all of them decide by
+    these when the run ends.
 
     Args:
         folder: The run's folder, which must exist.
-        title: Title of the picture.
-        display: Shows it to the user.
+        title: Title of the plot.
+        display: Shows the record to the user.
         writes: Whether this is the first process.
 
     Attributes:
-        rows: Every row of metrics up to now.
+        rows: All rows of metrics so far.
         tokens_per_second: Speed since the last row.
-        draws: Whether `draw` draws.
+        draws: Whether `draw` draws; False once matplotlib was found to be missing.
     """
 
     def __init__(self, folder: Path, *, title: str, display: Display, writes: bool = True) -> None:
@@ -46,11 +49,11 @@ class RunLog:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Count tokens per second from here on: evaluations and samples take no part in it."""
+        """Start to measure the tokens per second again, so that evaluations and samples do not count."""
         self._since, self._tokens = time.perf_counter(), 0
 
     def count(self, row: Metrics, tokens: int, last_step: int | None) -> None:
-        """Show that an update of so many tokens has been made."""
+        """Show the progress after an update of ``tokens`` tokens."""
         self._tokens += tokens
         self.tokens_per_second = self._tokens / (time.perf_counter() - self._since)
         self.display.progress(row.step, last_step, row.loss or 0.0, self.tokens_per_second)
@@ -76,7 +79,7 @@ class RunLog:
         self.display.sample(title, text)
 
     def draw(self) -> None:
-        """Draw ``loss.png`` anew. Without matplotlib there is none, and one line says so."""
+        """Draw ``loss.png`` again. Without matplotlib, print once that there is no plot."""
         if not (self._writes and self.draws):
             return
         try:
@@ -86,6 +89,6 @@ class RunLog:
             self.display.say(f"no picture of the losses: {error}")
 
     def cut_back(self, sizes: dict[str, int]) -> None:
-        """Make the files as long as they were at a snapshot, and read the rows that they then hold."""
+        """Truncate the files to their length at a snapshot, and read the rows of metrics that they then hold."""
         self.files.cut_back(sizes)
         self.rows = read_metrics(self._folder)

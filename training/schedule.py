@@ -1,4 +1,4 @@
-"""The pure decisions of a run: the learning rate, what ends it, what is due at a step, and which evaluation is best."""
+"""Pure functions that decide about a run: its learning rate, its end, and what is due at a step."""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ from .presets import OptimConfig
 
 Ending = Literal["max_steps", "max_epochs", "target_loss", "patience", "interrupted"]
 
-# Rises of the validation loss that are smaller than this share of the best are noise.
+# A rise of the validation loss by less than this share of the best loss counts as noise.
 _CLEAR_RISE = 0.01
 
 
 def learning_rate(optim: OptimConfig, step: int, last_step: int | None) -> float:
-    """Return the learning rate of a step, for a configuration.
+    """Return the learning rate of a step, by the configuration.
 
     Args:
         optim: the configuration.
-        step: updates made before this one, from 0.
-        last_step: updates that the run will make, if that is known; the decay ends there (default of ``decay_steps``).
+        step: number of updates before this one, from 0.
+        last_step: number of updates of the run, or None if it is not known; the default of ``decay_steps``.
     """
     return warmup_decay(
         step,
@@ -42,15 +42,15 @@ def warmup_decay(
 ) -> float:
     """Return the learning rate of a step: linear warm-up to ``lr``, then a decay to ``min_lr``.
 
-    ``cosine`` is half a cosine (Loshchilov & Hutter 2017; nanoGPT). ``linear`` is a straight line, which ends lower if
-    it goes to 0 (Defazio et al. 2023).
+    ``cosine`` is half a cosine (Loshchilov & Hutter 2017; nanoGPT). ``linear`` is a straight line; with ``min_lr`` 0 it
+    leads to a lower loss than a cosine (Defazio et al. 2023).
 
     Args:
-        step: updates made before this one, from 0.
-        lr: the highest learning rate; the first update after the warm-up has it.
+        step: number of updates before this one, from 0.
+        lr: the highest learning rate, that of the first update after the warm-up.
         min_lr: the learning rate from ``decay_steps`` on. If it equals ``lr``, the rate is constant after warm-up.
-        warmup_steps: updates with a smaller rate at the beginning; none of them has 0.
-        decay_steps: the step, counted from the first, where ``min_lr`` is reached.
+        warmup_steps: number of updates over which the rate rises; the first of them has a rate above 0.
+        decay_steps: the step at which ``min_lr`` is reached, counted from the beginning of the run.
         decay: the shape of the decay.
     """
     if step < warmup_steps:
@@ -63,10 +63,10 @@ def warmup_decay(
 
 
 def last_step(optim: OptimConfig, windows_per_epoch: int) -> int | None:
-    """Return the number of updates at which a run ends at the latest (None: only its loss ends it).
+    """Return the largest number of updates of a run (None: only its loss ends it).
 
     Raises:
-        ValueError: The learning rate falls until the end, and there is no end.
+        ValueError: The learning rate decays until the end of the run, and the run has no end.
     """
     by_epochs = None
     if optim.max_epochs is not None:
@@ -80,7 +80,7 @@ def last_step(optim: OptimConfig, windows_per_epoch: int) -> int | None:
 
 
 def why_it_ends(optim: OptimConfig, *, step: int, last_step: int | None, loss: float | None) -> Ending | None:
-    """Return what ends a run after ``step`` updates, the last of which had ``loss`` (None: nothing does)."""
+    """Return why a run ends after ``step`` updates, the last of which had ``loss`` (None: it does not end)."""
     if optim.target_loss is not None and loss is not None and loss <= optim.target_loss:
         return "target_loss"
     if optim.max_steps is not None and step >= optim.max_steps:
@@ -89,27 +89,27 @@ def why_it_ends(optim: OptimConfig, *, step: int, last_step: int | None, loss: f
 
 
 def is_due(every: int | Literal["epoch"], *, step: int, epoch: float, batch: int, windows_per_epoch: int) -> bool:
-    """Return whether something that happens every so many updates, or each epoch, is due after ``step`` updates."""
+    """Return whether work that is done every ``every`` updates, or every epoch, is due after ``step`` updates."""
     if every != "epoch":
         return step % every == 0
-    # Whether an epoch has ended within the last batch.
+    # An epoch ended within the last batch.
     position = round(epoch * windows_per_epoch)
     return position // windows_per_epoch > (position - batch) // windows_per_epoch
 
 
 def evaluations(rows: Sequence[Metrics]) -> list[tuple[int, float]]:
-    """Return step and validation loss of each evaluation after the first update."""
+    """Return the step and the validation loss of each evaluation after the first update."""
     return [(row.step, row.val_loss) for row in rows if row.step and row.val_loss is not None]
 
 
 def without_improvement(rows: Sequence[Metrics]) -> int:
-    """Return how many evaluations have been made since the one with the lowest validation loss."""
+    """Return the number of evaluations since the one with the lowest validation loss."""
     losses = [loss for _, loss in evaluations(rows)]
     return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
 
 def learns_by_heart(rows: Sequence[Metrics]) -> bool:
-    """Return whether validation has become clearly worse at the last two evaluations while training became better."""
+    """Return whether the last two validation losses are clearly above the best, while the training loss has fallen."""
     judged = evaluations(rows)
     if len(judged) < 3:
         return False
@@ -118,6 +118,6 @@ def learns_by_heart(rows: Sequence[Metrics]) -> bool:
         return False
     before = [row.loss for row in rows if row.loss is not None and row.step <= best_step]
     since = [row.loss for row in rows if row.loss is not None and row.step > best_step]
-    # As many of the last steps before the best as there are after it: a loss falls fastest at the beginning.
+    # Compare with as many rows just before the best evaluation, because the loss falls fastest at the beginning.
     before = before[-len(since) :]
     return bool(before and since) and sum(since) / len(since) < sum(before) / len(before)

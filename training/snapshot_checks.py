@@ -1,7 +1,8 @@
-"""Whether the contents of a snapshot can be what a run wrote, before native code or a run's files depend on them.
+"""Check the contents of a snapshot before native code and the files of a run depend on them.
 
-A fused optimizer writes to memory by the sizes of its state, and a random number generator takes its state as bytes. So
-every field is checked: by itself when the file is read, and against the model when a run resumes from it.
+A fused optimizer trusts the sizes of its state when it writes to memory, and a random number generator reads its state
+as raw bytes. So every field is checked twice: alone when the file is read (`check_contents`), and against the model
+and the optimizer when a run resumes from it (`check_fits`).
 """
 
 import math
@@ -17,6 +18,7 @@ from ..files import listed
 from ..weights.layout import WeightsError
 from ..weights.sources import config_from_ours
 from .metrics import RunFiles, metrics_row
+from .optim import check_state
 
 _REQUIRED = {
     "model_state_dict": dict,
@@ -36,21 +38,21 @@ _GENERATORS = frozenset({"cpu", "cuda", "mps"})
 _MAX_COUNT = 2**62
 _MAX_PROCESSES = 4096
 
-# Beyond these, a state comes from a training that diverged: healthy weights of GPT-2 are below 100, and the gradient of
-# a mean loss, whose average and mean square an optimizer keeps, is below 100 for each weight.
+# Larger numbers come from a training that has diverged. Healthy weights of GPT-2 are below 100. So is the gradient of a
+# mean loss for each weight; an optimizer's state holds its running mean and mean square.
 _EXPLODED_WEIGHT = 1e4
 _EXPLODED_GRADIENT = 1e4
 
 
 class SnapshotError(ValueError):
-    """A snapshot that cannot be written, read, or used here."""
+    """A snapshot cannot be written, read, or used for this run."""
 
 
 def check_contents(contents: object, source: Path) -> dict[str, Any]:
-    """Return the contents of a snapshot, if every field by itself is one that a run writes.
+    """Return the contents of a snapshot after checking each field alone.
 
     Raises:
-        SnapshotError: A field is missing, unknown, of another type, or out of range; the first one is named.
+        SnapshotError: A field is missing, unknown, of a wrong type, or out of range; the message names the first one.
     """
     known = {**_REQUIRED, **_OPTIONAL}
     if not isinstance(contents, dict) or not contents.keys() >= _REQUIRED.keys():
@@ -85,18 +87,18 @@ def check_contents(contents: object, source: Path) -> dict[str, Any]:
 def check_fits(
     contents: Mapping[str, Any], model: nn.Module, optimizer: Optimizer, tokenizer: str, source: Path
 ) -> None:
-    """Make sure that a snapshot's weights and optimizer state fit a model, and mean the same tokens.
+    """Check that a snapshot fits the model, the optimizer and the vocabulary of a run.
 
     Args:
-        contents: The snapshot's, which `check_contents` has passed.
-        model: The model that takes its weights; with whole parameters, even where the processes share them.
-        optimizer: The optimizer that takes its state, of the parameters of ``model``.
-        tokenizer: Fingerprint of the vocabulary that is used here.
-        source: The snapshot's path, for the message.
+        contents: Contents of the snapshot, which `check_contents` has accepted.
+        model: The model that will load the weights.
+        optimizer: The optimizer of ``model`` that will load the state.
+        tokenizer: Fingerprint of the run's vocabulary.
+        source: Path of the snapshot, for the message.
 
     Raises:
-        SnapshotError: Another parameter, shape or dtype (the first of them is named); an optimizer state that is not
-            this optimizer's; another vocabulary.
+        SnapshotError: A parameter, shape or dtype differs (the message names the first); the state belongs to another
+            optimizer; the vocabulary differs.
     """
     there, here = contents["model_state_dict"], model.state_dict()
     for name in sorted(there.keys() | here.keys(), key=str):
@@ -117,9 +119,9 @@ def check_fits(
 
 
 def health(contents: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the numbers of a snapshot: values that are not finite or have exploded (None: nothing).
+    """Return a message if a snapshot holds numbers that are not finite or have exploded, or else None.
 
-    A training that diverges leaves snapshots that can be read and from which nothing can be trained.
+    Training that diverges writes snapshots that can be read, but from which no model can be trained.
     """
     limits = [(name, value, _EXPLODED_WEIGHT) for name, value in contents["model_state_dict"].items()]
     for number, state in contents["optimizer_state_dict"].get("state", {}).items():
@@ -173,49 +175,38 @@ def _check_random_states(source: Path, states: Sequence[Any]) -> None:
 
 
 def _check_optimizer(source: Path, contents: Mapping[str, Any], optimizer: Optimizer) -> None:
-    saved, own = contents["optimizer_state_dict"], optimizer.state_dict()
-    groups = saved.get("param_groups")
-    if saved.keys() != own.keys() or not isinstance(groups, list) or not isinstance(saved["state"], dict):
-        raise _damaged(source, "optimizer_state_dict", "not the state of an optimizer")
-    if len(groups) != len(own["param_groups"]) or not all(isinstance(group, dict) for group in groups):
-        raise SnapshotError(
-            f"{source} holds the state of another optimizer, with {len(groups)} groups of parameters where this one "
-            f"has {len(own['param_groups'])}: resume with the --optimizer that it was made with"
-        )
-    for there, here in zip(groups, own["param_groups"], strict=True):
-        _check_plain(source, "optimizer_state_dict", there)
-        if there.get("params") != here["params"]:
-            raise _damaged(source, "optimizer_state_dict", "for other parameters")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    kinds = [
-        "momentum" if "momentum" in group else "adamw" for group in optimizer.param_groups for _ in group["params"]
-    ]
-    if not contents["step"] and not saved["state"]:
-        return
-    if saved["state"].keys() != set(range(len(parameters))):
-        raise _damaged(source, "optimizer_state_dict", f"of {len(saved['state'])} parameters, not {len(parameters)}")
-    for number, (parameter, kind) in enumerate(zip(parameters, kinds, strict=True)):
-        _check_state(f"{source}", number, saved["state"][number], parameter, kind, contents["step"])
-
-
-# What each optimizer keeps for a parameter.
-_STATE = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "momentum": {"momentum_buffer"}}
-
-
-def _check_state(source: str, number: int, state: Any, parameter: Tensor, kind: str, step: int) -> None:
-    what = f"the optimizer's state of parameter {number}"
-    if not isinstance(state, dict) or state.keys() != _STATE[kind]:
-        raise _damaged(source, what, f"{listed(map(str, state)) if isinstance(state, dict) else 'no table'}")
-    for name, value in state.items():
-        if not _is_dense(value) or value.dtype != (torch.float32 if name == "step" else parameter.dtype):
-            raise _damaged(source, f"{name} of {what}", "not numbers of the expected kind")
-        if name == "step":
-            if value.dim() or not 0 < float(value) <= step:
-                raise _damaged(source, f"{name} of {what}", f"{value.flatten()[:3].tolist()} after {step} steps")
-        elif value.shape != parameter.shape:
-            raise _damaged(source, f"{name} of {what}", f"{list(value.shape)}, and the weight {list(parameter.shape)}")
-        elif name == "exp_avg_sq" and value.numel() and not float(value.min()) >= 0:
-            raise _damaged(source, f"{name} of {what}", "negative")
+    """Check that the optimizer's state has the form of one, fits the optimizer, and holds numbers that can be."""
+    what = "optimizer_state_dict"
+    saved = contents[what]
+    groups, state = saved.get("param_groups"), saved.get("state")
+    # The form: lists and tables of plain values, in which `check_state` looks up groups and parameters.
+    if saved.keys() != {"state", "param_groups"} or not isinstance(groups, list) or not isinstance(state, dict):
+        raise _damaged(source, what, "not the state of an optimizer")
+    for group in groups:
+        _check_plain(source, what, group)
+        numbers = group.get("params") if isinstance(group, dict) else None
+        if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+            raise _damaged(source, what, "a group without a list of parameters")
+    try:
+        check_state(optimizer, saved)
+    except ValueError as error:
+        raise SnapshotError(f"{source}: {error}; resume from another snapshot") from None
+    # The parameters: each has a state as soon as there was an update.
+    numbers = [number for group in groups for number in group["params"]]
+    if numbers != list(range(len(numbers))):
+        raise _damaged(source, what, "for other parameters")
+    if (contents["step"] or state) and state.keys() != set(numbers):
+        raise _damaged(source, what, f"of {len(state)} parameters, not {len(numbers)}")
+    # The numbers.
+    for number, tensors in state.items():
+        for name, value in tensors.items():
+            where = f"{name} of the optimizer's state of parameter {number}"
+            if not _is_dense(value) or value.dtype != torch.float32:
+                raise _damaged(source, where, "not a plain float32 tensor")
+            if name == "step" and not 0 < float(value) <= contents["step"]:
+                raise _damaged(source, where, f"{float(value)} after {contents['step']} steps")
+            if name == "exp_avg_sq" and value.numel() and not float(value.min()) >= 0:
+                raise _damaged(source, where, "negative")
 
 
 def _is_dense(value: Any) -> bool:

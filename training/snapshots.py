@@ -1,18 +1,18 @@
-"""Snapshots of a run: written whole or not at all, read without running anything that they hold.
+"""Snapshots of a run: written completely or not at all, and read without running code that a file may contain.
 
 A snapshot is one ``torch.save`` file of tensors and plain values, ``snapshots/snapshot_step_N.pt``, so that
 ``torch.load`` at its default reads it. Its keys: ``model_state_dict`` and ``optimizer_state_dict`` (what
-``load_state_dict`` of the model and of torch's AdamW take), ``step`` (updates made), ``loss`` (of the last of them),
-and what resuming needs beside these:
+``load_state_dict`` of the model and of the optimizer take), ``step`` (number of updates), ``loss`` (of the last
+update), and what else resuming needs:
 
-    metrics       the row of metrics.csv that belongs to the step
+    metrics       the row of metrics.csv of the step
     rng           for each process, the state of PyTorch's random number generators
-    data          where the run is in its data
+    data          the position in the training data
     config        the run's configuration
-    model_config  the model's, as `weights.sources.config_to_ours` writes it (absent before version 0.2)
+    model_config  the model's configuration, as `weights.sources.config_to_ours` writes it (absent before version 0.2)
     tokenizer     fingerprint of the vocabulary
     text          SHA-256 of the text (absent before version 0.2)
-    files         how long the files were that the run appends to
+    files         lengths of the files that the run appends to
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def snapshot_path(folder: Path, step: int) -> Path:
 
 
 def list_snapshots(folder: Path) -> list[Path]:
-    """Return the snapshots of a folder, whole or not, oldest step first."""
+    """Return the snapshots of a folder, damaged ones too, sorted by their step."""
     found = {int(match[1]): path for path in folder.glob("*.pt") if (match := _NAME.fullmatch(path.name))}
     return [found[step] for step in sorted(found)]
 
@@ -47,11 +47,11 @@ def list_snapshots(folder: Path) -> list[Path]:
 def save_snapshot(folder: Path, contents: Mapping[str, Any]) -> Path:
     """Write the snapshot of ``contents["step"]``.
 
-    It is written under another name, brought to the disk, and then renamed: a process that is killed, or a machine that
-    stops, leaves either the whole file or none.
+    The file is written under a temporary name, flushed to the disk, and then renamed. If the process is killed or the
+    machine stops, there is either the complete file or none.
 
     Raises:
-        SnapshotError: it cannot be written, as on a full disk; the snapshots that were there still are.
+        SnapshotError: the file cannot be written, for example because the disk is full. Older snapshots are unharmed.
     """
     path = snapshot_path(folder, contents["step"])
     temporary = path.with_name(f".{path.name}.part")
@@ -64,7 +64,7 @@ def save_snapshot(folder: Path, contents: Mapping[str, Any]) -> Path:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_folder(folder)
-    # What PyTorch makes of a failed write is a RuntimeError, with the OSError as its context.
+    # PyTorch raises a RuntimeError for a failed write, with the OSError as its context.
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -76,10 +76,10 @@ def save_snapshot(folder: Path, contents: Mapping[str, Any]) -> Path:
 
 
 def load_snapshot(path: Path) -> dict[str, Any]:
-    """Read a snapshot onto the CPU, and check every field of it that does not depend on the model.
+    """Read a snapshot onto the CPU, and check every field as far as that is possible without the model.
 
     Raises:
-        SnapshotError: There is no such file; it is damaged; it is not a snapshot, or holds more than tensors and plain
+        SnapshotError: The file does not exist, is damaged, is not a snapshot, or holds more than tensors and plain
             values.
     """
     if not path.exists():
@@ -89,13 +89,18 @@ def load_snapshot(path: Path) -> dict[str, Any]:
         contents = check_contents(load_torch_file(path), path)
     except (FileError, OSError) as error:
         raise SnapshotError(str(error)) from None
-    if not sealed and "model_config" in contents:  # version 0.1 had neither
+    if not sealed and "model_config" in contents:  # version 0.1 wrote neither a checksum nor this field
         raise SnapshotError(f"{path} is damaged: its checksum is wrong; resume from another snapshot")
     return contents
 
 
 def newest_snapshot(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest snapshot that can be read, with its contents, or None; ``say`` reports those passed over."""
+    """Return the newest snapshot that can be read, with its contents, or None.
+
+    Args:
+        folder: The folder of the snapshots.
+        say: Called with a message for each newer snapshot that cannot be read.
+    """
     for path in reversed(list_snapshots(folder)):
         try:
             return path, load_snapshot(path)
@@ -105,19 +110,19 @@ def newest_snapshot(folder: Path, say: Callable[[str], None]) -> tuple[Path, dic
 
 
 def prune_snapshots(folder: Path, keep: int) -> None:
-    """Delete all snapshots except the ``keep`` newest, and what a killed process left half-written."""
+    """Delete all snapshots except the ``keep`` newest, and incomplete files of killed processes."""
     for path in [*list_snapshots(folder)[:-keep], *folder.glob(".snapshot_step_*.part")]:
         path.unlink()
 
 
-# The checksum of a whole file stands in the comment at the end of its zip archive, which `torch.load` passes over. The
-# checksums of the archive itself leave out the bytes between its records.
+# The checksum of the whole file is in the comment at the end of its zip archive, which `torch.load` ignores. The
+# checksums in the archive do not cover the bytes between its records.
 _MARK = b"gptladder crc32 "
 _COMMENT = len(_MARK) + 8
 
 
 def _seal(path: Path) -> None:
-    """Write the checksum of a file that ``torch.save`` wrote into it."""
+    """Write a checksum to the end of a file that ``torch.save`` has written."""
     with open(path, "r+b") as file:
         file.seek(-2, os.SEEK_END)
         file.write(_COMMENT.to_bytes(2, "little"))  # the last field of an archive is the length of its comment
@@ -126,10 +131,10 @@ def _seal(path: Path) -> None:
 
 
 def _is_sealed(path: Path) -> bool:
-    """Return whether a file ends in the right checksum of all that is before it.
+    """Return whether a file ends with the right checksum of everything before it.
 
     Raises:
-        FileError: It is not a regular file.
+        FileError: The path is not a regular file.
     """
     length = file_size(path) - _COMMENT
     with open(path, "rb") as file:
@@ -141,7 +146,7 @@ def _is_sealed(path: Path) -> bool:
 
 
 def _checksum(file: BinaryIO, length: int) -> int:
-    """Return the CRC-32 of the first ``length`` bytes of a file, and leave it at their end."""
+    """Return the CRC-32 of the first ``length`` bytes of a file. Afterwards the file's position is at their end."""
     file.seek(0)
     value = 0
     while length and (chunk := file.read(min(length, 2**22))):
@@ -150,9 +155,9 @@ def _checksum(file: BinaryIO, length: int) -> int:
 
 
 def _rebuilt(value: Any) -> Any:
-    """The same values in containers of their own and with one object for equal strings.
+    """Return a copy in new containers, with one object for all equal strings.
 
-    What pickle writes depends on which parts are one object; so equal runs get equal bytes.
+    The bytes that pickle writes depend on which parts are the same object. After this, equal runs write equal bytes.
     """
     if isinstance(value, Mapping):
         return {_rebuilt(key): _rebuilt(item) for key, item in value.items()}

@@ -1,6 +1,6 @@
-"""One training in memory: updates, evaluation, and the state that a snapshot stores of it.
+"""Training in memory: updates, evaluation, and the state that a snapshot stores.
 
-It writes nothing and shows nothing; `loop` calls it and does both.
+This module writes no files and prints nothing; `loop` does both.
 """
 
 import math
@@ -49,17 +49,17 @@ class Trainer:
     """A model, its optimizer and its data, at some step.
 
     Args:
-        config: What to do.
-        model: Fresh, or with weights to start from, on ``device``.
-        train: Batches to learn from, whole; each process takes its share of them.
-        val: Returns the batches to be judged by, from the first on, whole too.
-        device: Where it runs.
-        processes: Those that train together.
+        config: The configuration of the run.
+        model: The model to train, on ``device``.
+        train: Training batches of all processes; each process takes its share of them.
+        val: Returns the validation batches of all processes, starting with the first.
+        device: Where the model is.
+        processes: The processes that train together (default: this one alone).
 
     Attributes:
         row: Metrics of the last update.
-        last_step: Number of updates at which the run ends at the latest (None: only its loss ends it).
-        asked_to_end: Whether any of the processes had been asked to end before the last update.
+        last_step: Largest number of updates (None: only the loss ends the run).
+        asked_to_end: Whether a process had been asked to end before the last update.
 
     Raises:
         ValueError: The learning rate falls until the end of the run, and the run has no end.
@@ -90,17 +90,17 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Updates made."""
+        """Number of updates."""
         return self.row.step
 
     def update(self, *, asked_to_end: bool = False) -> Metrics:
-        """Make one step of the optimizer on one batch: the gradient is that of the mean over all of its tokens.
+        """Update the weights once, with the gradient of the mean loss over all tokens of one batch.
 
         Args:
-            asked_to_end: Whether this process has been asked to end; the processes agree on it here.
+            asked_to_end: Whether this process has been asked to end. If any process has, all of them learn it here.
 
         Raises:
-            NonFiniteError: The loss or the norm of the gradient is not finite; the weights are as before.
+            NonFiniteError: The loss or the norm of the gradient is not finite. The weights have not changed.
         """
         optim = self.config.optim
         lr = learning_rate(optim, self.step, self.last_step)
@@ -110,14 +110,14 @@ class Trainer:
         tokens, targets = self._share(*next(self.train_batches))
         (counted,) = self.processes.sum(int((targets != IGNORE_INDEX).sum()), device=self.device)
 
-        # Forward and backward, a micro-batch at a time; the gradients add up.
+        # Forward and backward pass of each micro-batch; PyTorch adds up the gradients.
         micro = optim.micro_batch or len(tokens)
         parts = list(zip(tokens.split(micro), targets.split(micro), strict=True))
         losses, corrects = [], []
         for i, part in enumerate(parts):
             with gradients_joined(self.module, join=i == len(parts) - 1):
                 result = self._forward(*part)
-                # The processes' gradients are averaged, and so multiplied by their number first.
+                # PyTorch averages the gradients of the processes; multiplying by their number makes that a sum.
                 (result.loss * (self.processes.world / counted)).backward()
             losses.append(result.loss.detach())
             corrects.append(result.correct)
@@ -127,7 +127,7 @@ class Trainer:
         )
         self.asked_to_end = asked > 0
 
-        # Check before the weights change.
+        # Check the numbers before the weights change.
         mean = loss / counted
         for what, value in (("loss", mean), ("gradient's norm", norm)):
             if not math.isfinite(value):
@@ -151,7 +151,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
-        """Judge the model by the validation data, as it is: without dropout.
+        """Evaluate the model on the validation data, without dropout.
 
         Raises:
             NonFiniteError: The loss is not finite.
@@ -160,7 +160,7 @@ class Trainer:
 
     @torch.no_grad()
     def judge(self, batches: Iterable[Batch]) -> Evaluation:
-        """Judge the model by some batches.
+        """Evaluate the model on some batches, without dropout.
 
         Raises:
             NonFiniteError: The loss is not finite.
@@ -179,7 +179,7 @@ class Trainer:
         return Evaluation(loss / tokens, correct / tokens)
 
     def whole_model(self) -> GPT2 | None:
-        """Return the model, not sharded, on the first process; None on the others. Every process must call it."""
+        """Return the whole model on the first process, and None on the others. All processes must call it."""
         if not self.processes.sharded:
             return self.loss.model if self.processes.first else None
         state = whole_model_state(self.loss)
@@ -190,7 +190,7 @@ class Trainer:
         return model
 
     def state(self) -> dict[str, Any]:
-        """Return what a snapshot stores of the training itself, on the first process. Every process must call it."""
+        """Return the state that a snapshot stores, on the first process. All processes must call it."""
         return {
             "model_state_dict": whole_model_state(self.loss),
             "optimizer_state_dict": whole_optimizer_state(self.loss, self.optimizer),
@@ -199,11 +199,11 @@ class Trainer:
         }
 
     def check(self, path: Path, contents: Mapping[str, Any], tokenizer: str) -> None:
-        """Make sure that a snapshot fits this training, and change nothing.
+        """Check that a snapshot fits this training, and change nothing.
 
         Raises:
-            SnapshotError: It is of a model of other sizes, of another optimizer, or of another vocabulary.
-            ValueError: It is of other data, or of another order of it.
+            SnapshotError: The snapshot has a model of other sizes, another optimizer, or another vocabulary.
+            ValueError: The snapshot has other data, or another order of the data.
         """
         check_fits(contents, self.loss.model, self.optimizer, tokenizer, path)
         before = self.train_batches.state_dict()
@@ -211,9 +211,10 @@ class Trainer:
         self.train_batches.load_state_dict(before)
 
     def load(self, contents: Mapping[str, Any]) -> str | None:
-        """Continue from a snapshot that `check` has passed; return what cannot be as it was, if there is anything.
+        """Continue from a snapshot that `check` has accepted. Return a message if something cannot be restored.
 
-        Learning rates, betas and weight decay are those of this run's configuration (`make_optimizer` sees to it).
+        Learning rates, betas and weight decay are those of this run's configuration, not the snapshot's (see
+        `make_optimizer`).
         """
         self.train_batches.load_state_dict(contents["data"])
         load_whole_state(self.loss, self.optimizer, contents["model_state_dict"], contents["optimizer_state_dict"])
@@ -222,7 +223,10 @@ class Trainer:
         if len(states) == self.processes.world:
             set_rng_state(states[self.processes.rank], self.device)
         elif any(getattr(self.config.model, name) for name in DROPOUTS):
-            return f"{len(states)} processes wrote it, and here are {self.processes.world}: dropout is drawn anew"
+            return (
+                f"it has the random states of {len(states)} processes, and this run has {self.processes.world}: "
+                "dropout continues with other random numbers"
+            )
         return None
 
     def _forward(self, tokens: Tensor, targets: Tensor) -> TokenLoss:
@@ -232,8 +236,8 @@ class Trainer:
     def _share(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return this process's sequences of a batch, on its device.
 
-        All processes get equally many, since they wait for each other: missing ones are filled up with targets that do
-        not count.
+        All processes must get the same number, because they wait for each other. Missing sequences are filled up with
+        targets that do not count.
         """
         rank, world = self.processes.rank, self.processes.world
         if missing := -len(tokens) % world:

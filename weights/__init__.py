@@ -12,12 +12,14 @@ from .models import (
     from_pretrained,
     from_tensorflow,
     save_pretrained,
+    to_bridge,
     to_bridge_state_dict,
     to_hf,
     to_hooked_state_dict,
     to_hooked_transformer,
 )
 from .processing import fold
+from .push import push_to_hub
 from .sources import Source, config_to_ours, open_source, resolve, tokenizer_folder
 
 __all__ = [
@@ -35,8 +37,10 @@ __all__ = [
     "from_tensorflow",
     "load_torch_file",
     "open_source",
+    "push_to_hub",
     "resolve",
     "save_pretrained",
+    "to_bridge",
     "to_bridge_state_dict",
     "to_hf",
     "to_hooked_state_dict",

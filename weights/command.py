@@ -1,7 +1,8 @@
-"""``gptladder convert``."""
+"""``gptladder convert`` and ``gptladder push``."""
 
 import dataclasses
 import json
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,17 @@ from ..components.mlp import ActFn
 from ..options import parse
 from .convert import Converted, Target, mapping
 from .convert import convert as convert_model
-from .sources import resolve
+from .push import push_to_hub
+from .sources import resolve, tokenizer_folder
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES: dict[str, torch.dtype | Literal["q8_0"]] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "f32": torch.float32,
+    "f16": torch.float16,
+    "q8_0": "q8_0",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +38,19 @@ class ConvertArguments:
     """A folder or file of any format (transformers, ours, HookedTransformer, OpenAI's TensorFlow checkpoint, nanoGPT's
     ckpt.pt, a snapshot of a training run), or a name on the hub."""
     destination: Annotated[Path, tyro.conf.Positional]
-    """A new folder; for nanogpt a file, such as out/ckpt.pt."""
+    """A new folder; for nanogpt and gguf a file, such as out/ckpt.pt or stories.gguf."""
     to: Target
     """hf: what transformers reads. hooked: HookedTransformer's configuration and state dict. ours: our own names, which
-    every model fits. nanogpt: a checkpoint for nanoGPT."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Dtype of the written weights (default: the source's)."""
+    every model fits. nanogpt: a checkpoint for nanoGPT. gguf: model and tokenizer in one file for llama.cpp, Ollama and
+    LM Studio."""
+    dtype: Literal["float32", "float16", "bfloat16", "f32", "f16", "q8_0"] | None = None
+    """Dtype of the written weights (default: the source's). f32 and f16 are other names of float32 and float16; q8_0,
+    8 bits a number with a scale for each 32 of them, is for gguf alone."""
     act_fn: ActFn | None = None
     """Activation of the nanoGPT version that wrote the source or will read the result (default: gelu)."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
-    """A folder with a tokenizer, or gpt2, for the new folder (default: the source's; for a nanoGPT checkpoint with
-    GPT-2's vocabulary, GPT-2's)."""
+    """A folder with a tokenizer, or gpt2, for the result (default: the source's; for a nanoGPT checkpoint with GPT-2's
+    vocabulary, GPT-2's)."""
     shard_gb: float = 5.0
     """Weights of more gigabytes (of 2^30 bytes) than this are split into several files."""
     overwrite: bool = False
@@ -106,6 +117,7 @@ def _summary(result: Converted, arguments: ConvertArguments, seconds: float) -> 
         f"{arguments.destination}: {result.parameters:,} parameters, from {result.kind} to {arguments.to} in "
         f"{seconds:.1f} s. Read back, {weights}; logits differ by at most {result.difference:.1e}"
         + (f". With {result.tokenizer}" if result.tokenizer else "")
+        + (f"\nTo read it, give {result.reading}" if result.reading else "")
     )
 
 
@@ -120,3 +132,36 @@ def _print_mapping(source: Path, arguments: ConvertArguments) -> None:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushArguments:
+    """Push a model folder to the hub: model, tokenizer and card in one commit, in place of what was there."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A model folder in transformers' format, or a training run's folder, whose best model is pushed."""
+    name: Annotated[str, tyro.conf.Positional]
+    """Where: owner/name. The repository is made if it does not exist."""
+    private: bool = False
+    """Make a new repository private."""
+    message: str | None = None
+    """Message of the commit."""
+
+
+def push(argv: list[str]) -> int:
+    """Run ``gptladder push``.
+
+    Returns:
+        0.
+
+    Raises:
+        ValueError, OSError: what `gptladder.weights.push.push_to_hub` raises.
+    """
+    arguments = parse(PushArguments, argv, prog="gptladder push")
+    if tokenizer_folder(arguments.folder) is None:
+        print(f"{arguments.folder} has no tokenizer, so what is pushed has none", file=sys.stderr)
+    address = push_to_hub(
+        arguments.folder, arguments.name, private=arguments.private or None, message=arguments.message
+    )
+    print(f"pushed: {address}")
+    return 0

@@ -1,11 +1,11 @@
-"""The files beside a model's config and weights that belong to the same model: its tokenizer, and where texts end."""
+"""The files of a model folder beside config and weights: the tokenizer, and the settings of generation."""
 
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 from ..files import MAX_JSON_BYTES, file_in, read_bytes
-from ..tokenizer import load_tokenizer
+from ..tokenizer import Tokenizer, load_tokenizer
 from .generation import GENERATION_FILE, write_generation_config
 from .layout import WeightsError
 from .sources import Source, tokenizer_folder
@@ -34,7 +34,7 @@ class Companions(NamedTuple):
 
 
 def companions(source: Source, tokenizer: str | Path | None = None) -> Companions:
-    """Return the files that shall stand beside a model's weights in another folder.
+    """Return the files that belong beside a model's weights in another folder.
 
     Args:
         source: the model. A folder's files are taken as they are; a snapshot's tokenizer is its run's; a nanoGPT
@@ -63,6 +63,29 @@ def companions(source: Source, tokenizer: str | Path | None = None) -> Companion
     names = [GENERATION_FILE] if has_generation else []
     files = {name: read_bytes(file_in(source.path, name), limit=MAX_JSON_BYTES) for name in names}
     return Companions(files, "no tokenizer, as none was found: add --tokenizer FOLDER or --tokenizer gpt2")
+
+
+def tokenizer_of(source: Source, tokenizer: str | Path | None = None) -> tuple[Tokenizer, str]:
+    """Return the tokenizer of a model, and a phrase that names where it is from.
+
+    Args:
+        source: the model. A snapshot's tokenizer is its run's; that of a nanoGPT checkpoint with GPT-2's vocabulary is
+            GPT-2's.
+        tokenizer: a folder with a tokenizer, or ``"gpt2"``, to use instead.
+
+    Raises:
+        WeightsError: there is no tokenizer.
+        FileError: a file that is damaged or too large.
+        OSError: GPT-2's vocabulary is needed, and is neither on this machine nor available from the network.
+    """
+    folder = source.path if source.kind == "tensorflow" else tokenizer_folder(source.path)
+    if tokenizer is not None:
+        return load_tokenizer(tokenizer), f"the tokenizer of {tokenizer}"
+    if folder is not None:
+        return load_tokenizer(folder), "its tokenizer" if folder == source.path else f"the tokenizer in {folder}"
+    if source.kind == "nanogpt" and source.config.d_vocab in _GPT2_VOCABULARIES:
+        return load_tokenizer("gpt2"), "GPT-2's tokenizer, as nanoGPT uses it"
+    raise WeightsError("no tokenizer was found, and this format holds one: add --tokenizer FOLDER or --tokenizer gpt2")
 
 
 def _written(source: Source, tokenizer: str | Path, origin: str) -> Companions:

@@ -1,4 +1,4 @@
-"""A model from one format into another, tensor by tensor, proved before it takes its name."""
+"""Convert a model into another format, tensor by tensor, and compare the result with the source."""
 
 import dataclasses
 import os
@@ -14,15 +14,18 @@ from torch import Tensor
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
 from ..files import FileError, sync_folder, write_whole
-from .companions import COMPANIONS, Companions, companions
+from .companions import COMPANIONS, companions, tokenizer_of
 from .files.write import write_folder
-from .formats import hooked_transformer, huggingface, nanogpt
-from .layout import WeightsError, from_ours, rows
-from .lazy import Lazy
+from .formats import gguf, hooked_transformer, huggingface, nanogpt
+from .layout import WeightsError, from_ours, rows, to_ours
+from .lazy import Lazy, layered
 from .models import unfilled
 from .sources import Source, config_to_ours, open_source
 
-Target = Literal["hf", "hooked", "ours", "nanogpt"]
+Target = Literal["hf", "hooked", "ours", "nanogpt", "gguf"]
+
+_ONE_FILE: dict[Target, str] = {"nanogpt": ".pt", "gguf": ".gguf"}
+"""The formats that are one file, with the end of its name."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Converted:
             `huggingface.without_unembed_bias`.
         difference: the largest absolute one between logits of the source, as the dtype has it, and of the result.
         rounding: the largest absolute one that the dtype makes.
-        tokenizer: a phrase that names where the new folder's tokenizer is from; empty for nanoGPT.
+        tokenizer: a phrase that names where the result's tokenizer is from; empty for nanoGPT.
+        reading: a sentence on what readers of the result must be given; empty if they need nothing.
     """
 
     kind: str
@@ -45,6 +49,7 @@ class Converted:
     difference: float
     rounding: float
     tokenizer: str = ""
+    reading: str = ""
 
 
 def convert(
@@ -52,7 +57,7 @@ def convert(
     destination: Path,
     *,
     to: Target,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["q8_0"] | None = None,
     act_fn: ActFn | None = None,
     tokenizer: str | Path | None = None,
     max_shard_size: int = 5 * 2**30,
@@ -61,17 +66,19 @@ def convert(
 ) -> Converted:
     """Write a model in another format.
 
-    The result appears when it is whole, has been read back, and has the source's weights and logits. In memory are one
-    tensor at a time, and for the logits the embedding and one block; but what goes to nanoGPT is there as a whole.
+    The result appears when it is whole and has been read back with the source's weights and logits. One tensor at a
+    time is in memory, and for the logits the embedding and one block. A nanoGPT checkpoint is in memory as a whole.
 
     Args:
         source: a folder or file of any format that `open_source` knows.
-        destination: a folder; for ``nanogpt`` a file, ``….pt``.
+        destination: a folder; a file for ``nanogpt`` (``….pt``) and ``gguf`` (``….gguf``).
         to: ``hf`` (transformers), ``hooked`` (``HookedTransformerConfig``'s fields and a raw state dict), ``ours``
-            (``GPT2Config`` and our own names, which holds every model), ``nanogpt``.
-        dtype: the dtype to write (default: the source's).
+            (``GPT2Config`` and our own names, which holds every model), ``nanogpt``, ``gguf`` (llama.cpp).
+        dtype: the dtype to write (default: the source's). For ``gguf`` it is that of the matrices, and may be
+            ``"q8_0"``: 8 bits a number, with a scale for each 32 of them.
         act_fn: activation of the nanoGPT version that wrote the source or will read the result: see `formats.nanogpt`.
-        tokenizer: for a folder: another folder with a tokenizer, or ``"gpt2"`` (default: see `companions.companions`).
+        tokenizer: for a folder and for ``gguf``: another folder with a tokenizer, or ``"gpt2"`` (default: see
+            `companions.companions`).
         max_shard_size: bytes from which a folder's weights are split into several files.
         overwrite: replace a model that is there, with its tokenizer.
         progress: is called with the number of tensors written, and the number of all.
@@ -79,47 +86,53 @@ def convert(
     Raises:
         WeightsError: weights that make no GPT-2, that the format or dtype cannot hold, or that came out otherwise.
         FileError: a file that is missing, damaged or hostile; a model that is in the way.
-        ImportError: a TensorFlow checkpoint, and tensorflow is not installed.
+        ImportError: a TensorFlow checkpoint or GGUF, and tensorflow or gguf is not installed.
         OSError: the disk is full or not writable.
     """
-    if to == "nanogpt":
-        _check_free(destination, overwrite)
+    if to in _ONE_FILE:
+        _check_free(destination, _ONE_FILE[to], overwrite)
     opened = open_source(source, act_fn=act_fn if to != "nanogpt" else None)
     done = 0
-    verdict: list[Converted] = []
 
     def watch(name: str, tensor: Tensor) -> None:
         nonlocal done
         if not tensor.isfinite().all():
-            raise WeightsError(f"{name} holds numbers that are not finite, or are too large for {tensor.dtype}")
+            raise WeightsError(
+                f"{name} holds numbers that are not finite, or are too large for {dtype or tensor.dtype}"
+            )
         done += 1
         progress(done, len(tensors))
 
-    def check(path: Path) -> None:
-        verdict.append(_compare(opened, path, dtype))
-
     try:
-        beside = Companions({}, "") if to == "nanogpt" else companions(opened, tokenizer)
-        _, fields, tensors = _in_format(opened, to, act_fn)
+        written, fields, tensors = _in_format(opened, to, act_fn)
+        if to == "gguf":
+            return _write_gguf(opened, destination, written, tensors, dtype, tokenizer, watch)
+        if isinstance(dtype, str):
+            raise WeightsError(f"{dtype} is a type of GGUF alone, and has no place in the format {to!r}")
+        ours, verdict = _rounded(opened.state, dtype), list[Converted]()
+
+        def check(path: Path) -> None:
+            again = open_source(path)
+            verdict.append(_compare(opened, again.config, again.state, ours, dtype is not None))
+
+        if to == "nanogpt":
+            _write_file(destination, partial(_save_nanogpt, fields, tensors, dtype, watch, check))
+            return verdict[0]
         if to == "hf":
             fields["dtype"] = str(dtype or tensors["transformer.wte.weight"].dtype).removeprefix("torch.")
-        if to == "nanogpt":
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(destination, partial(_save_nanogpt, fields, tensors, dtype, watch, check))
-            sync_folder(destination.parent)
-        else:
-            write_folder(
-                destination,
-                fields,
-                tensors,
-                dtype=dtype,
-                files=beside.files,
-                replaces=COMPANIONS,
-                watch=watch,
-                check=check,
-                max_shard_size=max_shard_size,
-                overwrite=overwrite,
-            )
+        beside = companions(opened, tokenizer)
+        write_folder(
+            destination,
+            fields,
+            tensors,
+            dtype=dtype,
+            files=beside.files,
+            replaces=COMPANIONS,
+            watch=watch,
+            check=check,
+            max_shard_size=max_shard_size,
+            overwrite=overwrite,
+        )
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
     return dataclasses.replace(verdict[0], tokenizer=beside.origin)
@@ -173,17 +186,30 @@ def _in_format(
     if to == "hf":
         config, tensors = huggingface.state_to_hf(config, state)
         return config, huggingface.config_to_hf(config), tensors
+    if to == "gguf":
+        config, tensors = gguf.state_to_gguf(config, state)
+        return config, {}, tensors
     if to == "hooked":
         fields = hooked_transformer.hooked_config_fields(config)
         return hooked_transformer.untied(config), fields, hooked_transformer.state_to_hooked(config, state)
     return config, config_to_ours(config), from_ours("ours", config, state)
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
-    if path.suffix != ".pt":
-        raise FileError(f"{path}: nanoGPT's checkpoint is a file; give a name that ends in .pt: {path / 'ckpt.pt'}")
+def _check_free(path: Path, ending: str, overwrite: bool) -> None:
+    if path.suffix != ending:
+        raise FileError(
+            f"{path}: the result is one file; give a name that ends in {ending}: "
+            f"{path / 'ckpt.pt' if ending == '.pt' else path.with_name(path.name + ending)}"
+        )
     if os.path.lexists(path) and not (overwrite and path.is_file()):
-        raise FileError(f"{path}: is there already; overwrite replaces it if it is a file")
+        raise FileError(f"{path}: is there already; overwrite=True (or --overwrite) replaces it if it is a file")
+
+
+def _write_file(path: Path, save: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all, in a folder that is made for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, save)
+    sync_folder(path.parent)
 
 
 def _save_nanogpt(
@@ -209,41 +235,72 @@ def _save_nanogpt(
     check(Path(file.name))
 
 
+def _write_gguf(
+    opened: Source,
+    path: Path,
+    config: GPT2Config,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | Literal["q8_0"] | None,
+    tokenizer: str | Path | None,
+    watch: Callable[[str, Tensor], None],
+) -> Converted:
+    kind = gguf.gguf_type(dtype, tensors["token_embd.weight"].dtype)
+    its, origin = tokenizer_of(opened, tokenizer)
+    words = gguf.vocabulary(its, config.d_vocab)
+    verdict: list[Converted] = []
+
+    def save(file: BinaryIO) -> None:
+        partial_file = Path(file.name)
+        gguf.write_gguf(partial_file, config, tensors, words, to=kind, name=path.stem, watch=watch)
+        ours = to_ours("gguf", config, gguf.rounded(tensors, kind))
+        again, state = gguf.read_gguf(partial_file)
+        verdict.append(_compare(opened, again, state, ours, dtype is not None))
+
+    _write_file(path, save)
+    return dataclasses.replace(verdict[0], tokenizer=origin, reading=gguf.how_to_read(path, config))
+
+
 # What is checked
 
 
-def _compare(opened: Source, path: Path, dtype: torch.dtype | None) -> Converted:
-    """Read the result back and compare it with the source.
+def _compare(
+    opened: Source, config: GPT2Config, found: Mapping[str, Tensor], ours: Mapping[str, Tensor], rounds: bool
+) -> Converted:
+    """Compare what was read back with the source.
+
+    Args:
+        opened: the source.
+        config: the configuration that was read back.
+        found: the weights that were read back.
+        ours: the source's weights, as the dtype has them.
+        rounds: the dtype may change them.
 
     Raises:
         WeightsError: it is another model.
     """
-    again = open_source(path)
-    exact = opened.state
-    ours = exact if dtype is None else Lazy({name: partial(_rounded, exact, name, dtype) for name in exact})
-    identical = again.state.keys() == ours.keys()
-    if identical and (wrong := [name for name in ours if not torch.equal(ours[name], again.state[name])]):
+    identical = found.keys() == ours.keys()
+    if identical and (wrong := [name for name in ours if not torch.equal(ours[name], found[name])]):
         raise WeightsError(f"{wrong[0]} was read back with other numbers; the disk or memory may be at fault")
 
-    config = opened.config
-    precise = torch.float64 if again.state["embed.W_E"].dtype == torch.float64 else torch.float32
-    tokens = torch.linspace(0, config.d_vocab - 1, min(config.n_ctx, 8)).long()[None]
-    expected = streamed_logits(config, ours, tokens, precise)
-    found = streamed_logits(again.config, again.state, tokens, precise)
-    difference = (found - expected).abs().max().item()
+    source, exact, dtype = opened.config, opened.state, found["embed.W_E"].dtype
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    tokens = torch.linspace(0, source.d_vocab - 1, min(source.n_ctx, 8)).long()[None]
+    expected = streamed_logits(source, layered(ours, exact), tokens, precise)
+    difference = (streamed_logits(config, found, tokens, precise) - expected).abs().max().item()
     # A projection with b_U folded into it was rounded once more, to the dtype that was written.
-    grain = torch.finfo(precise if identical else again.state["embed.W_E"].dtype).eps
+    grain = torch.finfo(precise if identical else dtype).eps
     if not difference <= 256 * grain * expected.abs().max().item():
         raise WeightsError(f"the written model gives other logits, by {difference:.1e}, so it was deleted")
-    rounding = 0.0
-    if dtype is not None:
-        rounding = (expected - streamed_logits(config, exact, tokens, precise)).abs().max().item()
+    rounding = (expected - streamed_logits(source, exact, tokens, precise)).abs().max().item() if rounds else 0.0
     parameters = sum(tensor.numel() for tensor in ours.values())
     return Converted(opened.kind, parameters, identical, difference, rounding)
 
 
-def _rounded(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
-    return tensors[name].to(dtype)
+def _rounded(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Mapping[str, Tensor]:
+    def one(name: str) -> Tensor:
+        return tensors[name].to(dtype)
+
+    return tensors if dtype is None else Lazy({name: partial(one, name) for name in tensors})
 
 
 @torch.no_grad()
@@ -262,7 +319,7 @@ def streamed_logits(config: GPT2Config, state: Mapping[str, Tensor], tokens: Ten
             names = [name for name in state if name.startswith(f"{part}.")]
             filled = {name.removeprefix(f"{part}."): state[name].to(dtype).contiguous() for name in names}
             module.load_state_dict(filled, assign=True)
-    # All blocks have the same memory, which is filled anew before each.
+    # All blocks share one buffer, which is filled before each block computes.
     buffers = {name: torch.empty(tensor.shape, dtype=dtype) for name, tensor in model.blocks[0].state_dict().items()}
 
     def fill(prefix: str, *_: object) -> None:

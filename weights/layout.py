@@ -20,7 +20,7 @@ from torch import Tensor
 from ..assembly.config import GPT2Config
 from .lazy import Lazy
 
-Format = Literal["ours", "hf", "hooked", "bridge", "nanogpt", "tensorflow"]
+Format = Literal["ours", "hf", "hooked", "bridge", "nanogpt", "tensorflow", "gguf"]
 
 
 class WeightsError(ValueError):
@@ -56,25 +56,40 @@ class Row:
     bridge: Foreign | None
     nanogpt: Foreign | None
     tensorflow: Foreign | None
+    gguf: Foreign | None
 
 
-def _same(ours: str, axes: str, hf: str, bridge: str, tensorflow: str) -> Row:
+def _same(ours: str, axes: str, hf: str, bridge: str, tensorflow: str, gguf: str) -> Row:
     """Return the row of a parameter with one layout in all formats. nanoGPT has the names of Hugging Face."""
-    return Row(ours, axes, *(Foreign((name,), axes) for name in (hf, ours, bridge, hf, tensorflow)))
+    return Row(ours, axes, *(Foreign((name,), axes) for name in (hf, ours, bridge, hf, tensorflow, gguf)))
 
 
 def _three(*parts: str) -> tuple[str, ...]:
     return tuple(f"blocks.{{i}}.attn.{part}" for part in parts)
 
 
-# Hugging Face's and nanoGPT's names stand without their prefix. nanoGPT's matrices are nn.Linear's, [out in];
-# TensorFlow's are those of a convolution of width 1. The bridge's q, k and v are [out in]. Its o, in and out are too on
-# a native model, as they stand here; on a bridged GPT-2 they are Hugging Face's Conv1D, [in out]: see `rows`.
+# Hugging Face's and nanoGPT's names stand without their prefix. The matrices of nanoGPT and GGUF are nn.Linear's,
+# [out in]; TensorFlow's are those of a convolution of width 1. The bridge's q, k and v are [out in]. So are its o, in
+# and out on a native model, as they stand here; on a bridged GPT-2 they are Hugging Face's Conv1D, [in out] (`rows`).
 TABLE: tuple[Row, ...] = (
-    _same("embed.W_E", "d_vocab d_model", "wte.weight", "embed.weight", "model/wte"),
-    _same("pos_embed.W_pos", "n_ctx d_model", "wpe.weight", "pos_embed.weight", "model/wpe"),
-    _same("blocks.{i}.ln1.w", "d_model", "h.{i}.ln_1.weight", "blocks.{i}.ln1.weight", "model/h{i}/ln_1/g"),
-    _same("blocks.{i}.ln1.b", "d_model", "h.{i}.ln_1.bias", "blocks.{i}.ln1.bias", "model/h{i}/ln_1/b"),
+    _same("embed.W_E", "d_vocab d_model", "wte.weight", "embed.weight", "model/wte", "token_embd.weight"),
+    _same("pos_embed.W_pos", "n_ctx d_model", "wpe.weight", "pos_embed.weight", "model/wpe", "position_embd.weight"),
+    _same(
+        "blocks.{i}.ln1.w",
+        "d_model",
+        "h.{i}.ln_1.weight",
+        "blocks.{i}.ln1.weight",
+        "model/h{i}/ln_1/g",
+        "blk.{i}.attn_norm.weight",
+    ),
+    _same(
+        "blocks.{i}.ln1.b",
+        "d_model",
+        "h.{i}.ln_1.bias",
+        "blocks.{i}.ln1.bias",
+        "model/h{i}/ln_1/b",
+        "blk.{i}.attn_norm.bias",
+    ),
     Row(
         "blocks.{i}.attn.W_QKV",
         "d_model qkv n_heads d_head",
@@ -83,6 +98,7 @@ TABLE: tuple[Row, ...] = (
         bridge=Foreign(_three("q.weight", "k.weight", "v.weight"), "qkv (n_heads d_head) d_model"),
         nanogpt=Foreign(("h.{i}.attn.c_attn.weight",), "(qkv n_heads d_head) d_model"),
         tensorflow=Foreign(("model/h{i}/attn/c_attn/w",), "1 d_model (qkv n_heads d_head)"),
+        gguf=Foreign(("blk.{i}.attn_qkv.weight",), "(qkv n_heads d_head) d_model"),
     ),
     Row(
         "blocks.{i}.attn.b_QKV",
@@ -92,6 +108,7 @@ TABLE: tuple[Row, ...] = (
         bridge=Foreign(_three("q.bias", "k.bias", "v.bias"), "qkv (n_heads d_head)"),
         nanogpt=Foreign(("h.{i}.attn.c_attn.bias",), "(qkv n_heads d_head)"),
         tensorflow=Foreign(("model/h{i}/attn/c_attn/b",), "(qkv n_heads d_head)"),
+        gguf=Foreign(("blk.{i}.attn_qkv.bias",), "(qkv n_heads d_head)"),
     ),
     Row(
         "blocks.{i}.attn.W_O",
@@ -101,12 +118,32 @@ TABLE: tuple[Row, ...] = (
         bridge=Foreign(("blocks.{i}.attn.o.weight",), "d_model (n_heads d_head)"),
         nanogpt=Foreign(("h.{i}.attn.c_proj.weight",), "d_model (n_heads d_head)"),
         tensorflow=Foreign(("model/h{i}/attn/c_proj/w",), "1 (n_heads d_head) d_model"),
+        gguf=Foreign(("blk.{i}.attn_output.weight",), "d_model (n_heads d_head)"),
     ),
     _same(
-        "blocks.{i}.attn.b_O", "d_model", "h.{i}.attn.c_proj.bias", "blocks.{i}.attn.o.bias", "model/h{i}/attn/c_proj/b"
+        "blocks.{i}.attn.b_O",
+        "d_model",
+        "h.{i}.attn.c_proj.bias",
+        "blocks.{i}.attn.o.bias",
+        "model/h{i}/attn/c_proj/b",
+        "blk.{i}.attn_output.bias",
     ),
-    _same("blocks.{i}.ln2.w", "d_model", "h.{i}.ln_2.weight", "blocks.{i}.ln2.weight", "model/h{i}/ln_2/g"),
-    _same("blocks.{i}.ln2.b", "d_model", "h.{i}.ln_2.bias", "blocks.{i}.ln2.bias", "model/h{i}/ln_2/b"),
+    _same(
+        "blocks.{i}.ln2.w",
+        "d_model",
+        "h.{i}.ln_2.weight",
+        "blocks.{i}.ln2.weight",
+        "model/h{i}/ln_2/g",
+        "blk.{i}.ffn_norm.weight",
+    ),
+    _same(
+        "blocks.{i}.ln2.b",
+        "d_model",
+        "h.{i}.ln_2.bias",
+        "blocks.{i}.ln2.bias",
+        "model/h{i}/ln_2/b",
+        "blk.{i}.ffn_norm.bias",
+    ),
     Row(
         "blocks.{i}.mlp.W_in",
         "d_model d_mlp",
@@ -115,8 +152,16 @@ TABLE: tuple[Row, ...] = (
         bridge=Foreign(("blocks.{i}.mlp.in.weight",), "d_mlp d_model"),
         nanogpt=Foreign(("h.{i}.mlp.c_fc.weight",), "d_mlp d_model"),
         tensorflow=Foreign(("model/h{i}/mlp/c_fc/w",), "1 d_model d_mlp"),
+        gguf=Foreign(("blk.{i}.ffn_up.weight",), "d_mlp d_model"),
     ),
-    _same("blocks.{i}.mlp.b_in", "d_mlp", "h.{i}.mlp.c_fc.bias", "blocks.{i}.mlp.in.bias", "model/h{i}/mlp/c_fc/b"),
+    _same(
+        "blocks.{i}.mlp.b_in",
+        "d_mlp",
+        "h.{i}.mlp.c_fc.bias",
+        "blocks.{i}.mlp.in.bias",
+        "model/h{i}/mlp/c_fc/b",
+        "blk.{i}.ffn_up.bias",
+    ),
     Row(
         "blocks.{i}.mlp.W_out",
         "d_mlp d_model",
@@ -125,12 +170,18 @@ TABLE: tuple[Row, ...] = (
         bridge=Foreign(("blocks.{i}.mlp.out.weight",), "d_model d_mlp"),
         nanogpt=Foreign(("h.{i}.mlp.c_proj.weight",), "d_model d_mlp"),
         tensorflow=Foreign(("model/h{i}/mlp/c_proj/w",), "1 d_mlp d_model"),
+        gguf=Foreign(("blk.{i}.ffn_down.weight",), "d_model d_mlp"),
     ),
     _same(
-        "blocks.{i}.mlp.b_out", "d_model", "h.{i}.mlp.c_proj.bias", "blocks.{i}.mlp.out.bias", "model/h{i}/mlp/c_proj/b"
+        "blocks.{i}.mlp.b_out",
+        "d_model",
+        "h.{i}.mlp.c_proj.bias",
+        "blocks.{i}.mlp.out.bias",
+        "model/h{i}/mlp/c_proj/b",
+        "blk.{i}.ffn_down.bias",
     ),
-    _same("ln_final.w", "d_model", "ln_f.weight", "ln_final.weight", "model/ln_f/g"),
-    _same("ln_final.b", "d_model", "ln_f.bias", "ln_final.bias", "model/ln_f/b"),
+    _same("ln_final.w", "d_model", "ln_f.weight", "ln_final.weight", "model/ln_f/g", "output_norm.weight"),
+    _same("ln_final.b", "d_model", "ln_f.bias", "ln_final.bias", "model/ln_f/b", "output_norm.bias"),
     Row(
         "unembed.W_U",
         "d_model d_vocab",
@@ -139,6 +190,7 @@ TABLE: tuple[Row, ...] = (
         bridge=Foreign(("unembed.weight",), "d_vocab d_model"),
         nanogpt=None,
         tensorflow=None,
+        gguf=Foreign(("output.weight",), "d_vocab d_model"),
     ),
     Row(
         "unembed.b_U",
@@ -148,6 +200,7 @@ TABLE: tuple[Row, ...] = (
         bridge=Foreign(("unembed.bias",), "d_vocab"),
         nanogpt=None,
         tensorflow=None,
+        gguf=None,
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Tensors by name that are made when they are asked for: a model can then be larger than what memory holds twice."""
+"""Tensors by name that are computed when they are looked up, so that a model need not be in memory twice."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Lazy(Mapping[str, Tensor]):
-    """Tensors by name, each made anew when it is looked up.
+    """Tensors by name, each computed again whenever it is looked up.
 
     Args:
-        makers: for each name the function that makes its tensor.
+        makers: for each name the function that computes its tensor.
     """
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
@@ -30,11 +30,11 @@ class Lazy(Mapping[str, Tensor]):
 
 
 def chosen(tensors: Mapping[str, Tensor], names: Mapping[str, str] | Iterable[str]) -> Lazy:
-    """Return some of the tensors, none of them made yet; a mapping gives them other names: new -> old."""
+    """Return some of the tensors, not computed yet. A mapping renames them: new name -> old name."""
     renamed = names if isinstance(names, Mapping) else {name: name for name in names}
     return Lazy({new: partial(tensors.__getitem__, old) for new, old in renamed.items()})
 
 
 def layered(*layers: Mapping[str, Tensor]) -> Lazy:
-    """Return the tensors of several mappings; for a name that several have, the first mapping's."""
+    """Return the tensors of several mappings. If several have a name, the first mapping's tensor is taken."""
     return Lazy({name: partial(layer.__getitem__, name) for layer in reversed(layers) for name in layer})

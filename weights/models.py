@@ -5,7 +5,9 @@ of another shape raises an error that names it.
 """
 
 import importlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +19,12 @@ from torch import Tensor, nn
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..components.mlp import ActFn
+from ..tokenizer import Tokenizer
 from .files.tensors import check_finite, is_finite
 from .files.write import write_folder
 from .formats import bridge, hooked_transformer, huggingface
 from .layout import WeightsError
-from .sources import Source, open_source, open_tensorflow, resolve
+from .sources import Source, open_source, open_tensorflow, resolve, tokenizer_folder
 
 # What HookedTransformer keeps beside its parameters; it fills them in itself.
 _CONSTANTS = ("attn.mask", "attn.IGNORE")
@@ -49,6 +52,9 @@ def from_pretrained(
         device: where to hold the weights (default: the CPU).
         dtype: what to hold them as (default: as they are stored).
         fused: as for `GPT2`.
+
+    Returns:
+        The model. Its `tokenizer` is the folder's, read when it is first needed.
 
     Raises:
         WeightsError: the weights or the configuration do not make a GPT-2.
@@ -187,7 +193,7 @@ def to_hf(model: GPT2) -> Any:
     return hf.eval()
 
 
-def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fused: bool = True) -> GPT2:
+def from_hooked_transformer(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
     """Return a model with a copy of the weights of a ``HookedTransformer``, raw or processed.
 
     Processed weights give the same log-probabilities as the model that they came from. (Logits may differ from that
@@ -195,7 +201,8 @@ def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fus
 
     Args:
         model: the model; or its state dict, with ``config``. ARENA's state dicts have the same names.
-        config: sizes and choices of a bare state dict (the weights show whether the projection is tied).
+        config: sizes and choices of a bare state dict, as a `GPT2Config` or the library's own configuration (the
+            weights show whether the projection is tied).
         fused: as for `GPT2`.
 
     Raises:
@@ -210,7 +217,9 @@ def from_hooked_transformer(model: Any, config: GPT2Config | None = None, *, fus
 
 
 def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNPre"] = "LN") -> Any:
-    """Return a ``HookedTransformer`` with this model's weights, unprocessed. Example: see `to_hooked_state_dict`.
+    """Return a ``HookedTransformer`` with this model's weights, unprocessed, and its tokenizer if it has one.
+
+    Example: see `to_hooked_state_dict`.
 
     Args:
         model: the model.
@@ -230,6 +239,9 @@ def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNP
     cfg = lens.HookedTransformerConfig(**fields, dtype=weight.dtype, device=str(weight.device), init_weights=False)
     hooked = lens.HookedTransformer(cfg)
     _load_all(hooked, tensors, may_lack=_CONSTANTS)
+    if model.tokenizer is not None:
+        with _saved(model.tokenizer) as theirs:
+            hooked.set_tokenizer(theirs)
     return hooked.eval()
 
 
@@ -250,12 +262,13 @@ def to_hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
     return dict(hooked_transformer.state_to_hooked(model.config, _state(model)))
 
 
-def from_bridge(model: Any, config: GPT2Config | None = None, *, fused: bool = True) -> GPT2:
+def from_bridge(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
     """Return a model with a copy of the weights of a ``TransformerBridge`` around a GPT-2, bridged or native.
 
     Args:
         model: the bridge; or its state dict, with ``config``.
-        config: sizes and choices of a bare state dict (the weights show whether the projection is tied).
+        config: sizes and choices of a bare state dict, as a `GPT2Config` or the library's own configuration (the
+            weights show whether the projection is tied).
         fused: as for `GPT2`.
 
     Raises:
@@ -290,6 +303,25 @@ def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
     return dict(bridge.state_to_bridge(model.config, _state(model), conv1d=conv1d))
 
 
+def to_bridge(model: GPT2) -> Any:
+    """Return TransformerLens's ``TransformerBridge`` with this model's weights and its tokenizer.
+
+    Raises:
+        WeightsError: transformers' GPT-2, which the bridge wraps, cannot hold the model.
+        ImportError: transformer-lens or transformers is not installed.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
+        >>> torch.equal(from_bridge(to_bridge(model)).embed.W_E, model.embed.W_E)
+        True
+    """
+    if model.tokenizer is None:
+        return bridge.bridge_around(to_hf(model))
+    with _saved(model.tokenizer) as theirs:
+        return bridge.bridge_around(to_hf(model), theirs)
+
+
 def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor], Any]:
     """Return the state dict and the configuration of a model, or of a bare state dict."""
     if isinstance(model, Mapping):
@@ -304,9 +336,11 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
 
 def _loaded(source: Source, *, device: torch.device | str | None, dtype: torch.dtype | None, fused: bool) -> GPT2:
     try:
-        return _filled(source.config, source.state, source.path, shared=False, device=device, dtype=dtype, fused=fused)
+        model = _filled(source.config, source.state, source.path, shared=False, device=device, dtype=dtype, fused=fused)
     except WeightsError as error:
         raise WeightsError(f"{source.path}: {error}") from None
+    model.tokenizer_source = source.path if source.kind == "tensorflow" else tokenizer_folder(source.path)
+    return model
 
 
 @torch.no_grad()
@@ -351,6 +385,15 @@ def _filled(
 def unfilled(config: GPT2Config, *, fused: bool = True) -> GPT2:
     """Return a model in ``eval()`` mode on the meta device: nothing is allocated, and no initial weights are drawn."""
     return GPT2(config, fused=fused, device="meta").eval()
+
+
+@contextmanager
+def _saved(tokenizer: Tokenizer) -> Iterator[Any]:
+    """Give a tokenizer as transformers' class, in a folder that lasts for the block: TransformerLens reads it again."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        # TransformerLens's users write special tokens as text, which ours save as text that is split.
+        yield _reference("transformers").AutoTokenizer.from_pretrained(folder, split_special_tokens=False)
 
 
 def _state(model: GPT2) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Names of parameters without what wrappers of a model add to them."""
+"""Names of parameters without the prefixes that wrappers of a model add."""
 
 import re
 from collections.abc import Iterable

@@ -110,7 +110,7 @@ def _center(tensors: dict[str, Tensor], names: tuple[str, ...]) -> None:
 
 
 def _refactor(block: dict[str, Tensor]) -> None:
-    """Factor each head's two products anew: evenly (query, key), and as a rotation and the rest (value, output)."""
+    """Factor each head's two products again: evenly (query, key), and as a rotation and the rest (value, output)."""
     # The biases are the weights of one more input, which is always 1.
     Q, K = (torch.cat([block[f"attn.W_{x}"], block[f"attn.b_{x}"][:, None]], dim=1) for x in "QK")
     U, S, V = _singular_values(Q, K)

@@ -1,19 +1,32 @@
 """Collect the sources of the documentation site in ``build/site``: ``python docs/site/gather.py``, from the root.
 
-The site has a page for each Markdown file of ``docs/``, the README as its start page, and one API page for each public
-package. ``mkdocs.yml`` then builds it. Nothing outside ``build/site`` is written.
+The site has a page for each Markdown file of ``docs/``, the README as its start page, a page for each notebook with its
+stored outputs, and one API page for each public package. ``mkdocs.yml`` then builds it. Nothing outside ``build/site``
+is written.
 """
 
+import base64
+import json
 import re
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "build" / "site"
 
-PUBLIC = ("components", "assembly", "weights", "training", "sampling", "ladder", "lens", "tokenizer")
-"""Packages and modules with an API page."""
+API = {
+    "components": ("",),
+    "assembly": ("",),
+    "weights": ("",),
+    "training": ("", ".run", ".presets", ".data.config"),
+    "sampling": ("", ".stream.stream"),  # the module named stream hides the function
+    "ladder": ("", ".adapters"),
+    "lens": ("",),
+    "tokenizer": ("",),
+}
+"""Packages with an API page, and the modules or objects that it shows."""
 
 _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 
@@ -29,9 +42,14 @@ def main() -> None:
         name = "index.md" if source.name == "README.md" else source.name
         text = source.read_text(encoding="utf-8")
         (OUT / "docs" / name).write_text(site_links(text, source.parent, repository), encoding="utf-8")
-    for name in PUBLIC:
-        page = f"# gptladder.{name}\n\n::: gptladder.{name}\n"
-        (OUT / "docs" / "api" / f"{name}.md").write_text(page, encoding="utf-8")
+    for source in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text = notebook_page(json.loads(source.read_text(encoding="utf-8")), source.stem)
+        text += f"\n\n[This page as a notebook]({repository}/blob/main/notebooks/{source.name})\n"
+        page = OUT / "docs" / f"tutorial-{source.stem}.md"
+        page.write_text(site_links(text, source.parent, repository), encoding="utf-8")
+    for name, parts in API.items():
+        shown = "\n\n".join(f"::: gptladder.{name}{part}" for part in parts)
+        (OUT / "docs" / "api" / f"{name}.md").write_text(f"# gptladder.{name}\n\n{shown}\n", encoding="utf-8")
 
     # The API pages need a folder named gptladder. A link to the root would make the reader walk through .venv too, so
     # the package's own files are copied.
@@ -46,29 +64,57 @@ def main() -> None:
             shutil.copy(module, package / folder)
 
 
-def site_links(text: str, folder: Path, repository: str) -> str:
-    """Return a Markdown text with its relative links changed so that they hold within the site.
+def notebook_page(notebook: dict[str, Any], name: str) -> str:
+    """Return a notebook as Markdown; its pictures are written beside the page."""
+    parts: list[str] = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for number, output in enumerate(cell["outputs"]):
+            if "text" in output:
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+            elif picture := output.get("data", {}).get("image/png"):
+                file = f"{name}-{cell['id']}-{number}.png"
+                (OUT / "docs" / file).write_bytes(base64.b64decode("".join(picture)))
+                parts.append(f"![What the cell above draws](site:{file})")
+    return "\n\n".join(parts)
 
-    A link to a page of ``docs/`` becomes a link to the site's page. A picture is copied into the site. Any other file
-    is linked in the repository.
+
+def site_links(text: str, folder: Path, repository: str) -> str:
+    """Return a Markdown text with its links to files of the repository changed so that they hold within the site.
+
+    A link to a page of ``docs/`` or to a notebook becomes a link to the site's page. A picture is copied into the site.
+    Any other file is linked in the repository. The README's links are addresses, because PyPI shows it too; those of
+    the repository's own files are changed like relative ones.
 
     Args:
         text: the Markdown.
         folder: where the file stands that holds the text.
         repository: address of the repository's front page.
     """
+    raw = repository.replace("//github.com", "//raw.githubusercontent.com") + "/main/"
+    own = (f"{repository}/blob/main/", raw)
 
     def changed(match: re.Match[str]) -> str:
         label, target = match.groups()
-        if re.match(r"[a-z]+:|#", target):
+        if target.startswith("site:"):
+            return f"{label}({target.removeprefix('site:')})"
+        start = next((each for each in own if target.startswith(each)), None)
+        if start is None and re.match(r"[a-z]+:|#", target):
             return match[0]
-        path, mark, anchor = target.partition("#")
-        inside = (folder / path).resolve().relative_to(ROOT)
+        base = folder if start is None else ROOT
+        path, mark, anchor = target.removeprefix(start or "").partition("#")
+        inside = (base / path).resolve().relative_to(ROOT)
         if label.startswith("!"):
             shutil.copy(ROOT / inside, OUT / "docs")
             return f"{label}({inside.name})"
         if inside.parent == Path("docs") and inside.suffix == ".md":
             return f"{label}({inside.name}{mark}{anchor})"
+        if inside.suffix == ".ipynb" and "This page" not in label:
+            return f"{label}(tutorial-{inside.stem}.md)"
         return f"{label}({repository}/blob/main/{inside.as_posix()}{mark}{anchor})"
 
     return _LINK.sub(changed, text)

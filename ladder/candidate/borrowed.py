@@ -1,12 +1,18 @@
-"""What a layer takes ready-made: classes of a library that it is built from, and fused functions that it calls."""
+"""What a layer borrows: classes of a library that it is built from, and functions of libraries that it calls."""
 
+import sys
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+_PACKAGE = Path(__file__).resolve().parents[2]
 _LIBRARIES = {"gptladder", "transformer_lens", "transformers", "x_transformers", "flash_attn", "xformers", "litgpt"}
+_OURS = {"components", "assembly", "weights", "sampling", "training", "lens"}
 
 # Of torch's own modules, those that are a rung's layer themselves: an attention may well use nn.Linear.
 _TORCH_MODULES: Mapping[str, tuple[type[nn.Module], ...]] = {
@@ -42,13 +48,35 @@ def borrowed_classes(layer: nn.Module, rung: str) -> set[str]:
     return found
 
 
-class FusedCalls(TorchFunctionMode):
-    """Notes the fused functions of torch that are called in its context, which compute a rung's layer in one call."""
+class BorrowedCalls(TorchFunctionMode):
+    """Notes the calls in its context that compute a rung's layer, or a part of it, in the student's place.
 
-    def __init__(self, rung: str) -> None:
+    These are torch's fused functions, and all functions of the libraries above: a layer can call a library's class
+    without holding one.
+
+    Args:
+        rung: the rung's name.
+        libraries: note functions of libraries too, which makes each call slower.
+    """
+
+    def __init__(self, rung: str, *, libraries: bool = True) -> None:
         super().__init__()
-        self._noted = _FUNCTIONS.get(rung, frozenset())
+        self._noted, self._libraries = _FUNCTIONS.get(rung, frozenset()), libraries
         self.names: set[str] = set()
+
+    def __enter__(self) -> "BorrowedCalls":
+        """Begin to note calls."""
+        super().__enter__()
+        self._libraries &= sys.getprofile() is None  # a profiler that is at work goes on
+        if self._libraries:
+            sys.setprofile(self._called)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """End it."""
+        if self._libraries:
+            sys.setprofile(None)
+        super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Call the function, and note its name."""
@@ -56,3 +84,20 @@ class FusedCalls(TorchFunctionMode):
         if name in self._noted:
             self.names.add(f"torch.{name}")
         return func(*args, **(kwargs or {}))
+
+    def _called(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and (library := _library(frame.f_code.co_filename)):
+            self.names.add(f"{library}.{frame.f_code.co_qualname.split('.')[0]}")
+
+
+@cache
+def _library(file: str) -> str:
+    """Return the library that a file belongs to; empty if it is none of those above."""
+    path = Path(file)
+    parts = path.parts
+    # The ladder's own functions run around the layer's; other files in a checkout may be the user's.
+    if path.is_relative_to(_PACKAGE) and path.relative_to(_PACKAGE).parts[0] in _OURS:
+        return "gptladder"
+    index = max((parts.index(each) for each in ("site-packages", "dist-packages") if each in parts), default=None)
+    name = "" if index is None else parts[index + 1]
+    return name if name in _LIBRARIES else ""

@@ -311,7 +311,10 @@ class Builder:
         if rung == "mlp" and _flat(name) == "dout" and {_flat(other.name) for other in named} >= {"din", "dout"}:
             return sizes.get("d_mlp") if len(named) == 2 else sizes.get("d_model")
         ours = _IN_LAYER.get((rung, _flat(name))) or canonical(name)
-        if (rung, _flat(name)) in _IN_LAYER and not any(canonical(o.name) == "d_model" for o in named if o is not each):
+        others = [other.name for other in named if other is not each]
+        if (rung, _flat(name)) in _IN_LAYER and not any(
+            canonical(other) == "d_model" or _CONFIGURATION.search(other) for other in others
+        ):
             ours = "d_model"  # the only width that it is given
         if rung == "layer-norm" and required and not ours and not _CONFIGURATION.search(name):
             ours = "d_model"

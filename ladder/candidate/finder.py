@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,61 +10,63 @@ from torch import nn
 
 from ...assembly.config import GPT2Config
 from .configuration import CLASS_NAMES, Builder, Sizes
-from .parameters import Unreadable, read
+from .layouts import Unreadable
+from .parameters import read
 from .source import Loaded
 
 # Sizes that are all different, with heads that fill the model.
 _CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ctx=97, n_layers=2)
-# What is tried if the name says nothing; in this order, since a block contains attention.
+# What is tried if the name does not tell; in this order, since a block contains attention.
 _BY_CONTENT = ("model", "block", "attention", "mlp", "layer-norm", "embed", "unembed")
 
 
-@dataclass(frozen=True)
-class _Fit:
-    rung: str
-    name: str
-    missing: int
-    unused: bool
-    order: int
+# How badly a class fits a rung (parameters that it lacks, whether it is unused, how early it stands), and its name.
+_Fit = tuple[int, bool, int, str]
 
 
-def find_layers(loaded: Loaded, chosen: Mapping[str, Any]) -> dict[str, list[str]]:
+def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = None) -> dict[str, list[str]]:
     """Return, for each rung, the names of the classes that fit it, the best first.
 
-    An adapter that bears the rung's name comes before any class: its author has said how the layer is to be read.
+    An adapter that bears the rung's name comes before any class: its author has written how the layer is to be read.
+
+    Args:
+        loaded: the source.
+        chosen: values for what constructors ask for, by name.
+        only: the one rung that is wanted. Classes with names of other rungs are then not built: they may hang.
     """
     namespace = vars(loaded.module)
     classes = loaded.classes
     fits: dict[str, list[_Fit]] = {}
     matched: set[str] = set()
+    named: set[str] = set()
     for order, (name, cls) in enumerate(classes.items()):
         rungs = [rung for rung, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)]
         rungs = _narrowed(rungs, name)
+        if only and rungs and only not in rungs:
+            matched.add(name)
+            named.add(rungs[0])
+            continue
         for rung in rungs:
             missing = _fits(cls, rung, namespace, chosen)
             if missing is not None:
                 used = _used(name, classes)
                 # Of several models the outermost, of other layers the one that is used.
-                fits.setdefault(rung, []).append(_Fit(rung, name, missing, used == (rung == "model"), order))
+                fits.setdefault(rung, []).append((missing, used == (rung == "model"), -order, name))
                 matched.add(name)
                 break
     for order, (name, cls) in enumerate(classes.items()):
         if name in matched:
             continue
         for rung in _BY_CONTENT:
-            if rung not in fits and (missing := _fits(cls, rung, namespace, chosen)) is not None:
-                fits[rung] = [_Fit(rung, name, missing, True, order)]
+            if rung not in fits and rung not in named and (missing := _fits(cls, rung, namespace, chosen)) is not None:
+                fits[rung] = [(missing, True, -order, name)]
                 break
-    found = {
-        rung: [fit.name for fit in sorted(fits[rung], key=lambda fit: (fit.missing, fit.unused, -fit.order))]
-        for rung in CLASS_NAMES
-        if rung in fits
-    }
+    found = {rung: [name for *_, name in sorted(fits[rung])] for rung in CLASS_NAMES if rung in fits}
     for rung in CLASS_NAMES:
         for name in (rung.replace("-", "_"), rung.replace("-", "")):
             if _is_adapter(namespace.get(name)):
                 found[rung] = [name, *[each for each in found.get(rung, []) if each != name]]
-    return {rung: found[rung] for rung in CLASS_NAMES if rung in found}
+    return {rung: found[rung] for rung in CLASS_NAMES if rung in found and only in (None, rung)}
 
 
 def rungs_of(make: Callable[..., Any], name: str, namespace: dict[str, Any], chosen: Mapping[str, Any]) -> list[str]:
@@ -101,7 +102,7 @@ def _fits(make: Callable[..., Any], rung: str, namespace: dict[str, Any], chosen
         layer = Builder(make, rung, namespace).build(sizes)
         if not isinstance(layer, nn.Module):
             return None
-        missing = len(read(layer, rung, _CONFIG).missing)
+        missing = len(read(layer, rung, _CONFIG)[0].missing)
         return missing if _runs(layer, rung) else missing + 50
     except Unreadable as error:
         # One block many times over is a fault to report, and no reason to look elsewhere.
@@ -125,7 +126,7 @@ def _runs(layer: nn.Module, rung: str) -> bool:
         return rung != "model" or not isinstance(logits, torch.Tensor) or logits.shape[-1] == _CONFIG.d_vocab
     except TypeError:  # it needs a mask, say
         return True
-    except Exception:
+    except (Exception, SystemExit):  # a layer that calls exit() is still a layer
         return False
 
 

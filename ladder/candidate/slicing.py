@@ -7,33 +7,11 @@ from collections.abc import Iterator
 from .configuration import canonical
 
 # What a constant may call.
-_PLAIN_CALLS = {
-    "dict",
-    "int",
-    "float",
-    "str",
-    "bool",
-    "range",
-    "len",
-    "tuple",
-    "list",
-    "set",
-    "max",
-    "min",
-    "field",
-    "namedtuple",
-    "TypeVar",
-    "NewType",
-    "is_available",
-    "device",
-    "SimpleNamespace",
-    "sqrt",
-    "partial",
-    "Path",
-    "getLogger",
-    "cpu_count",
-    "type",
-}
+_CALLS = """
+    dict int float str bool range len tuple list set max min
+    field namedtuple TypeVar NewType is_available device SimpleNamespace sqrt partial Path getLogger cpu_count type
+"""
+_PLAIN_CALLS = frozenset(_CALLS.split())
 
 
 def keeps(node: ast.stmt) -> bool:

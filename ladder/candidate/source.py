@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from .modules import free_name, make_packages, module_file, package_of
 from .slicing import binds, is_docstring, is_main, keeps, parts, reachable
 from .standins import StandIn
 
@@ -29,12 +30,12 @@ class CandidateError(ValueError):
     """A layer that cannot be tried: its file, its name, or its constructor's arguments are not usable.
 
     ``kind`` is that of the `Fault` if reading the file ended the sandbox (``hang``, ``died``, ``limit``); ``no layer``
-    if the file was read and holds none; and otherwise empty.
+    if the file was read and holds none; and otherwise empty. ``at`` is the ``file:line`` where that happened.
     """
 
-    def __init__(self, message: str, kind: str = "") -> None:
+    def __init__(self, message: str, kind: str = "", at: str | None = None) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.at = kind, at
 
 
 class Code:
@@ -53,10 +54,8 @@ class Code:
         """Return ``file:line`` and that line, of the first frame (a file and a line's number) in the user's code."""
         for name, line in frames:
             if line is not None and self.owns(name):
-                path = Path(name)
-                shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
                 linecache.checkcache(name)  # the user may have edited the file since it was last read
-                return f"{shown}:{line}", linecache.getline(name, line).strip()
+                return f"{_shown(name)}:{line}", linecache.getline(name, line).strip()
         return None
 
     def raised(self, error: BaseException) -> tuple[str, str] | None:
@@ -146,7 +145,7 @@ def split(source: str) -> tuple[Path, str]:
         file = file or source
     path = Path(file).expanduser()
     if not path.is_file():
-        found = _module_file(file)
+        found = module_file(file)
         if found is None:
             expected = "FILE.py, FILE.py:CLASS, FILE.ipynb or package.module:CLASS"
             raise CandidateError(f"there is no file {file}: write {expected}")
@@ -156,16 +155,13 @@ def split(source: str) -> tuple[Path, str]:
     return path.resolve(), name
 
 
-def _module_file(name: str) -> Path | None:
-    """Return the file of ``package.module``, found from the current folder without importing it."""
-    if not re.fullmatch(r"\w+(\.\w+)*", name):
-        return None
-    for folder in (Path.cwd(), *map(Path, sys.path)):
-        base = folder.joinpath(*name.split("."))
-        for path in (base.with_suffix(".py"), base / "__init__.py"):
-            if path.is_file():
-                return path
-    return None
+def _shown(name: str) -> str:
+    """Return how a file is named in reports: from the current folder, or as a notebook's cell."""
+    typed = re.match(r"<ipython-input-(\d+)-|.*\Wipykernel_\d+\W", name)
+    if typed:
+        return f"cell {typed[1]}" if typed[1] else "cell"
+    path = Path(name)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def find(source: str) -> tuple[Callable[..., Any], Code]:
@@ -202,7 +198,7 @@ class _Slicer:
         self.code = Code(path)
         self.notes: list[str] = []
         self.imported = bool(name)  # by another file, which may need anything of it
-        self.name = name or _free_name(path.stem)
+        self.name = name or free_name(path.stem)
 
     def load(self) -> Loaded:
         StandIn.reading += 1
@@ -240,9 +236,9 @@ class _Slicer:
                 if error is None:
                     continue
                 place = self.code.raised(error) or (f"{file}:{part.lineno}", ast.unparse(part).splitlines()[0])
-                reason = f"{place[0]}: {said(error)}"
+                reason = f"{place[0]}: {one_line(error)}"
                 if isinstance(part, ast.ClassDef | ast.FunctionDef) and part.name in self.wanted:
-                    raise CandidateError(f"{place[0]}: reading it raises {said(error)}: {place[1]}") from error
+                    raise CandidateError(f"{place[0]}: reading it raises {one_line(error)}: {place[1]}") from error
                 for name in binds(part):
                     namespace[name] = StandIn(name, reason)
                     if isinstance(part, ast.Import | ast.ImportFrom):
@@ -276,7 +272,7 @@ class _Slicer:
             else:
                 pieces = [(str(self.path), text)]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CandidateError(f"{self.path.name} cannot be read: {said(error)}") from error
+            raise CandidateError(f"{self.path.name} cannot be read: {one_line(error)}") from error
         for file, piece in pieces:
             if re.match(r"\s*%%(?!climb|time\b)", piece):
                 self.notes.append(f"{Path(file).name} was left out: it begins with {piece.split()[0]}")
@@ -305,7 +301,9 @@ class _Slicer:
                 begin = max((i for i in tops if i <= at), default=0)
                 end = min((i for i in tops if i > at), default=len(lines))
                 if not any(line.strip() for line in lines[begin:end]):
-                    raise CandidateError(f"{Path(file).name}:{at + 1}: {said(error)}: {shown[at].strip()}") from error
+                    raise CandidateError(
+                        f"{Path(file).name}:{at + 1}: {one_line(error)}: {shown[at].strip()}"
+                    ) from error
                 self.notes.append(
                     f"line {at + 1} does not parse ({error.msg}), so lines {begin + 1} to {end} were left out"
                 )
@@ -325,13 +323,14 @@ class _Slicer:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if isinstance(node, ast.Import | ast.ImportFrom) and self._found_beside(node):
-                try:
-                    run()
-                    return None
-                except BaseException as again:
-                    return again
-            return error
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                return error
+            try:
+                if not self._found_beside(node):
+                    return error
+                run()
+            except BaseException as again:  # also a file beside it that must not be read
+                return again
         return None
 
     def _found_beside(self, node: ast.Import | ast.ImportFrom) -> bool:
@@ -343,7 +342,7 @@ class _Slicer:
             names = []
             for name in [node.module] if node.module else [alias.name for alias in node.names]:
                 path = base.joinpath(*(name or "").split(".")).with_suffix(".py")
-                package = ".".join(part for part in (_package_of(base), name or "") if part)
+                package = ".".join(part for part in (package_of(base), name or "") if part)
                 if path.is_file():
                     _Slicer(path, set(), package).load()
                     return True
@@ -356,43 +355,16 @@ class _Slicer:
                 if path.is_file() and path != self.path:
                     _Slicer(path, set(), name).load()
                     if "." in name:  # the packages above it must be there to import it from
-                        _namespaces(name, folder)
+                        make_packages(name, folder)
                     return True
         return False
-
-
-def _namespaces(name: str, folder: Path) -> None:
-    parts = name.split(".")
-    for depth in range(1, len(parts)):
-        above = ".".join(parts[:depth])
-        if above not in sys.modules:
-            package = types.ModuleType(above)
-            package.__path__ = [str(folder.joinpath(*parts[:depth]))]
-            sys.modules[above] = package
-        setattr(sys.modules[above], parts[depth], sys.modules.get(".".join(parts[: depth + 1])))
-
-
-def _package_of(folder: Path) -> str:
-    parts = []
-    while (folder / "__init__.py").exists():
-        parts.insert(0, folder.name)
-        folder = folder.parent
-    return ".".join(parts)
-
-
-def _free_name(stem: str) -> str:
-    """Return the module's own name if it is free: another file can then import it, and pickle finds its classes."""
-    name = re.sub(r"\W", "_", stem)
-    while name in sys.modules or name in sys.stdlib_module_names:
-        name += "_"
-    return name
 
 
 def _defined_in(module: types.ModuleType, value: Any) -> bool:
     return (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__
 
 
-def said(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an exception's type and message in one line."""
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
     text = text if len(text) <= 300 else text[:299] + "…"

@@ -1,5 +1,6 @@
 """Record the user's layer as it runs: every tensor that it makes, with the line that made it."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,8 +76,9 @@ class Births:
 
         def noting(module: nn.Module, *args: Any, **kwargs: Any) -> None:
             init(module, *args, **kwargs)
-            forward = getattr(type(module).forward, "__code__", None)
-            if forward is None or not code.owns(forward.co_filename):
+            # A method may be wrapped by a decorator of a library: the class is the user's if any of them is.
+            methods = [inspect.unwrap(each) for each in vars(type(module)).values() if inspect.isfunction(each)]
+            if not any(code.owns(method.__code__.co_filename) for method in methods):
                 places[id(module)] = code.running()
 
         nn.Module.__init__ = noting  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,7 +1,9 @@
 """``gptladder grade``."""
 
+import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,13 @@ from rich.console import Console
 from ... import __version__
 from ...files import write_whole
 from ...options import parse
-from ..candidate.isolation import Isolation, probe
+from ..candidate.limits import Isolation
+from ..candidate.processes import probe
 from .grade import Settings
 from .grade import grade as grade_all
 from .outcomes import Outcome, as_classroom, as_csv, as_gradescope, as_json
 from .page import class_page
-from .submissions import find_submissions
+from .submissions import Submission, find_submissions
 
 _RUNGS = ("embed", "pos-embed", "layer-norm", "attention", "mlp", "block", "unembed", "model")
 
@@ -68,7 +71,7 @@ def grade(argv: list[str]) -> int:
     for name in ("time_limit", "memory_mb", "processes", "cases"):
         if getattr(arguments, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be above 0")
-    submissions = find_submissions(arguments.folder.expanduser(), single=arguments.single)
+    isolation = probe()
     settings = Settings(
         points=points,
         version=__version__,
@@ -78,34 +81,46 @@ def grade(argv: list[str]) -> int:
         memory=arguments.memory_mb * 2**20,
         processes=arguments.processes,
         hint=arguments.hint,
+        unlimited=tuple(each for each in isolation.missing if each in ("memory", "processes")),
     )
     out = arguments.out.expanduser()
-    out.mkdir(parents=True, exist_ok=True)
-    isolation = _described(probe())
+    with tempfile.TemporaryDirectory(prefix="gptladder-unpacked-", ignore_cleanup_errors=True) as unpacked:
+        submissions = find_submissions(
+            arguments.folder.expanduser(), single=arguments.single, leave_out=[out], unpack_into=Path(unpacked)
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        outcomes = _judged(submissions, settings, out, arguments.jobs or os.cpu_count() or 1, _described(isolation))
+    _write(out, outcomes, arguments, _described(isolation))
+    failed = sum(each.status == "not graded" for each in outcomes)
+    total = len(outcomes)
+    print(f"{out / 'results.csv'}: {len(submissions)} submissions, {total - failed} of {total} graded")
+    return 1 if failed else 0
+
+
+def _judged(
+    submissions: Sequence[Submission], settings: Settings, out: Path, jobs: int, isolation: str
+) -> list[Outcome]:
+    """Judge all, print each as it ends, and return the outcomes in the order of the students and rungs."""
     console = Console(stderr=True, highlight=False)
     console.print(isolation, soft_wrap=True)
 
     from .judge import judge  # imports torch
 
-    total, outcomes = len(submissions) * len(points), []
-    judging = grade_all(
-        submissions, judge, settings, folder=out / "outcomes", jobs=arguments.jobs or os.cpu_count() or 1
-    )
+    total, outcomes = len(submissions) * len(settings.points), []
+    judging = grade_all(submissions, judge, settings, folder=out / "outcomes", jobs=jobs)
     try:
         for outcome in judging:
             outcomes.append(outcome)
-            console.print(f"{len(outcomes)}/{total} {outcome.student} {outcome.rung}: {outcome.status}", markup=False)
+            text = f"{len(outcomes)}/{total} {outcome.student} {outcome.rung}: {outcome.status}"
+            console.print(text, markup=False, soft_wrap=True)
     except KeyboardInterrupt:
         print(f"{len(outcomes)} of {total} are graded; run the same command again to continue", file=sys.stderr)
         raise
     finally:
         judging.close()
     order = {name: place for place, name in enumerate(each.student for each in submissions)}
-    outcomes.sort(key=lambda each: (order[each.student], list(points).index(each.rung)))
-    _write(out, outcomes, arguments, isolation)
-    failed = sum(each.status == "not graded" for each in outcomes)
-    print(f"{out / 'results.csv'}: {len(submissions)} submissions, {total - failed} of {total} graded")
-    return 1 if failed else 0
+    rungs = list(settings.points)
+    return sorted(outcomes, key=lambda each: (order[each.student], rungs.index(each.rung)))
 
 
 def _points(rungs: str) -> dict[str, float]:
@@ -135,9 +150,10 @@ def _described(isolation: Isolation) -> str:
     what = {
         "processes": "nothing of a submission outlives it",
         "network": "it has no network",
-        "files": "it writes to a folder of its own alone",
+        "files": "it reads no other submission and writes to a folder of its own alone",
+        "memory": "its memory is limited",
     }
-    text = "Sandbox: " + ("; ".join(what[name] for name in isolation.available) or "limits of time and memory") + "."
+    text = "Sandbox: " + "; ".join([*(what[name] for name in isolation.available), "its time is limited"]) + "."
     if isolation.missing:
         missing = ", ".join(isolation.missing)
         text += f" Not available on this system: isolation of {missing}; grade in a container (docs/teachers.md)."
@@ -146,15 +162,26 @@ def _described(isolation: Isolation) -> str:
 
 def _write(out: Path, outcomes: Sequence[Outcome], arguments: GradeArguments, isolation: str) -> None:
     write_whole(out / "results.csv", as_csv(outcomes))
-    write_whole(out / "results.json", as_json(outcomes))
+    write_whole(out / "results.json", as_json(outcomes, isolation=isolation))
     write_whole(out / "index.html", class_page(outcomes, isolation=isolation))
     students = dict.fromkeys(each.student for each in outcomes)
     for student in students:
         own = [each for each in outcomes if each.student == student]
         if arguments.gradescope:
-            (out / "gradescope").mkdir(exist_ok=True)
             text = as_gradescope(own, withhold_hints=arguments.withhold_hints)
-            write_whole(out / "gradescope" / f"{student}.json", text)
+            _write_one(out / "gradescope", student, text)
+            if arguments.withhold_hints:  # the standard output is the teacher's alone then
+                for each in own:
+                    print(f"{student} {each.rung}: {each.status}\n{each.hint}".rstrip())
         if arguments.classroom:
-            (out / "classroom").mkdir(exist_ok=True)
-            write_whole(out / "classroom" / f"{student}.json", as_classroom(own))
+            _write_one(out / "classroom", student, as_classroom(own))
+
+
+def _write_one(folder: Path, student: str, text: str) -> None:
+    """Write a student's file. A name that is too long for a file, or holds a slash, is shortened, with a hash."""
+    folder.mkdir(exist_ok=True)
+    name = student
+    if len(student.encode()) > 180 or any(each in student for each in '/\\:*?"<>|'):
+        plain = "".join(each if each.isalnum() or each in " ._-" else "_" for each in student)
+        name = plain.encode()[:150].decode(errors="ignore") + "-" + hashlib.sha256(student.encode()).hexdigest()[:8]
+    write_whole(folder / f"{name}.json", text)

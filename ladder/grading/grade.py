@@ -1,10 +1,11 @@
-"""Judge many submissions at a time, each layer in a process of its own, and keep what has been judged."""
+"""Judge many submissions at a time, each layer in a process of its own, and store each outcome at once."""
 
 import dataclasses
 import hashlib
 import json
-import multiprocessing
+import signal
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ...files import FileError, read_json, write_whole
-from .outcomes import Outcome, outcome_from_json
-from .submissions import Submission
+from ..candidate.processes import context_of_judges
+from .outcomes import Outcome, Status, outcome_from_json
+from .submissions import Submission, printable
 
 # Beyond a submission's own limit: to start the two processes and to describe the mistake.
 _GRACE_SECONDS = 30.0
@@ -25,14 +27,15 @@ class Settings:
     """How every submission is judged.
 
     Args:
+        points: what each rung is worth.
+        version: of gptladder.
         seed: of the cases.
         cases: for each rung.
-        time_limit: seconds of wall time for one submission and rung.
+        time_limit: seconds of wall time that a layer has for one case.
         memory: bytes of all processes of one submission and rung.
         processes: that a submission may have at a time.
         hint: how much the student is shown: ``where``, ``what`` or ``fix``.
-        points: what each rung is worth.
-        version: of gptladder.
+        unlimited: what this system cannot limit, such as ``memory``.
     """
 
     points: Mapping[str, float]
@@ -43,6 +46,15 @@ class Settings:
     memory: int = 2 * 2**30
     processes: int = 32
     hint: str = "what"
+    unlimited: tuple[str, ...] = ()
+
+    def limit_of(self, status: Status) -> str | None:
+        """Return the limits that a layer was run with, if it was stopped or ended its process; else None."""
+        if status not in ("hung", "crashed", "over a limit"):
+            return None
+        if self.unlimited:
+            return f"{self.time_limit:g} s a case; {' and '.join(self.unlimited)} not limited on this system"
+        return f"{self.time_limit:g} s a case, {self.memory // 2**20} MB, {self.processes} processes"
 
 
 Judge = Callable[[Submission, str, Settings], Outcome]
@@ -62,7 +74,7 @@ class _Running:
 def grade(
     submissions: Sequence[Submission], judge: Judge, settings: Settings, *, folder: Path, jobs: int
 ) -> Generator[Outcome, None, None]:
-    """Judge every submission on every rung, and yield each outcome as it is there.
+    """Judge every submission on every rung, and yield each outcome as soon as it is known.
 
     Outcomes that are in ``folder`` already, of the same files and settings, are not judged again. Each outcome is
     written by this process, whole, after the submission's processes have ended.
@@ -71,27 +83,27 @@ def grade(
         submissions: what to judge.
         judge: judges one of them on one rung.
         settings: how; ``settings.points`` names the rungs.
-        folder: where the outcomes are kept.
+        folder: for the outcomes, to continue later.
         jobs: how many are judged at a time.
     """
     folder.mkdir(parents=True, exist_ok=True)
     waiting: list[tuple[Submission, str]] = []
     for submission in submissions:
         for rung in settings.points:
-            kept = _kept(folder, submission, rung, settings)
-            if kept is not None:
-                yield kept
+            earlier = _earlier(folder, submission, rung, settings)
+            if earlier is not None:
+                yield earlier
             else:
                 waiting.append((submission, rung))
     waiting.reverse()
     running: list[_Running] = []
-    context = _context()
+    context = context_of_judges()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(_started(context, judge, settings, *waiting.pop()))
             for each in _ended(running, settings):
-                outcome = _outcome_of(each, settings)
+                outcome = _printable(_outcome_of(each, settings))
                 write_whole(_place(folder, each.submission, each.rung, settings), json.dumps(_plain(outcome)) + "\n")
                 yield outcome
     finally:
@@ -99,25 +111,19 @@ def grade(
             _stop(each)
 
 
-def _context() -> Any:
-    """Processes that begin with everything imported, where the system can fork; else each imports it anew."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"{__package__}.judge"])
-    return context
-
-
 def _started(context: Any, judge: Judge, settings: Settings, submission: Submission, rung: str) -> _Running:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(theirs, judge, submission, rung, settings), daemon=True)
-    process.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as in processes.py: the threads are numerical libraries'
+        process.start()
     theirs.close()
     return _Running(submission, rung, process, ours, time.monotonic())
 
 
 def _work(pipe: Connection, judge: Judge, submission: Submission, rung: str, settings: Settings) -> None:
-    """In the process of its own: judge, and report."""
+    """In the process of its own: judge, and report. Ctrl-C reaches it too, but ending it is its parent's task."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         message = _plain(judge(submission, rung, settings))
     except Exception as error:  # reported, so that one submission cannot stop the others
@@ -127,7 +133,7 @@ def _work(pipe: Connection, judge: Judge, submission: Submission, rung: str, set
 
 
 def _ended(running: list[_Running], settings: Settings) -> Iterator[_Running]:
-    """Wait until some have reported, ended, or used up their time; take them off the list."""
+    """Wait until some have reported, ended, or used up their time; remove them from the list."""
     deadline = min(each.began for each in running) + settings.time_limit + _GRACE_SECONDS
     handles = [handle for each in running for handle in (each.pipe, each.process.sentinel)]
     ready = wait(handles, timeout=max(0.0, deadline - time.monotonic()))
@@ -164,9 +170,16 @@ def _outcome_of(each: _Running, settings: Settings) -> Outcome:
     if message is not None:
         return dataclasses.replace(empty, hint=message["failed"])
     if each.late:
-        limit = f"it did not end within {settings.time_limit:g} s, nor in the {_GRACE_SECONDS:g} s after them"
-        return dataclasses.replace(empty, status="hung", hint=limit)
+        hint = f"the rung did not end within {settings.time_limit + _GRACE_SECONDS:g} s"
+        return dataclasses.replace(empty, status="hung", limit=settings.limit_of("hung"), hint=hint)
     return dataclasses.replace(empty, hint=f"the judging process ended with status {each.process.exitcode}")
+
+
+def _printable(outcome: Outcome) -> Outcome:
+    """Return the outcome without characters that files, terminals or spreadsheets cannot take."""
+    texts = {name: value for name, value in _plain(outcome).items() if isinstance(value, str)}
+    lines = {name: "\n".join(map(printable, text.expandtabs(4).split("\n"))) for name, text in texts.items()}
+    return dataclasses.replace(outcome, **lines)
 
 
 def _stop(each: _Running) -> None:
@@ -175,8 +188,8 @@ def _stop(each: _Running) -> None:
     each.pipe.close()
 
 
-def _kept(folder: Path, submission: Submission, rung: str, settings: Settings) -> Outcome | None:
-    """The outcome that an earlier call has left, unless it is damaged or a fault of the grader's own."""
+def _earlier(folder: Path, submission: Submission, rung: str, settings: Settings) -> Outcome | None:
+    """Return the outcome of an earlier call, unless it is damaged or a fault of the grader's own."""
     path = _place(folder, submission, rung, settings)
     if not path.exists():
         return None
@@ -188,7 +201,7 @@ def _kept(folder: Path, submission: Submission, rung: str, settings: Settings) -
 
 
 def _place(folder: Path, submission: Submission, rung: str, settings: Settings) -> Path:
-    """The file of an outcome. Its name holds a hash of all that the outcome depends on."""
+    """Return the file of an outcome. Its name holds a hash of all that the outcome depends on."""
     depends = [submission.student, submission.sha256, rung, dataclasses.asdict(settings)]
     return folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]}.json"
 

@@ -1,8 +1,17 @@
 """Judge one submission on one rung."""
 
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..candidate.isolation import Limits
+import torch
+
+from ..candidate.configuration import CLASS_NAMES
+from ..candidate.limits import Limits
 from ..candidate.source import CandidateError
 from ..climbing import climb
 from ..results import Climb, Tried
@@ -18,44 +27,101 @@ _STATUS_OF_FAULT: dict[str, Status] = {
     "build": "cannot be built",
     "parameters": "cannot be built",
 }
+_MOST_TEXT = 10_000_000
+# Of several files, the outcome of the one that came furthest counts.
+_ORDER: tuple[Status, ...] = (
+    "no layer",
+    "cannot be read",
+    "hung",
+    "over a limit",
+    "crashed",
+    "cannot be built",
+    "wrong",
+    "right in float32",
+    "right",
+)
 
 
 def judge(submission: Submission, rung: str, settings: Settings) -> Outcome:
     """Return the outcome of one submission on one rung.
 
-    The files are tried in the order of their paths, until one holds a layer for the rung.
+    Files are tried until one holds a right layer, those with a class of a fitting name first. If none does, the outcome
+    is that of the file that came furthest, the first of several. No further file is begun after `Settings.time_limit`.
     """
-    status, hint = "no layer", f"no class for {rung} was found in the submission"
-    for file in submission.files:
+    torch.set_num_threads(1)  # other submissions are judged beside this one
+    began = time.monotonic()
+    if submission.fault and not submission.files:
+        return _empty(submission, rung, settings, "cannot be read", submission.fault)
+    if not submission.files:
+        hint = "the submission has no .py file, no notebook and no zip file"
+        return _empty(submission, rung, settings, "no layer", hint)
+    best = _empty(submission, rung, settings, "no layer", f"no class for {rung} was found in the submission")
+    for file in _likely_first(submission.files, rung):
+        found = _tried(submission, file, rung, settings)
+        if _ORDER.index(found.status) > _ORDER.index(best.status):
+            best = found
+        if best.passed or time.monotonic() - began > settings.time_limit:
+            break
+    return best
+
+
+def _likely_first(files: Sequence[Path], rung: str) -> list[Path]:
+    """Return the files that can hold a layer: first those with a class whose name fits the rung."""
+    likely = []
+    for file in files:
         try:
-            climbed = climb(
-                file,
-                cases=settings.cases,
-                seed=settings.seed,
-                time_limit=settings.time_limit,
-                hint=settings.hint,  # pyright: ignore[reportArgumentType]
-                only=rung,
-                limits=Limits(memory=settings.memory, processes=settings.processes),
-            )
-        except CandidateError as error:
-            # A file without any layer is no fault, if another one has what is asked for.
-            if status == "no layer" and error.kind != "no layer":
-                status, hint = _STATUS_OF_FAULT.get(error.kind, "cannot be read"), str(error)
-            continue
-        if climbed.rungs:
-            return _outcome(submission, file, climbed, climbed.rungs[0], settings)
-    return _empty(submission, rung, settings, status, hint)
+            with file.open(encoding="utf-8", errors="replace") as stream:
+                text = stream.read(_MOST_TEXT)
+        except OSError:
+            text = ""
+        names = re.findall(r"\bclass\s+(\w+)", text)
+        if any(re.search(CLASS_NAMES[rung], name, re.IGNORECASE) for name in names):
+            likely.append((0, file))
+        elif names or len(files) == 1 or rung.replace("-", "_") in text:
+            likely.append((1, file))
+    return [file for _, file in sorted(likely, key=lambda each: each[0])]
 
 
-def _empty(submission: Submission, rung: str, settings: Settings, status: Status, hint: str) -> Outcome:
+def _tried(submission: Submission, file: Path, rung: str, settings: Settings) -> Outcome:
+    limits = Limits(
+        memory=settings.memory,
+        processes=settings.processes,
+        hidden=tuple(map(str, submission.hidden)),
+        visible=tuple(map(str, submission.places)),
+    )
+    try:
+        climbed = climb(
+            file,
+            cases=settings.cases,
+            seed=settings.seed,
+            time_limit=settings.time_limit,
+            hint=settings.hint,  # pyright: ignore[reportArgumentType]
+            only=rung,
+            limits=limits,
+            copy_process=True,
+        )
+    except CandidateError as error:
+        if error.kind == "no layer":
+            hint = f"no class for {rung} was found in the submission"
+            return _empty(submission, rung, settings, "no layer", hint)
+        status = _STATUS_OF_FAULT.get(error.kind, "cannot be read")
+        found = _empty(submission, rung, settings, status, _shown(str(error), submission), file.name)
+        return replace(found, mistake=error.kind, line=Path(error.at or "").name)
+    if not climbed.rungs:
+        return _empty(submission, rung, settings, "no layer", f"no class for {rung} was found in the submission")
+    return _outcome(submission, file, climbed, climbed.rungs[0], settings)
+
+
+def _empty(submission: Submission, rung: str, settings: Settings, status: Status, hint: str, file: str = "") -> Outcome:
     return Outcome(
         student=submission.student,
-        file="",
+        file=file,
         sha256=submission.sha256,
         rung=rung,
         status=status,
         score=0.0,
         max_score=settings.points[rung],
+        limit=settings.limit_of(status),
         version=settings.version,
         seed=settings.seed,
         hint=hint,
@@ -69,6 +135,7 @@ def _outcome(submission: Submission, file: Path, climbed: Climb, tried: Tried, s
     else:
         status = _STATUS_OF_FAULT.get(tried.fault.kind if tried.fault else "", "wrong")
     verdict, points = tried.verdict, settings.points[tried.rung]
+    error = None if verdict is None or not math.isfinite(verdict.float64) else verdict.float64
     return Outcome(
         student=submission.student,
         file=f"{file.name}:{tried.layer.rpartition(':')[2]}",
@@ -79,10 +146,18 @@ def _outcome(submission: Submission, file: Path, climbed: Climb, tried: Tried, s
         max_score=points,
         mistake="; ".join(tried.mistakes) or (tried.fault.kind if tried.fault else ""),
         line=Path(tried.at or "").name,
-        error=None if verdict is None else verdict.float64,
-        limit=None if verdict is None else verdict.tolerance64,
+        error=error,
+        limit=settings.limit_of(status) or (None if verdict is None else verdict.tolerance64),
         borrowed="; ".join(tried.borrowed),
         version=settings.version,
         seed=settings.seed,
-        hint=tried.told(climbed.hint) if not tried.passed else tried.note,
+        hint=_shown(tried.text(climbed.hint) if not tried.passed else tried.note, submission),
     )
+
+
+def _shown(text: str, submission: Submission) -> str:
+    """Return a message without the folders of this machine, which are not the student's concern."""
+    for place in sorted(submission.places, key=lambda each: -len(str(each))):
+        folder = place if place.is_dir() else place.parent
+        text = text.replace(f"{folder}{os.sep}", "")
+    return text

@@ -1,4 +1,4 @@
-"""What grading found out about one student's layer on one rung, and the forms in which teachers need it."""
+"""The outcome of grading one student's layer on one rung, and the formats that teachers' tools read."""
 
 import csv
 import io
@@ -33,18 +33,18 @@ class Outcome:
         file: the file and class that stood on the rung, as far as one was found.
         sha256: of the whole submission.
         rung: the layer's name.
-        status: what came out.
+        status: right, wrong, or why it was not judged.
         score: points given.
         max_score: points that the rung is worth.
         mistake: the names of the mistakes that the layer makes, joined by semicolons.
         line: ``file:line`` of the mistake, where it is known.
         error: the largest difference from the reference in float64.
-        limit: how large it may be.
+        limit: how large it may be; for a layer that was stopped or ended its process, the limits that it ran with.
         borrowed: what the layer takes from a library, joined by semicolons.
         seconds: wall time.
         version: of gptladder.
         seed: of the cases.
-        hint: what the student may read about it.
+        hint: text for the student.
     """
 
     student: str
@@ -57,7 +57,7 @@ class Outcome:
     mistake: str = ""
     line: str = ""
     error: float | None = None
-    limit: float | None = None
+    limit: float | str | None = None
     borrowed: str = ""
     seconds: float = 0.0
     version: str = ""
@@ -95,9 +95,15 @@ def as_csv(outcomes: Sequence[Outcome]) -> str:
     return "\ufeff" + text.getvalue()
 
 
-def as_json(outcomes: Sequence[Outcome]) -> str:
-    """Return ``results.json``: the same as a list of objects, hints included."""
-    return json.dumps({"format": "gptladder-grades", "outcomes": [asdict(each) for each in outcomes]}, indent=2) + "\n"
+def as_json(outcomes: Sequence[Outcome], *, isolation: str = "") -> str:
+    """Return ``results.json``: the same as a list of objects, hints included.
+
+    Args:
+        outcomes: of all students and rungs.
+        isolation: how the submissions were isolated, as a sentence.
+    """
+    listed = [asdict(each) for each in outcomes]
+    return json.dumps({"format": "gptladder-grades", "isolation": isolation, "outcomes": listed}, indent=2) + "\n"
 
 
 def as_gradescope(outcomes: Sequence[Outcome], *, withhold_hints: bool = False) -> str:
@@ -129,22 +135,31 @@ def as_gradescope(outcomes: Sequence[Outcome], *, withhold_hints: bool = False) 
 
 
 def as_classroom(outcomes: Sequence[Outcome]) -> str:
-    """Return GitHub Classroom's autograding result for one student's outcomes."""
-    tests = [
-        {
-            "name": outcome.rung,
-            "status": "pass" if outcome.passed else "error" if outcome.status == "not graded" else "fail",
-            "message": _message(outcome, with_hint=True),
-            "score": outcome.score,
-            "max_score": outcome.max_score,
-            "execution_time": f"{outcome.seconds:.1f}s",
-        }
-        for outcome in outcomes
-    ]
+    """Return the result of one student's outcomes for GitHub Classroom's autograding reporter.
+
+    The reporter prints a message only of tests with an error, but the code of every test: the hint stands there.
+    """
+    tests = []
+    for outcome in outcomes:
+        line = outcome.line.rpartition(":")[2]
+        tests.append(
+            {
+                "name": f"{outcome.rung}: {outcome.status}",
+                "status": "pass" if outcome.passed else "error" if outcome.status == "not graded" else "fail",
+                "message": _message(outcome, with_hint=True),
+                "test_code": outcome.hint,
+                "filename": outcome.file.partition(":")[0],
+                "line_no": int(line) if line.isdecimal() else 0,
+                "score": outcome.score,
+                "max_score": outcome.max_score,
+                "execution_time": f"{outcome.seconds:.1f}s",
+            }
+        )
     passed = all(outcome.passed for outcome in outcomes)
     total = sum(outcome.max_score for outcome in outcomes)
-    results = {"version": 1, "status": "pass" if passed else "fail", "max_score": total, "tests": tests}
-    return json.dumps(results, indent=2) + "\n"
+    failed = any(outcome.status == "not graded" for outcome in outcomes)
+    status = "pass" if passed else "error" if failed else "fail"
+    return json.dumps({"version": 1, "status": status, "max_score": total, "tests": tests}, indent=2) + "\n"
 
 
 def _message(outcome: Outcome, *, with_hint: bool) -> str:

@@ -19,7 +19,7 @@ def class_page(outcomes: Sequence[Outcome], *, isolation: str) -> str:
 
     Args:
         outcomes: of all students and rungs.
-        isolation: how the submissions were kept apart, as a sentence.
+        isolation: how the submissions were isolated, as a sentence.
     """
     rungs = list(dict.fromkeys(each.rung for each in outcomes))
     students = list(dict.fromkeys(each.student for each in outcomes))

@@ -7,85 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...assembly.config import GPT2Config
-from ...components.taps import Tap
 from .mistake import Mistake
-
-
-class PlainAttention(nn.Module):
-    """Attention as it is written down, one method for each step, with TransformerLens's parameters.
-
-    ``q k v z`` are ``[batch seq n_heads d_head]``, scores and pattern ``[batch n_heads query_pos key_pos]``.
-    """
-
-    fill = -math.inf
-
-    def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.d_model, self.n_heads, self.d_head = config.d_model, config.n_heads, config.d_head
-        self.scale = config.attn_scale(0)
-        into = (self.n_heads, self.d_model, self.d_head)
-        self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.empty(into, dtype=dtype)) for _ in range(3))
-        self.b_Q, self.b_K, self.b_V = (nn.Parameter(torch.empty(into[::2], dtype=dtype)) for _ in range(3))
-        self.W_O = nn.Parameter(torch.empty(self.n_heads, self.d_head, self.d_model, dtype=dtype))
-        self.b_O = nn.Parameter(torch.empty(self.d_model, dtype=dtype))
-        self.hook_pattern = Tap()
-
-    def forward(self, x: Tensor, **_: object) -> Tensor:
-        """All steps in their order."""
-        q, k, v = self.queries(x), self.keys(x), self.values(x)
-        pattern = self.pattern(self.masked(self.scaled(self.scores(q, k))))
-        return self.out(self.gather(self.hook_pattern(pattern), v))
-
-    def queries(self, x: Tensor) -> Tensor:
-        """``x @ W_Q + b_Q``."""
-        return self.heads(x, self.W_Q, self.b_Q)
-
-    def keys(self, x: Tensor) -> Tensor:
-        """``x @ W_K + b_K``."""
-        return self.heads(x, self.W_K, self.b_K)
-
-    def values(self, x: Tensor) -> Tensor:
-        """``x @ W_V + b_V``."""
-        return self.heads(x, self.W_V, self.b_V)
-
-    def heads(self, x: Tensor, W: Tensor, b: Tensor) -> Tensor:
-        """A projection, split into heads."""
-        return einsum(x, W, "b s m, n m h -> b s n h") + b
-
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """How well each query matches each key."""
-        return einsum(q, k, "b q n h, b k n h -> b n q k")
-
-    def scaled(self, scores: Tensor) -> Tensor:
-        """By ``1 / sqrt(d_head)``."""
-        return scores * self.scale
-
-    def masked(self, scores: Tensor) -> Tensor:
-        """``fill`` where a query may not look."""
-        return scores.masked_fill(~self.allowed(scores), self.fill)
-
-    def allowed(self, scores: Tensor) -> Tensor:
-        """A query may look at its own key and at earlier ones."""
-        return _ones(scores).tril()
-
-    def pattern(self, scores: Tensor) -> Tensor:
-        """Weights over the keys."""
-        return scores.softmax(dim=-1)
-
-    def gather(self, pattern: Tensor, v: Tensor) -> Tensor:
-        """Each head's weighted sum of values."""
-        return einsum(pattern, v, "b n q k, b k n h -> b q n h")
-
-    def out(self, z: Tensor) -> Tensor:
-        """All heads through ``W_O``, summed, and ``b_O`` once."""
-        return einsum(z, self.W_O, "b s n h, n h m -> b s m") + self.b_O
-
-
-def _ones(scores: Tensor) -> Tensor:
-    return torch.ones(scores.shape[-2:], dtype=torch.bool)
+from .plain_attention import PlainAttention, ones
 
 
 def _flat(W: Tensor) -> Tensor:
@@ -176,33 +101,33 @@ ATTENTION: tuple[Mistake, ...] = (
     _wrong(
         "no causal mask",
         "Every position sees the future: there is no causal mask. Fill the scores with -inf where key > query.",
-        allowed=lambda self, scores: _ones(scores),
+        allowed=lambda self, scores: ones(scores),
     ),
     _wrong(
         "causal mask off by one",
         "Each position sees the one after it: the causal mask starts one diagonal too late. Mask every key > query: "
         "torch.triu(…, diagonal=1).",
-        allowed=lambda self, scores: _ones(scores).tril(1),
+        allowed=lambda self, scores: ones(scores).tril(1),
     ),
     _wrong(
         "mask blocks the present",
         "No position sees itself, and the first sees nothing: the mask covers the diagonal too. Mask key > query only: "
         "torch.triu(…, diagonal=1), not diagonal=0.",
         fills=_FILLS,
-        allowed=lambda self, scores: _ones(scores).tril(-1),
+        allowed=lambda self, scores: ones(scores).tril(-1),
     ),
     _wrong(
         "mask on the wrong side",
         "Each position sees itself and the future, not the past: the mask covers the lower triangle. Mask the upper "
         "one, key > query; if the scores are [key, query], transpose them.",
-        allowed=lambda self, scores: _ones(scores).triu(),
+        allowed=lambda self, scores: ones(scores).triu(),
     ),
     _wrong(
         "mask inverted",
         "What should be seen is masked and what should be masked is seen: the mask is inverted. masked_fill fills "
         "where its mask is True, so it must be True where key > query.",
         fills=_FILLS,
-        allowed=lambda self, scores: _ones(scores).triu(1),
+        allowed=lambda self, scores: ones(scores).triu(1),
     ),
     _wrong(
         "mask fills 0",
@@ -229,13 +154,13 @@ ATTENTION: tuple[Mistake, ...] = (
         "ones added to the past for a mask",
         "A lower triangle of ones is added to the scores; that masks nothing. Fill the scores with -inf where key > "
         "query, or add a matrix that is -inf there and 0 elsewhere.",
-        masked=lambda self, scores: scores + _ones(scores).tril(),
+        masked=lambda self, scores: scores + ones(scores).tril(),
     ),
     _wrong(
         "ones added to the future for a mask",
         "An upper triangle of ones is added to the scores, so the future counts more than the past. Fill the scores "
         "with -inf where key > query, or add a matrix that is -inf there and 0 elsewhere.",
-        masked=lambda self, scores: scores + _ones(scores).triu(1),
+        masked=lambda self, scores: scores + ones(scores).triu(1),
     ),
     # The pattern.
     _wrong(
@@ -243,7 +168,7 @@ ATTENTION: tuple[Mistake, ...] = (
         "The mask is applied to the pattern, after the softmax has shared weight out to the future: rows sum to less "
         "than 1. Mask the scores, before the softmax.",
         masked=lambda self, scores: scores,
-        pattern=lambda self, scores: scores.softmax(dim=-1) * _ones(scores).tril(),
+        pattern=lambda self, scores: scores.softmax(dim=-1) * ones(scores).tril(),
     ),
     _wrong(
         "softmax over the queries",

@@ -60,22 +60,22 @@ LAYER_NORM: tuple[Mistake, ...] = (
         deviation=lambda self, x: self.variance(x).sqrt() + self.eps,
     ),
     _layer_norm(
-        "eps 1e-6 whatever the configuration says",
+        "eps is always 1e-6",
         "layer_norm_eps is 1e-6, not the configuration's. Take it from there (GPT-2's is 1e-5).",
         deviation=lambda self, x: (self.variance(x) + 1e-6).sqrt(),
     ),
     _layer_norm(
-        "eps 1e-8 whatever the configuration says",
+        "eps is always 1e-8",
         "layer_norm_eps is 1e-8, not the configuration's. Take it from there (GPT-2's is 1e-5).",
         deviation=lambda self, x: (self.variance(x) + 1e-8).sqrt(),
     ),
     _layer_norm(
-        "eps 1e-12 whatever the configuration says",
+        "eps is always 1e-12",
         "layer_norm_eps is 1e-12, BERT's, not the configuration's. Take it from there (GPT-2's is 1e-5).",
         deviation=lambda self, x: (self.variance(x) + 1e-12).sqrt(),
     ),
     _layer_norm(
-        "eps 1e-5 whatever the configuration says",
+        "eps is always 1e-5",
         "layer_norm_eps is always 1e-5. Take it from the configuration.",
         deviation=lambda self, x: (self.variance(x) + 1e-5).sqrt(),
     ),

@@ -21,7 +21,7 @@ class Mistake:
 
     Args:
         name: what is wrong, in a few words.
-        hint: the same in plain sentences, with the mend.
+        hint: the same in plain sentences, with the fix.
         rung: the name of the rung that must fail it.
         base: the right layer, made with ``(config, dtype)``; its methods are the steps of the formula.
         spellings: the wrong steps. There are several where one mistake is made in ways that give different numbers (a

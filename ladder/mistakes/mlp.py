@@ -69,7 +69,7 @@ MLPS: tuple[Mistake, ...] = (
     _activation("x² for x³ in GELU", "gelu_new with x**2 in place of x**3", lambda x: _tanh_gelu(x, power=2)),
     _activation("0.5 missing in GELU", "gelu_new without its factor of 0.5", lambda x: _tanh_gelu(x, half=1.0)),
     _mlp(
-        "gelu_new whatever act_fn says",
+        "gelu_new whatever act_fn is",
         "The activation is always gelu_new. Take it from the configuration's act_fn.",
         activation=lambda self, pre: ACTIVATIONS["gelu_new"](pre),
     ),

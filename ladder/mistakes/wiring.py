@@ -314,40 +314,30 @@ MODEL: tuple[Mistake, ...] = (
 
 def with_parts(base: type[nn.Module], parts: Mapping[str, Build], steps: Steps) -> Build:
     """Return the build of a layer with wrong layers in some places, and some of its own steps replaced."""
+    return with_steps(base, {**steps, "__init__": _init(base, lambda _: parts)})
+
+
+def _init(base: type[nn.Module], parts: Callable[[GPT2Config], Mapping[str, Build]]) -> Callable[..., None]:
+    """Return an ``__init__`` that puts wrong layers in some places."""
 
     def init(self: Any, config: GPT2Config, dtype: torch.dtype) -> None:
         base.__init__(self, config, dtype)  # pyright: ignore[reportCallIssue]
-        for path, build in parts.items():
+        for path, build in parts(config).items():
             self.set_submodule(path, build(config, dtype))
 
-    return with_steps(base, {**steps, "__init__": init})
+    return init
 
 
 def _inside(
-    base: type[PlainBlock] | type[PlainModel],
-    rung: str,
-    where: str,
-    paths: Callable[[GPT2Config], list[str]],
-    mistakes: Iterable[Mistake],
+    base: type[nn.Module], rung: str, where: str, paths: Callable[[GPT2Config], list[str]], mistakes: Iterable[Mistake]
 ) -> list[Mistake]:
     """The layers' mistakes at some places inside a larger layer."""
 
-    def steps(build: Build) -> Steps:
-        def init(self: Any, config: GPT2Config, dtype: torch.dtype) -> None:
-            base.__init__(self, config, dtype)
-            for path in paths(config):
-                self.set_submodule(path, build(config, dtype))
-
-        return {"__init__": init}
+    def steps(wrong: Build) -> Steps:
+        return {"__init__": _init(base, lambda config: dict.fromkeys(paths(config), wrong))}
 
     return [
-        Mistake(
-            name=f"{where}: {each.name}",
-            hint=f"In {where}: {each.hint}",
-            rung=rung,
-            base=base,
-            spellings=tuple(steps(build) for build in each.builds),
-        )
+        Mistake(f"{where}: {each.name}", f"In {where}: {each.hint}", rung, base, tuple(map(steps, each.builds)))
         for each in mistakes
     ]
 

@@ -1,14 +1,14 @@
 """The climb as one page to open in a browser: nothing is loaded from anywhere, and nothing runs in it."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from torch import Tensor
 
 from ...files import write_whole
-from ..results import Climb, Hint, Pattern, Tried, Verdict
+from ..results import Climb, Hint, Tried, Verdict
 
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
@@ -43,11 +43,10 @@ def page(climbed: Climb) -> str:
 def body(climbed: Climb) -> str:
     """Return the verdict, every rung that failed, notes, and how far each layer is off."""
     failed = [each for each in climbed.rungs if not each.passed]
-    whose = ", ".join(f"{each.rung}: <code>{escape(each.layer)}</code>" for each in climbed.rungs)
     verdicts = [each.verdict for each in climbed.rungs if each.verdict]
     parts = [
         f'<h1 class="{"bad" if failed or not climbed.rungs else "good"}">{escape(_title(climbed))}</h1>',
-        f'<p class="quiet">{whose}</p>' if whose else f"<p>{escape(climbed.refused)}</p>",
+        f'<p class="quiet">{_whose(climbed)}</p>' if climbed.rungs else f"<p>{escape(climbed.refused)}</p>",
         *(f'<p class="quiet">{escape(note)}.</p>' for note in climbed.left_out),
         *(_failure(each, climbed.hint) for each in failed),
         *(_noted(each) for each in climbed.rungs if each.passed),
@@ -63,12 +62,22 @@ def _title(climbed: Climb) -> str:
     return f"Right: {', '.join(each.rung for each in climbed.rungs)}" if climbed.rungs else "Nothing was tried"
 
 
+def _whose(climbed: Climb) -> str:
+    """Return which layer was tried on which rung; a file that all come from is named once."""
+    files = {each.layer.rpartition(":")[0] for each in climbed.rungs}
+    one = len(files) == 1 and len(climbed.rungs) > 1
+    named = [(each.rung, each.layer.rpartition(":")[2] if one else each.layer) for each in climbed.rungs]
+    whose = ", ".join(f"{rung}: <code>{escape(layer)}</code>" for rung, layer in named)
+    return f"<code>{escape(files.pop())}</code>: {whose}" if one and files != {""} else whose
+
+
 def _failure(tried: Tried, hint: Hint) -> str:
     """Return the section of a rung that failed: its mistake, what is wrong, the line, the patterns."""
     lines = [f"<h2>{escape(tried.rung)}</h2>"]
-    if tried.mistakes and hint != "where":
-        lines.append(f'<p class="mistake">{escape(" and ".join(tried.mistakes))}</p>')
-    lines.append(f"<pre>{escape(tried.told(hint))}</pre>")
+    for kind, text in tried.lines(hint):
+        tag = "pre" if kind in ("code", "look", "listing") else "p"
+        shown = text[:1].upper() + text[1:] if kind == "text" else text
+        lines.append(f'<{tag} class="{kind}">{escape(shown)}</{tag}>')
     if tried.diagnosis is not None:
         lines.append(_patterns(tried.diagnosis.patterns))
     lines.append(_notes(tried))
@@ -85,21 +94,21 @@ def _notes(tried: Tried) -> str:
     return "".join(f'<p class="quiet">{escape(note)}</p>' for note in notes)
 
 
-def _patterns(patterns: Sequence[Pattern]) -> str:
+def _patterns(patterns: Mapping[str, Tensor]) -> str:
     """Each head's patterns beside one another, queries down, keys across."""
     if not patterns:
         return ""
     heads = "".join(
         f'<div class="heads"><h3>Head {head}</h3>'
         + "".join(
-            f"<figure><figcaption>{escape(each.whose)}</figcaption>{_grid(each.weights[head])}</figure>"
-            for each in patterns
+            f"<figure><figcaption>{escape(whose)}</figcaption>{_grid(weights[head])}</figure>"
+            for whose, weights in patterns.items()
         )
         + "</div>"
-        for head in range(min(len(each.weights) for each in patterns))
+        for head in range(min(map(len, patterns.values())))
     )
-    said = "Queries down, keys across; a row sums to 1. Red: weight where there can be none."
-    return f'<h3>Attention patterns</h3><p class="quiet">{said}</p>{heads}'
+    key = "Queries down, keys across; a row sums to 1. Red: weight where there can be none."
+    return f'<h3>Attention patterns</h3><p class="quiet">{key}</p>{heads}'
 
 
 def _grid(weights: Tensor) -> str:
@@ -156,7 +165,7 @@ def _chart(verdicts: Sequence[Verdict]) -> str:
             )
     key = "".join(f'<span class="{mark}">●</span> {words} &#160; ' for _, _, words, mark in _MARKS)
     return (
-        f'<p class="quiet">{key}<span class="limit-key">|&#160;</span>allowed. Left end: equal to the bit. '
+        f'<p class="quiet">{key}<span class="limit-key">|</span>&#160;allowed. Left end: equal to the bit. '
         "Right end: infinite, or not a number.</p>"
         f'<svg viewBox="0 0 {_LEFT + _WIDTH + 8} {bottom + 4}" role="img" class="chart">{"".join(drawn)}</svg>'
     )

@@ -38,6 +38,7 @@ def draw(parity: Parity, path: Path) -> None:
         left.hlines(limits.tolerance64, index - 0.4, index + 0.4, color=colours["float64"], linewidth=1)
         left.hlines(limits.tolerance32, index - 0.4, index + 0.4, color=colours["float32"], linewidth=1)
     left.set_xticks(range(len(rungs)), rungs, rotation=30)
+    left.set_xlabel("rung")
     left.set_ylabel("largest absolute difference")
     left.set_title(f"Layers, {parity.layers[0].cases} random cases each")
     handles = [
@@ -50,13 +51,16 @@ def draw(parity: Parity, path: Path) -> None:
     for each in parity.whole:
         line = "-" if each.reference == "TransformerLens" else "--"
         values = [max(value, floor) for value in [*each.by_layer, each.logits]]
-        right.plot(values, line, marker=markers[each.reference], markersize=4, color=colours[each.dtype])
-        right.axhline(each.tolerance, color=colours[each.dtype], linewidth=1, alpha=0.5)
+        label = f"{each.reference}, {each.dtype}"
+        right.plot(values, line, marker=markers[each.reference], markersize=4, color=colours[each.dtype], label=label)
+    for dtype, tolerance in {each.dtype: each.tolerance for each in parity.whole}.items():
+        right.axhline(tolerance, color=colours[dtype], linewidth=1, alpha=0.5, label=f"allowed, {dtype}")
     depth = len(parity.whole[0].by_layer)
     step = max(1, depth // 12)
     ticks = [*range(0, depth, step), depth]
     right.set_xticks(ticks, ["embed" if tick == 0 else "logits" if tick == depth else str(tick) for tick in ticks])
     right.set_xlabel("residual stream after block")
+    right.legend(fontsize=8, ncols=2, loc="center", bbox_to_anchor=(0.5, 0.66))
     right.set_title(
         f"Whole model: {parity.shape.n_layers} layers of {parity.shape.d_model}, weights: {_short(parity.weights)}"
     )

@@ -1,19 +1,12 @@
-"""Climbs and verdicts as text and tables in the terminal, and as JSON."""
+"""Climbs as text in the terminal."""
 
 import io
-import json
 import math
-from collections.abc import Iterable
-from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from ...files import write_whole
-from ..parity import Parity, RoundTrip, WholeModel
-from ..results import Climb, Tried, Verdict
+from ..results import Climb, Tried
 
 
 def climb_line(tried: Tried, verbose: bool = False) -> str:
@@ -27,7 +20,7 @@ def climb_line(tried: Tried, verbose: bool = False) -> str:
     elif verbose:
         exact = math.inf if verdict.lenient else verdict.tolerance64
         numbers = "".join(
-            _number(value, limit, width=9)
+            number(value, limit, width=9)
             for value, limit in (
                 (verdict.float64, exact),
                 (verdict.gradient, exact),
@@ -37,7 +30,7 @@ def climb_line(tried: Tried, verbose: bool = False) -> str:
             )
         )
     else:
-        numbers = _number(verdict.float64, math.inf if tried.passed else verdict.tolerance64, width=9)
+        numbers = number(verdict.float64, math.inf if tried.passed else verdict.tolerance64, width=9)
     return f"{tried.rung:<11}{numbers}  {word}"
 
 
@@ -78,7 +71,7 @@ def climb_end(climbed: Climb) -> Text:
     else:
         kind = "cannot be tried" if last.status == "refused" else "is wrong"
         text.append(f"\n{last.rung}: {last.layer} {kind}: ", "bold red")
-        text.append(last.told(climbed.hint))
+        text.append(last.text(climbed.hint))
     return text
 
 
@@ -93,67 +86,8 @@ def climb_text(climbed: Climb, verbose: bool = False) -> str:
     return captured.get()
 
 
-def verdict_table(verdicts: Iterable[Verdict], title: str) -> Table:
-    """One line for each layer and reference."""
-    table = _table(title, ["layer", "reference"], ["float64", "gradient", "limit", "float32", "limit"])
-    for each in verdicts:
-        table.add_row(
-            each.rung,
-            each.reference,
-            _number(each.float64, each.tolerance64),
-            _number(each.gradient, each.tolerance64),
-            f"{each.tolerance64:.0e}",
-            _number(each.float32, each.tolerance32),
-            f"{each.tolerance32:.0e}",
-            _word(each.passed),
-        )
-    return table
-
-
-def whole_table(found: Iterable[WholeModel], title: str) -> Table:
-    """One line for each reference and dtype."""
-    table = _table(title, ["reference", "dtype"], ["logits", "loss", "limit"])
-    for each in found:
-        numbers = [_number(each.logits, each.tolerance), _number(each.loss, each.tolerance), f"{each.tolerance:.0e}"]
-        table.add_row(each.reference, each.dtype, *numbers, _word(each.passed))
-    return table
-
-
-def round_trip_table(found: Iterable[RoundTrip]) -> Table:
-    """One line for each way there and back."""
-    table = _table("Round trips: largest |Δ|", ["path"], ["|Δ|", "limit"])
-    for each in found:
-        limit = "0" if each.tolerance == 0 else f"{each.tolerance:.0e}"
-        table.add_row(each.path, _number(each.error, each.tolerance), limit, _word(each.passed))
-    return table
-
-
-def write_json(parity: Parity, path: Path) -> None:
-    """``parity.json``: everything that was measured."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(parity.as_json(), indent=2) + "\n").encode())
-
-
-def _table(title: str, words: list[str], numbers: list[str]) -> Table:
-    # Narrow enough for 80 columns.
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-    )
-    for column in words:
-        table.add_column(column, no_wrap=True)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    return table
-
-
-def _number(value: float, limit: float, width: int = 0) -> str:
+def number(value: float, limit: float, width: int = 0) -> str:
+    """Return a difference as rich text: red if it is above its limit."""
     text = f"{'0' if value == 0 else f'{value:.0e}' if value == limit else f'{value:.1e}':>{width}}"
     return text if value <= limit else f"[bold red]{text}[/]"
 
@@ -165,7 +99,3 @@ def _amount(size: float) -> str:
             break
         size /= 1000
     return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-
-
-def _word(passed: bool) -> str:
-    return "[green]equal[/]" if passed else "[bold red]DIFFERS[/]"

@@ -1,24 +1,24 @@
-"""Logits in, logits out: the pieces from which every way of sampling is composed.
+"""Transforms of logits: composable functions that change which tokens can be sampled, and how probable they are.
 
 A transform is any callable ``(history, logits) -> logits``. The transforms of this package are frozen dataclasses
-without state: they do not change their arguments, they treat every row of the batch by itself, and they ban a token by
-giving it the logit -inf. `Chain` runs several in order, and takes functions of your own:
+without state. They do not change their arguments, they compute every row of the batch independently, and they ban a
+token by giving it the logit -inf. `Chain` applies several in order, and accepts your own functions too:
 
 >>> import torch
 >>> chain = Chain((Temperature(0.5), TopK(2), lambda history, logits: logits - logits.amax(-1, keepdim=True)))
 >>> chain(torch.tensor([[4, 2]]), torch.tensor([[1.0, 3.0, 2.0]]))
 tensor([[-inf,  0., -2.]])
 
-``history`` holds the text so far, prompt first, one row for each sequence. Two rules make a batch of prompts of
-different lengths give the same result as each row alone:
+``history`` holds the tokens so far, one row per sequence, with the prompt first. Two rules make sure that a batch of
+prompts of different lengths gives the same result as each row alone:
 
-* Rows are padded on the left with `PADDING` (-1), which is no token: nothing is penalised because of it, and it is
-  part of no n-gram and no bad word. (What the model reads in those places is another tensor.)
-* With the padding on the left, all prompts end at the same column. Transforms that count generated tokens only take
-  that column as ``prompt_width``: the number of columns of ``history`` that belong to the prompts, padding included.
+* Rows are padded on the left with `PADDING` (-1), which is not a token: it causes no penalty, and is never part of an
+  n-gram or a bad word. (The model itself reads another tensor.)
+* Because of the padding on the left, all prompts end at the same column. Transforms that count only generated tokens
+  take that column as ``prompt_width``: the number of columns of ``history`` that belong to the prompts and padding.
 
-Where transformers has a processor of the same kind, the values are the same; each class names it. What changes single
-tokens is in `tokens`, and what changes the distribution as a whole is in `distribution`.
+If transformers has a processor of the same kind, the values are the same, and the docstring names it. The module
+`tokens` holds transforms of single tokens, and `distribution` those of the whole distribution.
 """
 
 from .base import PADDING, Chain, LogitsTransform

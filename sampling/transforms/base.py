@@ -1,4 +1,4 @@
-"""What all transforms of logits share: the type, the check of shapes, the chain, and the checks of their settings."""
+"""The base of all transforms of logits: the type, the shape check, the chain, and the checks of their settings."""
 
 import operator
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from ...components.shapes import shape_checked
 __all__ = ["PADDING", "Chain", "LogitsTransform", "Transform", "check_in_vocabulary", "number", "token_ids", "whole"]
 
 PADDING = -1
-"""What stands in ``history`` to the left of a prompt that is shorter than its batch's longest."""
+"""The value in ``history`` to the left of a prompt that is shorter than the longest one of the batch."""
 
 
 class LogitsTransform(Protocol):
@@ -110,8 +110,12 @@ def number(
     ValueError: top_p must be above 0 and at most 1 (which keeps all), not 2
 
     Args:
+        name: Name of the setting, for the message.
+        value: The setting.
+        low: The lower limit.
+        high: The upper limit.
         ends: Which of the limits are allowed values themselves.
-        meaning: What a reader of the message should know of the limits, in brackets.
+        meaning: The meaning of a limit, in brackets, for the message.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     allowed = is_number and _in_range(value, low, high, ends)
@@ -126,7 +130,7 @@ def _in_range(value: Any, low: float, high: float, ends: str) -> bool:
 
 
 def token_ids(name: str, ids: Iterable[Any]) -> tuple[int, ...]:
-    """Return token ids as a tuple of ints, or raise ValueError if there is none or one that cannot be an id.
+    """Return token ids as a tuple of ints, or raise ValueError if there are none, or one cannot be an id.
 
     >>> token_ids("eos_token_ids", [3, 4])
     (3, 4)

@@ -1,4 +1,4 @@
-"""Transforms that change the distribution as a whole. Each keeps the most probable token, `Typical` excepted."""
+"""Transforms of the whole distribution. All of them keep the most probable token, except `Typical`."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ __all__ = ["Epsilon", "Eta", "MinP", "Temperature", "TopK", "TopP", "Typical"]
 class Temperature(Transform):
     """Divide the logits: under 1 sharpens the distribution, above 1 flattens it.
 
-    transformers' ``TemperatureLogitsWarper``. The limit 0 is not a transform but another way to draw: `draw.greedy`.
+    transformers' ``TemperatureLogitsWarper``. A temperature of 0 is not a transform: it means `draw.greedy`.
 
     >>> Temperature(0.5)(torch.tensor([[0]]), torch.tensor([[1.0, 2.0, 3.0]]))
     tensor([[2., 4., 6.]])
@@ -35,7 +35,7 @@ class Temperature(Transform):
 
 @dataclass(frozen=True)
 class TopK(Transform):
-    """Keep the ``k`` likeliest tokens, and those that tie with the last of them (all, if ``k`` exceeds ``d_vocab``).
+    """Keep the ``k`` most probable tokens, and those equal to the last of them (all, if ``k`` exceeds ``d_vocab``).
 
     Fan et al. 2018, arXiv:1805.04833; transformers' ``TopKLogitsWarper``.
 
@@ -58,7 +58,9 @@ class TopK(Transform):
 
 @dataclass(frozen=True)
 class TopP(Transform):
-    """Keep the fewest tokens, likeliest first, whose probabilities sum to at least ``p``; which of tied ones is open.
+    """Keep the smallest set of most probable tokens whose probabilities sum to at least ``p``.
+
+    If several tokens are equally probable at the end of the set, it is not defined which of them are kept.
 
     Holtzman et al. 2020, arXiv:1904.09751, section 3.1; transformers' ``TopPLogitsWarper``.
 
@@ -75,7 +77,7 @@ class TopP(Transform):
         number("top_p", self.p, 0, 1, ends="high", meaning=" (which keeps all)")
 
     def _apply(self, history: Tensor, logits: Tensor) -> Tensor:
-        if self.p == 1:  # the sum of all may round to 1 before the last token
+        if self.p == 1:  # because of rounding, the sum may reach 1 before the last token
             return logits
         ids, needed = _fewest_with_mass(self.p, ranking=logits, log_probs=logits.log_softmax(-1))
         kept = logits.gather(1, ids).masked_fill(~needed, -torch.inf)
@@ -84,7 +86,7 @@ class TopP(Transform):
 
 @dataclass(frozen=True)
 class MinP(Transform):
-    """Keep the tokens at least ``p`` times as probable as the likeliest.
+    """Keep the tokens at least ``p`` times as probable as the most probable one.
 
     Nguyen et al. 2024, arXiv:2407.01082; transformers' ``MinPLogitsWarper``.
 
@@ -109,10 +111,12 @@ class MinP(Transform):
 
 @dataclass(frozen=True)
 class Typical(Transform):
-    """Keep the fewest tokens of probability at least ``mass``, those first whose surprise is nearest to the entropy.
+    """Keep the smallest set of most typical tokens whose probabilities sum to at least ``mass``.
 
-    Meister et al. 2023, arXiv:2202.00666; transformers' ``TypicalLogitsWarper``. Tokens that tie with the
-    last one are kept. The likeliest token may go.
+    The most typical token is the one whose surprise, -log(probability), is nearest to the entropy. Tokens that are as
+    typical as the last of the set are kept too. The most probable token may be banned.
+
+    Meister et al. 2023, arXiv:2202.00666; transformers' ``TypicalLogitsWarper``.
 
     >>> Typical(0.5)(torch.tensor([[0]]), torch.tensor([[0.0, 2.0, 2.5]]))
     tensor([[  -inf, 2.0000, 2.5000]])
@@ -130,13 +134,13 @@ class Typical(Transform):
         log_probs = logits.log_softmax(-1)
         distance = (log_probs + _entropy(log_probs)).abs()
         ids, needed = _fewest_with_mass(self.mass, ranking=-distance, log_probs=log_probs)
-        last = (needed.sum(-1, keepdim=True) - 1).clamp(min=0)  # none is needed where all are banned
+        last = (needed.sum(-1, keepdim=True) - 1).clamp(min=0)  # if all tokens are banned, none is needed
         return logits.masked_fill(distance > distance.gather(1, ids.gather(1, last)), -torch.inf)
 
 
 @dataclass(frozen=True)
 class Epsilon(Transform):
-    """Keep the tokens of probability at least ``epsilon``, and the likeliest in any case.
+    """Keep the tokens of probability at least ``epsilon``, and always the most probable one.
 
     Hewitt et al. 2022, arXiv:2210.15191; transformers' ``EpsilonLogitsWarper``.
 
@@ -158,7 +162,7 @@ class Epsilon(Transform):
 
 @dataclass(frozen=True)
 class Eta(Transform):
-    """Keep the tokens of probability at least min(epsilon, sqrt(epsilon) · exp(-entropy)), and the likeliest.
+    """Keep the tokens of probability at least min(epsilon, sqrt(epsilon) · exp(-entropy)), and the most probable one.
 
     Hewitt et al. 2022, arXiv:2210.15191; transformers' ``EtaLogitsWarper``.
 
@@ -181,10 +185,10 @@ class Eta(Transform):
 
 
 def _fewest_with_mass(mass: float, ranking: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """The best-ranked tokens in order, as ids [batch k], and whether the mass needs each of them, Bool[batch k].
+    """Return the ids of the best-ranked tokens in order, [batch k], and whether each is needed, Bool[batch k].
 
-    To sort 50,257 logits takes a CPU milliseconds, and the mass nearly always lies in the first few hundred: so more
-    and more of them are looked at, and all only where it must be.
+    Sorting 50,257 logits takes milliseconds on a CPU, and the first few hundred tokens nearly always have enough mass.
+    So only the first 256 are ranked at first, then 16 times as many, and so on.
     """
     k, d_vocab = 256, ranking.shape[1]
     while True:
@@ -197,7 +201,7 @@ def _fewest_with_mass(mass: float, ranking: Tensor, log_probs: Tensor) -> tuple[
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
-    """In nats, Float[batch 1]."""
+    """Return the entropy in nats, Float[batch 1]."""
     return -(log_probs.exp() * log_probs).nansum(-1, keepdim=True)  # a banned token's term is 0 · -inf
 
 

@@ -1,4 +1,4 @@
-"""Transforms that change the logits of single tokens, most of them by what the text already holds."""
+"""Transforms of single tokens: most of them change the logits of tokens that the text already contains."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ __all__ = [
     "RepetitionPenalty",
 ]
 
-_MOST = 1e6  # of a penalty: beyond it, float32 could not tell the logits apart that it is added to
+_MOST = 1e6  # largest penalty: with a larger one, the differences between logits would be lost to float32 rounding
 _MOST_BIAS = 1e9
 
 
@@ -34,7 +34,8 @@ class LogitBias(Transform):
     tensor([[-inf, 2., 4.]])
 
     Raises:
-        ValueError: no token, a negative id, a bias that is NaN or +inf; when called, an id outside the vocabulary.
+        ValueError: There is no token, an id is negative, or a bias is NaN or +inf. When called: an id is outside the
+            vocabulary.
     """
 
     biases: Mapping[int, float] = field(hash=False)
@@ -134,7 +135,7 @@ class PresencePenalty(Transform):
 
 @dataclass(frozen=True)
 class NoRepeatNGram(Transform):
-    """Ban every token that would complete an n-gram the text, prompt included, already holds.
+    """Ban every token that would complete an n-gram that occurs already in the text or its prompt.
 
     Paulus et al. 2017, arXiv:1705.04304, section 2.5; transformers' ``NoRepeatNGramLogitsProcessor``.
 
@@ -155,22 +156,23 @@ class NoRepeatNGram(Transform):
             return logits
         ngrams = history.unfold(1, self.n, 1)  # [batch, places, n]
         begun = history[:, history.shape[1] - (self.n - 1) :].unsqueeze(1)
-        # Padding bans nothing: what follows it in a row, the first token, follows it only once.
+        # Padding bans no token: the first token of a row is the only one that follows padding.
         banned = torch.where((ngrams[..., :-1] == begun).all(-1), ngrams[..., -1], PADDING)
         return _change(logits, banned, lambda logit: torch.full_like(logit, -torch.inf))
 
 
 @dataclass(frozen=True)
 class BadWords(Transform):
-    """Ban the last token of each word, a sequence of ids, wherever the text, prompt included, ends in the rest of it.
+    """Ban sequences of tokens: ban the last token of a sequence if the text ends with the tokens before it.
 
-    transformers' ``NoBadWordsLogitsProcessor``, except that an end token listed here is banned like any other.
+    transformers' ``NoBadWordsLogitsProcessor``, except that an end token in this list is banned like any other token.
 
     >>> BadWords([[2], [0, 1]])(torch.tensor([[0]]), torch.tensor([[1.0, 2.0, 3.0]]))
     tensor([[1., -inf, -inf]])
 
     Raises:
-        ValueError: no word, an empty word, a negative id; when called, an id outside the vocabulary.
+        ValueError: There is no word, a word is empty, or an id is negative. When called: an id is outside the
+            vocabulary.
     """
 
     words: Sequence[Sequence[int]]
@@ -186,7 +188,7 @@ class BadWords(Transform):
         for words in self._by_length:  # [words, length]
             check_in_vocabulary("bad_words_ids", words, logits)
             words = words.to(logits.device)
-            start = seq - (words.shape[1] - 1)  # where a word must have begun for the next token to end it
+            start = seq - (words.shape[1] - 1)  # where a word begins that the next token would complete
             if start >= 0:
                 begun = (history[:, None, start:] == words[:, :-1]).all(-1)  # [batch, words]
                 banned.append(torch.where(begun, words[:, -1], PADDING))
@@ -210,8 +212,8 @@ class MinNewTokens(Transform):
     tensor([[-inf, 2., 3.]])
 
     Raises:
-        ValueError: ``least`` or ``prompt_width`` is not a whole number of at least 0, no end token, a negative id; when
-            called, an id outside the vocabulary.
+        ValueError: ``least`` or ``prompt_width`` is not a whole number of at least 0, there is no end token, or an id
+            is negative. When called: an id is outside the vocabulary.
     """
 
     least: int
@@ -233,16 +235,16 @@ class MinNewTokens(Transform):
 
 @dataclass(frozen=True)
 class AllowedTokens(Transform):
-    """Ban every token but these.
+    """Ban all tokens except these.
 
-    transformers' ``PrefixConstrainedLogitsProcessor`` with one list for all prefixes, except that tokens banned before
-    stay banned even if no other token is left; drawing then raises an error.
+    transformers' ``PrefixConstrainedLogitsProcessor`` with one list for all prefixes. One difference: tokens that were
+    banned before stay banned, even if no other token is left; drawing then raises an error.
 
     >>> AllowedTokens([0, 2])(torch.tensor([[1]]), torch.tensor([[1.0, 2.0, 3.0]]))
     tensor([[1., -inf, 3.]])
 
     Raises:
-        ValueError: no token, a negative id; when called, an id outside the vocabulary.
+        ValueError: There is no token, or an id is negative. When called: an id is outside the vocabulary.
     """
 
     ids: Sequence[int]
@@ -261,12 +263,12 @@ class AllowedTokens(Transform):
 
 
 def _columns(tokens: Tensor) -> Tensor:
-    """Where each token stands in a table [batch 1+d_vocab], whose column 0 takes up the padding."""
+    """Return the column of each token in a table [batch 1+d_vocab], whose column 0 is for padding."""
     return tokens.long() - PADDING
 
 
 def _change(logits: Tensor, tokens: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Change the logits of each row's own tokens, those that stand there twice only once."""
+    """Change the logits of the tokens of each row, each token once even if it occurs several times."""
     columns = _columns(tokens)
     table = F.pad(logits, (1, 0))
     return table.scatter_(1, columns, change(table.gather(1, columns)))[:, 1:]

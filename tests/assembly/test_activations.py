@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from einops import einsum, repeat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -66,7 +65,7 @@ def test_with_padding_every_activation_at_a_token_is_theirs() -> None:
 
 def test_every_gradient_is_theirs() -> None:
     models, gradients = pair(CONFIG), []
-    names = list(named_taps(models[0]))
+    names = [name for name, tap in named_taps(models[0]).items() if tap.offered]
     for model in models:
         found = {}
 
@@ -82,25 +81,67 @@ def test_every_gradient_is_theirs() -> None:
         assert off(gradients[0][name], gradients[1][name]) < 1e-12, name
 
 
-def test_what_only_theirs_offers_can_be_computed_from_ours() -> None:
+SWITCHES = ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"]
+# Theirs gives hook_attn_in no gradient while the inputs are split.
+TOGETHER = [["use_attn_result", "use_split_qkv_input", "use_hook_mlp_in"], ["use_attn_result", "use_attn_in"]]
+
+
+@pytest.mark.parametrize("switches", [*TOGETHER, *([switch] for switch in SWITCHES)], ids=lambda names: "+".join(names))
+def test_what_is_formed_on_request_is_theirs_with_its_gradient(switches: list[str]) -> None:
     ours, theirs = pair(CONFIG)
-    beyond = set(theirs.hook_dict) - set(named_taps(ours)) - NOT_OURS
-    per_block = {"attn.hook_result", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in"}
-    assert beyond == {f"blocks.{layer}.{name}" for layer in range(2) for name in per_block}
-    for switch in ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in"):
-        getattr(theirs, f"set_{switch}")(True)
+    for model in (ours, theirs):
+        for switch in switches:
+            getattr(model, f"set_{switch}")(True)
+            assert getattr(model.cfg, switch)
+    logits, cache = ours.run_with_cache(TOKENS, return_type="both", incl_bwd=True)
+    expected_loss, expected = theirs.run_with_cache(TOKENS, return_type="loss", incl_bwd=True)
+    beyond = {"hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in", "hook_mlp_in", "hook_result"}
+    assert {name.rpartition(".")[2] for name in cache} & beyond
+    assert set(cache) == {name for name in expected if name.removesuffix("_grad") not in NOT_OURS}
+    assert off(logits.loss, expected_loss) < 1e-12
+    for name, activation in cache.items():
+        if "ln1" not in name:  # called three times: theirs keeps the last
+            assert off(activation, expected[name]) < 1e-12, name
+
+
+def test_what_is_formed_on_request_stays_out_of_a_cache_without_it() -> None:
+    ours, theirs = pair(CONFIG)
+    assert set(theirs.hook_dict) - set(named_taps(ours)) == NOT_OURS
+    assert set(ours.run_with_cache(TOKENS)[1]) == set(theirs.run_with_cache(TOKENS)[1]) - NOT_OURS
+    ours.set_use_attn_result(True)
+    assert "blocks.1.attn.hook_result" in ours.run_with_cache(TOKENS)[1]
+    ours.set_use_attn_result(False)
+    assert "blocks.1.attn.hook_result" not in ours.run_with_cache(TOKENS)[1]
+    with pytest.raises(ValueError, match=r"formed on request: name them exactly, as 'blocks.0.attn.hook_result'"):
+        ours.run_with_cache(TOKENS, names_filter=lambda name: name.endswith("hook_result"))
+    named = ours.run_with_cache(TOKENS, names_filter="blocks.0.attn.hook_result")[1]
+    assert named["result", 0].shape == (3, 7, 3, 10)
+
+
+def test_a_heads_queries_can_be_given_another_input_alone() -> None:
+    """A hook on one head's own input leaves the other heads, and keys and values, as they were."""
+    ours, _ = pair(CONFIG)
+    plain = ours.run_with_cache(TOKENS)[1]
+
+    def shift(q_input: Tensor, hook: HookPoint) -> Tensor:
+        q_input[:, :, 1] += 1.5 * torch.arange(10)
+        return q_input
+
+    for name in ("blocks.1.hook_q_input", "blocks.1.attn.hook_q_input"):  # TransformerLens 3's and 4's
+        with ours.hooks([(name, shift)]):
+            cache = ours.run_with_cache(TOKENS)[1]
+        changed = (cache["q", 1] - plain["q", 1]).abs().amax((0, 1, 3))
+        assert changed[1] > 0.1
+        assert max(changed[0], changed[2]) < 1e-12
+        assert off(cache["k", 1], plain["k", 1]) < 1e-12
+        assert off(cache["v", 1], plain["v", 1]) < 1e-12
+        assert off(cache["resid_pre", 1], plain["resid_pre", 1]) < 1e-12
+
+
+def test_the_unembeddings_hook_points_can_be_computed_from_ours() -> None:
+    ours, theirs = pair(CONFIG)
     _, expected = theirs.run_with_cache(TOKENS)
-    _, cache = ours.run_with_cache(TOKENS)
-    for layer, block in enumerate(ours.blocks):
-        result = einsum(cache["z", layer], block.attn.W_O, "b s h e, h e d -> b s h d")
-        assert off(result, expected["result", layer]) < 1e-12
-        assert off(result.sum(2) + block.attn.b_O, cache["attn_out", layer]) < 1e-12
-        for letter in "qkv":
-            given = repeat(cache["resid_pre", layer], "b s d -> b s h d", h=3)
-            assert off(given, expected[f"{letter}_input", layer]) < 1e-12
-        assert off(cache["resid_mid", layer], expected["mlp_in", layer]) < 1e-12
-    # And those that stand in its cache by default.
-    logits, _ = ours.run_with_cache(TOKENS)
+    logits, cache = ours.run_with_cache(TOKENS)
     normalized = cache["normalized", None, "ln_final"] * ours.ln_final.w + ours.ln_final.b
     assert off(normalized, expected["unembed.hook_in"]) < 1e-12
     assert off(logits, expected["unembed.hook_out"]) < 1e-12

@@ -51,7 +51,7 @@ def test_widths_that_are_not_given_follow() -> None:
         ({"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}, [1.0, 0.5]),
     ],
 )
-def test_the_scale_of_the_scores_follows_the_flags(flags: dict[str, bool], scales: list[float]) -> None:
+def test_the_scale_of_the_scores_follows_the_flags(flags: dict[str, Any], scales: list[float]) -> None:
     config = GPT2Config(d_model=12, n_heads=3, n_layers=2, d_vocab=5, n_ctx=4, **flags)
     assert [config.attn_scale(layer) for layer in range(2)] == scales
     assert [block.attn.scale for block in GPT2(config).blocks] == scales
@@ -85,7 +85,7 @@ def test_an_unknown_preset_is_answered_with_the_known() -> None:
 def test_it_cannot_be_changed_in_place() -> None:
     config = GPT2Config()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.n_layers = 3
+        config.n_layers = 3  # pyright: ignore[reportAttributeAccessIssue]
     assert dataclasses.replace(config, n_layers=3).n_layers == 3
 
 
@@ -97,15 +97,16 @@ def test_every_field_is_described_under_its_own_name() -> None:
 
 @pytest.mark.parametrize("size", ["d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx"])
 @pytest.mark.parametrize("value", [-1, True, 2.0])
-def test_every_size_is_a_whole_number_of_at_least_1(size: str, value: object) -> None:
+def test_every_size_is_a_whole_number_of_at_least_1(size: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{size} is {value}"):
         GPT2Config(**{"d_head": 4, "d_mlp": 4, size: value})
-    assert getattr(GPT2Config(**{"d_head": 4, size: 1}), size) == 1
+    smallest: dict[str, Any] = {"d_head": 4, size: 1}
+    assert getattr(GPT2Config(**smallest), size) == 1
 
 
 @pytest.mark.parametrize("dropout", ["embed_dropout", "attn_dropout", "resid_dropout"])
 @pytest.mark.parametrize("value", [-0.1, 1.0])
-def test_every_dropout_is_a_probability(dropout: str, value: float) -> None:
+def test_every_dropout_is_a_probability(dropout: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{dropout} is {value}"):
         GPT2Config(**{dropout: value})
 

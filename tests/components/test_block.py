@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.components import Block, TypeCheckError
-from gptladder.ladder.numbers import randomize
-from gptladder.ladder.references import Reference
+from gptladder.ladder.numbers import Reference, randomize
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("block")
@@ -54,7 +53,8 @@ def test_post_norm_equals_pytorchs_encoder_layer() -> None:
 @pytest.mark.parametrize("where", ["attn_dropout", "resid_dropout"])
 def test_dropout_acts_in_training_alone(where: str) -> None:
     torch.manual_seed(0)
-    block = Block(d_model=12, n_heads=3, **{where: 0.3})
+    dropout: dict[str, Any] = {where: 0.3}
+    block = Block(d_model=12, n_heads=3, **dropout)
     plain = Block(d_model=12, n_heads=3)
     plain.load_state_dict(block.state_dict())
     x = torch.randn(2, 7, 12)

@@ -60,10 +60,10 @@ def by_differences(function: Callable[[Tensor], Tensor], x: Tensor, tangent: Ten
 def test_forward_mode_equals_the_formulas(name: str, rows: int, grad: bool, dtype: torch.dtype) -> None:
     layer, twin = layer_and_twin(name, dtype)
     x, tangent = drawn(rows, 1), drawn(rows, 2)
-    _, expected = torch.func.jvp(twin, (x,), (tangent,))
+    expected = torch.func.jvp(twin, (x,), (tangent,))[1]
     assert (expected - by_differences(twin, x, tangent)).abs().max() < 1e-6
     with torch.set_grad_enabled(grad):
-        _, by_func = torch.func.jvp(layer, (x.to(dtype),), (tangent.to(dtype),))
+        by_func = torch.func.jvp(layer, (x.to(dtype),), (tangent.to(dtype),))[1]
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(x.to(dtype), tangent.to(dtype))
             by_dual = forward_ad.unpack_dual(layer(dual)).tangent
@@ -85,7 +85,7 @@ def test_forward_mode_reaches_every_parameter(name: str, grad: bool) -> None:
 
         value = parameter.detach()
         with torch.set_grad_enabled(grad):
-            _, found = torch.func.jvp(lambda value: call(layer, x.float(), value), (value,), (tangent,))
+            found = torch.func.jvp(lambda value: call(layer, x.float(), value), (value,), (tangent,))[1]
         expected = by_differences(lambda value: call(twin, x, value), value.double(), tangent.double())
         assert (found.double() - expected).abs().max() < 1e-4, key
 
@@ -98,7 +98,7 @@ def test_forward_mode_reaches_the_tables(grad: bool, table: str) -> None:
     tangent = torch.randn_like(weight)
     with torch.set_grad_enabled(grad):
         call = lambda value: torch.func.functional_call(layer, {key: value}, (tokens,))  # noqa: E731
-        _, found = torch.func.jvp(call, (weight.detach(),), (tangent,))
+        found = torch.func.jvp(call, (weight.detach(),), (tangent,))[1]
     assert torch.equal(found, tangent[tokens if table == "embed" else torch.arange(3)[None]])
 
 
@@ -108,9 +108,9 @@ def test_forward_mode_with_padding_and_whole_rows_of_it(grad: bool, masked: bool
     layer, twin = layer_and_twin("attention", torch.float32)
     x, tangent = torch.cat([drawn(5, 1)] * 2), torch.cat([drawn(5, 2)] * 2)
     mask = torch.tensor([[False, False, True, True, True], [not masked] * 5])
-    _, expected = torch.func.jvp(lambda x: twin(x, padding_mask=mask), (x,), (tangent,))
+    expected = torch.func.jvp(lambda x: twin(x, padding_mask=mask), (x,), (tangent,))[1]
     with torch.set_grad_enabled(grad):
-        _, found = torch.func.jvp(lambda x: layer(x, padding_mask=mask), (x.float(),), (tangent.float(),))
+        found = torch.func.jvp(lambda x: layer(x, padding_mask=mask), (x.float(),), (tangent.float(),))[1]
     assert found.isfinite().all()
     assert (found.double() - expected).abs().max() < 1e-4
 
@@ -135,7 +135,7 @@ def test_gradients_reach_the_keys_and_values_that_a_call_adds_to_a_cache() -> No
     layer, _ = layer_and_twin("attention", torch.float64)
     x = drawn(6, 1)
     layer(x).square().sum().backward()
-    expected = {key: parameter.grad for key, parameter in layer.named_parameters()}
+    expected: dict[str, Any] = {key: parameter.grad for key, parameter in layer.named_parameters()}
     layer.zero_grad()
     layer(x, cache=LayerCache(batch=1, n_heads=3, d_head=4, capacity=9, dtype=torch.float64)).square().sum().backward()
     for key, parameter in layer.named_parameters():
@@ -155,7 +155,7 @@ def test_a_whole_model_in_forward_mode_without_gradients() -> None:
         return torch.func.functional_call(model, parameters, (tokens,))
 
     with torch.no_grad():
-        _, found = torch.func.jvp(logits, (parameters,), (tangents,))
+        found = torch.func.jvp(logits, (parameters,), (tangents,))[1]
         up, down = (
             logits({key: value + sign * 1e-6 * tangents[key] for key, value in parameters.items()}) for sign in (1, -1)
         )
@@ -198,7 +198,7 @@ def test_products_of_training_have_every_derivative_under_transforms(by_onednn: 
     x, W, b = torch.randn(40, 8), torch.randn(8, 5), torch.randn(5)
     tangent = torch.randn(40, 8)
     with torch.set_grad_enabled(grad):
-        _, found = torch.func.jvp(lambda x: linear(x, W, b), (x,), (tangent,))
+        found = torch.func.jvp(lambda x: linear(x, W, b), (x,), (tangent,))[1]
         torch.testing.assert_close(found, tangent @ W, atol=1e-4, rtol=0)
         found = torch.func.grad(lambda W: linear(x, W, b).sum())(W)
         torch.testing.assert_close(found, x.sum(0)[:, None].expand(8, 5), atol=1e-4, rtol=0)

@@ -1,7 +1,7 @@
 """Keys and values kept between calls: the same logits for any split, and rows that go where they are sent."""
 
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -195,7 +195,7 @@ def test_a_block_with_replaced_attention_caches_nothing() -> None:
         def forward(self, x: torch.Tensor, **given: object) -> torch.Tensor:
             return torch.full_like(x, 0.5)
 
-    model = GPT2(CONFIG, dtype=torch.float64).eval()
+    model: Any = GPT2(CONFIG, dtype=torch.float64).eval()
     model.blocks[0].attn = Constant()
     cache, ids = model.new_cache(2), tokens(2, 6)
     split = [model(part, cache=cache) for part in ids.split([3, 1, 2], 1)]

@@ -38,7 +38,7 @@ def test_gelu_new_is_the_tanh_form_as_published() -> None:
 
 def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'swish'; it can be gelu_new, gelu, relu"):
-        MLP(d_model=6, act_fn="swish")
+        MLP(d_model=6, act_fn="swish")  # pyright: ignore[reportArgumentType]
 
 
 def test_transposed_inputs_are_taken() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_no_dropout_turns_off_every_layers(where: str, fused: bool) -> None:
 
 
 def test_no_dropout_reaches_another_librarys_layers_too() -> None:
-    model = GPT2(CONFIG)
+    model: Any = GPT2(CONFIG)
     model.blocks[1].mlp = nn.Sequential(model.blocks[1].mlp, nn.Dropout(0.5))
     with no_dropout(model):
         assert torch.equal(model(TOKENS), model(TOKENS))

@@ -25,7 +25,7 @@ def test_equals_the_reference(reference: Reference, dtype: torch.dtype, source: 
     check(RUNG, reference, draw_case(source), dtype)
 
 
-def tied() -> torch.nn.ModuleDict:
+def tied() -> Any:
     embed = Embed(d_vocab=7, d_model=3)
     return torch.nn.ModuleDict({"embed": embed, "unembed": Unembed(d_model=3, d_vocab=7, bias=False, tied_to=embed)})
 
@@ -94,6 +94,7 @@ def test_reset_parameters_leaves_a_tied_table_alone() -> None:
     layers["unembed"].reset_parameters()
     assert torch.equal(layers["embed"].W_E, before)
     own = Unembed(d_model=3, d_vocab=7)
+    assert own.b_U is not None
     with torch.no_grad():
         own.b_U.fill_(1)
     before = own.W_U.clone()

@@ -27,6 +27,8 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setenv("COLUMNS", "160")
     path = Path(__file__).parents[2] / "demos" / "decoding.py"
     spec = importlib.util.spec_from_file_location("demo_decoding", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -38,7 +40,7 @@ def test_with_a_model_folder(demo: ModuleType, tmp_path: Path, capsys: pytest.Ca
     BPETokenizer({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: 256}).save(tmp_path)
     demo.main(["Once [bold] upon", "--model", str(tmp_path), "--new", "6"])
     printed = capsys.readouterr().out
-    assert all(way in printed for way in (*WAYS, "random weights", "trained weights", "guesses taken"))
+    assert all(way in printed for way in (*WAYS, "random weights", "trained weights", "guesses accepted"))
     assert "Once [bold] upon …" in printed
 
 

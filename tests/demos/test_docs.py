@@ -41,6 +41,15 @@ def test_the_first_steps() -> None:
     assert not torch.equal(names["without"], names["logits"])
 
 
+@pytest.mark.parametrize("name", ["for-researchers", "for-engineers"])
+def test_the_examples_of_the_start_pages(name: str) -> None:
+    (code,) = examples(name)
+    names: dict = {}
+    exec(code, names)
+    for expression, shape in re.findall(r"^(\S+\]?\(?.*\.shape)  # (\[[\d, ]+\])", code, flags=re.MULTILINE):
+        assert list(eval(expression, names)) == eval(shape)
+
+
 @pytest.mark.parametrize("name", DOCS)
 def test_every_file_that_is_named_is_there(name: str) -> None:
     text = (ROOT / "docs" / f"{name}.md").read_text()

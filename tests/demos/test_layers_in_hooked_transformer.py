@@ -10,25 +10,15 @@ import torch
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
-from gptladder.components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
+from gptladder.components import MLP, Attention, Embed, LayerNorm, Unembed
 from gptladder.ladder.numbers import randomize
 from gptladder.weights import to_hooked_transformer
+
+from .layers import EACH, OURS, TOKENS, TOLERANCE
 
 lens = pytest.importorskip("transformer_lens")
 
 DEMO = "layers_in_hooked_transformer"
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-5}  # float32: that of the whole model
-OURS = {
-    "embed": Embed,
-    "pos_embed": PosEmbed,
-    "layer_norm": LayerNorm,
-    "attention": Attention,
-    "mlp": MLP,
-    "block": Block,
-    "unembed": Unembed,
-}
-EACH = pytest.mark.parametrize("layers", [*((name,) for name in OURS), tuple(OURS)], ids=[*OURS, "all"])
-TOKENS = torch.randint(17, (3, 7), generator=torch.Generator().manual_seed(1))
 
 
 def theirs(dtype: torch.dtype = torch.float64, **changes: Any) -> Any:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -70,7 +71,7 @@ def test_the_table_and_the_text_give_the_same_number() -> None:
 
 def test_a_hint_gives_away_as_much_as_it_is_asked_for() -> None:
     found = climb(attention=Unscaled, cases=3).rungs[0]
-    where, what, fix = (found.told(hint) for hint in ("where", "what", "fix"))
+    where, what, fix = (found.text(hint) for hint in ("where", "what", "fix"))
     assert "Look at " in where
     assert "The attention scores are not scaled." not in where
     assert "no 1/sqrt(d_head)" not in where
@@ -101,7 +102,7 @@ def test_a_climb_of_nothing_has_not_passed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ({}, "no layer was given"),
         ({"mlp": MLP, "cases": 0}, "cases is 0; at least 1"),
@@ -110,8 +111,8 @@ def test_a_climb_of_nothing_has_not_passed() -> None:
         ({"mlp": "mlp.py:MLP"}, "there is no file mlp.py"),
     ],
 )
-def test_what_it_cannot_do_is_reported_before_anything_is_tried(arguments: dict, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_it_cannot_do_is_reported_before_anything_is_tried(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         climb(**arguments)
 
 
@@ -216,10 +217,26 @@ def test_a_script_with_globals_climbs_without_an_adapter(here: Path) -> None:
 def test_gpt2_without_biases_is_called_that_with_what_else_is_wrong(here: Path) -> None:
     Path("wild.py").write_text(WILD.replace("BIAS", "False"))
     found = climb("wild.py:MultiHeadAttention", cases=3).rungs[0]
-    assert found.told().startswith("b_Q, b_K, b_V are missing (GPT-2 has them); all else is right.")
+    assert found.text().startswith("b_Q, b_K, b_V are missing (GPT-2 has them); all else is right.")
     Path("wild.py").write_text(WILD.replace("BIAS", "False").replace('nn.GELU(approximate="tanh")', "nn.ReLU()"))
     found = climb(model="wild.py:LanguageModel", cases=3).rungs[0]
     assert found.mistakes == ("every block's MLP: ReLU for GELU", "attn.b_Q, attn.b_K, attn.b_V missing")
+
+
+def test_a_mistake_that_is_not_listed_is_explained_beside_missing_biases(here: Path) -> None:
+    Path("wild.py").write_text(WILD.replace("BIAS", "False").replace("F.softmax(wei,", "F.softmax(wei / 2,"))
+    found = climb("wild.py:MultiHeadAttention", cases=3).rungs[0]
+    assert found.mistakes == ("b_Q, b_K, b_V missing",)
+    assert "takes the masked scores (line" in found.text()
+
+
+def test_a_layer_inside_that_lacks_biases_is_still_seen_as_one(here: Path) -> None:
+    text = WILD.replace("BIAS", "False").replace("self.sa(self.ln1(x))", "self.sa(x)")
+    Path("wild.py").write_text(text)
+    found = climb("wild.py:Block", cases=3).rungs[0]
+    assert found.mistakes[0] == "ln1 missing"
+    line = 1 + next(i for i, line in enumerate(text.splitlines()) if "x + self.sa(x)" in line)
+    assert found.at == f"wild.py:{line}"
 
 
 def test_heads_that_are_interleaved_pass_with_a_caveat(here: Path) -> None:
@@ -235,9 +252,46 @@ def test_heads_that_are_interleaved_pass_with_a_caveat(here: Path) -> None:
         "        z = F.scaled_dot_product_attention(q, k, v, is_causal=True)\n"
         "        return self.out(z.transpose(1, 2).flatten(2))\n"
     )
-    found = climb("odd.py", cases=3).rungs[0]
-    assert found.passed, found.told()
-    assert "GPT-2's weights do not fit as they are stored" in found.note
+    for seed in range(6):  # also if the first case has one head
+        found = climb("odd.py", cases=2, seed=seed).rungs[0]
+        assert found.passed, found.text()
+        assert "GPT-2's weights do not fit as they are stored" in found.note
+
+
+def test_a_mask_that_a_wrong_forward_takes_is_given_so_that_it_hides(here: Path) -> None:
+    Path("masked.py").write_text(
+        "from torch import nn\n"
+        "class Attention(nn.Module):\n"
+        "    def __init__(self, dim, num_heads):\n"
+        "        super().__init__()\n"
+        "        self.h = num_heads\n"
+        "        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)\n"
+        "    def forward(self, x, mask=None):\n"
+        "        q, k, v = (t.unflatten(-1, (self.h, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))\n"
+        "        scores = q @ k.mT / q.shape[-1]\n"
+        "        if mask is not None:\n"
+        "            scores = scores.masked_fill(mask == 0, -1e9)\n"
+        "        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))\n"
+    )
+    found = climb("masked.py", cases=3).rungs[0]
+    assert found.mistakes == ("divided by d_head, without the root",)
+    assert found.note == (
+        "Forward was given a causal mask (mask: ones where a query may look), so its own masking was not judged."
+    )
+
+
+def test_a_width_beside_a_configuration_is_the_hidden_layers(here: Path) -> None:
+    Path("mlp.py").write_text(
+        "from torch import nn\n"
+        "class MLP(nn.Module):\n"
+        "    def __init__(self, n_state, config):\n"
+        "        super().__init__()\n"
+        "        self.c_fc, self.c_proj = nn.Linear(config.n_embd, n_state), nn.Linear(n_state, config.n_embd)\n"
+        "        self.act = nn.GELU(approximate='tanh')\n"
+        "    def forward(self, x):\n"
+        "        return self.c_proj(self.act(self.c_fc(x)))\n"
+    )
+    climb("mlp.py", cases=2).raise_if_failed()
 
 
 def test_a_value_that_is_not_known_can_be_set(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +331,8 @@ def test_the_command_shows_the_lines_and_exits_by_the_outcome(here: Path, capsys
     assert any(line.startswith("The layers printed ") and line.endswith(" MB. It begins:") for line in lines)
     assert "mlp: mine.py:MLP is wrong: the output is off by" in "\n".join(lines)
     assert lines[-1] == "Written: report.html"
-    assert "mine.py:MLP" in Path("report.html").read_text()
+    whose = "<code>mine.py</code>: embed: <code>Embed</code>, mlp: <code>MLP</code>"
+    assert whose in Path("report.html").read_text()
 
     assert main(["climb", "--embed", "mine.py:Embed", "--cases", "1", "--json"]) == 0
     right = json.loads(capsys.readouterr().out)

@@ -15,15 +15,16 @@ from gptladder.ladder.candidate.source import Code
 from gptladder.ladder.candidate.trace import Trace
 from gptladder.ladder.diagnosis import diagnose
 from gptladder.ladder.experiments import shrink
-from gptladder.ladder.location import Located, factor_of
+from gptladder.ladder.location import locate
+from gptladder.ladder.matching import Matched, factor_of
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
-from gptladder.ladder.mistakes.attention import PlainAttention
 from gptladder.ladder.mistakes.mistake import with_steps
 from gptladder.ladder.mistakes.mlp import PlainMLP
+from gptladder.ladder.mistakes.plain_attention import PlainAttention
 from gptladder.ladder.mistakes.wiring import PlainBlock, PlainModel
 from gptladder.ladder.numbers import Answer
 from gptladder.ladder.quantities import quantities
-from gptladder.ladder.results import Diagnosis
+from gptladder.ladder.results import Diagnosis, as_text
 from gptladder.ladder.rungs import RUNGS, Build, Case, Rung, Trial, answer, draw_case, make_trial, rung
 from gptladder.ladder.subject import Respond, Subject
 
@@ -100,7 +101,7 @@ def test_two_mistakes_at_once_are_told_apart() -> None:
     )
     assert found.mistakes == ("no 1/sqrt(d_head)", "b_O missing")
     assert found.what == ("The attention scores are not scaled.", "The output lacks its bias.")
-    assert "The 2 mistakes: no 1/sqrt(d_head) and b_O missing." in found.text("what")
+    assert "The 2 mistakes: no 1/sqrt(d_head) and b_O missing." in as_text(found.lines("what"))
 
 
 # A class that computes d_head itself, knows one activation and always scales: only such cases are drawn, and others
@@ -165,7 +166,7 @@ def test_an_answer_of_the_wrong_shape_is_no_crash(each: Rung) -> None:
     assert found.mistakes == ()
 
 
-# ---- where it is, for mistakes that nobody listed -------------------------------------------------------------------
+# ---- where it is, for mistakes that are not listed -------------------------------------------------------------------
 
 
 class Nano(nn.Module):
@@ -234,7 +235,95 @@ class Feeds(nn.Module):
         return self.net(x)
 
 
+class Transposed(Nano):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        scores = k @ q.transpose(-2, -1) / q.shape[-1] ** 0.5
+        hidden = self.masked(scores)
+        return self.c_proj((hidden.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
+
+    def masked(self, scores: Tensor) -> Tensor:
+        later = torch.ones(scores.shape[-2:]).triu(1).bool()
+        return scores.masked_fill(later, -torch.inf)  # HERE
+
+
+class Decorated(Nano):
+    @torch.enable_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        pattern = self.masked(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        pattern = pattern + 0.01  # HERE
+        return self.c_proj((pattern @ v).transpose(1, 2).flatten(2))
+
+
+class Unmasked(Nano):
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__(n_embd, n_head)
+        self.softmax = nn.Softmax(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        pattern = self.softmax(q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5)  # HERE
+        return self.c_proj((pattern @ v).transpose(1, 2).flatten(2))
+
+
+class Fused(Nano):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)  # HERE
+        return self.c_proj(z.transpose(1, 2).flatten(2))
+
+
+class Averaged(Nano):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        each = z @ self.c_proj.weight.T.unflatten(0, (self.n_head, -1))
+        return each.mean(1) + self.c_proj.bias  # HERE
+
+
+class Heads(nn.Module):
+    """One head at a time."""
+
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (
+            nn.ModuleList(nn.Linear(n_embd, n_embd // n_head) for _ in range(n_head)) for _ in range(3)
+        )
+        self.proj = nn.Linear(n_embd, n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = zip(self.q, self.k, self.v, strict=True)
+        return self.proj(torch.cat([self.head(q(x), k(x), v(x)) for q, k, v in heads], dim=-1))
+
+    def head(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT * self.scale(q)  # HERE
+        later = torch.ones(scores.shape[-2:]).triu(1).bool()
+        return self.pattern(scores.masked_fill(later, -torch.inf)) @ v
+
+    def scale(self, q: Tensor) -> float:
+        return (3 * q.shape[-1]) ** -0.5
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+
+class Softened(Heads):
+    def scale(self, q: Tensor) -> float:
+        return q.shape[-1] ** -0.5
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores / 2).softmax(-1)  # HERE
+
+
 LOCATED = {
+    Transposed: ("attention", "; the rows of the scaled scores (line", "takes the scaled scores"),
+    Decorated: ("attention", "what `add` gives (GPT-2 has the gathered values z next)", "takes the attention pattern"),
+    Unmasked: ("attention", "what `softmax` gives (GPT-2 has the masked scores next)", ""),
+    Fused: ("attention", "(GPT-2 has the gathered values z next)", "takes the queries"),
+    Averaged: ("attention", "the output without b_O, times a factor", "times 0.333333"),
+    Heads: ("attention", "the scores q·k, times a factor", "= 1/sqrt(d_model), with d_model=12 here"),
+    Softened: ("attention", "what `div` gives (GPT-2 has the attention pattern next)", "takes the masked scores"),
     ByLength: ("attention", "times a factor", "= 1/sqrt(seq), with seq="),
     Window: ("attention", "which keys each query sees", "does not see key 0, an earlier position"),
     Mixed: ("attention", "the order of", "puts them into another order"),
@@ -258,8 +347,8 @@ def located(layer: type[nn.Module], name: str) -> tuple[Trial, Trace]:
 @pytest.mark.parametrize("layer", LOCATED, ids=lambda layer: layer.__name__)
 def test_a_mistake_that_is_not_listed_is_located_at_its_line(layer: type[nn.Module]) -> None:
     name, wrong, detail = LOCATED[layer]
-    found = Located(*located(layer, name)).finding()
-    assert found is not None
+    found = locate(*located(layer, name))
+    assert found is not None, layer
     assert "# HERE" in (found.code or ""), found
     assert wrong in found.wrong
     assert detail in " ".join(found.detail)
@@ -267,9 +356,8 @@ def test_a_mistake_that_is_not_listed_is_located_at_its_line(layer: type[nn.Modu
 
 def test_a_right_layer_has_nothing_to_find_and_every_step_is_seen() -> None:
     trial, trace = located(Nano, "attention")
-    seen = Located(trial, trace)
-    assert seen.finding() is None
-    steps = {quantity.key for each in seen.seen for quantity in each.is_}
+    assert locate(trial, trace) is None
+    steps = {quantity.key for each in Matched(trial, trace).seen for quantity in each.is_}
     assert steps >= {"Q", "K", "V", "raw", "scores", "masked", "pattern", "z", "output"}
 
 
@@ -280,7 +368,7 @@ def test_a_layer_that_draws_is_located_by_what_differs() -> None:
 
     trial, one = located(Draws, "attention")
     _, other = located(Draws, "attention")
-    found = Located(trial, one, other).finding()
+    found = locate(trial, one, other)
     assert found is not None
     assert "# HERE" in (found.code or "")
     assert found.wrong == "a random step"
@@ -305,9 +393,9 @@ def test_the_quantities_end_in_the_layers_own_output(each: Rung) -> None:
 
 def test_whose_pattern_is_shown_is_reported() -> None:
     masked = diagnose(rung("attention"), Subject(responding(named(MISTAKES, "no causal mask").build), untied))
-    assert [each.whose for each in masked.patterns] == ["the right one", "of a layer with your mistake"]
-    assert masked.patterns[0].weights.triu(1).abs().max() == 0
-    assert examine(PlainMLP, "mlp", widen=lambda self, x: x @ self.W_in).patterns == ()
+    assert list(masked.patterns) == ["the right one", "of a layer with your mistake"]
+    assert masked.patterns["the right one"].triu(1).abs().max() == 0
+    assert examine(PlainMLP, "mlp", widen=lambda self, x: x @ self.W_in).patterns == {}
 
 
 def test_wrong_parts_and_wrong_wiring_are_named_together() -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
-from gptladder.ladder.mistakes import INSIDE, MISTAKES
-from gptladder.ladder.rungs import FLOAT64_TOLERANCE, cases, compare, rung
+from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
+from gptladder.ladder.rungs import FLOAT64_TOLERANCE, Build, cases, compare, rung
 
 SPELLED = [(mistake, build) for mistake in MISTAKES for build in mistake.builds]
 NAMES = [f"{mistake.rung}: {mistake.name}" for mistake, _ in SPELLED]
@@ -27,7 +28,7 @@ AGAINST = [
 ]
 
 
-def caught(mistake, build, library, seed):
+def caught(mistake: Mistake, build: Build, library: int, seed: int) -> bool:
     """Not by a hair: by a hundred times what rounding may do."""
     judged = rung(mistake.rung)
     found = (compare(judged, judged.references[library], case, torch.float64, build) for case in cases(seed, 25))
@@ -35,19 +36,19 @@ def caught(mistake, build, library, seed):
 
 
 @pytest.mark.parametrize(("mistake", "build", "library"), AGAINST)
-def test_its_rung_fails_it(mistake, build, library):
+def test_its_rung_fails_it(mistake: Mistake, build: Build, library: int) -> None:
     assert caught(mistake, build, library, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 20))
-def test_its_rung_fails_it_whatever_the_seed(seed):
+def test_its_rung_fails_it_whatever_the_seed(seed: int) -> None:
     for each in AGAINST:
         assert caught(*each.values, seed), each.id
 
 
 @pytest.mark.parametrize(("mistake", "build"), SPELLED, ids=NAMES)
-def test_it_takes_the_weights_and_gives_the_shape_so_that_only_the_numbers_tell(mistake, build):
+def test_it_takes_the_weights_and_gives_the_right_shape(mistake: Mistake, build: Build) -> None:
     judged = rung(mistake.rung)
     for case in cases(1, 2):
         config = judged.references[0].adapt(case.config)
@@ -58,7 +59,7 @@ def test_it_takes_the_weights_and_gives_the_shape_so_that_only_the_numbers_tell(
 
 
 @pytest.mark.parametrize(("name", "base"), BASES, ids=[name for name, _ in BASES])
-def test_with_no_step_replaced_the_layer_is_right(name, base):
+def test_with_no_step_replaced_the_layer_is_right(name: str, base: type[nn.Module]) -> None:
     """So each mistake is wrong by its mistake alone."""
     judged = rung(name)
     for case in cases(2, 6):
@@ -67,13 +68,13 @@ def test_with_no_step_replaced_the_layer_is_right(name, base):
             assert max(found.output, found.gradient) <= FLOAT64_TOLERANCE, (reference.library, case)
 
 
-def test_a_wrong_step_takes_the_place_of_a_right_one():
+def test_a_wrong_step_takes_the_place_of_a_right_one() -> None:
     for mistake in (*MISTAKES, *INSIDE["block"], *INSIDE["model"]):
         for steps in mistake.spellings:
             assert [name for name in steps if not hasattr(mistake.base, name)] == [], mistake.name
 
 
-def test_the_catalogue_names_each_mistake_once_on_each_rung():
+def test_the_catalogue_names_each_mistake_once_on_each_rung() -> None:
     assert {mistake.rung for mistake in MISTAKES} == {
         "embed",
         "pos-embed",
@@ -90,7 +91,7 @@ def test_the_catalogue_names_each_mistake_once_on_each_rung():
         assert all(mistake.rung == name for mistake in mistakes)
 
 
-def test_every_hint_is_a_sentence_that_says_what_to_do():
+def test_every_hint_is_a_whole_sentence() -> None:
     for mistake in MISTAKES:
         assert mistake.hint.endswith((".", "…")), mistake.name
         assert len(mistake.hint.split()) >= 7, mistake.name

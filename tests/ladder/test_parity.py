@@ -1,6 +1,8 @@
-"""Parity at a small shape: that it proves what it says, and that it fails when something is wrong."""
+"""Parity at a small shape: it looks at everything, and fails when something is wrong."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,18 +10,18 @@ import torch
 from gptladder import GPT2, GPT2Config, weights
 from gptladder.cli import main
 from gptladder.ladder import parity as parity_module
-from gptladder.ladder.parity import run
-from gptladder.ladder.report import picture, terminal
+from gptladder.ladder.parity import Parity, run
+from gptladder.ladder.report import picture, tables
 
 SHAPE = GPT2Config(d_model=12, n_layers=2, n_heads=3, d_vocab=101, n_ctx=16)
 
 
 @pytest.fixture(scope="module")
-def found():
+def found() -> Parity:
     return run(shape=SHAPE, number=2)
 
 
-def test_it_holds_and_has_looked_at_everything(found):
+def test_it_holds_and_has_looked_at_everything(found: Parity) -> None:
     assert found.passed
     assert len(found.layers) == 16
     assert [(each.reference, each.dtype) for each in found.whole] == [
@@ -38,14 +40,14 @@ def test_it_holds_and_has_looked_at_everything(found):
     ]
 
 
-def test_nothing_tried_is_no_parity(found):
+def test_nothing_tried_is_no_parity(found: Parity) -> None:
     assert not parity_module.Parity("none", SHAPE).passed
 
 
-def test_a_weight_that_comes_in_wrong_is_seen(monkeypatch):
+def test_a_weight_that_comes_in_wrong_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     real = weights.from_hf
 
-    def wrong(model, *args, **kwargs):
+    def wrong(model: Any, *args: Any, **kwargs: Any) -> GPT2:
         ours = real(model, *args, **kwargs)
         with torch.no_grad():
             ours.blocks[1].mlp.b_out[3] += 1e-6
@@ -63,8 +65,8 @@ def test_a_weight_that_comes_in_wrong_is_seen(monkeypatch):
     assert not found.round_trips[0].passed
 
 
-def test_the_reports_say_what_was_found(found, tmp_path):
-    terminal.write_json(found, tmp_path / "deep" / "parity.json")
+def test_the_reports_hold_what_was_found(found: Parity, tmp_path: Path) -> None:
+    tables.write_json(found, tmp_path / "deep" / "parity.json")
     written = json.loads((tmp_path / "deep" / "parity.json").read_text())
     assert written["passed"] is True
     assert written["layers"][0] == {
@@ -85,27 +87,31 @@ def test_the_reports_say_what_was_found(found, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*.p*")) == ["parity.png"]
 
 
-def test_the_command_takes_a_folder_and_writes_the_reports(tmp_path, capsys):
+def test_the_command_takes_a_folder_and_writes_the_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     GPT2(SHAPE).save_pretrained(tmp_path / "model")
     assert main(["parity", "--model", str(tmp_path / "model"), "--cases", "1", "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().out
-    assert "Parity holds." in said
-    assert "layer attention against TransformerLens" in said
+    printed = capsys.readouterr().out
+    assert "Parity holds." in printed
+    assert "layer attention against TransformerLens" in printed
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["parity.json", "parity.png"]
 
 
-def test_the_command_fails_when_parity_does(tmp_path, capsys, monkeypatch):
+def test_the_command_fails_when_parity_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gptladder.ladder.rungs.FLOAT64_TOLERANCE", 0.0)
     torch.manual_seed(0)
     GPT2(SHAPE).save_pretrained(tmp_path / "model")
     assert main(["parity", "--model", str(tmp_path / "model"), "--cases", "1", "--out", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().out
-    assert "Parity does not hold." in said
-    assert "DIFFERS" in said
+    printed = capsys.readouterr().out
+    assert "Parity does not hold." in printed
+    assert "DIFFERS" in printed
 
 
-def test_the_ladder_command_stops_where_it_fails(capsys, monkeypatch):
+def test_the_ladder_command_stops_where_it_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["ladder", "--cases", "1"]) == 0
     assert "All 8 rungs hold." in capsys.readouterr().out
     monkeypatch.setattr("gptladder.components.layer_norm.F.layer_norm", lambda x, *args: x)

@@ -7,16 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
+from gptladder import GPT2Config
 from gptladder.ladder.numbers import difference, randomize
-from gptladder.ladder.rungs import RANGES, RUNGS, cases, check, compare, draw_case, rung
+from gptladder.ladder.rungs import RANGES, RUNGS, Rung, cases, check, compare, draw_case, rung
 
 EVERY = pytest.mark.parametrize("each", RUNGS, ids=lambda each: each.name)
 
 
 @given(source=st.randoms(use_true_random=False))
-def test_the_sizes_of_a_case_are_all_different_and_within_their_ranges(source):
+def test_the_sizes_of_a_case_are_all_different_and_within_their_ranges(source: random.Random) -> None:
     case = draw_case(source)
     sizes = {"batch": case.batch, "seq": case.seq}
     sizes |= {name: getattr(case.config, name) for name in RANGES if name not in sizes}
@@ -25,7 +26,7 @@ def test_the_sizes_of_a_case_are_all_different_and_within_their_ranges(source):
     assert case.config.n_ctx >= case.seq
 
 
-def test_among_the_cases_are_heads_that_do_not_fill_the_model_and_every_choice():
+def test_the_cases_have_heads_that_do_not_fill_the_model_and_all_choices() -> None:
     drawn = list(cases(0, 60))
     assert any(case.config.n_heads * case.config.d_head != case.config.d_model for case in drawn)
     assert {case.config.act_fn for case in drawn} == {"gelu_new", "gelu", "relu"}
@@ -33,29 +34,29 @@ def test_among_the_cases_are_heads_that_do_not_fill_the_model_and_every_choice()
     assert {case.config.n_ctx == case.seq for case in drawn} == {True, False}
 
 
-def test_the_same_seed_draws_the_same_cases():
+def test_the_same_seed_draws_the_same_cases() -> None:
     assert list(cases(3, 5)) == list(cases(3, 5)) != list(cases(4, 5))
 
 
 @EVERY
-def test_each_rung_has_both_references(each):
+def test_each_rung_has_both_references(each: Rung) -> None:
     assert [reference.library for reference in each.references] == ["TransformerLens", "transformers"]
 
 
 @EVERY
-def test_one_weight_off_by_a_billionth_is_seen_in_output_and_gradient(each):
+def test_one_weight_off_by_a_billionth_is_seen_in_output_and_gradient(each: Rung) -> None:
     """For every parameter of the layer: none is left out of the comparison."""
     case = draw_case(random.Random(5))
     reference = each.references[0]
     names = [name for name, _ in each.build(reference.adapt(case.config), torch.float64).named_parameters()]
     for name in names:
 
-        def build(config, dtype, name=name):
+        def build(config: GPT2Config, dtype: torch.dtype, name: str = name) -> nn.Module:
             layer = each.build(config, dtype)
             layer.register_load_state_dict_post_hook(lambda module, _: nudge(dict(module.named_parameters())[name]))
             return layer
 
-        def nudge(parameter):
+        def nudge(parameter: nn.Parameter) -> None:
             with torch.no_grad():
                 # Not the same for every entry: a layer norm takes out what moves a whole residual stream alike.
                 parameter.add_(torch.linspace(1e-9, 2e-9, parameter.numel(), dtype=torch.float64).view_as(parameter))
@@ -68,10 +69,10 @@ def test_one_weight_off_by_a_billionth_is_seen_in_output_and_gradient(each):
 
 
 @EVERY
-def test_a_layer_that_leaves_a_gradient_out_fails(each):
+def test_a_layer_that_leaves_a_gradient_out_fails(each: Rung) -> None:
     case = draw_case(random.Random(5))
 
-    def build(config, dtype):
+    def build(config: GPT2Config, dtype: torch.dtype) -> nn.Module:
         layer = each.build(config, dtype)
         next(layer.parameters()).requires_grad_(False)
         return layer
@@ -79,7 +80,7 @@ def test_a_layer_that_leaves_a_gradient_out_fails(each):
     assert compare(each, each.references[0], case, torch.float64, build).gradient == math.inf
 
 
-def test_an_unknown_rung_is_answered_with_the_known():
+def test_an_unknown_rung_is_answered_with_the_known() -> None:
     with pytest.raises(ValueError, match="'atention'; there are embed, pos-embed, layer-norm, attention"):
         rung("atention")
 
@@ -94,15 +95,15 @@ def test_an_unknown_rung_is_answered_with_the_known():
         (torch.tensor([math.inf]), torch.zeros(1)),
     ],
 )
-def test_what_cannot_be_compared_is_infinitely_far(a, b):
+def test_what_cannot_be_compared_is_infinitely_far(a: Tensor | None, b: Tensor | None) -> None:
     assert difference(a, b) == math.inf
 
 
-def test_the_largest_difference_counts_not_the_mean():
+def test_the_largest_difference_counts_not_the_mean() -> None:
     assert difference(torch.tensor([0.0, 0.0, -3.0]), torch.tensor([0.0, 0.0, 1.0])) == 4.0
 
 
-def test_every_parameter_is_drawn_at_a_size_that_matters():
+def test_every_parameter_is_drawn_at_a_size_that_matters() -> None:
     block = rung("block").build(draw_case(random.Random(0)).config, torch.float64)
     randomize(block, torch.Generator().manual_seed(0))
     for name, parameter in block.named_parameters():

@@ -7,8 +7,8 @@ from gptladder.ladder.rungs import RUNGS
 from gptladder.ladder.verdicts import judge_in_order
 
 
-def test_every_rung_holds_in_order():
-    started = []
+def test_every_rung_holds_in_order() -> None:
+    started: list[tuple[str, str]] = []
     verdicts = list(
         judge_in_order(RUNGS, number=2, on_start=lambda rung, reference: started.append((rung.name, reference.library)))
     )
@@ -17,7 +17,7 @@ def test_every_rung_holds_in_order():
     assert all(each.passed and each.cases == 2 for each in verdicts)
 
 
-def test_it_stops_after_the_first_rung_that_fails():
+def test_it_stops_after_the_first_rung_that_fails() -> None:
     mistake = next(mistake for mistake in MISTAKES if mistake.name == "causal mask off by one")
     rungs = tuple(
         dataclasses.replace(each, build=mistake.build) if each.name == "attention" else each for each in RUNGS

@@ -65,3 +65,11 @@ def test_the_figure_has_labels_and_a_legend() -> None:
     assert plot.get_ylabel() == "layer, head"
     assert [tick.get_text() for tick in plot.get_yticklabels()] == ["L0 H0", "L0 H1", "L1 H0", "L1 H1"]
     assert legend.get_ylim() == (-3, 3)
+
+
+def test_a_figure_has_the_colours_of_the_page() -> None:
+    pytest.importorskip("matplotlib")
+    (plot, _) = Labelled(VALUES, AXES, title="logits").figure().axes
+    (image,) = plot.images
+    assert [round(255 * part) for part in image.cmap(1.0)[:3]] == [0, 90, 181]  # positive: blue
+    assert [round(255 * part) for part in image.cmap(0.0)[:3]] == [213, 94, 0]  # negative: orange

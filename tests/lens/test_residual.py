@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config
+from gptladder.components import LayerNorm
 from gptladder.lens import direct_logit_attribution, logit_lens
 from gptladder.tokenizer import BPETokenizer
 from gptladder.weights import to_hooked_transformer
@@ -39,6 +40,7 @@ def test_direct_logit_attribution_is_theirs(ours: GPT2, theirs: Any, wrong: int 
     direction = ours.unembed.W_U[:, 15] - (0 if wrong is None else ours.unembed.W_U[:, wrong])
     b_U = ours.unembed.b_U
     assert b_U is not None
+    assert isinstance(ours.ln_final, LayerNorm)
     constant = ours.ln_final.b @ direction + b_U[15] - (0 if wrong is None else b_U[wrong])
     assert len(found.axes["part"]) == len(labels)
     for name, part in zip(found.axes["part"], found.values, strict=True):
@@ -76,3 +78,14 @@ def test_post_norm_blocks_are_refused() -> None:
     model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=10, n_ctx=8, norm="post")).eval()
     with pytest.raises(ValueError, match="needs pre-norm blocks"):
         direct_logit_attribution(model, [1, 2], 3)
+
+
+def test_the_models_own_tokenizer_is_the_default(text_model: GPT2, reader: BPETokenizer) -> None:
+    given = logit_lens(text_model, "once", tokenizer=reader)
+    with pytest.raises(ValueError, match=r"set model\.tokenizer"):
+        logit_lens(text_model, "once")
+    text_model.tokenizer = reader
+    for text in ("once", list(b"once")):
+        own = logit_lens(text_model, text)
+        assert torch.equal(own.values, given.values)
+        assert own.axes == given.axes

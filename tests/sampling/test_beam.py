@@ -17,7 +17,8 @@ from gptladder.weights import to_hf
 EARLY = [True, False, "never"]
 PENALTIES = [-1.0, 0.0, 0.6, 1.0, 2.0]
 EOS = 2
-FLOAT32 = {"abs": 1e-5, "rel": 1e-6}  # transformers adds log-probabilities up in float32 whatever the model's dtype
+# transformers adds log-probabilities in float32, with any dtype of the model.
+FLOAT32: dict[str, Any] = {"abs": 1e-5, "rel": 1e-6}
 
 each_early_stopping = pytest.mark.parametrize("early_stopping", EARLY)
 each_penalty = pytest.mark.parametrize("length_penalty", PENALTIES)

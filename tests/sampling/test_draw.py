@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis.extra.numpy as npst
 import numpy as np
@@ -112,7 +113,7 @@ def test_the_tokens_are_those_of_transformers_generate(params: SamplingParams, s
         n_layer=2, n_head=2, n_embd=16, n_positions=64, vocab_size=97, bos_token_id=0, eos_token_id=0,
         initializer_range=0.5,
     )  # fmt: skip
-    model = GPT2LMHeadModel(config).eval()
+    model: Any = GPT2LMHeadModel(config).eval()
     prompt, new = torch.randint(1, 97, (1, 5)), 30
     chain = params.chain(prompt_width=5, eos_token_ids=[0])
 

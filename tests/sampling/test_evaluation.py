@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -156,7 +157,7 @@ def test_a_stream_is_never_held_whole(tiny: Callable[..., GPT2]) -> None:
     ],
 )
 def test_an_unusable_text_or_number_is_refused(
-    tiny: Callable[..., GPT2], text: str, settings: dict[str, int], message: str
+    tiny: Callable[..., GPT2], text: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(tiny(d_vocab=3), text, tokenizer=CharTokenizer("abcd"), **settings)

@@ -103,7 +103,7 @@ def test_the_model_stays_as_it_is_and_its_matrices_are_not_kept_twice() -> None:
 
 def test_other_weights_and_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="weights are 'int4'; they can be float32, bfloat16, int8"):
-        pack(random_model(), "int4")
+        pack(random_model(), "int4")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="packed weights are for a CPU, and the model is on meta"):
         pack(random_model().to("meta"), "int8")
 
@@ -182,15 +182,20 @@ REPLACED: dict[str, Callable[[GPT2], object]] = {
     "block": lambda m: m.blocks.__setitem__(0, Constant()),
     "tap": lambda m: setattr(m.blocks[0].attn, "hook_z", Constant()),
     "forward": lambda m: setattr(m.blocks[0].mlp, "forward", lambda x: x * 0),
-    "hook": lambda m: m.blocks[0].mlp.register_forward_hook(lambda module, args, output: output * 0),
+    "hook": lambda m: m.blocks[0].mlp.register_forward_hook(zeros),
     "pre-hook": lambda m: m.blocks[1].attn.register_forward_pre_hook(lambda module, args: (args[0] * 0,)),
-    "hook on a tap": lambda m: m.blocks[1].attn.hook_v.register_forward_hook(lambda tap, args, output: output * 0),
-    "hook on a block": lambda m: m.blocks[1].register_forward_hook(lambda module, args, output: output * 0),
+    "hook on a tap": lambda m: m.blocks[1].attn.hook_v.register_forward_hook(zeros),
+    "hook on a block": lambda m: m.blocks[1].register_forward_hook(zeros),
     "added hook": lambda m: m.add_hook("blocks.0.mlp.hook_post", lambda post, hook: post * 0),
     "gain": lambda m: m.blocks[0].ln1.w.data.zero_(),
     "gain replaced": lambda m: setattr(m.blocks[0].ln2, "w", torch.nn.Parameter(torch.zeros(48))),
     "formula": lambda m: setattr(m, "fused", False),
 }
+
+
+def zeros(module: torch.nn.Module, args: Any, output: Any) -> Any:
+    """A hook that replaces an output by zeros."""
+    return torch.zeros_like(output)
 
 
 class Constant(torch.nn.Module):
@@ -218,7 +223,7 @@ def test_what_is_replaced_or_hooked_acts_on_decoded_tokens_as_on_prompts(change:
 
 def test_hooks_on_the_model_are_in_what_is_packed() -> None:
     model = random_model()
-    model.blocks[0].mlp.register_forward_hook(lambda module, args, output: output * 0)
+    model.blocks[0].mlp.register_forward_hook(zeros)
     model.add_hook("blocks.1.attn.hook_z", lambda z, hook: z * 0)
     with torch.no_grad():
         assert (decoded(pack(model, "float32"), TOKENS) - model(TOKENS)).abs().max() < 3e-4
@@ -249,7 +254,7 @@ def test_replacing_a_packed_models_embedding(tied: bool) -> None:
 
 
 def test_what_cannot_be_packed_is_refused_or_left_as_it_is() -> None:
-    model = random_model()
+    model: Any = random_model()
     with pytest.raises(ValueError, match="packed already"):
         pack(pack(model, "float32"), "float32")
 
@@ -273,3 +278,13 @@ def test_a_packed_model_in_training_mode_drops_as_the_model_does() -> None:
 def test_a_post_norm_model_is_packed_too() -> None:
     model = random_model(norm="post")
     assert (decoded(pack(model, "float32"), TOKENS) - decoded(model, TOKENS)).abs().max() < 3e-4
+
+
+def test_what_a_packed_model_cannot_form_is_refused() -> None:
+    model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=2, d_vocab=20, n_ctx=8)).eval()
+    packed, tokens = pack(model, "int8"), torch.tensor([[3, 1, 4]])
+    assert "hook_result" not in "".join(packed.run_with_cache(tokens)[1])
+    with pytest.raises(ValueError, match="forms no hook_result"):
+        packed.run_with_cache(tokens, names_filter="blocks.0.attn.hook_result")
+    with pytest.raises(AttributeError, match="W_Q is packed"):
+        packed.run_with_cache(tokens, names_filter="blocks.0.hook_q_input")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessorList
 
-from gptladder.sampling.draw import check_drawable
+from gptladder.sampling.draw import check_drawable, inverse_cdf
 from gptladder.sampling.params import SamplingParams
 from gptladder.sampling.transforms import Chain, FrequencyPenalty, MinNewTokens, PresencePenalty, TopK
 
@@ -60,8 +60,8 @@ class Custom:
         return F.logsigmoid(logits)
 
 
-def transformers_chain(prompt_width: int, do_sample: bool, **ours: Any) -> LogitsProcessorList:
-    """What ``generate`` would run for the same settings."""
+def transformers_chain(prompt_width: int, do_sample: bool, **ours: Any) -> Any:
+    """Return the processors that ``generate`` of transformers uses for the same settings."""
     theirs = dict(ours)
     if "logit_bias" in theirs:
         theirs["sequence_bias"] = [[[token], bias] for token, bias in theirs.pop("logit_bias").items()]
@@ -71,7 +71,7 @@ def transformers_chain(prompt_width: int, do_sample: bool, **ours: Any) -> Logit
     config = GPT2Config(
         n_layer=1, n_head=1, n_embd=8, n_positions=32, vocab_size=D_VOCAB, bos_token_id=EOS, eos_token_id=EOS
     )
-    model = GPT2LMHeadModel(config)
+    model: Any = GPT2LMHeadModel(config)
     # Its default is top_k=50.
     settings = GenerationConfig(
         **{"top_k": 0, **theirs}, do_sample=do_sample, num_beams=1, eos_token_id=EOS, pad_token_id=EOS
@@ -264,4 +264,8 @@ def test_values_at_their_limits_leave_a_token_to_draw(ends: tuple[int, ...], dty
     history = torch.randint(D_VOCAB, (3, 40), generator=torch.Generator().manual_seed(0))
     for scale in (0.0, 1.0, 1e3):
         logits = torch.randn(3, D_VOCAB, generator=torch.Generator().manual_seed(1), dtype=dtype) * scale
-        check_drawable(chain(history, logits))
+        transformed = chain(history, logits)
+        check_drawable(transformed)
+        assert transformed.amax(-1).isfinite().all()
+        drawn = inverse_cdf(transformed, torch.tensor([0.0, 0.5, 1 - 1e-12], dtype=torch.float64))
+        assert transformed.gather(1, drawn[:, None]).isfinite().all()

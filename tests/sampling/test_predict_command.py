@@ -65,7 +65,7 @@ def test_a_narrow_terminal_cuts_no_number(
 
 def damaged(original: Callable[..., GPT2], change: float) -> Callable[..., GPT2]:
     def load(*args: Any, **kwargs: Any) -> GPT2:
-        model = original(*args, **kwargs)
+        model: Any = original(*args, **kwargs)
         with torch.no_grad():
             model.ln_final.b[0] += change
         return model

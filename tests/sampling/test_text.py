@@ -31,6 +31,7 @@ def words(**ids: int) -> Backend:
 def test_a_text_from_nothing_begins_at_the_end_of_text() -> None:
     model = model_of(LETTERS.n_vocab)
     assert prompt_tokens("", model, LETTERS) == [LETTERS.eot_id]
+    assert LETTERS.start_id is not None
     assert generate(model, "", tokenizer=LETTERS, max_new_tokens=5) == generate(
         model, [LETTERS.start_id], tokenizer=LETTERS, max_new_tokens=5
     )

@@ -21,7 +21,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers.generation import logits_process as hf
+from transformers.generation import logits_process
 
 from gptladder.components.shapes import TypeCheckError
 from gptladder.sampling.transforms import (
@@ -43,6 +43,9 @@ from gptladder.sampling.transforms import (
     TopP,
     Typical,
 )
+
+# The types of transformers ask for a torch.LongTensor, which no function of torch returns.
+hf: Any = logits_process
 
 EDGE = 1e-5
 DTYPES = st.sampled_from([torch.float32, torch.float64])
@@ -449,7 +452,7 @@ def test_a_chain_runs_in_order_with_a_function_among_its_steps() -> None:
         (lambda: Temperature(-1.0), "temperature must be from 1e-06 to 1e[+]06.*not -1.0"),
         (lambda: Temperature(math.nan), "temperature must be from 1e-06 to 1e[+]06.*not nan"),
         (lambda: TopK(0), "top_k must be a whole number of at least 1, not 0"),
-        (lambda: TopK(2.5), "top_k must be a whole number of at least 1, not 2.5"),
+        (lambda: TopK(2.5), "top_k must be a whole number of at least 1, not 2.5"),  # pyright: ignore[reportArgumentType]
         (lambda: TopP(0.0), "top_p must be above 0 and at most 1.*not 0.0"),
         (lambda: TopP(1.01), "top_p must be above 0 and at most 1.*not 1.01"),
         (lambda: MinP(-0.1), "min_p must be from 0 to 1 .*, not -0.1"),
@@ -473,13 +476,13 @@ def test_a_chain_runs_in_order_with_a_function_among_its_steps() -> None:
         (lambda: BadWords([]), "bad_words_ids must list at least one word"),
         (lambda: BadWords([[1], []]), "bad_words_ids must name at least one token"),
         (lambda: BadWords([[1, -1]]), "each token of bad_words_ids must be a whole number of at least 0.*not -1"),
-        (lambda: BadWords(["no"]), "each token of bad_words_ids must be a whole number of at least 0.*not 'n'"),
+        (lambda: BadWords(["no"]), "each token of bad_words_ids must be a whole number of at least 0.*not 'n'"),  # pyright: ignore[reportArgumentType]
         (lambda: AllowedTokens([]), "allowed_token_ids must name at least one token"),
-        (lambda: AllowedTokens([1.5]), "each token of allowed_token_ids must be a whole number of at least 0.*not 1.5"),
+        (lambda: AllowedTokens([1.5]), "each token of allowed_token_ids must be a whole number of at least 0.*not 1.5"),  # pyright: ignore[reportArgumentType]
         (lambda: MinNewTokens(-1, [0], 0), "min_new_tokens must be a whole number of at least 0, not -1"),
         (lambda: MinNewTokens(1, [], 0), "eos_token_ids must name at least one token"),
         (lambda: MinNewTokens(1, [0], -1), "prompt_width must be a whole number of at least 0, not -1"),
-        (lambda: Chain([TopK(1), 0.7]), "a step of the chain must be a callable.*not 0.7"),
+        (lambda: Chain([TopK(1), 0.7]), "a step of the chain must be a callable.*not 0.7"),  # pyright: ignore[reportArgumentType]
     ],
 )
 def test_a_wrong_number_is_refused_with_its_name(build: Callable[[], object], message: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tokenizers import (
     AddedToken,
     ByteLevelBPETokenizer,
@@ -17,7 +18,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gptladder.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer
 
@@ -146,7 +147,8 @@ def gpt2_published_whole(folder: Path) -> None:
 def gpt2_added(folder: Path) -> None:
     (folder / "own").mkdir()
     BPETokenizer.gpt2().save(folder / "own")
-    theirs = GPT2TokenizerFast.from_pretrained(folder / "own", split_special_tokens=False)
+    library: Any = transformers  # the types of transformers 5 lack this class
+    theirs = library.GPT2TokenizerFast.from_pretrained(folder / "own", split_special_tokens=False)
     theirs.add_tokens(["covid19", "PersonA", "New York", "foo", "foobar"])
     theirs.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": ["<|user|>", "<|bot|>"]})
     theirs.save_pretrained(folder)
@@ -294,7 +296,8 @@ def template_before(folder: Path) -> None:
 
 def roberta(folder: Path) -> None:
     def between(backend: Tokenizer) -> Any:
-        return processors.RobertaProcessing(("</s>", backend.token_to_id("</s>")), ("<s>", backend.token_to_id("<s>")))
+        ids = backend.get_vocab()
+        return processors.RobertaProcessing(("</s>", ids["</s>"]), ("<s>", ids["<s>"]))
 
     save(byte_level(template=between, special=("<s>", "</s>")), folder, bos_token="<s>", eos_token="</s>")
 

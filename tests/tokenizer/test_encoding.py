@@ -70,7 +70,7 @@ def test_end_of_text_is_ordinary_text_unless_allowed(any_tokenizer: Tokenizer) -
 
 @pytest.mark.parametrize("wrong", [-1, 10**6, "n_vocab"])
 def test_an_unknown_id_is_named(any_tokenizer: Tokenizer, wrong: int | str) -> None:
-    wrong = any_tokenizer.n_vocab if wrong == "n_vocab" else wrong
+    wrong = any_tokenizer.n_vocab if isinstance(wrong, str) else wrong
     with pytest.raises(ValueError, match=rf"token id {wrong} is not in this vocabulary of {any_tokenizer.n_vocab}"):
         any_tokenizer.decode([0, wrong])
 

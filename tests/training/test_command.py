@@ -1,3 +1,6 @@
+"""``gptladder train``: its options, its messages, and how it ends."""
+
+import dataclasses
 import importlib
 import io
 import json
@@ -6,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +20,8 @@ import torch
 
 from gptladder.assembly import GPT2
 from gptladder.tokenizer import Tokenizer, load_tokenizer
-from gptladder.training import folder as folder_module
 from gptladder.training.command import prepare, train
-from gptladder.training.display import JSONDisplay, TensorBoardDisplay, TerminalDisplay
+from gptladder.training.display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay, WandbDisplay
 from gptladder.training.metrics import Metrics, read_metrics
 from gptladder.training.presets import PRESETS
 from gptladder.training.snapshots import list_snapshots
@@ -108,7 +111,7 @@ def test_without_a_sampler_and_without_matplotlib_it_trains_and_says_so(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert start(drawn=None) == 0
     said = capsys.readouterr().out
-    assert "no samples: this run was given nothing to draw them with" in said
+    assert "no samples: train() was called without sample=" in said
     assert "no picture of the losses: the loss curve needs matplotlib, which is not installed" in said
     assert not (tmp_path / "runs" / "shakespeare-char" / "loss.png").exists()
     assert (tmp_path / "runs" / "shakespeare-char" / "final" / "model.safetensors").exists()
@@ -336,7 +339,7 @@ def test_damaged_snapshots_are_refused(start: Callable[..., int], tmp_path: Path
         start("--resume", str(newest))
 
 
-def test_a_run_folder_that_cannot_be_written_is_told_before_anything_begins(
+def test_a_run_folder_that_cannot_be_written_is_refused_at_once(
     start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -348,7 +351,7 @@ def test_a_run_folder_that_cannot_be_written_is_told_before_anything_begins(
     def read_only(**_: Any) -> None:
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr(folder_module.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     with pytest.raises(ValueError, match=r"cannot be written to \(Read-only file system\): choose another --runs-dir"):
         start()
     assert not (tmp_path / "data").exists()
@@ -369,7 +372,7 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         assert caught.value.code == 0
     said = capsys.readouterr().out
     assert "Learning rate of AdamW after warm-up" in said
-    assert "Megabytes of text that the generator of stories writes" in said
+    assert "Size of the generated stories in megabytes" in said
 
 
 def test_ctrl_c_ends_with_a_snapshot_and_130(start: Callable[..., int], tmp_path: Path) -> None:
@@ -386,9 +389,10 @@ def test_ctrl_c_ends_with_a_snapshot_and_130(start: Callable[..., int], tmp_path
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=60)
     assert process.returncode == 130, complained
-    step = int(re.search(r"stopped at step (\d+); continue with --resume auto", said)[1])
+    stopped = re.search(r"stopped at step (\d+); continue with --resume auto", said)
+    assert stopped is not None
     assert [path.name for path in list_snapshots(tmp_path / "runs" / "shakespeare-char" / "snapshots")][-1] == (
-        f"snapshot_step_{step}.pt"
+        f"snapshot_step_{stopped[1]}.pt"
     )
 
 
@@ -434,3 +438,50 @@ def test_tensorboard_gets_every_number_or_names_its_extra(tmp_path: Path, monkey
     assert events.Scalars("val_loss")[0].value == 1.5
     assert events.Scalars("val_loss")[0].step == 3
     assert "lr" not in events.Tags()["scalars"]
+
+
+def test_wandb_gets_every_number_offline_and_a_resumed_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path), "CONFIG_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    out = io.StringIO()
+    ids = []
+    for step in (3, 6):
+        with WandbDisplay(JSONDisplay(out), tmp_path, "cats", {"optim": {"lr": 0.1}}) as display:
+            ids.append(display._run.id)
+            display.facts(model="small")
+            display.progress(step, 10, 2.0, 123.0)
+            display.metrics(dataclasses.replace(ROW, step=step))
+            display.sample("Step 3", "Once <b>upon")
+            display.say("hello")
+            summary = dict(display._run.summary)
+            assert summary["val_loss"] == 1.5
+            assert summary["tokens_per_second"] == 123.0
+            assert summary["step"] == step
+            assert dict(display._run.config)["optim"] == {"lr": 0.1}
+            assert dict(display._run.config)["facts"] == {"model": "small"}
+    assert ids[0] == ids[1]
+    events = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
+    assert events == ["facts", "metrics", "sample", "message"] * 2
+    (page, *_) = tmp_path.rglob("*.html")
+    assert "<pre>Once &lt;b&gt;upon</pre>" in page.read_text()
+
+
+def test_wandb_that_is_not_installed_or_cannot_start_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(ImportError, match=r"pip install 'gptladder\[wandb\]'"):
+            WandbDisplay(Display(), tmp_path, "cats", {})
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**_: object) -> None:
+        raise wandb.Error("No API key configured. Use `wandb login`\nto log in.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ValueError, match=r"--wandb cannot start .No API key.*WANDB_MODE=offline") as caught:
+        WandbDisplay(Display(), tmp_path, "cats", {})
+    assert "\n" not in str(caught.value)

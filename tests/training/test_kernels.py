@@ -1,9 +1,11 @@
-"""What a run computes with: found out once, recorded, and the same to rounding whatever it is."""
+"""The precision and the backend of a run are chosen once and recorded, and change results only by rounding."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components.kernels import linear, set_onednn_products
@@ -25,14 +27,15 @@ def by_onednn() -> Iterator[None]:
     set_onednn_products(before)
 
 
-def gradients(model, tokens, targets):
+def gradients(model: GPT2, tokens: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
     loss = NextTokenLoss(model)(tokens, targets).loss
     loss.backward()
-    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    named = model.named_parameters()
+    return loss.detach(), {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
-def test_a_models_loss_and_gradients_are_the_same_to_rounding():
+def test_onednn_changes_a_models_loss_and_gradients_only_by_rounding() -> None:
     trial = try_onednn()
     if not trial.accurate:
         pytest.skip("oneDNN rounds to less than float32 on this processor, and is never chosen")
@@ -42,16 +45,17 @@ def test_a_models_loss_and_gradients_are_the_same_to_rounding():
     loss, expected = gradients(model, tokens, targets)
     before = set_onednn_products(True)
     try:
-        quick_loss, found = gradients(model, tokens, targets)
+        loss_by_onednn, found = gradients(model, tokens, targets)
     finally:
         set_onednn_products(before)
-    assert abs(quick_loss - loss) / loss < 1e-6
+    assert abs(loss_by_onednn - loss) / loss < 1e-6
+    assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
     for name, gradient in expected.items():
         assert (found[name] - gradient).abs().max() <= 2e-5 * gradient.abs().max() + 1e-6, name
 
 
-def test_it_holds_for_these_products_alone_and_not_for_the_next_ones(by_onednn: None) -> None:
-    products = torch.backends.mkldnn.matmul
+def test_the_choice_holds_only_for_the_products_of_our_layers(by_onednn: None) -> None:
+    products: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009
     before = products.fp32_precision
     try:
         products.fp32_precision = "ieee"
@@ -63,10 +67,11 @@ def test_it_holds_for_these_products_alone_and_not_for_the_next_ones(by_onednn: 
     finally:
         products.fp32_precision = before
     torch.testing.assert_close(out, x @ W + b)
+    assert W.grad is not None
     torch.testing.assert_close(W.grad, x.sum((0, 1))[:, None].expand(8, 5))
 
 
-def test_second_derivatives_are_refused_not_wrong(by_onednn):
+def test_second_derivatives_are_refused_not_wrong(by_onednn: None) -> None:
     W = torch.randn(8, 5, requires_grad=True)
     (first,) = torch.autograd.grad(linear(torch.randn(3, 8), W, torch.zeros(5)).pow(2).sum(), W, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -84,7 +89,9 @@ def test_second_derivatives_are_refused_not_wrong(by_onednn):
         (Trial(accurate=False, speedup=1.2), {"products": "onednn", "precision": "float32"}, "default"),
     ],
 )
-def test_onednn_is_taken_where_it_is_accurate_and_not_slower_or_as_a_run_began(monkeypatch, trial, recorded, expected):
+def test_auto_takes_onednn_if_it_is_accurate_and_not_slower_or_recorded(
+    monkeypatch: pytest.MonkeyPatch, trial: Trial, recorded: dict[str, str] | None, expected: str
+) -> None:
     monkeypatch.setattr(kernels, "try_onednn", lambda: trial)
     assert settle(PLAIN, CPU, recorded).optim.products == expected
 
@@ -93,7 +100,9 @@ def test_onednn_is_taken_where_it_is_accurate_and_not_slower_or_as_a_run_began(m
     ("speedup", "recorded", "expected"),
     [(2.0, None, "bf16"), (1.2, None, "float32"), (2.0, {"precision": "float32", "products": "default"}, "float32")],
 )
-def test_bfloat16_is_taken_where_it_is_worth_it_or_as_a_run_began(monkeypatch, speedup, recorded, expected):
+def test_auto_takes_bfloat16_if_it_is_much_faster_or_recorded(
+    monkeypatch: pytest.MonkeyPatch, speedup: float, recorded: dict[str, str] | None, expected: str
+) -> None:
     monkeypatch.setattr(kernels, "bf16_speedup", lambda device: speedup)
     settled = settle(PLAIN.replace(precision="auto"), CPU, recorded)
     assert settled.optim.precision == expected
@@ -101,16 +110,16 @@ def test_bfloat16_is_taken_where_it_is_worth_it_or_as_a_run_began(monkeypatch, s
         assert settled.optim.products == "default"
 
 
-def test_what_a_user_decided_stays(monkeypatch):
+def test_an_explicit_choice_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "try_onednn", lambda: Trial(accurate=True, speedup=9.0))
     assert settle(PLAIN.replace(products="default"), CPU, None).optim.products == "default"
     assert settle(PLAIN.replace(compile=True), CPU, None).optim.products == "default"
     monkeypatch.setattr(kernels, "try_onednn", lambda: Trial(accurate=False, speedup=9.0))
-    with pytest.raises(ValueError, match="products=onednn would not be float32 on this processor"):
+    with pytest.raises(ValueError, match="products=onednn is less accurate than float32 on this processor"):
         settle(PLAIN.replace(products="onednn"), CPU, None)
 
 
-def test_the_choice_ends_with_the_run():
+def test_the_choice_ends_with_the_run() -> None:
     assert set_onednn_products(False) is False
     with computing_by(PLAIN.replace(products="onednn")):
         assert set_onednn_products(True) is True

@@ -1,3 +1,5 @@
+"""The rows of metrics are written as JSON and CSV, and read back; a damaged file is refused."""
+
 import csv
 import json
 import math
@@ -51,7 +53,7 @@ def test_a_file_that_came_after_the_snapshot_is_emptied(tmp_path: Path) -> None:
         assert (tmp_path / "samples.md").read_bytes() == b""
 
 
-def test_a_file_that_has_been_shortened_is_told(tmp_path: Path) -> None:
+def test_a_file_that_has_been_shortened_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("abc")
     with pytest.raises(ValueError, match=r"metrics\.csv has 3 bytes and had 10 at the snapshot"):
         RunFiles(tmp_path).cut_back({"metrics.csv": 10})

@@ -13,7 +13,7 @@ from gptladder.assembly import GPT2, GPT2Config
 from gptladder.components import MLP
 from gptladder.training.muon import Muon, orthogonalize
 from gptladder.training.optim import adamw, clip_gradient_norm, decay_groups, make_optimizer
-from gptladder.training.presets import OptimConfig, OptimizerName
+from gptladder.training.presets import OptimConfig, OptimizerName, Precision
 
 CONFIG = GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=11, n_ctx=5, unembed_bias=True)
 
@@ -178,7 +178,8 @@ def test_orthogonalize_keeps_singular_vectors_and_levels_singular_values() -> No
 
 
 def test_bf16_follows_the_precision_of_the_run() -> None:
-    for precision, bf16 in (("bf16", True), ("float32", False)):
+    precisions: dict[Precision, bool] = {"bf16": True, "float32": False}
+    for precision, bf16 in precisions.items():
         config = OptimConfig(optimizer="muon", precision=precision, max_steps=1)
         groups = make_optimizer(GPT2(CONFIG), config).param_groups
         assert {group["bf16"] for group in groups if "layout" in group} == {bf16}

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from gptladder.tokenizer import CharTokenizer
 from gptladder.training.data.batches import Batches, evaluation_batches
 from gptladder.training.loop import TrainingRun
 from gptladder.training.metrics import Metrics, read_metrics
-from gptladder.training.parallel import joined
+from gptladder.training.parallel import Parallel, joined
 from gptladder.training.presets import OptimConfig, OptimizerName, RunConfig, TrainConfig
 from gptladder.training.snapshots import load_snapshot, newest_snapshot
 from gptladder.training.trainer import Trainer
@@ -23,7 +24,7 @@ from gptladder.training.trainer import Trainer
 VOCAB = 17
 
 
-def work(parallel: str, folder: Path, steps: int, micro_batch: int, optimizer: OptimizerName) -> None:
+def work(parallel: Parallel, folder: Path, steps: int, micro_batch: int, optimizer: OptimizerName) -> None:
     device = torch.device("cpu")
     config = TrainConfig(
         optim=OptimConfig(
@@ -128,4 +129,5 @@ def shapes(state: object) -> object:
 
 
 if __name__ == "__main__":
-    work(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    arguments: list[Any] = sys.argv
+    work(arguments[1], Path(arguments[2]), int(arguments[3]), int(arguments[4]), arguments[5])

@@ -26,17 +26,39 @@ def test_draws_the_losses_and_their_perplexity(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
     (axes,) = figures[0].axes
-    each, mean, validation, best = axes.lines
+    each, mean, untrained, validation, best = axes.lines
     assert each.get_xydata().tolist() == [[row.step - 1, row.loss] for row in ROWS if row.loss is not None]
-    assert len(mean.get_xdata()) == 50
-    assert mean.get_ydata()[0] == pytest.approx(sum(4 / s for s in range(1, 7)) / 6)
-    assert validation.get_xdata().tolist() == [0, 50, 100, 150, 200, 250, 300]
+    # Windows that look equally wide on the logarithmic axis: single rows at first, many at the end.
+    assert mean.get_xydata()[:2].tolist() == [[0, 4.0], [1, 2.0]]
+    assert mean.get_xydata()[-1].tolist() == pytest.approx([287, sum(4 / s for s in range(277, 301)) / 24], rel=0.05)
+    # No line is drawn from the first evaluation to the next: the loss did not fall along it.
+    assert untrained.get_xydata().tolist() == [[0, 4.0]]
+    assert validation.get_xdata().tolist() == [50, 100, 150, 200, 250, 300]
     assert best.get_xydata().tolist() == [[300, 5 / 300]]
-    assert axes.get_yscale() == "log"
+    assert (axes.get_xscale(), axes.get_yscale()) == ("symlog", "log")
+    assert axes.get_xlim()[0] < 0
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels[1:] == ["train, mean of 6: 0.013", "validation: 0.017", "best: 0.017 at step 300"]
+    assert labels[1:] == [
+        "train, smoothed: 0.013",
+        "validation at step 0: 4.000",
+        "validation: 0.017",
+        "best: 0.017 at step 300",
+    ]
     (second,) = axes.child_axes
     assert second.get_ylabel() == "perplexity"
+
+
+def test_a_loss_that_falls_steadily_has_a_linear_axis_of_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure_module = pytest.importorskip("matplotlib.figure")
+    figures = []
+    real = figure_module.Figure
+    monkeypatch.setattr(figure_module, "Figure", lambda **options: figures.append(real(**options)) or figures[-1])
+    rows = [Metrics(step=s, epoch=0, tokens=0, loss=4 - s / 100) for s in range(1, 301)]
+    draw_losses(rows, tmp_path / "loss.png", title="a run")
+    (axes,) = figures[0].axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear")
+    assert len(axes.lines[1].get_xdata()) == 50
+    assert axes.lines[1].get_ydata()[0] == pytest.approx(4 - 3.5 / 100)
 
 
 def test_losses_of_one_size_are_drawn_on_a_linear_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

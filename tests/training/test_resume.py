@@ -22,7 +22,8 @@ from gptladder.training.data.batches import Batch, Batches, evaluation_batches
 from gptladder.training.display import Display
 from gptladder.training.loop import TrainingRun
 from gptladder.training.presets import PRESETS, TrainConfig
-from gptladder.training.snapshots import SnapshotError, list_snapshots, load_snapshot, newest_snapshot
+from gptladder.training.snapshot_checks import SnapshotError
+from gptladder.training.snapshots import list_snapshots, load_snapshot, newest_snapshot
 from gptladder.training.trainer import Trainer
 
 VOCAB = 13
@@ -203,7 +204,10 @@ def test_snapshots_of_other_numbers_of_processes_say_what_is_lost(tmp_path: Path
         snapshot["rng"] = snapshot["rng"] * 2
         resume(trainer(tmp_path / str(dropout), config, Watch()), path, snapshot)
         assert len(said) == lines
-    assert said == ["the snapshot of step 9: 2 processes wrote it, and here are 1: dropout is drawn anew"]
+    assert said == [
+        "the snapshot of step 9: it has the random states of 2 processes, and this run has 1: dropout continues with "
+        "other random numbers"
+    ]
 
 
 def program(folder: Path, steps: int) -> list[str]:

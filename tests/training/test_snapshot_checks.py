@@ -84,19 +84,30 @@ def replace(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def exchange_parameters(snapshot: dict[str, Any]) -> None:
+    """Exchange two parameters of the same shape."""
+    state = snapshot["optimizer_state_dict"]
+    numbers = state["param_groups"][1]["params"]
+    first, second = (numbers.index(n) for n in numbers if state["state"][n]["exp_avg"].shape == (8,) and n < numbers[2])
+    numbers[first], numbers[second] = numbers[second], numbers[first]
+
+
 STATE = "optimizer_state_dict/state/0"
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "a smaller average": (replace(f"{STATE}/exp_avg", torch.zeros(1)), "exp_avg of .* is .1., and the weight"),
-    "one memory for all": (replace(f"{STATE}/exp_avg_sq", torch.zeros(1).expand(11, 8)), "exp_avg_sq"),
-    "averages in half": (replace(f"{STATE}/exp_avg", torch.zeros(11, 8).half()), "exp_avg"),
-    "a text for an average": (replace(f"{STATE}/exp_avg", "zeros"), "exp_avg"),
-    "a step that is a table": (replace(f"{STATE}/step", torch.ones(11, 8)), "step of"),
+    "a smaller average": (replace(f"{STATE}/exp_avg", torch.zeros(1)), r"torch.float32 .1. as exp_avg, which must be"),
+    "one memory for all": (replace(f"{STATE}/exp_avg_sq", torch.zeros(1).expand(11, 8)), "exp_avg_sq of .* plain"),
+    "averages in half": (replace(f"{STATE}/exp_avg", torch.zeros(11, 8).half()), "exp_avg of .* plain float32"),
+    "a text for an average": (replace(f"{STATE}/exp_avg", "zeros"), "has a str as exp_avg"),
+    "a step that is a table": (replace(f"{STATE}/step", torch.ones(11, 8)), "as step"),
     "a negative step": (replace(f"{STATE}/step", torch.tensor(-1.0)), "step of"),
     "a step without number": (replace(f"{STATE}/step", torch.tensor(torch.nan)), "step of"),
     "a state of nothing": (replace("optimizer_state_dict/state/0", {}), "state of parameter 0"),
-    "an extra parameter": (replace("optimizer_state_dict/state/99", {}), "parameters"),
-    "other parameters": (replace("optimizer_state_dict/param_groups/0/params", [0]), "other parameters"),
-    "no groups": (replace("optimizer_state_dict/param_groups", []), "another optimizer"),
+    "an extra parameter": (replace("optimizer_state_dict/state/99", {}), "entries that belong to no parameter"),
+    "other parameters": (replace("optimizer_state_dict/param_groups/0/params", [0]), "another model"),
+    "parameters exchanged": (exchange_parameters, "other parameters"),
+    "no groups": (replace("optimizer_state_dict/param_groups", []), "another model"),
+    "a group of text": (replace("optimizer_state_dict/param_groups/0", "x"), "a group without a list of parameters"),
+    "the other optimizer": (replace("optimizer_state_dict/param_groups/0/layout", "a b -> 1 a b"), "--optimizer muon"),
     "negative squares": (replace(f"{STATE}/exp_avg_sq", -torch.ones(11, 8)), "negative"),
     "short random state": (replace("rng/0/cpu", torch.zeros(10, dtype=torch.uint8)), "rng is 10 bytes"),
     "zeros as random state": (replace("rng/0/cpu", torch.zeros(5056, dtype=torch.uint8)), "rng"),

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.training.metrics import Metrics
+from gptladder.training.snapshot_checks import SnapshotError
 from gptladder.training.snapshots import (
-    SnapshotError,
     list_snapshots,
     load_snapshot,
     newest_snapshot,
@@ -63,7 +64,9 @@ def test_the_newest_by_number_is_found_and_others_are_ignored(tmp_path: Path) ->
         save_snapshot(tmp_path, contents(step))
     (tmp_path / "snapshot_step_99.pt.txt").touch()
     (tmp_path / "snapshot_step_x.pt").touch()
-    path, loaded = newest_snapshot(tmp_path, pytest.fail)
+    found = newest_snapshot(tmp_path, pytest.fail)
+    assert found is not None
+    path, loaded = found
     assert path.name == "snapshot_step_10.pt"
     assert loaded["step"] == 10
     assert [path.name for path in list_snapshots(tmp_path)] == [f"snapshot_step_{step}.pt" for step in (2, 9, 10)]
@@ -77,8 +80,9 @@ def test_a_truncated_one_is_refused_and_passed_over(tmp_path: Path, share: float
     with pytest.raises(SnapshotError, match=r"^.*snapshot_step_2\.pt: [^\n]+$"):
         load_snapshot(newest)
     said: list[str] = []
-    path, _ = newest_snapshot(tmp_path, said.append)
-    assert path.name == "snapshot_step_1.pt"
+    found = newest_snapshot(tmp_path, said.append)
+    assert found is not None
+    assert found[0].name == "snapshot_step_1.pt"
     assert len(said) == 1
     assert said[0].startswith(f"passed over: {newest}: ")
 
@@ -132,7 +136,7 @@ def test_a_full_disk_leaves_the_previous_one_and_says_so(
         def __getattr__(self, name: str) -> Any:
             return getattr(self.file, name)
 
-    real_save = torch.save
+    real_save: Callable[..., None] = torch.save
     monkeypatch.setattr(torch, "save", lambda value, file: real_save(value, FullDisk(file)))
     message = (
         rf"the snapshot of step 2 could not be written to {re.escape(str(tmp_path))}: No space left on device; "

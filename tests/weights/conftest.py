@@ -1,8 +1,9 @@
-"""A small hub on loopback, so that fetching is proved with no network.
+"""A small hub on loopback, so that fetching and pushing are proved with no network.
 
 (The server stands in this file because tests cannot import their neighbours under ``--import-mode=importlib``.)
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -53,6 +54,10 @@ class LoopbackHub:
     altered: set[str] = field(default_factory=set)  # files sent with one bit flipped
     status: int | None = None  # answered to everything
     requests: list[Request] = field(default_factory=list)
+    writer: str | None = None  # the token that may push
+    stored: dict[str, bytes] = field(default_factory=dict)  # large files that were uploaded, by their SHA-256
+    commits: list[str] = field(default_factory=list)  # their messages
+    fails_at: str = ""  # a part of the path of a request that is answered by 500
     port: int = 0
 
     def add(self, name: str, files: dict[str, bytes], **options: Any) -> Model:
@@ -81,6 +86,79 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer()
+
+    def do_POST(self) -> None:
+        self.take()
+
+    def do_PUT(self) -> None:
+        self.take()
+
+    def take(self) -> None:
+        """Answer the requests by which huggingface_hub makes a repository, uploads large files, and commits."""
+        path, body = unquote(urlsplit(self.path).path), self.body()
+        token = self.headers.get("authorization")
+        self.request_seen = Request(self.command, self.headers["host"], path, None, token)
+        self.hub.requests.append(self.request_seen)
+        if self.hub.fails_at and self.hub.fails_at in path:
+            self.reply(500)
+        elif path.startswith("/upload/"):
+            self.hub.stored[path.removeprefix("/upload/")] = body
+            self.reply(200)
+        elif token != f"Bearer {self.hub.writer}":
+            self.reply(403 if token else 401, {"X-Error-Message": "You don't have the rights to create a model."})
+        elif path == "/api/repos/create":
+            self.make(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self.answer_json({"errors": [], "warnings": []})
+        elif "/preupload/" in path:
+            files = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": file, "uploadMode": "lfs" if is_large(file) else "regular"} for file in files]
+            self.answer_json({"files": [{**mode, "shouldIgnore": False} for mode in modes]})
+        elif path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {**each, "actions": {"upload": {"href": f"{self.hub.url}/upload/{each['oid']}"}}}
+                for each in json.loads(body)["objects"]
+            ]
+            self.answer_json({"objects": objects, "transfer": "basic"})
+        else:
+            name, _, _ = path.removeprefix("/api/models/").partition("/commit/")
+            self.commit(name, [json.loads(line) for line in body.splitlines()])
+
+    def make(self, wanted: dict[str, Any]) -> None:
+        name = f"{wanted['organization'] or 'me'}/{wanted['name']}"
+        there = name in self.hub.models
+        if not there:
+            self.hub.add(name, {})
+        self.answer_json({"url": f"{self.hub.url}/{name}"}, 409 if there else 200)
+
+    def commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        files = dict(self.hub.models[name].files)
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                self.hub.commits.append(value["summary"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.stored[value["oid"]]
+            else:
+                files[value["path"]] = base64.b64decode(value["content"])
+        self.hub.models[name].files = files
+        commit = self.hub.models[name].commit
+        self.answer_json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit, "success": True})
+
+    def answer_json(self, value: Any, status: int = 200) -> None:
+        self.reply(status, {"Content-Type": "application/json"}, json.dumps(value).encode())
+
+    def body(self) -> bytes:
+        if (length := self.headers.get("content-length")) is not None:
+            return self.rfile.read(int(length))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -119,6 +197,12 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def send_listing(self, rest: str) -> None:
+        if "/tree/" in rest:
+            name, _, revision = rest.partition("/tree/")
+            if (model := self.model(name, revision)) is not None:
+                tree = [{"type": "file", "path": file, "size": 1, "oid": "0"} for file in model.files]
+                self.answer_json(tree)
+            return
         name, _, revision = rest.partition("/revision/")
         model = self.model(name, revision or "main")
         if model is None:
@@ -187,7 +271,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.request_seen.sent = len(body[:cut])
             self.wfile.write(body[:cut])
 

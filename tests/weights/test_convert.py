@@ -61,7 +61,7 @@ def write_ours(model: GPT2, folder: Path) -> Path:
     return folder
 
 
-def place(folder: Path, to: str) -> Path:
+def place(folder: Path, to: Target) -> Path:
     return folder / ("ckpt.pt" if to == "nanogpt" else to)
 
 
@@ -77,7 +77,7 @@ def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 @given(source=RANDOM)
 @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_through_each_pair_of_formats_no_bit_changes(
-    tmp_path_factory: pytest.TempPathFactory, first: str, second: str, source: random.Random
+    tmp_path_factory: pytest.TempPathFactory, first: Target, second: Target, source: random.Random
 ) -> None:
     folder = tmp_path_factory.mktemp("pair")
     model = drawn_model(source)
@@ -150,7 +150,7 @@ def test_hooked_transformers_own_configuration_is_read_with_all_its_fields(tmp_p
 
 @pytest.mark.parametrize("to", TARGETS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_another_dtype_is_each_weight_rounded(tmp_path: Path, to: str, dtype: torch.dtype) -> None:
+def test_another_dtype_is_each_weight_rounded(tmp_path: Path, to: Target, dtype: torch.dtype) -> None:
     model = our_model()
     result = convert(write_ours(model, tmp_path / "ours"), place(tmp_path / "out", to), to=to, dtype=dtype)
     assert result.identical
@@ -329,7 +329,7 @@ for left in range(1000):
 
 
 @pytest.mark.parametrize(("to", "at_least"), [("hf", 40), ("nanogpt", 30)])
-def test_a_killed_conversion_leaves_no_incomplete_model(tmp_path: Path, to: str, at_least: int) -> None:
+def test_a_killed_conversion_leaves_no_incomplete_model(tmp_path: Path, to: Target, at_least: int) -> None:
     """At each of its steps in turn: a tensor, a file, a rename, the comparison."""
     source = write_ours(our_model(), tmp_path / "source")
     command = [sys.executable, "-c", KILLED, source, tmp_path / "out", to]
@@ -397,7 +397,7 @@ def test_logits_block_by_block_are_the_models(source: random.Random) -> None:
 
 @pytest.mark.parametrize("to", TARGETS)
 def test_the_dry_run_names_every_tensor_and_how_it_is_made(
-    tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, to: Target, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = our_model()
     model.save_pretrained(tmp_path / "hf")

@@ -702,7 +702,7 @@ def test_each_damage_is_refused_in_one_line_and_runs_nothing(
         shutil.copytree(whole[kind], folder)
         damage()
         if sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
             before = memory("VmRSS")
         start = time.process_time()
         text = outcome(folder, kind)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.ladder.rungs import draw_case
-from gptladder.weights.layout import TABLE, WeightsError, axis_sizes, check_type, from_ours, rows, to_ours
+from gptladder.weights.layout import TABLE, Format, WeightsError, axis_sizes, check_type, from_ours, rows, to_ours
 
 CONFIGS = st.randoms(use_true_random=False).map(lambda source: full(draw_case(source).config))
 FORMATS = [
@@ -22,6 +23,7 @@ FORMATS = [
     ("ours", False),
     ("nanogpt", False),
     ("tensorflow", False),
+    ("gguf", False),
 ]
 
 
@@ -30,11 +32,11 @@ def full(config: GPT2Config, *, bias: bool = True) -> GPT2Config:
     return dataclasses.replace(config, tie_word_embeddings=False, unembed_bias=bias)
 
 
-def fitting(config: GPT2Config, kind: str) -> GPT2Config:
+def fitting(config: GPT2Config, kind: Format) -> GPT2Config:
     """With every parameter that the format has a place for."""
     if kind in ("nanogpt", "tensorflow"):
         return dataclasses.replace(config, tie_word_embeddings=True, unembed_bias=False)
-    return full(config, bias=kind != "hf")
+    return full(config, bias=kind not in ("hf", "gguf"))
 
 
 def random_state(config: GPT2Config, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -43,7 +45,7 @@ def random_state(config: GPT2Config, seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: torch.randn(tensor.shape, generator=generator) for name, tensor in shapes.items()}
 
 
-def one_state(kind: str) -> tuple[GPT2Config, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def one_state(kind: Format) -> tuple[GPT2Config, dict[str, torch.Tensor], Mapping[str, torch.Tensor]]:
     config = fitting(GPT2Config(d_model=6, n_layers=2, n_heads=2, d_head=3, d_mlp=8, d_vocab=11, n_ctx=5), kind)
     ours = random_state(config)
     return config, ours, from_ours(kind, config, ours)
@@ -52,7 +54,7 @@ def one_state(kind: str) -> tuple[GPT2Config, dict[str, torch.Tensor], dict[str,
 @pytest.mark.parametrize(("kind", "conv1d"), FORMATS)
 @given(config=CONFIGS)
 @settings(max_examples=25)
-def test_there_and_back_every_bit_is_the_same(kind: str, conv1d: bool, config: GPT2Config) -> None:
+def test_there_and_back_every_bit_is_the_same(kind: Format, conv1d: bool, config: GPT2Config) -> None:
     config = fitting(config, kind)
     ours = random_state(config)
     theirs = from_ours(kind, config, ours, bridge_conv1d=conv1d)
@@ -65,7 +67,7 @@ def test_there_and_back_every_bit_is_the_same(kind: str, conv1d: bool, config: G
 @pytest.mark.parametrize(("kind", "conv1d"), FORMATS)
 @given(config=CONFIGS)
 @settings(max_examples=10)
-def test_the_table_declares_the_shapes_on_both_sides(kind: str, conv1d: bool, config: GPT2Config) -> None:
+def test_the_table_declares_the_shapes_on_both_sides(kind: Format, conv1d: bool, config: GPT2Config) -> None:
     config = fitting(config, kind)
     ours = random_state(config)
     theirs = from_ours(kind, config, ours, bridge_conv1d=conv1d)
@@ -153,7 +155,7 @@ def test_a_part_is_the_part_of_the_whole(config: GPT2Config) -> None:
 @pytest.mark.parametrize("kind", ["hf", "hooked", "bridge", "ours", "nanogpt", "tensorflow"])
 @given(source=st.randoms(use_true_random=False))
 @settings(max_examples=20)
-def test_a_missing_a_foreign_and_a_misshapen_key_are_named(kind: str, source: random.Random) -> None:
+def test_a_missing_a_foreign_and_a_misshapen_key_are_named(kind: Format, source: random.Random) -> None:
     config, _, theirs = one_state(kind)
     key = source.choice(sorted(theirs))
 

@@ -38,6 +38,9 @@ from gptladder.weights import (
     to_hooked_state_dict,
     to_hooked_transformer,
 )
+from gptladder.weights.formats import huggingface
+
+from . import support
 
 RANDOM = st.randoms(use_true_random=False)
 # The folder is a fresh one for each example.
@@ -47,25 +50,8 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def hf_model(source: random.Random, dtype: torch.dtype = torch.float64, **changes: Any) -> transformers.GPT2LMHeadModel:
-    ours = draw_case(source).config
-    fields = {
-        "vocab_size": ours.d_vocab,
-        "n_positions": ours.n_ctx,
-        "n_embd": ours.n_heads * ours.d_head,
-        "n_layer": ours.n_layers,
-        "n_head": ours.n_heads,
-        "n_inner": source.choice([None, ours.d_mlp]),
-        "activation_function": source.choice(["gelu_new", "gelu", "relu"]),
-        "layer_norm_epsilon": ours.layer_norm_eps,
-        "scale_attn_weights": source.random() < 0.7,
-        "scale_attn_by_inverse_layer_idx": source.random() < 0.3,
-        "tie_word_embeddings": source.random() < 0.5,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**fields, **changes})).to(dtype).eval()
-    randomize(hf, torch.Generator().manual_seed(source.getrandbits(32)))
-    return hf
+    config = support.hf_config(draw_case(source).config, source, **changes)
+    return support.hf_model(config, source.getrandbits(32), dtype)
 
 
 def our_model(dtype: torch.dtype = torch.float32, **changes: Any) -> GPT2:
@@ -78,7 +64,7 @@ def our_model(dtype: torch.dtype = torch.float32, **changes: Any) -> GPT2:
 
 
 @torch.no_grad()
-def largest_difference(ours: GPT2, hf: transformers.GPT2LMHeadModel) -> float:
+def largest_difference(ours: GPT2, hf: Any) -> float:
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(ours.config.d_vocab, (3, ours.config.n_ctx), generator=generator)
     return (ours(tokens) - hf(tokens).logits).abs().max().item()
@@ -408,7 +394,7 @@ def test_loading_takes_the_memory_of_the_file_and_little_more(
 
 
 def to_hf_state(model: GPT2) -> dict[str, Tensor]:
-    return dict(models.huggingface.state_to_hf(model.config, model.state_dict())[1])
+    return dict(huggingface.state_to_hf(model.config, model.state_dict())[1])
 
 
 # Refused.

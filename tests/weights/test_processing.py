@@ -27,15 +27,12 @@ from gptladder.weights import (
     to_hooked_transformer,
 )
 
+from .support import FLAGS
+
 RANDOM = st.randoms(use_true_random=False)
-FLAGS = (
-    "fold_ln",
-    "center_writing_weights",
-    "center_unembed",
-    "fold_value_biases",
-    "refactor_factored_attn_matrices",
-)
-EVERY_CHOICE = [dict(zip(FLAGS, values, strict=True)) for values in itertools.product([False, True], repeat=len(FLAGS))]
+EVERY_CHOICE: list[dict[str, bool]] = [
+    dict(zip(FLAGS, values, strict=True)) for values in itertools.product([False, True], repeat=len(FLAGS))
+]
 NONE = dict.fromkeys(FLAGS, False)
 
 
@@ -81,7 +78,7 @@ def copied(model: GPT2) -> dict[str, Tensor]:
 @pytest.mark.parametrize("flags", EVERY_CHOICE)
 @given(source=RANDOM)
 @settings(max_examples=6)
-def test_log_probabilities_stay_at_every_choice_of_flags(flags: dict[str, bool], source: random.Random) -> None:
+def test_log_probabilities_stay_at_every_choice_of_flags(flags: dict[str, Any], source: random.Random) -> None:
     model = draw_model(source)
     before = copied(model)
     folded = fold(model, **flags)
@@ -111,7 +108,7 @@ def test_log_probabilities_stay_at_every_choice_of_flags(flags: dict[str, bool],
     assert orthogonal == flags["refactor_factored_attn_matrices"] or model.config.d_head == 1
 
 
-def theirs_in_float64(model: GPT2, flags: dict[str, bool]) -> dict[str, Tensor]:
+def theirs_in_float64(model: GPT2, flags: dict[str, Any]) -> dict[str, Tensor]:
     """TransformerLens's own steps in the order of its ``process_weights``, which alone casts to float32."""
     cfg = to_hooked_transformer(model).cfg
     state = {name: tensor.clone() for name, tensor in to_hooked_state_dict(model).items()}
@@ -148,7 +145,7 @@ def signs_aside(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("flags", EVERY_CHOICE)
 @given(source=RANDOM)
 @settings(max_examples=3)
-def test_the_numbers_are_those_of_transformer_lens(flags: dict[str, bool], source: random.Random) -> None:
+def test_the_numbers_are_those_of_transformer_lens(flags: dict[str, Any], source: random.Random) -> None:
     model = draw_model(source)
     # Its own refactoring fails on heads wider than the residual stream, and forms a product of no full rank otherwise.
     if model.config.d_head > model.config.d_model:
@@ -217,7 +214,7 @@ def test_heads_wider_than_the_residual_stream_are_refactored_too() -> None:
 
 @pytest.mark.parametrize("flags", EVERY_CHOICE)
 @pytest.mark.parametrize("tied", [False, True])
-def test_folded_models_reach_transformers_and_hooked_transformer(flags: dict[str, bool], tied: bool) -> None:
+def test_folded_models_reach_transformers_and_hooked_transformer(flags: dict[str, Any], tied: bool) -> None:
     model = small(tie_word_embeddings=tied)
     folded = fold(model, **flags)
     expected = logits(folded, model.config)
@@ -231,7 +228,7 @@ def test_folded_models_reach_transformers_and_hooked_transformer(flags: dict[str
 
 
 @pytest.mark.parametrize("flags", EVERY_CHOICE)
-def test_what_hooked_transformer_has_processed_reaches_transformers(flags: dict[str, bool]) -> None:
+def test_what_hooked_transformer_has_processed_reaches_transformers(flags: dict[str, Any]) -> None:
     model = small(torch.float32)
     hooked = transformer_lens.HookedTransformer(to_hooked_transformer(model).cfg)
     hooked.load_and_process_state_dict(copy.deepcopy(dict(to_hooked_state_dict(model))), **flags)

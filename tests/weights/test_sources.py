@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_a_run_gives_its_final_model_else_its_newest_snapshot(run: Path) -> None
 
 def test_a_damaged_or_diverged_snapshot_of_a_run_is_passed_over(run: Path) -> None:
     good = write_snapshot(run, 1, model(1))
-    diverged = model(2)
+    diverged: Any = model(2)
     with torch.no_grad():
         diverged.ln_final.b[0] = torch.nan
     write_snapshot(run, 2, diverged)
@@ -150,11 +150,11 @@ def test_each_source_has_its_tokenizer(run: Path, tmp_path: Path) -> None:
 # Names with the prefixes of wrappers
 
 
-def wrapped(model: nn.Module, how: str) -> nn.Module:
+def wrapped(model: Any, how: str) -> Any:
     if how == "compiled":
         return torch.compile(model)
     if how == "compiled in parallel":
-        return nn.DataParallel(torch.compile(model))
+        return nn.DataParallel(cast(nn.Module, torch.compile(model)))
     if how == "parallel, compiled":
         return torch.compile(nn.DataParallel(model))
     for name, child in list(model.named_modules()):
@@ -206,7 +206,7 @@ def test_a_model_in_a_wrapper_is_read_with_its_configuration() -> None:
 # Checkpoints of courses
 
 
-def arena_model() -> nn.Module:
+def arena_model() -> Any:
     """The parameters and buffers of ARENA's ``DemoTransformer``, as its students write it."""
 
     def layer(buffers: bool = False, **shapes: tuple[int, ...]) -> nn.Module:
@@ -218,11 +218,11 @@ def arena_model() -> nn.Module:
         return made
 
     generator = torch.Generator().manual_seed(0)
-    whole = nn.Module()
+    whole: Any = nn.Module()
     whole.embed, whole.pos_embed = layer(W_E=(11, 8)), layer(W_pos=(6, 8))
     whole.blocks = nn.ModuleList()
     for _ in range(2):
-        block = nn.Module()
+        block: Any = nn.Module()
         block.ln1, block.ln2 = layer(w=(8,), b=(8,)), layer(w=(8,), b=(8,))
         heads = {f"W_{x}": (2, 8, 4) for x in "QKV"} | {f"b_{x}": (2, 4) for x in "QKV"}
         block.attn = layer(True, **heads, W_O=(2, 4, 8), b_O=(8,))

@@ -24,7 +24,7 @@ from gptladder.weights import (
     to_hf,
     to_hooked_state_dict,
 )
-from gptladder.weights.convert import convert
+from gptladder.weights.convert import Target, convert
 from gptladder.weights.files.write import write_folder
 from gptladder.weights.layout import from_ours, to_ours
 from gptladder.weights.sources import config_to_ours
@@ -36,7 +36,7 @@ BEGIN, END = "<!-- measured by tests/weights/test_table_of_conversions.py -->\n"
 BOUND = 1e-13
 
 
-def on_disk(model: GPT2, to: str) -> GPT2:
+def on_disk(model: GPT2, to: Target) -> GPT2:
     with TemporaryDirectory() as name:
         folder = Path(name)
         write_folder(folder / "source", config_to_ours(model.config), model.state_dict())

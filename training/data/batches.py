@@ -1,8 +1,8 @@
 """Windows of tokens for training and evaluation: inputs, and the same tokens shifted by one as targets.
 
-Which window is the k-th is a function of the seed and k alone. So a position in the data is one number, a resume goes
-on exactly where it stopped, on any number of processes, and no other use of random numbers can change the order. It is
-made from the raw stream of NumPy's Philox generator, which NumPy promises to keep, as it does not for its ``shuffle``.
+The k-th window depends only on the seed and k. So the position in the data is a single number, training can resume
+exactly where it stopped with any number of processes, and no other use of random numbers changes the order. The order
+comes from the raw stream of NumPy's Philox generator, which NumPy guarantees not to change, unlike its ``shuffle``.
 """
 
 from collections.abc import Iterator
@@ -16,20 +16,21 @@ from torch import Tensor
 
 __all__ = ["BatchState", "Batches", "evaluation_batches", "window_count"]
 
-Order = Literal["shuffled", "random"]
+Order = Literal["shuffled", "random", "documents"]
 Batch = tuple[Int64[Tensor, "batch seq"], Int64[Tensor, "batch seq"]]
-_WAY = 2  # of making the order from the seed
+_WAY = 2  # version of the algorithm that computes the order from the seed
 _STREAMS = 2**64
-_ANYWHERE = _STREAMS - 1  # the stream of the order "random"; the others are those of the epochs
+_ANYWHERE = _STREAMS - 1  # the random stream of the order "random"; each epoch of "shuffled" has its own stream
 
 Indices = npt.NDArray[np.uint64]
 
 
 class BatchState(TypedDict):
-    """A position in the data, in plain values: what a snapshot stores.
+    """A position in the data, in plain values, for snapshots.
 
-    ``position`` counts the windows handed out so far by all processes together; the rest says what it is a position in.
-    ``order`` ends in the number of the way in which the order is made; version 0.1.0, with another way, had no number.
+    ``position`` is the number of windows that all processes together have taken so far. The other fields describe the
+    data and its order. ``order`` ends with the version of the algorithm that computes it; version 0.1.0, which used
+    another algorithm, wrote no number.
     """
 
     position: int
@@ -42,21 +43,25 @@ class BatchState(TypedDict):
 class Batches:
     """An endless iterator of training batches ``(inputs, targets)``, each ``[batch_size / world_size, seq]`` int64.
 
-    ``shuffled``: the text is divided into windows of ``seq`` inputs, end to end, and each epoch goes through all of
-    them once, in an order of its own. A batch may take its first rows from one epoch and the others from the next.
-    ``random``: every window begins anywhere, independently of all others.
+    ``shuffled``: the text is divided into adjacent windows of ``seq`` inputs, and each epoch takes all of them once, in
+    a different order. A batch may take its first rows from one epoch and the others from the next.
+    ``random``: each window begins at any token, independently of all others.
+    ``documents``: like ``shuffled``, but each document is divided separately, from its beginning, so that a window of a
+    short document has all earlier tokens of the document. The last window of a document continues into the next one.
 
     Args:
-        tokens: the shard, ``[tokens]``; mapped from the disk or in memory.
-        seq: inputs in a window; it takes one token more, since the last input has a target too.
-        batch_size: windows in a batch, over all processes.
-        order: see above.
-        seed: of the order.
-        rank: number of this process; it gets its slice of every batch.
-        world_size: number of processes. Together they get what one process alone would get.
+        tokens: the shard, ``[tokens]``, memory-mapped or in memory.
+        seq: number of inputs in a window. A window needs one token more, the target of the last input.
+        batch_size: number of windows in a batch, over all processes.
+        order: "shuffled", "random" or "documents", see above.
+        eot_id: the token that ends a document, for the order ``documents`` (default: the text is one document).
+        seed: seed of the order.
+        rank: number of this process, which takes its slice of every batch.
+        world_size: number of processes. Together they take the windows that one process alone would take.
 
     Raises:
-        ValueError: a size under 1, a batch that the processes cannot share evenly, or fewer tokens than one window.
+        ValueError: a size is below 1, the processes cannot share a batch evenly, or there are fewer tokens than in one
+            window.
     """
 
     def __init__(
@@ -66,17 +71,19 @@ class Batches:
         seq: int,
         batch_size: int,
         order: Order = "shuffled",
+        eot_id: int | None = None,
         seed: int = 1337,
         rank: int = 0,
         world_size: int = 1,
     ):
-        if order not in ("shuffled", "random"):
-            raise ValueError(f"order is {order!r}; it must be 'shuffled' or 'random'")
+        if order not in get_args(Order):
+            raise ValueError(f"order is {order!r}; it must be {', '.join(map(repr, get_args(Order)))}")
         self._mine = _slice(batch_size, rank, world_size)
-        self.windows_per_epoch = window_count(tokens, seq)
+        self._first = _document_starts(tokens, seq, eot_id) if order == "documents" else None
+        self.windows_per_epoch = window_count(tokens, seq) if self._first is None else len(self._first)
         self._tokens, self._seq, self._batch_size, self._order, self._seed = tokens, seq, batch_size, order, seed
         self._position = 0
-        self._orders: dict[int, Indices] = {}  # of the epochs of the last batch
+        self._orders: dict[int, Indices] = {}  # the order of each epoch in the last batch
 
     @property
     def epochs(self) -> float:
@@ -102,10 +109,10 @@ class Batches:
         }
 
     def load_state_dict(self, state: BatchState) -> None:
-        """Continue from a position. The batch size and the number of processes may differ from those it was saved with.
+        """Continue from a position. The batch size and the number of processes may have changed since it was saved.
 
         Raises:
-            ValueError: a position in other data, or in another order.
+            ValueError: the position belongs to other data, or to another order.
         """
         here = self.state_dict()
         if state["order"] in get_args(Order):
@@ -122,7 +129,7 @@ class Batches:
         self._position = state["position"]
 
     def _starts(self, numbers: Indices) -> Indices:
-        """Where the windows of consecutive numbers begin."""
+        """Return the first token of each window, for consecutive numbers of windows."""
         if self._order == "random":
             return _random_bits(self._seed, _ANYWHERE, int(numbers[0]), len(numbers)) % np.uint64(
                 len(self._tokens) - self._seq
@@ -135,10 +142,10 @@ class Batches:
         for epoch in present:
             now = epochs == epoch
             places[now] = self._orders[epoch][places[now]]
-        return places * np.uint64(self._seq)
+        return places * np.uint64(self._seq) if self._first is None else self._first[places]
 
     def _shuffled(self, epoch: int) -> Indices:
-        """The windows in the order of an epoch: sorted by a random number for each."""
+        """Return the windows in the order of an epoch: sorted by one random number per window."""
         bits = _random_bits(self._seed, epoch, 0, self.windows_per_epoch)
         return np.argsort(bits, kind="stable").astype(np.uint64)
 
@@ -149,34 +156,39 @@ def evaluation_batches(
     seq: int,
     batch_size: int,
     most: int | None = None,
+    order: Order = "shuffled",
+    eot_id: int | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[Batch]:
-    """Return the windows of a shard in their order, each once.
+    """Return all windows of a shard in the order of the text.
 
     The last batch may be smaller, or empty on some processes.
 
     Args:
-        tokens, seq, batch_size, rank, world_size: as for `Batches`.
-        most: limit for the number of windows, over all processes; they are spread evenly over the shard (default: all).
+        tokens, seq, batch_size, eot_id, rank, world_size: as for `Batches`.
+        order: ``documents`` divides each document separately; otherwise the windows are adjacent.
+        most: largest number of windows, over all processes; they are spread evenly over the shard (default: all).
 
     Raises:
         ValueError: as for `Batches`.
     """
     mine = _slice(batch_size, rank, world_size)
-    count = window_count(tokens, seq)
+    first = _document_starts(tokens, seq, eot_id) if order == "documents" else None
+    count = window_count(tokens, seq) if first is None else len(first)
     if most is not None and most < 1:
         raise ValueError(f"{most} windows to evaluate on; it must be at least 1")
     taken = count if most is None else min(most, count)
-    starts = np.arange(taken, dtype=np.uint64) * np.uint64(count) // np.uint64(taken) * np.uint64(seq)
-    return (_windows(tokens, starts[first : first + batch_size][mine], seq) for first in range(0, taken, batch_size))
+    places = np.arange(taken, dtype=np.uint64) * np.uint64(count) // np.uint64(taken)
+    starts = places * np.uint64(seq) if first is None else first[places]
+    return (_windows(tokens, starts[i : i + batch_size][mine], seq) for i in range(0, taken, batch_size))
 
 
 def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
-    """Return how many windows of ``seq`` inputs, end to end, there are in a text.
+    """Return the number of adjacent windows of ``seq`` inputs in a text.
 
     Raises:
-        ValueError: not one, or ``seq`` is under 1.
+        ValueError: the text is shorter than one window, or ``seq`` is below 1.
     """
     if seq < 1:
         raise ValueError(f"seq is {seq}; it must be at least 1")
@@ -187,6 +199,19 @@ def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
             f"window ({seq} inputs, and the target of the last): give {shorter}more text"
         )
     return (len(tokens) - 1) // seq
+
+
+def _document_starts(tokens: npt.NDArray[np.integer], seq: int, eot_id: int | None) -> Indices:
+    """Return where the windows begin that together have every token of every document, but the first, as a target."""
+    window_count(tokens, seq)  # refuses a text without one
+    ends = np.flatnonzero(np.asarray(tokens) == eot_id) if eot_id is not None else np.zeros(0, np.int64)
+    begins = np.concatenate([np.zeros(1, np.int64), ends + 1])
+    targets = np.diff(np.append(begins, len(tokens))) - 1
+    counts = np.maximum(1, -(-targets // seq))
+    counts[begins == len(tokens)] = 0  # the text ends with an end-of-text token
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(begins, counts) + seq * number
+    return np.unique(np.minimum(starts, len(tokens) - seq - 1)).astype(np.uint64)
 
 
 def _slice(batch_size: int, rank: int, world_size: int) -> slice:
@@ -205,7 +230,7 @@ def _windows(tokens: npt.NDArray[np.integer], starts: Indices, seq: int) -> Batc
 
 
 def _random_bits(seed: int, stream: int, first: int, count: int) -> Indices:
-    """Numbers ``first`` to ``first + count`` of a seed's stream, each of 64 random bits, without those before."""
+    """Return the numbers ``first`` to ``first + count`` of a random stream, each of 64 bits."""
     generator = np.random.Philox(key=seed % _STREAMS + stream * _STREAMS)
     generator.advance(first // 4)  # each of its steps makes four numbers
     return generator.random_raw(first % 4 + count)[first % 4 :]

@@ -1,4 +1,4 @@
-"""What a run is told about its text."""
+"""The configuration of a run's text and tokenizer."""
 
 import codecs
 import os
@@ -9,25 +9,26 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The text, and how it becomes tokens."""
+    """The text, its tokenizer, and the split into training and validation data."""
 
     corpus: str | tuple[str, ...] = "stories"
     """Text to train on: a file or folder, or several; "stories" (generated here), "tinystories" (from the hub); or a
-    folder that `gptladder prepare` has made."""
+    folder of prepared data, written by `gptladder prepare`."""
     encoding: str | None = None
     """Encoding of files that are not UTF-8, such as cp1252, utf-16 or gb18030 (default: such a file is refused)."""
     fraction: float = 1.0
-    """Share of the text that is used, from its beginning."""
+    """Share of the text to use, from its beginning."""
     stories_mb: float = 20.0
-    """Megabytes of text that the generator of stories writes."""
+    """Size of the generated stories in megabytes."""
     tokenizer: str = "gpt2"
-    """"gpt2", "bpe" (trained on the text), "char" (its characters), or a folder with a tokenizer."""
+    """"gpt2", "bpe" (byte pairs, trained on the text), "char" (one token per character), or a folder with a
+    tokenizer."""
     vocab_size: int = 4096
-    """Tokens of a "bpe" tokenizer."""
+    """Number of tokens of a "bpe" tokenizer."""
     val_fraction: float = 0.1
-    """Share of the tokens, at the end of the text, that is held back for validation."""
+    """Share of the tokens for validation, taken from the end of the text."""
     data_dir: str = "data"
-    """Folder of prepared data, which is found there again."""
+    """Folder where prepared data is stored and found again."""
 
     def __post_init__(self) -> None:
         if not self.corpus:
@@ -45,7 +46,7 @@ class DataConfig:
 
     @property
     def name(self) -> str:
-        """A short name of the text, for folders: that of the file or folder, without its ending."""
+        """A short name of the text, for folders: the name of its file or folder, without the suffix."""
         first = self.corpus if isinstance(self.corpus, str) else self.corpus[0]
         stem = Path(os.path.abspath(os.path.expanduser(first))).name.split(".")[0]
         return re.sub(r"[^\w-]+", "-", stem).strip("-")[:60] or "text"

@@ -1,7 +1,7 @@
-"""Where text comes from: TinyStories on the hub, files of the user's own, or generated stories.
+"""Sources of text: TinyStories on the hub, the user's files, or generated stories.
 
-A corpus is a sequence of documents, and a document is an iterator of pieces of text, so that neither a large file nor a
-file that is one single document is ever held in memory. A document's pieces must be read before the next document.
+A corpus is a sequence of documents, and a document is an iterator over pieces of text. So a large file is never in
+memory as a whole, even if it is one single document. Read all pieces of a document before the next document.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ __all__ = ["Corpus", "CorpusRecord", "StoryCorpus", "TextFiles", "open_corpus", 
 
 @dataclass(frozen=True)
 class CorpusRecord:
-    """What a run writes down about its text.
+    """What a run records about its text.
 
     Attributes:
-        source: where the text is from, in words.
-        sha256: hash of the text that is read, by which the same text is recognised wherever it lies.
-        note: what a reader of the run should know, such as that there was no network; or empty.
-        left_out: which files of a folder are not read, in one line; or empty.
+        source: where the text comes from, in words.
+        sha256: hash of the text that is read, by which the same text is recognised in any place.
+        note: information for the user, such as that there was no network; or empty.
+        left_out: one line about files of a folder that are not read; or empty.
     """
 
     source: str
@@ -39,7 +39,7 @@ class CorpusRecord:
 
 
 class Corpus(ABC):
-    """Documents, and what is known about them."""
+    """A sequence of documents."""
 
     @abstractmethod
     def documents(self) -> Iterator[Iterator[str]]:
@@ -51,30 +51,43 @@ class Corpus(ABC):
 
     @abstractmethod
     def record(self) -> CorpusRecord:
-        """Return what a run writes down."""
+        """Return what a run records about the text."""
 
     def text(self) -> Iterator[str]:
-        """Return the pieces of all documents one after another, to learn a vocabulary from."""
+        """Return the pieces of all documents one after another."""
         for document in self.documents():
             yield from document
+
+    def length(self) -> int:
+        """Return the number of characters, which takes reading the text once."""
+        return sum(map(len, self.text()))
+
+    def beginning(self, share: float) -> Iterator[str]:
+        """Return the pieces of a share of the text, by characters, from its beginning."""
+        left = round(self.length() * share)
+        for piece in self.text():
+            if left <= 0:
+                return
+            yield piece[:left]
+            left -= len(piece)
 
 
 class TextFiles(Corpus):
     """Text files: one, several, or all of a folder and its sub-folders in the order of their paths.
 
-    Plain text, JSON lines with a field ``text``, and Parquet with a column ``text`` are read (`readers`); what a folder
-    holds besides is left out (`text_files`). Line ends become ``\\n``; a byte-order mark is dropped. Newlines next to
-    ``<|endoftext|>`` belong to it.
+    The formats are plain text, JSON lines with a field ``text``, and Parquet with a column ``text`` (`readers`). Other
+    files of a folder are left out (`text_files`). Line ends become ``\\n``; a byte-order mark is removed. Newlines next
+    to ``<|endoftext|>`` are part of the separator.
 
     Args:
         paths: the file or folder, or several.
-        fraction: how much of each file to read, from its beginning: up to the end of the document in which that share
-            of its bytes ends, if a separator follows within a megabyte, or else of the line.
-        source: what to call it in the record (default: the paths).
+        fraction: share of each file's bytes to read, from its beginning. The document in which the share ends is read
+            to its end, if a separator follows within a megabyte; otherwise only that line is.
+        source: description for the record (default: the paths).
         encoding: encoding of files that are not UTF-8 (default: such a file is refused).
 
     Raises:
-        ValueError: nothing at a path, no text, a file that cannot be read, or a fraction outside (0, 1].
+        ValueError: a path does not exist, there is no text, a file cannot be read, or the fraction is outside (0, 1].
     """
 
     def __init__(
@@ -107,16 +120,16 @@ class TextFiles(Corpus):
         return sum(file.end for file in self._files)
 
     def documents(self) -> Iterator[Iterator[str]]:
-        """The documents of every file, in order.
+        """Return the documents of all files, in order.
 
         Raises:
-            ValueError: a file cannot be read, is damaged, or is not text; with the line.
+            ValueError: a file cannot be read, is damaged, or is not text; the message names the line.
         """
         for file in self._files:
             yield from file.documents()
 
     def record(self) -> CorpusRecord:
-        """The paths and the hash of what is read from them, which takes a second or so for each gigabyte."""
+        """Return the paths and a hash of the bytes that are read. Hashing takes about a second per gigabyte."""
         digest = hashlib.sha256()
         for file in self._files:
             how = "" if (file.kind, file.packed) == ("text", False) else f" {file.kind} {file.packed}"
@@ -129,10 +142,10 @@ class TextFiles(Corpus):
 
 
 class StoryCorpus(Corpus):
-    """Stories of `gptladder.training.data.stories`, as many as make up ``size`` bytes.
+    """Generated stories (`gptladder.training.data.stories`), at least ``size`` bytes of them.
 
     Raises:
-        ValueError: a size under one byte.
+        ValueError: the size is below one byte.
     """
 
     def __init__(self, *, seed: int = 1337, size: int = 20_000_000, note: str = ""):
@@ -148,6 +161,10 @@ class StoryCorpus(Corpus):
             size += len(text)  # the stories are ASCII
             if size >= self._size:
                 return
+
+    def length(self) -> int:
+        """Return the size that was asked for, which the last story may exceed; the stories are ASCII."""
+        return self._size
 
     def record(self) -> CorpusRecord:
         """Return seed and size. The hash is of these and of the first stories, so that it changes with the grammar."""
@@ -168,7 +185,7 @@ def tinystories(
     """Return TinyStories (Eldan and Li, 2023) as its authors published it on the hub.
 
     Args:
-        fraction: see `TextFiles`; the file is fetched whole.
+        fraction: see `TextFiles`; the complete file is downloaded.
         file, cache_dir, endpoint: see `gptladder.training.data.hub.tinystories_file`.
 
     Raises:
@@ -187,19 +204,18 @@ def open_corpus(
     size: int = 20_000_000,
     encoding: str | None = None,
 ) -> Corpus:
-    """Return the corpus that goes by a name.
+    """Return the corpus with a name.
 
     Args:
-        name: ``tinystories``, ``stories`` for generated ones, or the path of a text file or of a folder of them, or
-            several paths. ``tinystories`` turns into ``stories`` if the hub cannot be reached, and the record's note
-            says so.
-        fraction: of ``tinystories`` or of files.
-        seed: of generated stories.
-        size: of generated stories, in bytes.
+        name: ``tinystories``, ``stories`` (generated), the path of a text file or folder, or several paths. If the hub
+            cannot be reached, ``tinystories`` becomes ``stories``, and the record has a note about it.
+        fraction: share of ``tinystories`` or of the files to read.
+        seed: seed of generated stories.
+        size: size of generated stories, in bytes.
         encoding: encoding of files that are not UTF-8.
 
     Raises:
-        ValueError: as `TextFiles` and `StoryCorpus` do.
+        ValueError: as for `TextFiles` and `StoryCorpus`.
     """
     if name == "stories":
         return StoryCorpus(seed=seed, size=size)

@@ -1,4 +1,4 @@
-"""The text of TinyStories, from the hub or from its cache on this machine."""
+"""Download the text of TinyStories from the hub, or find it in the hub's cache on this machine."""
 
 import os
 from pathlib import Path
@@ -16,18 +16,18 @@ def tinystories_file(
     cache_dir: str | os.PathLike[str] | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """Fetch one of the text files of TinyStories once, and find it in the hub's cache from then on.
+    """Return the path of a text file of TinyStories, and download it if it is not in the hub's cache.
 
-    A fetch that broke off continues where it stopped.
+    An interrupted download continues where it stopped.
 
     Args:
         file: name of the file in the data set.
-        cache_dir: the hub's cache (default: its usual place).
-        endpoint: the hub's address (default: the usual one).
+        cache_dir: the hub's cache (default: that of huggingface_hub).
+        endpoint: the hub's address (default: that of huggingface_hub).
 
     Raises:
         OfflineError: the file is not in the cache, and the hub does not answer; raised within 10 seconds.
-        ConnectionError: the fetch broke off.
+        ConnectionError: the download was interrupted.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError

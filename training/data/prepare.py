@@ -1,7 +1,8 @@
-"""From a `DataConfig` to token files: a text is prepared once, into a folder that is found again by its content.
+"""Prepare a text once: from a `DataConfig` to a folder with the tokenizer and the token files.
 
-The folder's name ends in a hash of the text and of the tokenizer, so another text or another tokenizer gets another
-folder, wherever its files lie. The folder appears whole: it is written under another name and then renamed.
+The folder's name ends with a hash of the text and of the tokenizer, so that the same text and tokenizer lead to the
+same folder, and others to another. The folder is written under a temporary name and then renamed, so it is always
+complete.
 """
 
 import hashlib
@@ -37,27 +38,27 @@ _FACT_TYPES = {
     "train_tokens": int,
     "val_tokens": int,
 }
-_OF_THE_FILE = ("format", "version", "val_fraction", "vocab_size")  # not facts that a run writes down
-_ABANDONED = 24 * 3600.0  # seconds after which an unfinished folder is taken for what a killed process has left
+_OF_THE_FILE = ("format", "version", "val_fraction", "vocab_size")  # fields that a run does not record as facts
+_ABANDONED = 24 * 3600.0  # seconds after which an unfinished folder counts as left over from a killed process
 
 
 @dataclass(frozen=True)
 class TextData:
-    """A text that has been prepared."""
+    """A prepared text."""
 
     tokenizer: Tokenizer
     train: Shard
     val: Shard
     facts: dict[str, Any]
-    """What a run writes down about it."""
+    """What a run records about the text."""
 
 
 def prepare_data(config: DataConfig, *, say: Callable[[str], None]) -> Path:
-    """Make token files of a text, with their tokenizer, unless they exist already.
+    """Write the tokenizer and the token files of a text, unless they exist already.
 
     Args:
         config: the text, the tokenizer, the split.
-        say: receives a line for each thing that the user should know, and for what takes time.
+        say: called with each message for the user.
 
     Returns:
         The folder, for `load_data`.
@@ -95,10 +96,10 @@ def prepare_data(config: DataConfig, *, say: Callable[[str], None]) -> Path:
 
 
 def load_data(folder: Path) -> TextData:
-    """Open what `prepare_data` left in a folder.
+    """Open a folder that `prepare_data` has written.
 
     Raises:
-        ValueError: a file is damaged, or files do not belong together.
+        ValueError: a file is damaged, or the files do not belong together.
     """
     facts = read_facts(folder)
     tokenizer = load_tokenizer(folder)
@@ -118,22 +119,24 @@ def prepared_folder(config: DataConfig) -> Path | None:
     return None
 
 
-def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer that goes by a name.
+def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int, val_fraction: float) -> Tokenizer:
+    """Return the tokenizer with a name.
 
     Args:
-        kind: ``gpt2``, ``bpe`` (trained on the corpus), ``char`` (its characters), or a folder with a tokenizer.
+        kind: ``gpt2``, ``bpe`` (learnt from the corpus), ``char`` (its characters), or a folder with a tokenizer.
         corpus: the text.
-        vocab_size: tokens of a ``bpe`` tokenizer.
+        vocab_size: number of tokens of a ``bpe`` tokenizer.
+        val_fraction: share of the text, at its end, that a ``bpe`` tokenizer is not trained on. A ``char`` tokenizer
+            has the characters of the whole text; otherwise it could not encode the validation part.
 
     Raises:
-        ValueError: none of these; a folder without a tokenizer.
+        ValueError: ``kind`` is none of these, or a folder without a tokenizer.
         OfflineError: GPT-2's vocabulary is not available.
     """
     if kind == "gpt2":
         return BPETokenizer.gpt2()
     if kind == "bpe":
-        return BPETokenizer.train(corpus.text(), vocab_size)
+        return BPETokenizer.train(corpus.beginning(1 - val_fraction), vocab_size)
     if kind == "char":
         several = sum(1 for _ in islice(corpus.documents(), 2)) > 1
         return CharTokenizer.from_text(corpus.text(), end_of_text=several)
@@ -143,8 +146,8 @@ def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int) -> Tokenizer:
 
 
 def _fill(folder: Path, config: DataConfig, corpus: Corpus, record: CorpusRecord, say: Callable[[str], None]) -> None:
-    """Write the tokenizer, the token files and what describes them."""
-    tokenizer = make_tokenizer(config.tokenizer, corpus, vocab_size=config.vocab_size)
+    """Write the tokenizer, the token files and ``prepared.json``."""
+    tokenizer = make_tokenizer(config.tokenizer, corpus, vocab_size=config.vocab_size, val_fraction=config.val_fraction)
     tokenizer.save(folder)
     train, val = prepare_shards(
         corpus,
@@ -180,7 +183,7 @@ def open_text(config: DataConfig) -> Corpus:
     """Return the corpus of a configuration.
 
     Raises:
-        ValueError: the text cannot be read; if it is gone, the message names what was prepared from it.
+        ValueError: the text cannot be read; if it no longer exists, the message names the folder prepared from it.
     """
     try:
         return open_corpus(
@@ -197,7 +200,7 @@ def open_text(config: DataConfig) -> Corpus:
 
 
 def _prepared_from(folder: Path) -> str | None:
-    """The text that a folder was prepared from; None for a damaged one."""
+    """Return the source of the text that a folder was prepared from; None if the folder is damaged."""
     try:
         return read_facts(folder)["text"]
     except FileError:
@@ -205,22 +208,22 @@ def _prepared_from(folder: Path) -> str | None:
 
 
 def _cut_by(config: DataConfig) -> list[Any]:
-    """What tells one way of cutting text into tokens from another: for a folder, what its tokenizer does."""
+    """Return values that differ if two configurations divide text into different tokens."""
     if config.tokenizer == "bpe":
-        return ["bpe", config.vocab_size]
+        return ["bpe of the training part", config.vocab_size]
     if config.tokenizer in ("gpt2", "char"):
         return [config.tokenizer]
     folder = Path(config.tokenizer).expanduser()
     if not folder.is_dir():
-        return [config.tokenizer]  # refused when it is made
+        return [config.tokenizer]  # `make_tokenizer` refuses it
     tokenizer = load_tokenizer(folder)
-    # What gives the same ids, and what is saved with the model too.
+    # The fingerprint covers the ids of texts; the others are saved with the model too.
     special = (tokenizer.eot_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.model_max_length)
     return [tokenizer.fingerprint, *special]
 
 
 def _check_given(folder: Path, config: DataConfig) -> None:
-    """Refuse options that prepared data does not have, and damaged data."""
+    """Refuse a tokenizer that differs from that of the prepared data, and damaged data."""
     data = load_data(folder)
     facts = read_facts(folder)
     how = facts["tokenizer"]
@@ -235,7 +238,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """Return the content of ``prepared.json``; version 0.1.0 wrote it without a format.
 
     Raises:
-        FileError: it is damaged, or of another version.
+        FileError: the file is damaged, or of another version.
     """
     path = folder / _FACTS
     facts = read_json(path)
@@ -250,7 +253,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """A folder to write in, beside the one that it shall become; whatever is left of it at the end is removed."""
+    """Give a temporary folder beside ``folder`` to write to. What is still in it after the block is deleted."""
     parent = folder.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +272,7 @@ def _unfinished(folder: Path) -> Iterator[Path]:
 
 
 def _put_in_place(unfinished: Path, folder: Path) -> None:
-    """Rename a finished folder. Another process may have made the same one: then that one stays."""
+    """Rename a finished folder. If another process has already written the same folder, that one stays."""
     try:
         os.rename(unfinished, folder)
         return

@@ -1,6 +1,6 @@
-"""How one file is read: its bytes, packed by gzip or not; its characters; and its documents.
+"""Read one file: its bytes, with or without gzip; its characters; and its documents.
 
-A file is read in blocks, so neither a large file nor a file of one single line is ever held in memory.
+A file is read in blocks, so a large file is never in memory as a whole, even if it is one single line.
 ``<|endoftext|>`` ends a document, as in the TinyStories files; a text without it is one document.
 """
 
@@ -28,7 +28,7 @@ Kind = Literal["text", "jsonl", "parquet"]
 _KIND_OF: dict[str, Kind] = {".txt": "text", ".md": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 _BLOCK = 1 << 20
 _MOST_HELD = 1 << 22  # newlines that may belong to a separator that follows
-# Text is packed by gzip to a third, very uniform text to a hundredth. What unpacks to far more is no text.
+# gzip packs text to a third of its size, very uniform text to a hundredth. A file that unpacks to far more is no text.
 _MOST_UNPACKED, _HARMLESS = 200, 100_000_000
 
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
@@ -43,7 +43,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Return how a file is read, by the end of its name, or None for an unknown one."""
+    """Return the format of a file by its suffix, or None if it is unknown."""
     name = path.name.lower().removesuffix(".gz")
     kind = _KIND_OF.get(os.path.splitext(name)[1])
     return None if kind == "parquet" and path.name.lower().endswith(".gz") else kind
@@ -55,8 +55,8 @@ class TextFile:
 
     Attributes:
         path: the file.
-        kind: how it is read.
-        end: number of bytes to read from its beginning; only a plain text file is read in part.
+        kind: format of the file.
+        end: number of bytes to read from the beginning; only plain text can be read in part.
         encoding: encoding of the file if it is not UTF-8 (default: such a file is refused).
     """
 
@@ -69,7 +69,7 @@ class TextFile:
         """Return the documents in order, each as an iterator of pieces of text.
 
         Raises:
-            FileError: the file cannot be read, is damaged, or is not text; with the line.
+            FileError: the file cannot be read, is damaged, or is not text; the message names the line.
         """
         if self.kind == "jsonl":
             texts = json_records(self._blocks(), self.path)
@@ -82,7 +82,7 @@ class TextFile:
                 yield (piece for _, piece in document)
 
     def has_text(self) -> bool:
-        """Return whether there is anything but white space in the file; reads no further than needed."""
+        """Return whether the file holds anything but white space. It is read only as far as necessary."""
         return any(not piece.isspace() for document in self.documents() for piece in document)
 
     def raw(self) -> Iterator[bytes]:
@@ -96,7 +96,7 @@ class TextFile:
         return self.path.name.lower().endswith(".gz")
 
     def _unpacked(self) -> Iterator[bytes]:
-        """The bytes of the text."""
+        """Return the bytes of the text, unpacked."""
         if not self.packed:
             yield from self.raw()
             return
@@ -112,7 +112,7 @@ class TextFile:
                 yield block
 
     def _blocks(self) -> Iterator[str]:
-        """The text in blocks, with line ends as ``\\n`` and without a byte-order mark."""
+        """Return the text in blocks, with line ends as ``\\n`` and without a byte-order mark."""
         encoding = "utf-8"
         if self.encoding is not None and not self._is_utf8():
             encoding = self.encoding
@@ -148,7 +148,7 @@ class TextFile:
         return True
 
     def _not_text(self, encoding: str, block: bytes, start_of_block: int, at: int) -> FileError:
-        """The error for a byte of a block, with what it may be and what to type."""
+        """Return the error for a byte that is not text, with a guess what the file is and what to type."""
         place = self._place(start_of_block + at)
         if encoding != "utf-8":
             return FileError(f"{place} is not {encoding} text: give another --encoding, or save it as UTF-8")
@@ -170,7 +170,7 @@ class TextFile:
         )
 
     def _place(self, position: int) -> str:
-        """Where a byte of the file is, in words."""
+        """Return the place of a byte in the file, for a message."""
         lines, left, returns = 1, position, 1
         for block in self._unpacked():
             part = block[:left]
@@ -184,7 +184,7 @@ def end_of_share(file: TextFile, fraction: float) -> int:
     """Return the byte at which a share of a plain text file ends: the next end of a document, line or word.
 
     Raises:
-        FileError: the file is of another kind, which is read whole.
+        FileError: the file has another format, which can only be read as a whole.
     """
     if file.kind != "text" or file.packed:
         raise FileError(f"{file.path}: --fraction takes a part of plain text files only: unpack it, or leave that out")
@@ -201,7 +201,7 @@ def end_of_share(file: TextFile, fraction: float) -> int:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Errors of the system and of gzip, as errors that name the file."""
+    """Turn errors of the system and of gzip within the block into errors that name the file."""
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -211,7 +211,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _read(stream: BinaryIO, end: int) -> Iterator[bytes]:
-    """The first ``end`` bytes, in blocks."""
+    """Return the first ``end`` bytes of a stream, in blocks."""
     left = end
     while left > 0 and (block := stream.read(min(_BLOCK, left))):
         left -= len(block)
@@ -219,7 +219,7 @@ def _read(stream: BinaryIO, end: int) -> Iterator[bytes]:
 
 
 def _numbered(blocks: Iterator[str]) -> Iterator[tuple[int, str]]:
-    """Pieces of text, each with the number of its document. A document without text has no pieces."""
+    """Return pieces of text, each with the number of its document. An empty document has no pieces."""
     number, fresh, held = 0, False, ""
     for block in chain(blocks, (None,)):
         text = held + (block or "")
@@ -238,7 +238,10 @@ def _numbered(blocks: Iterator[str]) -> Iterator[tuple[int, str]]:
 
 
 def _settled(text: str) -> int:
-    """How much of a text can be told apart before the next block: all but newlines and the beginning of a separator."""
+    """Return the length of the text that does not depend on the next block.
+
+    Newlines at the end may belong to a separator, and the end may be the beginning of a separator.
+    """
     begun = text.rfind("<", max(0, len(text) - len(END_OF_TEXT) + 1))
     end = begun if begun >= 0 and END_OF_TEXT.startswith(text[begun:]) else len(text)
     return max(len(text[:end].rstrip("\n")), len(text) - _MOST_HELD)

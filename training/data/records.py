@@ -1,6 +1,6 @@
-"""Texts in files of records: the field ``text`` of JSON lines, and the column ``text`` of Parquet.
+"""Read texts from files of records: the field ``text`` of JSON lines, and the column ``text`` of Parquet.
 
-A record whose text is null or empty holds no document.
+A record whose text is null or empty is no document.
 """
 
 import importlib
@@ -24,7 +24,7 @@ def json_records(blocks: Iterator[str], path: Path) -> Iterator[Iterator[str]]:
         path: its name, for messages.
 
     Raises:
-        FileError: a line is not a JSON object with such a field, with the number of the line.
+        FileError: a line is not a JSON object with such a field; the message has the number of the line.
     """
     for number, line in enumerate(_lines(blocks, path), 1):
         if line and not line.isspace():
@@ -67,7 +67,7 @@ def _column(path: Path, arrow: Any, parquet: Any) -> Iterator[Iterator[str]]:
 
 
 def _lines(blocks: Iterator[str], path: Path) -> Iterator[str]:
-    """The lines of a file. Only a newline ends one: JSON strings may hold other separators, such as U+2028."""
+    """Return the lines of a file. Only a newline ends a line, since JSON strings may hold others, such as U+2028."""
     held: list[str] = []
     size, number = 0, 1
     for block in blocks:
@@ -86,7 +86,7 @@ def _lines(blocks: Iterator[str], path: Path) -> Iterator[str]:
 
 
 def _text_of(line: str, place: str) -> str:
-    """The text of one line of JSON."""
+    """Return the text of one line of JSON."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
@@ -110,7 +110,7 @@ def _text_of(line: str, place: str) -> str:
 
 
 def _checked(text: str, place: str) -> str:
-    """The text of a record, as text of a file: line ends as ``\\n``; no half of a character."""
+    """Return the text of a record with line ends as ``\\n``. A lone surrogate, which no file can hold, is refused."""
     if not text.isascii():
         try:
             text.encode("utf-8")

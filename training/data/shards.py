@@ -46,20 +46,20 @@ Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 @dataclass(frozen=True, kw_only=True)
 class ShardHeader:
-    """What a shard says about itself.
+    """The header of a token file.
 
     Attributes:
-        version: of the file format.
+        version: version of the file format.
         split: ``train`` or ``val``.
-        val_fraction: the share of all tokens that was asked for as ``val``.
+        val_fraction: the requested share of validation tokens.
         dtype: ``uint16`` or ``uint32``.
-        tokens: how many there are.
-        documents: how many documents are in it, whole or in part.
+        tokens: number of tokens in the file.
+        documents: number of documents in the file, complete or in part.
         n_vocab: size of the tokenizer's vocabulary.
-        eot_id: its end-of-text token, or None.
-        tokenizer: its fingerprint.
+        eot_id: the tokenizer's end-of-text token, or None.
+        tokenizer: fingerprint of the tokenizer.
         source: SHA-256 of the text, from the corpus's record.
-        described: the text in words, shortened to 250 characters.
+        described: description of the text, shortened to 250 characters.
         divided: whether the split is inside a document (version 1: never).
         crc32: checksum of the tokens (version 1: none).
     """
@@ -101,15 +101,15 @@ def prepare_shards(
 
     Args:
         corpus: the text.
-        tokenizer: what encodes it.
-        folder: where ``train.bin`` and ``val.bin`` will be; both are written whole or not at all.
-        val_fraction: share of the tokens, taken from the end, that goes to ``val.bin``.
-        record: of the corpus (default: it is made here, which reads the text once more).
-        progress: called now and then with the number of tokens written so far.
+        tokenizer: encodes the text.
+        folder: folder for ``train.bin`` and ``val.bin``; both are written completely or not at all.
+        val_fraction: share of the tokens, taken from the end, for ``val.bin``.
+        record: record of the corpus (default: computed here, which reads the text once more).
+        progress: called about once per million tokens with the number of tokens written so far.
 
     Raises:
-        ValueError: the corpus has several documents and the tokenizer no end-of-text token; the text is not text, or
-            has fewer than two tokens.
+        ValueError: the corpus has several documents and the tokenizer no end-of-text token; a file is not text, or the
+            text has fewer than two tokens.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction is {val_fraction}; it must be between 0 and 1")
@@ -118,7 +118,7 @@ def prepare_shards(
     dtype = _DTYPES["uint16" if tokenizer.n_vocab <= 1 << 16 else "uint32"]
     folder.mkdir(parents=True, exist_ok=True)
     with _replacing([folder / "train.bin", folder / "val.bin"]) as (train, val):
-        # All tokens go to the train file; what is beyond the split then moves to the val file.
+        # Write all tokens to the train file, then move those beyond the split to the val file.
         tokens, documents = _encode(corpus, tokenizer, dtype, train, progress)
         cut, divided = _cut(train, dtype, tokens, documents, val_fraction, tokenizer.eot_id)
         train.seek(_HEADER_BYTES + cut * dtype.itemsize)
@@ -194,7 +194,7 @@ def _open(path: Path, split: str, tokenizer: Tokenizer) -> Shard:
 
 
 def _header(path: Path, start: bytes) -> ShardHeader:
-    """The header at the start of a file. What reaches NumPy from it is on a list of allowed values."""
+    """Return the header at the start of a file, with every field checked before NumPy uses it."""
     try:
         values = parse_json(path, start[len(_MAGIC) :])
     except FileError as error:
@@ -211,7 +211,7 @@ def _header(path: Path, start: bytes) -> ShardHeader:
 
 
 def _is_sound(header: ShardHeader) -> bool:
-    """Whether every field has its exact type and range."""
+    """Return whether every field has the right type and range."""
     whole = (header.version, header.tokens, header.documents, header.n_vocab)
     if any(type(number) is not int or number < 1 for number in whole) or header.version > _VERSION:
         return False
@@ -232,9 +232,9 @@ def _is_sound(header: ShardHeader) -> bool:
 
 
 def _check_tokens(path: Path, header: ShardHeader, dtype: np.dtype) -> None:
-    """Read all tokens once: each must be in the vocabulary, and together they must have their checksum.
+    """Read all tokens once, and check that each is in the vocabulary and that their checksum is right.
 
-    They are read and not mapped, since every mapped page that is touched counts as memory of the process.
+    They are read instead of mapped, because a mapped page that has been read counts as memory of the process.
     """
     crc = 0
     with open(path, "rb") as file:
@@ -250,7 +250,7 @@ def _check_tokens(path: Path, header: ShardHeader, dtype: np.dtype) -> None:
 
 
 def _crc32(file: BufferedRandom) -> int:
-    """The checksum of the tokens in a file."""
+    """Return the checksum of the tokens in a file."""
     file.seek(_HEADER_BYTES)
     crc = 0
     while block := file.read(_BLOCK):
@@ -261,9 +261,9 @@ def _crc32(file: BufferedRandom) -> int:
 def _encode(
     corpus: Corpus, tokenizer: Tokenizer, dtype: np.dtype, file: BufferedRandom, progress: Callable[[int], None]
 ) -> tuple[int, int]:
-    """Write the tokens of a corpus behind the room for the header; how many tokens and documents there were."""
+    """Write the tokens of a corpus, and leave space for the header. Return the number of tokens and of documents."""
     file.seek(_HEADER_BYTES)
-    tokens = documents = told = 0
+    tokens = documents = reported = 0
     for document in corpus.documents():
         if documents == 1 and tokenizer.eot_id is None:
             raise ValueError(
@@ -273,18 +273,18 @@ def _encode(
         documents += 1
         for ids in tokenizer.encode_document(document):
             tokens += file.write(np.array(ids, dtype).tobytes()) // dtype.itemsize
-            if tokens - told >= _BLOCK:
-                progress(told := tokens)
+            if tokens - reported >= _BLOCK:
+                progress(reported := tokens)
     return tokens, documents
 
 
 def _cut(
     file: BufferedRandom, dtype: np.dtype, tokens: int, documents: int, val_fraction: float, eot_id: int | None
 ) -> tuple[int, bool]:
-    """Where val begins, and whether that is inside a document.
+    """Return the first validation token, and whether it is inside a document.
 
-    It begins at its share of the tokens, moved to the next beginning of a document, or else to the one before, if that
-    is within a hundredth of the text.
+    It is the token at the requested share, moved to the next beginning of a document, or else to the one before, if
+    that is within a hundredth of the text.
     """
     if tokens < 2:
         raise ValueError(f"the text has {tokens} tokens, too few to hold some back for validation: give more text")
@@ -300,7 +300,7 @@ def _cut(
 
 
 def _document_ends(file: BufferedRandom, dtype: np.dtype, first: int, last: int, eot_id: int | None) -> Iterator[int]:
-    """The positions just after each end-of-text token among tokens ``first`` to ``last``."""
+    """Return the position after each end-of-text token among tokens ``first`` to ``last``."""
     while first < last:
         file.seek(_HEADER_BYTES + first * dtype.itemsize)
         block = np.frombuffer(file.read(min(_BLOCK, last - first) * dtype.itemsize), dtype)
@@ -312,7 +312,7 @@ def _document_ends(file: BufferedRandom, dtype: np.dtype, first: int, last: int,
 
 @contextmanager
 def _replacing(paths: list[Path]) -> Iterator[list[BufferedRandom]]:
-    """Temporary files that take the places of ``paths``, together and whole, once the block has ended without error."""
+    """Give temporary files that replace ``paths`` together, after the block has ended without an error."""
     temporary = [path.with_name(f".{path.name}.{os.getpid()}") for path in paths]
     try:
         with ExitStack() as stack:

@@ -1,11 +1,11 @@
-"""Short children's stories from a grammar, for training where there is no network and no text at hand.
+"""Generate short children's stories from a grammar, for training without a network and without other text.
 
-``story(seed, index)`` is a pure function: the same on every machine, and no story needs the ones before it.
+``story(seed, index)`` is a pure function: it returns the same story on every machine, and needs no earlier story.
 
-A story has a hero, a wish, a mishap and a remedy, and the remedy was introduced before the mishap struck: a thing
-carried along, a friend with a skill, or a stranger the hero was kind to. Three smaller plots stand beside that one:
-learning a skill, a noise in the night, and something lost. The file ``stories.txt`` holds the sentences; the functions
-for the plots (`_adventure` and its like) choose among them, paragraph by paragraph, and fill in the names in braces.
+A story has a hero, a wish, a mishap and a remedy. The remedy is introduced before the mishap: a thing that the hero
+carries, a friend with a skill, or a stranger whom the hero helped. There are three smaller plots too: learning a skill,
+a noise in the night, and something lost. The file ``stories.txt`` holds the sentences. A function for each plot
+(`_adventure`, …) chooses among them, paragraph by paragraph, and fills in the names in braces.
 """
 
 import random
@@ -17,13 +17,13 @@ from typing import Any
 
 __all__ = ["HELPERS", "HEROES", "stories", "story"]
 
-Words = dict[str, str]  # what the templates are filled with
-Beat = list[str]  # sentences of which a story has one
+Words = dict[str, str]  # values for the names in braces
+Beat = list[str]  # alternative sentences, of which a story has one
 Paragraphs = list[list[Beat]]
 
 
 def _parsed(kind: str, text: str) -> Any:
-    """A table of ``stories.txt``, which describes the kinds."""
+    """Return a table of ``stories.txt``; the kinds of tables are described there."""
     if kind == "words":
         return text.split()
     if kind == "beats":
@@ -40,7 +40,7 @@ def _parsed(kind: str, text: str) -> Any:
 
 
 def _tables(text: str) -> SimpleNamespace:
-    """The tables of a text by name."""
+    """Return the tables of a text by name."""
     text = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     tables = SimpleNamespace()
     for section in text.split("== ")[1:]:
@@ -61,8 +61,8 @@ _SMALL_THINGS = [thing for thing in T.things if "small" in thing[-1]]
 
 
 def story(seed: int, index: int) -> str:
-    """Return story number ``index`` of a seed: four to six paragraphs, joined by blank lines, some 870 characters."""
-    rng = random.Random(f"{seed} {index}")  # seeding with text is stable from one Python to the next, as is random()
+    """Return story ``index`` of a seed: four to six paragraphs, separated by blank lines, about 870 characters."""
+    rng = random.Random(f"{seed} {index}")  # text as a seed gives the same numbers in every version of Python
     words = _cast(rng)
     paragraphs = _pick(rng, _PLOTS)(rng, words)
     text = "\n\n".join(
@@ -95,7 +95,7 @@ def _person(prefix: str, pronoun: str) -> Words:
 
 
 def _cast(rng: random.Random) -> Words:
-    """The hero, the family, a playmate and the weather: what every plot can draw on."""
+    """Choose the hero, the family, a playmate and the weather, for any plot."""
     (hero, pronoun, kind, home), (pal, pal_pronoun, _, _) = _pick_two(rng, T.heroes)
     elder, elder_pronoun = _pick(rng, T.elders)
     words = _person("", pronoun) | _person("p", pal_pronoun) | _person("e", elder_pronoun)
@@ -128,7 +128,7 @@ def _thing(rng: random.Random, words: Words, name: str, play: str, played: str) 
 
 
 def _adventure(rng: random.Random, words: Words) -> Paragraphs:
-    """A wish, a mishap, and a remedy: a tool, a friend, or a stranger helped before. Its words are added."""
+    """Tell of a wish, a mishap, and a remedy: a tool, a friend, or a stranger who was helped before."""
     motive = _pick(rng, ("wish", "wish", "present", "borrowed", "shared"))
     name, play, played, mishaps, _ = _pick(rng, _GIFTS if motive == "present" else T.things)
     mishap = _pick(rng, [*mishaps.split(), "dark"])
@@ -160,13 +160,13 @@ def _adventure(rng: random.Random, words: Words) -> Paragraphs:
     opening = [T.openings, T.liking, *before]
     trouble = [[text for (text,) in T.mishaps[mishap]], T.dismay, [text for (text,) in T.in_vain[remedy]]]
     solution = [[comes, [mend]], [ending, moral, T.closings]]
-    if motive == "shared":  # the quarrel leads straight to the mishap, so a stranger has to be met before it
+    if motive == "shared":  # the quarrel leads directly to the mishap, so the stranger must appear before it
         return [opening + ([T.meeting_at_home, T.thanks] if met else []), beginning + trouble, *solution]
     return [opening, beginning, [out, *met], trouble, *solution]
 
 
 def _learning(rng: random.Random, words: Words) -> Paragraphs:
-    """A skill, a failure, an old neighbor's advice, and practice."""
+    """Tell of a skill, a failure, an old neighbor's advice, and practice."""
     skill, failure, advice, success, use = _pick(rng, T.skills)
     words |= _helper(rng, _pick(rng, T.wise_animals)) | {"learn": skill, "advice": advice}
     words |= {"failure": failure.format_map(words), "success": success.format_map(words), "use": use.format_map(words)}
@@ -174,7 +174,7 @@ def _learning(rng: random.Random, words: Words) -> Paragraphs:
 
 
 def _night(rng: random.Random, words: Words) -> Paragraphs:
-    """A noise, a lamp that was put by the bed, a small visitor, and what was left of supper."""
+    """Tell of a noise, a lamp by the bed, a small visitor, and the rest of the supper."""
     noise, kind, doing = _pick(rng, T.noises)
     gift, supper = _pick(rng, T.gifts_at_night)
     words |= _helper(rng, kind)
@@ -183,7 +183,7 @@ def _night(rng: random.Random, words: Words) -> Paragraphs:
 
 
 def _loss(rng: random.Random, words: Words) -> Paragraphs:
-    """Something mislaid at one of two errands, and found by thinking back."""
+    """Tell of something that was lost on one of two errands, and found by thinking back."""
     name, play, played, _, _ = _pick(rng, _SMALL_THINGS)
     words |= _thing(rng, words, name, play, played)
     (errand, found), (errand_too, found_too) = _pick_two(rng, T.errands)

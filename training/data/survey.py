@@ -1,4 +1,4 @@
-"""A first look at a text: what a recipe for training on it is chosen from."""
+"""Measure a text before it is prepared: the numbers by which a recipe for training on it is chosen."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from .corpus import Corpus
 __all__ = ["MANY_CHARACTERS", "TextSurvey", "prompt_from", "survey"]
 
 MANY_CHARACTERS = 1000
-"""Counting of different characters stops here: no character tokenizer is made for a text with so many."""
+"""Largest number of different characters that is counted; a text with more gets no character tokenizer."""
 
 _OPENING = 200
 _PROMPT = 24
@@ -15,7 +15,7 @@ _PROMPT = 24
 
 @dataclass(frozen=True)
 class TextSurvey:
-    """What is known of a text before it is prepared.
+    """Measurements of a text.
 
     Attributes:
         size_bytes: length of the text in UTF-8.
@@ -40,10 +40,10 @@ class TextSurvey:
 
 
 def survey(corpus: Corpus) -> TextSurvey:
-    """Read a corpus once and return what a recipe needs to know of it.
+    """Read a corpus once, and return the measurements that a recipe needs.
 
     Raises:
-        ValueError: a file that cannot be read as text.
+        ValueError: a file cannot be read as text.
     """
     size = length = blanks = documents = 0
     characters: set[str] = set()

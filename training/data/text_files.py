@@ -1,7 +1,7 @@
-"""Which files a path stands for: one text file, or those of a folder, without what is no text of the user's.
+"""Find the text files that a path names: one file, or those of a folder.
 
-A folder usually holds more than texts: hidden files, a virtual environment, notebook checkpoints, the runs of earlier
-trainings. They are left out, counted, and reported in one line.
+A folder usually contains other files too: hidden files, a virtual environment, notebook checkpoints, earlier runs. They
+are left out, counted, and reported in one line.
 """
 
 import os
@@ -29,9 +29,9 @@ class FoundFiles:
 
 
 def find_text_files(paths: Sequence[str | os.PathLike[str]], *, encoding: str | None = None) -> FoundFiles:
-    """Return the text files that some paths stand for, each of them once.
+    """Return the text files that some paths name, each of them once.
 
-    A file that is named is read whatever its name ends in. In a folder and its sub-folders, files of the known kinds
+    A file that is named directly is read with any suffix. In a folder and its sub-folders, files with known suffixes
     are read in the order of their paths; links are followed.
 
     Args:
@@ -86,14 +86,14 @@ def shown(path: Path) -> str:
 
 
 def _below(top: Path, left_out: Counter[str], seen: set[tuple[int, int]]) -> list[Path]:
-    """The files of a folder and its sub-folders, sorted by path; hidden ones and those of programs are left out."""
+    """Return the files of a folder and its sub-folders, sorted by path, without hidden ones and those of programs."""
     found: list[Path] = []
     waiting = [top]
     while waiting:
         folder = waiting.pop()
         try:
             if _again(folder.stat(), seen):
-                left_out["folders found twice"] += 1  # a link in a circle is one of them
+                left_out["folders found twice"] += 1  # such as a link to a folder above
                 continue
             entries = list(os.scandir(folder))
         except OSError as error:
@@ -113,7 +113,7 @@ def _below(top: Path, left_out: Counter[str], seen: set[tuple[int, int]]) -> lis
 
 
 def _of_a_program(folder: Path, names: set[str]) -> str:
-    """What a folder is, if a program wrote it and nobody means its files as text; otherwise nothing."""
+    """Return the kind of a folder that a program has written and whose files are not meant as text, or else ""."""
     if names & {"pyvenv.cfg", "conda-meta"}:
         return "virtual environments"
     if folder.name in _CACHES:
@@ -124,7 +124,7 @@ def _of_a_program(folder: Path, names: set[str]) -> str:
 
 
 def _again(status: os.stat_result, seen: set[tuple[int, int]]) -> bool:
-    """Whether a file or folder was found before, by another link or path."""
+    """Return whether a file or folder was found before, through another link or path."""
     key = (status.st_dev, status.st_ino)
     if key in seen and status.st_ino:
         return True

@@ -1,19 +1,16 @@
-"""A model's name to a folder of its files: huggingface_hub's cache, filled from the hub when it must be.
+"""Fetch a model by its name: return a folder of huggingface_hub's cache, and fill it from the hub if necessary.
 
 The package's own settings hold: ``HF_ENDPOINT`` (another hub), ``HF_HOME`` or ``HF_HUB_CACHE`` (where the cache is),
-``HF_TOKEN``, ``HF_HUB_OFFLINE``. What it leaves to its caller is done here: the hub answers soon or is taken as out of
-reach, no second copy of the weights in another format is fetched, and contents are held to the hub's checksums.
+``HF_TOKEN``, ``HF_HUB_OFFLINE``. This module adds three things: a hub that does not answer soon counts as out of reach,
+weights are not fetched twice in two formats, and contents are compared with the hub's checksums.
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...tokenizer import answer_within
 from .folders import CONFIG_FILE, WEIGHT_FILES, read_index
-
-if TYPE_CHECKING:  # at run time only who fetches waits the tenth of a second that this import takes
-    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 __all__ = ["HubError", "fetch"]
 
@@ -22,7 +19,7 @@ TOKENIZER_FILES = (
     *("special_tokens_map.json", "generation_config.json"),
 )
 
-# Seconds in all for the hub's first answer: time-outs of a connection begin anew for each of a host's addresses, and
+# Seconds in all for the hub's first answer: time-outs of a connection start again for each of a host's addresses, and
 # do not cover the look-up of its name.
 _PATIENCE = 8.0
 
@@ -40,6 +37,27 @@ class _OutOfReachError(Exception):
     """The hub does not answer. The message gives the reason."""
 
 
+# huggingface_hub is imported in functions, because its import takes a tenth of a second; so its classes are not used in
+# signatures.
+
+
+@dataclass(frozen=True)
+class _HubFile:
+    """A file of a model on the hub, with its checksum: the SHA-256 of a large file, or git's name of a small one."""
+
+    name: str
+    sha256: str | None
+    blob_id: str | None
+
+
+@dataclass(frozen=True)
+class _HubModel:
+    """A model on the hub: its commit, and its files by name."""
+
+    commit: str | None
+    files: dict[str, _HubFile]
+
+
 def fetch(
     name: str,
     *,
@@ -51,8 +69,8 @@ def fetch(
 ) -> Path:
     """Return a folder in the cache with the files of a model on the hub; fetch those that are not there.
 
-    A connection that is cut is taken up again where it broke. With the hub out of reach, a whole copy in the cache
-    will do.
+    A transfer whose connection breaks continues where it broke. If the hub is out of reach, a whole copy in the cache
+    is used.
 
     Args:
         name: ``"gpt2"``, ``"gpt2-medium"``, ``"gpt2-large"``, ``"gpt2-xl"``, ``"distilgpt2"``, or ``"owner/name"``.
@@ -74,13 +92,13 @@ def fetch(
     if local_files_only:
         return _from_cache(name, revision, cache, "the hub was not asked (local_files_only)")
     try:
-        info = _ask(name, revision, token, endpoint)
+        model = _ask(name, revision, token, endpoint)
     except _OutOfReachError as error:
         return _from_cache(name, revision, cache, str(error))
-    return _from_hub(name, revision, token, endpoint, cache, info)
+    return _from_hub(name, revision, token, endpoint, cache, model)
 
 
-def _ask(name: str, revision: str | None, token: str | None, endpoint: str) -> "ModelInfo":
+def _ask(name: str, revision: str | None, token: str | None, endpoint: str) -> _HubModel:
     """Return the hub's list of the model's files, with their checksums."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -92,7 +110,7 @@ def _ask(name: str, revision: str | None, token: str | None, endpoint: str) -> "
 
     api = HfApi(endpoint=endpoint, token=token)
     try:
-        return answer_within(
+        info = answer_within(
             _PATIENCE, lambda: api.model_info(name, revision=revision, files_metadata=True, timeout=_PATIENCE)
         )
     except HFValidationError as error:
@@ -106,21 +124,24 @@ def _ask(name: str, revision: str | None, token: str | None, endpoint: str) -> "
     except TimeoutError as error:
         raise _OutOfReachError(f"{endpoint} did not answer within {_PATIENCE:.0f} seconds") from error
     except (HTTPError, OSError) as error:
-        raise _OutOfReachError(f"{endpoint} cannot be reached ({_line(error)})") from error
+        raise _OutOfReachError(f"{endpoint} cannot be reached ({first_line(error)})") from error
     except ValueError as error:  # JSON
-        raise HubError(f"{endpoint} does not answer as a hub does ({_line(error)}); check HF_ENDPOINT") from error
+        raise HubError(f"{endpoint} does not answer as a hub does ({first_line(error)}); check HF_ENDPOINT") from error
+    files = [
+        _HubFile(file.rfilename, None if file.lfs is None else file.lfs.sha256, file.blob_id)
+        for file in info.siblings or []
+    ]
+    return _HubModel(info.sha, {file.name: file for file in files})
 
 
-def _from_hub(
-    name: str, revision: str | None, token: str | None, endpoint: str, cache: Path, info: "ModelInfo"
-) -> Path:
+def _from_hub(name: str, revision: str | None, token: str | None, endpoint: str, cache: Path, model: _HubModel) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]
     )
 
-    files = {file.rfilename: file for file in info.siblings or []}
+    files = model.files
     weights = next((file_name for file_name in WEIGHT_FILES if file_name in files), None)
     if weights is None or CONFIG_FILE not in files:
         lacking = CONFIG_FILE if weights else "safetensors or PyTorch weights"
@@ -130,7 +151,7 @@ def _from_hub(
 
     def get(file_name: str, at: str | None) -> Path:
         try:
-            had = isinstance(try_to_load_from_cache(name, file_name, cache_dir=cache, revision=info.sha), str)
+            had = isinstance(try_to_load_from_cache(name, file_name, cache_dir=cache, revision=model.commit), str)
             path = Path(
                 hf_hub_download(
                     name,
@@ -147,7 +168,7 @@ def _from_hub(
         except (HTTPError, OSError) as error:
             raise HubError(
                 f"fetching {file_name} of {name!r} from {endpoint} stopped "
-                f"({_line(error.__cause__ or error)}); try again"
+                f"({first_line(error.__cause__ or error)}); try again"
             ) from error
         if not had:
             _verify(path, files[file_name])
@@ -155,17 +176,17 @@ def _from_hub(
 
     # By the name of the revision, so that the cache remembers which commit that is; all else by commit.
     folder = get(CONFIG_FILE, revision).parent
-    if folder.name != info.sha:
+    if folder.name != model.commit:
         raise HubError(f"{name!r} changed on {endpoint} while it was fetched; try again")
     for file_name in TOKENIZER_FILES:
         if file_name in files:
-            get(file_name, info.sha)
-    path = get(weights, info.sha)
+            get(file_name, model.commit)
+    path = get(weights, model.commit)
     if path.suffix == ".json":
         for shard in sorted(set(read_index(path).values())):
             if shard not in files:
-                raise HubError(f"{name!r} on {endpoint} lists the shard {shard} and does not have it; tell its author")
-            get(shard, info.sha)
+                raise HubError(f"{name!r} on {endpoint} lists the shard {shard} and lacks it; ask its author to add it")
+            get(shard, model.commit)
     return folder
 
 
@@ -206,10 +227,10 @@ def _missing(folder: Path) -> list[str]:
     return missing + [shard for shard in shards if not (folder / shard).is_file()]
 
 
-def _verify(path: Path, file: "RepoSibling") -> None:
+def _verify(path: Path, file: _HubFile) -> None:
     """Compare a fetched file with the checksum that the hub lists for it (the package compares the length alone)."""
-    if file.lfs is not None:
-        digest, expected = hashlib.sha256(), file.lfs.sha256
+    if file.sha256 is not None:
+        digest, expected = hashlib.sha256(), file.sha256
     else:  # a small file, named by git: https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
         digest, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False), file.blob_id
     matches = False
@@ -223,7 +244,7 @@ def _verify(path: Path, file: "RepoSibling") -> None:
             _remove(path)
     if not matches:
         raise HubError(
-            f"{file.rfilename} does not have the hub's checksum ({digest.hexdigest()} for {expected}); "
+            f"{file.name} does not have the hub's checksum ({digest.hexdigest()} for {expected}); "
             f"it was removed from {path.parent}: try again"
         )
 
@@ -250,12 +271,12 @@ def _refusal(error: Exception, name: str, revision: str | None, endpoint: str) -
     if status == 401:  # without a valid token the hub answers this for models that do not exist, too
         return HubError(f"{endpoint} has no {name!r}, or it is private: check the name, or {with_token} (401)")
     if status == 403:
-        return HubError(f"{endpoint} does not let this token read {name!r}: {with_token} of one who may (403)")
+        return HubError(f"{endpoint} does not let this token read {name!r}: {with_token} of an account that may (403)")
     if status == 404 or isinstance(error, RepositoryNotFoundError):
         return HubError(f"{endpoint} has no model {name!r} (404); check the name, or {with_token} if it is private")
-    return HubError(f"{endpoint} refused {name!r} ({_line(error)}); try again later")
+    return HubError(f"{endpoint} refused {name!r} ({first_line(error)}); try again later")
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its name if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -1,19 +1,17 @@
-"""Reading pickles without running them: plain values come out, and descriptions of tensors; nothing else can.
+"""Read pickles without running them. The result holds plain values and descriptions of tensors, and nothing else.
 
 A pickle is a program. Python's own unpickler calls what it names, and a few bytes can ask for gigabytes
 (``bytearray(3 << 30)``), for a table of 2**32 entries, or for nesting that overflows the stack. This machine knows the
 instructions that ``torch.save`` writes (the binary ones of pickle protocols 2 to 5), calls nothing that the file
-names, and stops at fixed limits. What an instruction means is in the standard library's ``pickletools``.
+names, and stops at fixed limits. The standard library's ``pickletools`` documents each instruction.
 """
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from .tensors import DTYPES
+from .pickle_calls import CALLS, ORDERS, NumpyDType, StorageKind, checked_key, described, named, string
+from .pickle_values import ForeignError, Named, PickleError, Record, StorageName
 
 MAX_STEPS = 2_000_000
 """Most instructions of one pickle. GPT-2 xl with its optimizer's state has 60,000."""
@@ -25,86 +23,17 @@ _MAX_INT_BYTES = 32
 _MAX_COPIED = 100_000_000  # characters and items in the arguments of all calls, which may be the same ones each time
 
 
-class PickleError(ValueError):
-    """A pickle that is damaged, hostile, or holds more than plain values and tensors."""
-
-
-class ForeignError(PickleError):
-    """A pickle that asks for a Python object that is not known here. Its text is the object's name."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """The name of a Python object, in place of the object."""
-
-    module: str
-    name: str
-
-
-@dataclass
-class Record:
-    """The fields of an instance of a class that this reader does not load, in place of the instance."""
-
-    kind: Named
-    fields: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class StorageName:
-    """A storage that a pickle names: its numbers lie elsewhere in the file. ``dtype`` is None for bare bytes."""
-
-    dtype: torch.dtype | None
-    key: str
-    numel: int
-
-
-@dataclass(frozen=True)
-class TensorView:
-    """A tensor that a pickle describes."""
-
-    storage: StorageName
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass
-class _NumpyDType:
-    code: str
-    order: str = "="
-
-
-_STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": None,
-}
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
-_NUMPY = {"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
-_ORDERS = {"<": "<", ">": ">", "|": "=", "=": "="}
-_NUMPY |= {"f2": "e", "f4": "f", "f8": "d"}
-
-
 def read_pickle(data: bytes, start: int = 0, *, records: bool = False) -> tuple[Any, int]:
     """Return what a pickle describes, and where in ``data`` it ends.
 
     Args:
         data: the pickle, and perhaps more behind it.
         start: where it begins.
-        records: allow instances of classes, of which a `Record` tells the fields.
+        records: allow instances of classes. A `Record` with their fields takes their place.
 
     Raises:
-        ForeignError: it builds something else than plain values and tensors.
-        PickleError: it is damaged, too large, or too deeply nested.
+        ForeignError: the pickle builds something other than plain values and tensors.
+        PickleError: the pickle is damaged, too large, or too deeply nested.
     """
     machine = _Machine(data, start)
     try:
@@ -117,7 +46,7 @@ def read_pickle(data: bytes, start: int = 0, *, records: bool = False) -> tuple[
 
 
 class _Tree:
-    """Copies of values, in which no container stands twice or in itself, and none is nested deeply."""
+    """Copy values so that no container occurs twice or inside itself, and none is nested deeply."""
 
     def __init__(self, records: bool) -> None:
         self._records = records
@@ -133,8 +62,8 @@ class _Tree:
             return type(value)([self.plain(item, depth + 1) for item in value])
         if isinstance(value, Record) and self._records:
             return Record(value.kind, self.plain(value.fields, depth + 1))
-        if isinstance(value, Record | Named | StorageName | _StorageKind | _NumpyDType):
-            raise ForeignError(_described(value))
+        if isinstance(value, Record | Named | StorageName | StorageKind | NumpyDType):
+            raise ForeignError(described(value))
         return value
 
 
@@ -231,25 +160,25 @@ class _Machine:
         if type(target) is not dict or len(items) % 2:
             raise PickleError("it adds items to what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_checked_key(key)] = value
+            target[checked_key(key)] = value
 
     def add(self, items: list[Any]) -> None:
         if type(self._stack[-1]) is not set:
             raise PickleError("it adds items to what is no set")
-        self._stack[-1].update(_checked_key(item) for item in items)
+        self._stack[-1].update(checked_key(item) for item in items)
 
     # Objects
 
     def global_(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
             raise PickleError("it names an object by what is no string")
-        self.push(_named(module, name))
+        self.push(named(module, name))
 
     def reduce(self) -> None:
         function, arguments = self.last(2)
-        maker = _MAKERS.get(_described(function)) if type(function) is Named else None
+        maker = CALLS.get(described(function)) if type(function) is Named else None
         if maker is None or type(arguments) is not tuple:
-            raise ForeignError(_described(function))
+            raise ForeignError(described(function))
         self._copied += sum(len(each) for each in arguments if isinstance(each, str | list | tuple))
         if self._copied > _MAX_COPIED:
             raise PickleError("it copies one value again and again")
@@ -258,25 +187,25 @@ class _Machine:
     def new_object(self) -> None:
         kind, arguments = self.last(2)
         if not isinstance(kind, Named) or arguments != ():
-            raise ForeignError(_described(kind))
+            raise ForeignError(described(kind))
         self.push(Record(kind, {}))
 
     def build(self) -> None:
         (state,) = self.last(1)
         target = self._stack[-1]
-        if type(target) is _NumpyDType:
-            target.order = _ORDERS[_string(state[1])]
+        if type(target) is NumpyDType:
+            target.order = ORDERS[string(state[1])]
         elif type(target) is Record:
             target.fields.update(
-                {_checked_key(key): state[key] for key in state} if type(state) is dict else {"": state}
+                {checked_key(key): state[key] for key in state} if type(state) is dict else {"": state}
             )
         elif type(target) is not dict or type(state) is not dict:  # the attributes of an OrderedDict are left out
             raise ForeignError(type(target).__name__)
 
     def storage(self) -> None:
-        (described,) = self.last(1)
-        kind, dtype, key, _, numel, *view = described  # between them the device
-        if kind != "storage" or not isinstance(dtype, _StorageKind) or view not in ([], [None]):
+        (parts,) = self.last(1)
+        kind, dtype, key, _, numel, *view = parts  # between them the device
+        if kind != "storage" or not isinstance(dtype, StorageKind) or view not in ([], [None]):
             raise PickleError("it has a storage of a kind that is not known")
         if not isinstance(key, str) or type(numel) is not int or not 0 <= numel < 2**60:
             raise PickleError("it has a storage without name or size")
@@ -331,132 +260,4 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], object]] = {
     0x81: _Machine.new_object,
     ord("b"): _Machine.build,
     ord("Q"): _Machine.storage,
-}
-
-
-@dataclass(frozen=True)
-class _StorageKind:
-    dtype: torch.dtype | None
-
-
-def _named(module: str, name: str) -> Any:
-    """Return what a name stands for: a storage's type, a dtype, or else the name itself."""
-    if module in ("torch", "torch.storage") and name in _STORAGES:
-        return _StorageKind(_STORAGES[name])
-    if module == "torch" and name in _DTYPES:
-        return _DTYPES[name]
-    return Named(module, name)
-
-
-def _described(value: Any) -> str:
-    """Return the name of an object, or of its type: the text of a value from a file may be endless."""
-    value = value.kind if type(value) is Record else value
-    return f"{value.module}.{value.name}" if type(value) is Named else type(value).__name__
-
-
-def _string(value: Any) -> str:
-    """Return a string that is to be looked up; other values may be too deeply nested to be hashed."""
-    if type(value) is not str:
-        raise PickleError(f"it has a {type(value).__name__} in place of a string")
-    return value
-
-
-def _checked_key(key: Any) -> Any:
-    """Refuse keys that are expensive or impossible to hash: nested ones, and numbers made to collide."""
-    parts: tuple[Any, ...] = key if type(key) is tuple and len(key) <= 4 else (key,)
-    for part in parts:
-        small = abs(part) < 2**60 if type(part) in (int, float) else isinstance(part, str | bytes | bool | None)
-        if not small:
-            raise PickleError(f"it has a dict with a {type(part).__name__} of no common size among its keys")
-    return key
-
-
-# What a pickle may call by name. The functions below take its place.
-
-
-def _dict(pairs: Any = ()) -> dict[Any, Any]:
-    return {_checked_key(key): value for key, value in pairs}
-
-
-def _set(items: Any) -> set[Any]:
-    return {_checked_key(item) for item in items}
-
-
-def _size(sizes: Any) -> tuple[Any, ...]:
-    return tuple(sizes)
-
-
-def _device(*names: Any) -> str:
-    return ":".join(str(name) if type(name) is int else _string(name) for name in names)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorView:
-    if storage.dtype is None:
-        raise PickleError("a tensor of bytes without a dtype")
-    return TensorView(storage, offset, tuple(shape), tuple(stride), storage.dtype)
-
-
-def _tensor_v3(
-    storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
-) -> TensorView:
-    if type(dtype) is not torch.dtype:
-        raise PickleError("a tensor without a dtype")
-    return TensorView(storage, offset, tuple(shape), tuple(stride), dtype)
-
-
-def _parameter(tensor: Any, *_: Any) -> TensorView:
-    if type(tensor) is not TensorView:
-        raise PickleError("a parameter that is no tensor")
-    return tensor
-
-
-def _with_attributes(function: Any, _: Any, arguments: Any, __: Any) -> TensorView:
-    if (name := _described(function)) not in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3"):
-        raise ForeignError(name)
-    return _MAKERS[name](*arguments)
-
-
-def _octets(text: Any, encoding: Any) -> bytes:
-    if encoding != "latin1":
-        raise PickleError("it has bytes in another encoding than latin1")
-    return _string(text).encode("latin-1")
-
-
-def _no_octets() -> bytes:
-    return b""
-
-
-def _numpy_array(*_: Any) -> Record:
-    return Record(Named("numpy", "ndarray"), {})
-
-
-def _numpy_dtype(code: Any, *_: Any) -> _NumpyDType:
-    if _string(code) not in _NUMPY:
-        raise ForeignError(f"numpy.dtype {code[:20]}")
-    return _NumpyDType(code)
-
-
-def _numpy_scalar(dtype: Any, content: Any) -> bool | int | float:
-    return struct.unpack(dtype.order + _NUMPY[dtype.code], content)[0]
-
-
-_MAKERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _dict,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": _parameter,
-    "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type_v2": _with_attributes,
-    "torch.Size": _size,
-    "torch.device": _device,
-    "__builtin__.bytes": _no_octets,
-    "builtins.set": _set,
-    "__builtin__.set": _set,
-    "_codecs.encode": _octets,
-    "numpy.dtype": _numpy_dtype,
-    "numpy.core.multiarray._reconstruct": _numpy_array,
-    "numpy._core.multiarray._reconstruct": _numpy_array,
-    "numpy.core.multiarray.scalar": _numpy_scalar,
-    "numpy._core.multiarray.scalar": _numpy_scalar,
 }

@@ -1,4 +1,4 @@
-"""Tensors in files: where each one lies, and reading it into memory of its own.
+"""Tensors in files: where each one is stored, and how to read it into memory of its own.
 
 Nothing is mapped. A map would change, or end the process, when another program writes to the file.
 """
@@ -137,7 +137,7 @@ class Storage:
 
 
 def _empty(numel: int, dtype: torch.dtype) -> Tensor:
-    """Return memory for numbers. That of many goes back to the system when it is freed, and leaves no gap in the heap.
+    """Return memory for numbers. A large piece goes back to the system when it is freed, and leaves no gap in the heap.
 
     Otherwise a model whose matrices are read and then transposed needs up to twice its size.
     """

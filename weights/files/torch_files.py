@@ -1,9 +1,10 @@
-"""Files written by ``torch.save``: read without ``torch.load``, which trusts the file in more than it has to.
+"""Read files of ``torch.save`` without ``torch.load``, which trusts the file in more than it has to.
 
 Of the two formats one is a zip archive (https://github.com/pytorch/pytorch, ``serialization.py``; since PyTorch 1.6):
 ``NAME/data.pkl`` describes the contents, and each storage of tensors is a record ``NAME/data/KEY`` with its CRC-32. The
-older one is a chain of pickles with the storages, unchecked, behind them. Either is read in two steps: what it holds
-(`open_torch_file`), then each tensor that is wanted, whose checksum is tried on the way.
+older one is a chain of pickles, followed by the storages without checksums. Both are read in two steps:
+`open_torch_file` returns what the file holds, and then each tensor is read and compared with its checksum when it is
+looked up.
 """
 
 import struct
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ...files import FileError, first_sentence, listed
-from .pickles import ForeignError, PickleError, Record, StorageName, TensorView, read_pickle
+from .pickle_values import ForeignError, PickleError, Record, StorageName, TensorView
+from .pickles import read_pickle
 from .tensors import StableFile, Storage, StoredTensor
 
 MAX_PICKLE_BYTES = 25_000_000

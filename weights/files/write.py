@@ -1,4 +1,4 @@
-"""Writing model folders, whole or not at all."""
+"""Write model folders, whole or not at all."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from ...files import FileError, listed, sync_folder, write_whole
 from .folders import CONFIG_FILE, WEIGHT_FILES
 from .tensors import DTYPE_NAMES, DTYPES
 
-_SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
+SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
 
 
 class _Spec(NamedTuple):
@@ -42,11 +42,12 @@ def write_folder(
 
     A new folder appears whole or not at all. In a folder that is there, other files (a tokenizer's) stay as they are,
     and a model there is replaced: everything is written beside it first, so that a full disk or a kill leaves it as it
-    was; then ``config.json`` is taken away, the weights are exchanged by renaming, and ``config.json`` is put back. Who
-    reads in that moment, or after a crash in it, finds no ``config.json``: never a mixture of the two models.
+    was; then ``config.json`` is removed, the weights are exchanged by renaming, and the new ``config.json`` is put
+    there. A program that reads in that moment, or after a crash in it, finds no ``config.json``, and never a mixture
+    of two models.
 
-    The tensors may be read from the very files that are replaced. Memory: a copy of one tensor at most, and only of one
-    that is not contiguous or not on the CPU. Each name is looked up twice, so a mapping may make its tensors on demand.
+    The tensors may come from the files that are replaced. At most one tensor is copied at a time, and only if it is not
+    contiguous or not on the CPU. Each name is looked up twice, so a mapping may compute its tensors on demand.
 
     Args:
         folder: where; its parents are made.
@@ -132,7 +133,7 @@ def _specs(folder: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | Non
 def _model_files(folder: Path) -> list[Path]:
     """Return the config and weights that a folder holds, stray shards included."""
     named = [folder / name for name in (CONFIG_FILE, *WEIGHT_FILES) if os.path.lexists(folder / name)]
-    return named + sorted(path for pattern in _SHARDS for path in folder.glob(pattern))
+    return named + sorted(path for pattern in SHARDS for path in folder.glob(pattern))
 
 
 def _write_weights(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...assembly.config import GPT2Config
 from ...components.mlp import ActFn
-from ..files.pickles import Record
+from ..files.pickle_values import Record
 from ..layout import WeightsError, axis_sizes, check_depth, from_ours, rows, to_ours
 from ..lazy import Lazy, chosen, layered
 from .huggingface import parameter_names, without_tied_head

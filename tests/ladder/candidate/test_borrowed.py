@@ -1,11 +1,11 @@
-"""What a layer takes from a library is noted: classes by ancestry, fused functions by the calls made."""
+"""What a layer takes from a library is noted: classes by their ancestors, functions by the calls."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from gptladder.components import Attention
-from gptladder.ladder.candidate.borrowed import FusedCalls, borrowed_classes
+from gptladder.ladder.candidate.borrowed import BorrowedCalls, borrowed_classes
 
 
 class Wrapped(nn.Module):
@@ -28,13 +28,38 @@ def test_classes_of_libraries_are_found_by_ancestry() -> None:
 
 def test_fused_functions_are_noted_for_their_rung_alone() -> None:
     q = torch.zeros(1, 2, 3, 4)
-    with FusedCalls("attention") as fused:
+    with BorrowedCalls("attention") as calls:
         F.scaled_dot_product_attention(q, q, q)
         F.layer_norm(q, (4,))
-    assert fused.names == {"torch.scaled_dot_product_attention"}
-    with FusedCalls("layer-norm") as fused:
+    assert calls.names == {"torch.scaled_dot_product_attention"}
+    with BorrowedCalls("layer-norm") as calls:
         F.layer_norm(q, (4,))
-    assert fused.names == {"torch.layer_norm"}
-    with FusedCalls("mlp") as fused:
+    assert calls.names == {"torch.layer_norm"}
+    with BorrowedCalls("mlp") as calls:
         F.layer_norm(q, (4,))
-    assert fused.names == set()
+    assert calls.names == set()
+
+
+class Delegates(nn.Module):
+    """Hides a library's layer where `nn.Module.modules` does not find it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [Attention(d_model=4, n_heads=2)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.hidden[0](x)
+
+
+def test_a_call_of_a_library_is_noted_where_no_module_shows_it() -> None:
+    layer = Delegates()
+    assert borrowed_classes(layer, "attention") == set()
+    with BorrowedCalls("attention") as calls:
+        layer(torch.zeros(1, 3, 4))
+    assert "gptladder.Attention" in calls.names
+    with BorrowedCalls("attention", libraries=False) as calls:
+        layer(torch.zeros(1, 3, 4))
+    assert not any(name.startswith("gptladder") for name in calls.names)
+    with BorrowedCalls("attention") as calls:
+        nn.Linear(4, 4)(torch.zeros(1, 3, 4))
+    assert calls.names == set()

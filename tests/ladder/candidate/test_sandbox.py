@@ -1,4 +1,4 @@
-"""A layer in a process of its own: whatever it does there, a reply comes back, and nothing is left running."""
+"""A layer in a process of its own: a reply comes back in every case, and nothing is left running."""
 
 import contextlib
 import os
@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from gptladder.ladder import CandidateError
-from gptladder.ladder.candidate.layer import Candidate, Request
+from gptladder.ladder.candidate.layer import Candidate, Reply, Request
 from gptladder.ladder.candidate.sandbox import Sandbox
 from gptladder.ladder.candidate.source import find
-from gptladder.ladder.rungs import distance, draw_case, make_trial, rung
+from gptladder.ladder.numbers import Answer
+from gptladder.ladder.results import Fault
+from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
 
 ARENA = Path(__file__).parents[1] / "layers" / "arena.py"
 
@@ -70,30 +72,40 @@ class Special(torch.Tensor):
 """
 
 
-def line_of(words):
+def line_of(words: str) -> int:
     return 1 + next(index for index, line in enumerate(LAYERS.splitlines()) if words in line)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("layers")
-    (made / "mine.py").write_text(LAYERS)
-    return made
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("layers")
+    (path / "mine.py").write_text(LAYERS)
+    return path
 
 
 @pytest.fixture(autouse=True)
-def here(folder, monkeypatch):
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
 
-def trial_of(name="attention"):
+def trial_of(name: str = "attention") -> Trial:
     judged = rung(name)
     return make_trial(judged, judged.references[0], draw_case(random.Random(3)), torch.float64)
 
 
-def question(name="attention"):
+def question(name: str = "attention") -> Request:
     trial = trial_of()
     return Request(name, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
+
+
+def answer_of(reply: Reply) -> Answer:
+    assert reply.answer is not None
+    return reply.answer
+
+
+def fault_of(reply: Reply) -> Fault:
+    assert reply.fault is not None
+    return reply.fault
 
 
 def started() -> list[int]:
@@ -114,15 +126,16 @@ def gone() -> bool:
     return not started()
 
 
-def test_it_answers_as_the_layer_does_here_and_survives_what_can_be_survived(folder):
+def test_it_answers_as_the_layer_does_in_this_process() -> None:
     with Sandbox({"attention": "mine.py:Prints"}, 60) as sandbox:
         for look in (False, True):
             there = sandbox.respond(replace(question(), look=look))
-            made, code = find(f"{ARENA}:Attention")
-            near = Candidate(made, "Attention", code).respond(replace(question(), look=look))
-            assert torch.equal(there.answer.output, near.answer.output)
-            assert there.answer.gradients.keys() == near.answer.gradients.keys()
-            assert all(torch.equal(there.answer.gradients[name], grad) for name, grad in near.answer.gradients.items())
+            layer, code = find(f"{ARENA}:Attention")
+            near = Candidate(layer, "Attention", code).respond(replace(question(), look=look))
+            ours, theirs = answer_of(near), answer_of(there)
+            assert torch.equal(theirs.output, ours.output)
+            assert theirs.gradients.keys() == ours.gradients.keys()
+            assert all(torch.equal(theirs.gradients[name], gradient) for name, gradient in ours.gradients.items())
             assert there.asked == near.asked == {"d_model", "n_heads", "d_head", "init_range"}
             functions = [event.function for event in near.trace.events]
             assert [event.function for event in there.trace.events] == functions
@@ -132,20 +145,20 @@ def test_it_answers_as_the_layer_does_here_and_survives_what_can_be_survived(fol
     assert len(sandbox.printed) == 1000
 
 
-def test_what_can_be_survived_is_survived():
-    with Sandbox({"attention": "mine.py:Exits"}, 60) as sandbox:
+def test_a_layer_that_exits_or_reads_leaves_the_process_running() -> None:
+    with Sandbox({"attention": "mine.py:Exits"}, 60, copy=True) as sandbox:
         for _ in range(2):
-            assert str(sandbox.respond(question()).fault).splitlines()[0] == "forward calls exit()."
-    with Sandbox({"attention": "mine.py:Reads"}, 60) as sandbox:
-        assert sandbox.respond(question()).fault.message == "forward raises EOFError: EOF when reading a line"
-    with Sandbox({"attention": "mine.py:Scores"}, 60) as sandbox:
-        found = distance(sandbox.respond(question()).answer, trial_of().expected)
+            assert str(fault_of(sandbox.respond(question()))).splitlines()[0] == "forward calls exit()."
+    with Sandbox({"attention": "mine.py:Reads"}, 60, copy=True) as sandbox:
+        assert fault_of(sandbox.respond(question())).message == "forward raises EOFError: EOF when reading a line"
+    with Sandbox({"attention": "mine.py:Scores"}, 60, copy=True) as sandbox:
+        found = distance(answer_of(sandbox.respond(question())), trial_of().expected)
         assert max(found.output, found.gradient) < 1e-12
 
 
-def test_a_layer_that_hangs_is_stopped_with_all_that_it_started_and_another_process_takes_over():
-    with Sandbox({"attention": "mine.py:Hangs"}, 1.5) as sandbox:
-        fault = sandbox.respond(question()).fault
+def test_a_hanging_layer_is_stopped_and_another_process_takes_over() -> None:
+    with Sandbox({"attention": "mine.py:Hangs"}, 1.5, copy=True) as sandbox:
+        fault = fault_of(sandbox.respond(question()))
         assert fault.kind == "hang"
         assert fault.message == "no end of forward or the backward pass within 1.5 s"
         assert (fault.at, fault.code) == (f"mine.py:{line_of('time.sleep')}", "time.sleep(0.01)  # HERE")
@@ -155,34 +168,34 @@ def test_a_layer_that_hangs_is_stopped_with_all_that_it_started_and_another_proc
         assert sandbox.respond(question()).answer is not None
 
 
-def test_a_layer_that_ends_or_crashes_its_process_is_told_from_one_that_hangs():
-    with Sandbox({"attention": "mine.py:Crashes"}, 60) as sandbox:
-        fault = sandbox.respond(question()).fault
+def test_an_exit_a_crash_and_a_hang_are_distinguished() -> None:
+    with Sandbox({"attention": "mine.py:Crashes"}, 60, copy=True) as sandbox:
+        fault = fault_of(sandbox.respond(question()))
         assert (fault.kind, fault.message) == ("died", "forward or the backward pass crashed Python (SIGSEGV)")
         assert fault.at == f"mine.py:{line_of('ctypes.string_at')}"
-    with Sandbox({"attention": "mine.py:LeavesAtOnce"}, 60) as sandbox:
-        fault = sandbox.respond(question()).fault
+    with Sandbox({"attention": "mine.py:LeavesAtOnce"}, 60, copy=True) as sandbox:
+        fault = fault_of(sandbox.respond(question()))
         assert (fault.kind, fault.at) == ("died", None)
         assert fault.message.startswith("forward or the backward pass ended the whole process with status 3; ")
         assert fault.message.endswith('the last that it printed is "I leave"')
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("x = = 1\n", "broken.py:A: the file has no A; it has no class (line 1 does not parse"),
         ("import os\nclass A(os._exit(4)): pass\n", "reading it ended the whole process with status 4"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_reported_in_one_line(folder, text, told):
+def test_a_file_that_cannot_be_read_is_reported_in_one_line(folder: Path, text: str, message: str) -> None:
     (folder / "broken.py").write_text(text)
-    with Sandbox({"attention": "broken.py:A"}, 60) as sandbox, pytest.raises(CandidateError) as caught:
+    with Sandbox({"attention": "broken.py:A"}, 60, copy=True) as sandbox, pytest.raises(CandidateError) as caught:
         sandbox.ready()
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_of_the_users_does_not_stand_in_for_pythons_own(folder, monkeypatch):
+def test_a_users_file_does_not_replace_a_module_of_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "taken").mkdir()
     monkeypatch.chdir(folder / "taken")
     for name in ("random.py", "torch.py", "components.py"):
@@ -190,6 +203,43 @@ def test_a_file_of_the_users_does_not_stand_in_for_pythons_own(folder, monkeypat
     Path("layer.py").write_text(LAYERS)
     with Sandbox({"attention": "layer.py:Odd"}, 60) as sandbox:
         assert sandbox.respond(question()).answer is not None
+
+
+FORGED = """
+import sys, torch
+sys.path.insert(0, {folder!r})
+from arena import Attention
+from gptladder.ladder.candidate import messages
+from gptladder.ladder.candidate.layer import Reply
+from gptladder.ladder.numbers import Answer
+
+class Mine(Attention):
+    def forward(self, x):
+        frame = sys._getframe()
+        while "replies" not in frame.f_locals:
+            frame = frame.f_back
+        replies = frame.f_locals["replies"]
+        {action}
+        return super().forward(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ("replies.write(bytes(4096))", "sent what is no answer"),
+        ("replies.write(b'x' * 100)", "sent what is no answer"),
+        ("messages.write(replies, Reply(answer=Answer(torch.zeros(1), {})))", "sent an answer of another shape"),
+        ("messages.write(replies, Reply(answer=Answer(torch.zeros(2, 4, 24), {'x': x})))", "sent an answer of another"),
+        ("replies.close()", "ended the whole process"),
+    ],
+)
+def test_a_layer_that_writes_replies_itself_has_a_fault(folder: Path, action: str, message: str) -> None:
+    (folder / "forged.py").write_text(FORGED.format(folder=str(ARENA.parent), action=action))
+    with Sandbox({"attention": "forged.py:Mine"}, 60, copy=True) as sandbox:
+        fault = fault_of(sandbox.respond(question()))
+    assert fault.kind == "died"
+    assert message in fault.message
 
 
 STOPPED = """
@@ -209,7 +259,7 @@ with Sandbox({"attention": "mine.py:Hangs"}, 5) as sandbox:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_running_when_the_climb_itself_is_stopped(sent):
+def test_nothing_is_left_running_when_the_climb_is_stopped(sent: signal.Signals) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.remove("pids")
     process = subprocess.Popen([sys.executable, "-c", STOPPED], stderr=subprocess.DEVNULL)

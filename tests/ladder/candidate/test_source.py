@@ -1,16 +1,20 @@
-"""Somebody's source file: found, imported, and its lines told from those of libraries."""
+"""The user's source file: found, read without its script part, and its lines kept apart from those of libraries."""
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from gptladder.ladder.candidate.source import CandidateError, Code, find, load, said, split
+from gptladder.ladder.candidate.source import CandidateError, Code, find, load, one_line, split
 from gptladder.ladder.candidate.standins import StandIn, Unavailable
+
+Write = Callable[[str, str], object]
 
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     """Write a file, in a folder of its own to stand in; what importing it leaves behind is taken away again."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -20,14 +24,14 @@ def write(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_a_class_is_found_with_what_lies_beside_its_file(write):
+def test_a_class_is_found_with_what_lies_beside_its_file(write: Write) -> None:
     write("helpers_of_mine.py", "WIDTH = 3\n")
     write("mine.py", "from helpers_of_mine import WIDTH\nclass Attention:\n    width = WIDTH\n")
     found, _ = find("mine.py:Attention")
     assert (found.__name__, found.width) == ("Attention", 3)
 
 
-def test_two_files_of_one_name_are_two(write, tmp_path):
+def test_two_files_of_one_name_are_two(write: Write, tmp_path: Path) -> None:
     write("mine.py", "class A:\n    here = 1\n")
     (tmp_path / "other").mkdir()
     write("other/mine.py", "class A:\n    here = 2\n")
@@ -35,7 +39,7 @@ def test_two_files_of_one_name_are_two(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("mine.py", "'mine.py' does not name a class: write mine.py:CLASS"),
         ("mine.py:2", "'mine.py:2' names no class: write FILE.py:CLASS, or the file alone"),
@@ -46,17 +50,17 @@ def test_two_files_of_one_name_are_two(write, tmp_path):
         ("raises.py:A", r"^raises.py:1: reading it raises ZeroDivisionError: division by zero: class A\(1 / 0\)"),
     ],
 )
-def test_what_cannot_be_found_is_said_in_one_line(write, source, told):
+def test_what_cannot_be_found_is_reported_in_one_line(write: Write, source: str, message: str) -> None:
     write("mine.py", "import textwrap\nfrom pathlib import Path\nclass Attention: pass\nclass MLP: pass\n")
     write("empty.py", "")
     write("broken.py", "class A: pass\nclass B: x = = 3\n")
     write("raises.py", "class A(1 / 0): pass\n")
-    with pytest.raises(CandidateError, match=told) as caught:
+    with pytest.raises(CandidateError, match=message) as caught:
         find(source)
     assert "\n" not in str(caught.value)
 
 
-def test_the_deepest_line_of_the_users_is_told_not_that_of_a_library(write):
+def test_the_deepest_line_of_the_user_is_reported_not_a_librarys(write: Write) -> None:
     write(
         "mine.py", "import json\ndef parse(text):\n    return json.loads(text)\ndef outer():\n    return parse('{')\n"
     )
@@ -66,19 +70,19 @@ def test_the_deepest_line_of_the_users_is_told_not_that_of_a_library(write):
     assert code.raised(caught.value) == ("mine.py:3", "return json.loads(text)")
 
 
-def test_a_library_beside_the_file_is_not_the_users(tmp_path):
+def test_a_library_beside_the_file_is_not_the_users(tmp_path: Path) -> None:
     code = Code(tmp_path / "mine.py")
     frames = [(str(tmp_path / ".venv/lib/site-packages/torch/nn.py"), 1), (str(tmp_path / "helpers.py"), 2)]
     assert code.first(frames) == (f"{tmp_path / 'helpers.py'}:2", "")
     assert code.first(frames[:1]) is None
 
 
-def test_a_long_message_is_cut():
-    assert len(said(ValueError("much " * 1000))) < 330
-    assert said(NotImplementedError()) == "NotImplementedError"
+def test_a_long_message_is_cut() -> None:
+    assert len(one_line(ValueError("much " * 1000))) < 330
+    assert one_line(NotImplementedError()) == "NotImplementedError"
 
 
-def test_the_file_is_taken_from_the_last_colon(tmp_path):
+def test_the_file_is_taken_from_the_last_colon(tmp_path: Path) -> None:
     (tmp_path / "a:b.py").write_text("")
     assert split(f"{tmp_path / 'a:b.py'}:C") == ((tmp_path / "a:b.py").resolve(), "C")
 
@@ -94,11 +98,11 @@ EPS = 1e-5
 
 @decorate
 class Norm(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.eps = EPS
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return einsum(x)
 
 print("training")
@@ -106,7 +110,9 @@ raise SystemExit(3)
 """
 
 
-def test_the_script_part_is_not_run_and_what_is_lacking_raises_only_if_it_is_used(write, tmp_path, capsys):
+def test_the_script_is_not_run_and_missing_imports_raise_when_used(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write("script.py", SCRIPT)
     loaded = load(tmp_path / "script.py")
     assert list(loaded.classes) == ["Norm"]
@@ -119,7 +125,7 @@ def test_the_script_part_is_not_run_and_what_is_lacking_raises_only_if_it_is_use
     assert "could not be imported: einsum, decorate" in loaded.notes[1]
 
 
-def test_a_stand_in_is_a_base_class_a_decorator_and_silent_where_it_logs():
+def test_a_stand_in_is_a_base_class_a_decorator_and_a_silent_logger() -> None:
     base = StandIn("pl.LightningModule", "no pl")
 
     class Model(base):
@@ -132,7 +138,7 @@ def test_a_stand_in_is_a_base_class_a_decorator_and_silent_where_it_logs():
         StandIn("einsum", "no einops")(1, 2)
 
 
-def test_a_notebook_is_read_cell_by_cell_without_its_magics(write, tmp_path):
+def test_a_notebook_is_read_cell_by_cell_without_its_magics(write: Write, tmp_path: Path) -> None:
     cells = [
         {"cell_type": "markdown", "source": ["class Not: pass"]},
         {"cell_type": "code", "source": ["%matplotlib inline\n", "!pip install x\n", "from torch import nn\n"]},
@@ -148,7 +154,7 @@ def test_a_notebook_is_read_cell_by_cell_without_its_magics(write, tmp_path):
     assert any("book.ipynb[cell 2] was left out: it begins with %%bash" in note for note in loaded.notes)
 
 
-def test_relative_and_sibling_imports_resolve_though_the_sibling_is_a_script_too(write, tmp_path):
+def test_relative_and_sibling_imports_resolve(write: Write, tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     write("package/__init__.py", "")
     write("package/sizes.py", "WIDTH = 7\nraise SystemExit(1)\n")
@@ -162,7 +168,7 @@ def test_relative_and_sibling_imports_resolve_though_the_sibling_is_a_script_too
     assert load(tmp_path / "user.py").classes["Mine"].heads == 3
 
 
-def test_a_class_can_be_named_by_its_module(write, tmp_path):
+def test_a_class_can_be_named_by_its_module(write: Write, tmp_path: Path) -> None:
     (tmp_path / "pack").mkdir()
     write("pack/part.py", "class A: pass\n")
     assert split("pack.part:A") == ((tmp_path / "pack" / "part.py").resolve(), "A")

@@ -9,7 +9,7 @@ from gptladder.ladder.grading.submissions import Submission
 
 
 def judge(submission: Submission, rung: str, settings: Settings) -> Outcome:
-    """Do what the submission's text says."""
+    """Do what the submission's text asks for."""
     text = submission.files[0].read_text()
     with open(submission.files[0].parents[1] / "log", "a") as log:
         log.write(f"{submission.student} {rung}\n")

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,18 @@ def test_csv_has_a_line_for_each_and_no_formula() -> None:
     assert "hint" not in rows[0]
 
 
+def test_pandas_reads_the_table_with_its_types(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    named = dataclasses.replace(RIGHT, student='\u00e9\u4e2d, "x"\nline')
+    hung = dataclasses.replace(WRONG, status="hung", limit="20 s a case, 2048 MB, 32 processes", error=None)
+    (tmp_path / "results.csv").write_text(as_csv([named, hung]), encoding="utf-8", newline="")
+    table = pandas.read_csv(tmp_path / "results.csv")
+    assert list(table.student) == [named.student, "ann"]  # the byte-order mark is no part of the first column's name
+    assert table.score.sum() == 10.0
+    assert table.groupby("student").max_score.sum().to_dict() == {named.student: 10.0, "ann": 5.0}
+    assert list(table.limit.dropna()) == [hung.limit]
+
+
 def test_json_holds_everything() -> None:
     read = json.loads(as_json([RIGHT, WRONG]))
     assert [Outcome(**each) for each in read["outcomes"]] == [RIGHT, WRONG]
@@ -52,6 +65,8 @@ def test_classroom_passes_only_when_all_is_right() -> None:
     assert read["status"] == "fail"
     assert read["max_score"] == 15.0
     assert [test["status"] for test in read["tests"]] == ["pass", "fail"]
+    assert [test["line_no"] for test in read["tests"]] == [0, 7]
+    assert read["tests"][1]["test_code"] == "Look at line 7."  # all that the reporter prints of a failed test
     assert json.loads(as_classroom([RIGHT]))["status"] == "pass"
     broken = dataclasses.replace(WRONG, status="not graded")
     assert json.loads(as_classroom([broken]))["tests"][0]["status"] == "error"

@@ -1,6 +1,7 @@
 """Layers as ARENA's students write them: one configuration object, TransformerLens's parameter names, einsum."""
 
 import math
+from typing import Any
 
 import einops
 import torch
@@ -12,7 +13,7 @@ def _weight(*shape: int, std: float) -> nn.Parameter:
 
 
 class LayerNorm(nn.Module):
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.cfg = cfg
         self.w = nn.Parameter(torch.ones(cfg.d_model))
@@ -25,7 +26,7 @@ class LayerNorm(nn.Module):
 
 
 class Embed(nn.Module):
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.W_E = _weight(cfg.d_vocab, cfg.d_model, std=cfg.init_range)
 
@@ -34,7 +35,7 @@ class Embed(nn.Module):
 
 
 class PosEmbed(nn.Module):
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.W_pos = _weight(cfg.n_ctx, cfg.d_model, std=cfg.init_range)
 
@@ -46,7 +47,7 @@ class PosEmbed(nn.Module):
 class Attention(nn.Module):
     IGNORE: Tensor
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.cfg = cfg
         for name in ("W_Q", "W_K", "W_V"):
@@ -75,7 +76,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.W_in = _weight(cfg.d_model, cfg.d_mlp, std=cfg.init_range)
         self.W_out = _weight(cfg.d_mlp, cfg.d_model, std=cfg.init_range)
@@ -89,7 +90,7 @@ class MLP(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.ln1, self.attn = LayerNorm(cfg), Attention(cfg)
         self.ln2, self.mlp = LayerNorm(cfg), MLP(cfg)
@@ -100,7 +101,7 @@ class TransformerBlock(nn.Module):
 
 
 class Unembed(nn.Module):
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.W_U = _weight(cfg.d_model, cfg.d_vocab, std=cfg.init_range)
         self.b_U = nn.Parameter(torch.zeros(cfg.d_vocab), requires_grad=True)
@@ -110,7 +111,7 @@ class Unembed(nn.Module):
 
 
 class DemoTransformer(nn.Module):
-    def __init__(self, cfg):
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
         self.embed, self.pos_embed = Embed(cfg), PosEmbed(cfg)
         self.blocks = nn.ModuleList([TransformerBlock(cfg) for _ in range(cfg.n_layers)])

@@ -1,15 +1,19 @@
 """Layers in nanoGPT's manner (nn.Linear, nn.Embedding, one c_attn for q, k and v, tied logits), and their adapters."""
 
 import math
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Parameters = Mapping[str, Tensor]
+
 
 class CausalSelfAttention(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.n_head, self.n_embd = config.n_head, config.n_embd
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
@@ -28,7 +32,7 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.gelu = nn.GELU(approximate="tanh")
@@ -39,7 +43,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.ln_1, self.attn = nn.LayerNorm(config.n_embd), CausalSelfAttention(config)
         self.ln_2, self.mlp = nn.LayerNorm(config.n_embd), MLP(config)
@@ -50,7 +54,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -67,7 +71,7 @@ class GPT(nn.Module):
 
 
 class Positions(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
 
@@ -75,7 +79,7 @@ class Positions(nn.Module):
         return self.wpe(torch.arange(idx.shape[1])).expand(*idx.shape, -1)
 
 
-def _config(cfg) -> SimpleNamespace:
+def _config(cfg: Any) -> SimpleNamespace:
     return SimpleNamespace(n_embd=cfg.d_model, n_head=cfg.n_heads, block_size=cfg.n_ctx)
 
 
@@ -83,7 +87,7 @@ def _heads(W: Tensor) -> Tensor:
     return W.transpose(0, 1).flatten(1)  # [n_heads d_model d_head] -> [d_model (n_heads d_head)]
 
 
-def _attention_state(p, at: str = "", to: str = "") -> dict[str, Tensor]:
+def _attention_state(p: Parameters, at: str = "", to: str = "") -> dict[str, Tensor]:
     return {
         f"{to}c_attn.weight": torch.cat([_heads(p[at + name]) for name in ("W_Q", "W_K", "W_V")], dim=1).T,
         f"{to}c_attn.bias": torch.cat([p[at + name].flatten() for name in ("b_Q", "b_K", "b_V")]),
@@ -92,7 +96,7 @@ def _attention_state(p, at: str = "", to: str = "") -> dict[str, Tensor]:
     }
 
 
-def _mlp_state(p, at: str = "", to: str = "") -> dict[str, Tensor]:
+def _mlp_state(p: Parameters, at: str = "", to: str = "") -> dict[str, Tensor]:
     return {
         f"{to}c_fc.weight": p[f"{at}W_in"].T,
         f"{to}c_fc.bias": p[f"{at}b_in"],
@@ -101,11 +105,11 @@ def _mlp_state(p, at: str = "", to: str = "") -> dict[str, Tensor]:
     }
 
 
-def _norm_state(p, at: str = "", to: str = "") -> dict[str, Tensor]:
+def _norm_state(p: Parameters, at: str = "", to: str = "") -> dict[str, Tensor]:
     return {f"{to}weight": p[f"{at}w"], f"{to}bias": p[f"{at}b"]}
 
 
-def _block_state(p, at: str = "", to: str = "") -> dict[str, Tensor]:
+def _block_state(p: Parameters, at: str = "", to: str = "") -> dict[str, Tensor]:
     return {
         **_norm_state(p, f"{at}ln1.", f"{to}ln_1."),
         **_attention_state(p, f"{at}attn.", f"{to}attn."),
@@ -114,35 +118,35 @@ def _block_state(p, at: str = "", to: str = "") -> dict[str, Tensor]:
     }
 
 
-def embed(cfg, parameters):
+def embed(cfg: Any, parameters: Parameters) -> tuple[nn.Module, dict[str, Tensor]]:
     return nn.Embedding(cfg.d_vocab, cfg.d_model), {"weight": parameters["W_E"]}
 
 
-def pos_embed(cfg, parameters):
+def pos_embed(cfg: Any, parameters: Parameters) -> tuple[nn.Module, dict[str, Tensor]]:
     return Positions(_config(cfg)), {"wpe.weight": parameters["W_pos"]}
 
 
-def layernorm(cfg, parameters):
+def layernorm(cfg: Any, parameters: Parameters) -> tuple[nn.Module, dict[str, Tensor]]:
     return nn.LayerNorm(cfg.d_model), _norm_state(parameters)
 
 
-def attention(cfg, parameters):
+def attention(cfg: Any, parameters: Parameters) -> tuple[nn.Module, dict[str, Tensor]]:
     return CausalSelfAttention(_config(cfg)), _attention_state(parameters)
 
 
-def mlp(cfg, parameters):
+def mlp(cfg: Any, parameters: Parameters) -> tuple[nn.Module, dict[str, Tensor]]:
     return MLP(_config(cfg)), _mlp_state(parameters)
 
 
-def block(cfg, parameters):
+def block(cfg: Any, parameters: Parameters) -> tuple[nn.Module, dict[str, Tensor]]:
     return Block(_config(cfg)), _block_state(parameters)
 
 
-def unembed(cfg, parameters):
+def unembed(cfg: Any, parameters: Parameters) -> tuple[nn.Module, dict[str, Tensor]]:
     return nn.Linear(cfg.d_model, cfg.d_vocab, bias=False), {"weight": parameters["W_U"].T}
 
 
-def model(cfg, parameters):
+def model(cfg: Any, parameters: Parameters) -> tuple[nn.Module, dict[str, Tensor]]:
     config = _config(cfg)
     config.vocab_size, config.n_layer = cfg.d_vocab, cfg.n_layers
     state = {

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from gptladder.ladder.report.html import page, write_html
-from gptladder.ladder.report.notebook import fragment, load_ipython_extension
-from gptladder.ladder.results import Climb, Diagnosis, Fault, Finding, Pattern, Tried, Verdict
+from gptladder.ladder.report.notebook import ShownClimb, fragment
+from gptladder.ladder.results import Climb, Diagnosis, Fault, Finding, Tried, Verdict
 
 
 def verdict(rung: str = "attention", float64: float = 1e-15, gradient: float = 2e-15, float32: float = 1e-7) -> Verdict:
@@ -37,7 +37,7 @@ DIAGNOSIS = Diagnosis(
     what=("Each position sees the one after it: key > query & more.",),
     fix=("Mask every key > query.",),
     finding=Finding("mine.py:3", "x <y>", ("the scores (line 2)",), "the masked scores"),
-    patterns=(Pattern("the right one", PATTERN), Pattern("yours, as <b>mine</b> gives it", PATTERN)),
+    patterns={"the right one": PATTERN, "yours, as <b>mine</b> gives it": PATTERN},
 )
 RIGHT = Tried("layer-norm", "mine.py:Norm", verdict("layer-norm"), notes=("It was built with eps=1e-05.",))
 WRONG = Tried(
@@ -69,7 +69,7 @@ def words(text: str) -> str:
 
 
 def test_it_reports_what_is_wrong_with_caveats_and_notes(failed: str) -> None:
-    said = words(failed)
+    shown = words(failed)
     for each in (
         "attention: not right yet",
         "mine <script>.py:Attention",
@@ -83,8 +83,8 @@ def test_it_reports_what_is_wrong_with_caveats_and_notes(failed: str) -> None:
         "It was built with eps=1e-05.",
         "the script part was not run",
     ):
-        assert each in said
-    assert "Mask every" not in said  # the fix is given only if it is asked for
+        assert each in shown
+    assert "Mask every" not in shown  # the fix is given only if it is asked for
 
 
 def test_what_passed_is_reported_as_right() -> None:
@@ -97,13 +97,14 @@ def test_what_gave_no_numbers_is_shown_by_its_fault() -> None:
     hung = Tried("mlp", "mine.py:MLP", None, fault=Fault("hang", "no end", "mine.py:3", "while <True>:"))
     text = page(Climb([hung]))
     assert "mlp: not right yet" in words(text)
-    assert tree(text).find(".//pre").text == "no end.\n  mine.py:3: while <True>:"
+    section = tree(text).find(".//section")
+    assert [each.text for each in section] == ["mlp", "No end.", "mine.py:3: while <True>:"]
     assert "How far" not in text
     assert "Nothing was tried" in words(page(Climb(refused="there is no file")))
 
 
 def test_a_notebook_shows_the_verdict_the_line_and_the_patterns() -> None:
-    climbed = Climb([WRONG])
+    climbed = ShownClimb([WRONG])
     found = climbed._repr_html_()
     assert found == fragment(climbed)
     assert "attention: not right yet" in found
@@ -113,38 +114,6 @@ def test_a_notebook_shows_the_verdict_the_line_and_the_patterns() -> None:
     assert repr(climbed) == (
         "<Climb: attention: mine <script>.py:Attention is wrong: causal mask <off> by one (mine.py:3)>"
     )
-
-
-def test_the_cell_magic_tries_the_layers_that_the_cell_defines() -> None:
-    class Shell:
-        """As much of IPython as the magic needs."""
-
-        user_ns: dict = {}  # noqa: RUF012
-        magics: dict = {}  # noqa: RUF012
-
-        def register_magic_function(self, function: object, magic_kind: str, magic_name: str) -> None:
-            self.magics[magic_kind, magic_name] = function
-
-        def run_cell(self, cell: str) -> object:
-            exec(compile(cell, "<ipython-input-1>", "exec"), self.user_ns)
-            return type("Result", (), {"success": True})
-
-    shell = Shell()
-    load_ipython_extension(shell)
-    cell = (
-        "import torch\nfrom torch import nn\n"
-        "class LayerNorm(nn.Module):\n"
-        "    def __init__(self, d_model):\n"
-        "        super().__init__()\n"
-        "        self.w, self.b = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))\n"
-        "    def forward(self, x):\n"
-        "        return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True) * self.w + self.b\n"
-    )
-    climbed = shell.magics["cell", "climb"]("--hint where", cell)
-    assert climbed.taken == {"layer-norm": "LayerNorm"}
-    assert not climbed.passed
-    assert climbed.rungs[0].diagnosis.finding.at.endswith(":8")
-    assert climbed.hint == "where"
 
 
 def test_errors_stand_on_a_log_scale_beside_what_is_allowed(failed: str) -> None:
@@ -160,7 +129,7 @@ def test_errors_stand_on_a_log_scale_beside_what_is_allowed(failed: str) -> None
     assert "gradients, float64: inf, at most 1e-12" in "".join(marks[4].itertext())
 
 
-def test_every_weight_of_the_patterns_is_there_and_the_impossible_is_marked(failed: str) -> None:
+def test_every_weight_of_the_patterns_is_shown_impossible_ones_marked(failed: str) -> None:
     figures = tree(failed).findall(".//figure")
     assert len(figures) == 4
     shown = [[text.text for text in figure.findall(".//text")] for figure in figures]

@@ -2,7 +2,8 @@
 
 import json
 import math
-from itertools import islice
+from collections.abc import Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.tokenizer import BPETokenizer
-from gptladder.training.data.batches import Batches, evaluation_batches, window_count
+from gptladder.training.data.batches import Batches, Order, evaluation_batches, window_count
 from gptladder.training.data.corpus import StoryCorpus
 from gptladder.training.data.shards import prepare_shards
 
@@ -30,7 +31,7 @@ def starts(batch: tuple[torch.Tensor, torch.Tensor]) -> list[int]:
     return batch[0][:, 0].tolist()
 
 
-def same(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torch.Tensor]) -> bool:
+def same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
     return torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
 
 
@@ -39,7 +40,7 @@ def same(one: tuple[torch.Tensor, torch.Tensor], other: tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize("order", ["shuffled", "random"])
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
-def test_targets_are_the_inputs_shifted_by_one(order: str, dtype: type) -> None:
+def test_targets_are_the_inputs_shifted_by_one(order: Order, dtype: type) -> None:
     inputs, targets = next(Batches(counting(1000, dtype), seq=7, batch_size=5, order=order))
     assert inputs.shape == targets.shape == (5, 7)
     assert inputs.dtype == targets.dtype == torch.int64
@@ -50,7 +51,7 @@ def test_targets_are_the_inputs_shifted_by_one(order: str, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("order", ["shuffled", "random"])
-def test_high_ids_stay_positive(order: str) -> None:
+def test_high_ids_stay_positive(order: Order) -> None:
     inputs, targets = next(Batches(np.full(10, 65_535, dtype=np.uint16), seq=3, batch_size=2, order=order))
     assert (inputs == 65_535).all()
     assert (targets == 65_535).all()
@@ -98,6 +99,42 @@ def p_value(chi_square: float, degrees: int) -> float:
     return float(torch.special.gammaincc(half[0], half[1]))
 
 
+def in_documents(lengths: list[int], eot_id: int = 0) -> np.ndarray:
+    """Documents of numbers counted from 1 in each, every one followed by the end-of-text token."""
+    return np.concatenate([np.append(np.arange(1, length), eot_id) for length in lengths]).astype(np.uint16)
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=20), seq=st.integers(1, 12), seed=st.integers(0, 99))
+def test_the_order_documents_divides_each_by_itself(lengths: list[int], seq: int, seed: int) -> None:
+    tokens = in_documents(lengths)
+    if len(tokens) <= seq:
+        return
+    begins = np.cumsum([0, *lengths]).tolist()
+    expected = {
+        min(start, len(tokens) - seq - 1)
+        for begin, end in pairwise(begins)
+        for start in range(begin, max(begin + 1, end - 1), seq)
+    }
+    places = np.arange(len(tokens), dtype=np.uint32)  # each token is its own place
+    judged = evaluation_batches(tokens, seq=seq, batch_size=3, order="documents", eot_id=0)
+    windows = [row for inputs, _ in judged for row in inputs.tolist()]
+    assert windows == [tokens[start : start + seq].tolist() for start in sorted(expected)]
+    targets = {place for start in expected for place in places[start + 1 : start + seq + 1].tolist()}
+    assert targets >= set(places.tolist()) - set(begins)
+
+    batches = Batches(tokens, seq=seq, batch_size=1, order="documents", eot_id=0, seed=seed)
+    assert batches.windows_per_epoch == len(expected)
+    for _ in range(2):
+        assert sorted(inputs[0].tolist() for inputs, _ in islice(batches, len(expected))) == sorted(windows)
+    assert batches.epochs == 2
+
+
+def test_a_text_without_separators_is_one_document() -> None:
+    for order in ("shuffled", "documents"):
+        batches = evaluation_batches(counting(101), seq=10, batch_size=2, order=order)
+        assert [start for batch in batches for start in starts(batch)] == list(range(0, 100, 10))
+
+
 def test_seeds_draw_windows_of_their_own() -> None:
     # Neighbours, too, which a careless mix of seed and number would make draw the same windows in another order.
     def drawn(seed: int) -> set[int]:
@@ -141,9 +178,9 @@ def test_the_orders_stay_those_of_this_version() -> None:
 # Positions
 
 
-@pytest.mark.parametrize("order", ["shuffled", "random"])
+@pytest.mark.parametrize("order", ["shuffled", "random", "documents"])
 @pytest.mark.parametrize("stop", [0, 1, 13, 40])
-def test_a_resume_goes_on_exactly_where_it_stopped(order: str, stop: int) -> None:
+def test_a_resume_goes_on_exactly_where_it_stopped(order: Order, stop: int) -> None:
     def new() -> Batches:
         return Batches(counting(500), seq=6, batch_size=8, order=order, seed=3)
 
@@ -156,7 +193,7 @@ def test_a_resume_goes_on_exactly_where_it_stopped(order: str, stop: int) -> Non
     second.load_state_dict(state)
     after = list(islice(second, 60 - stop))
     assert all(same(a, b) for a, b in zip(straight, before + after, strict=True))
-    assert second.epochs == 60 * 8 / 83
+    assert second.epochs == 60 * 8 / (84 if order == "documents" else 83)
 
 
 def test_a_position_is_readable_by_torch_load_at_its_default(tmp_path: Path) -> None:
@@ -187,8 +224,9 @@ def test_another_batch_size_goes_on_through_the_same_windows() -> None:
 )
 def test_a_position_in_other_data_is_refused(change: dict[str, Any], said: str) -> None:
     batches = Batches(counting(500), seq=6, batch_size=8)
+    state: Any = {**batches.state_dict(), **change}
     with pytest.raises(ValueError, match=f"the position to resume from has {said}: resume with the same data"):
-        batches.load_state_dict({**batches.state_dict(), **change})
+        batches.load_state_dict(state)
 
 
 @pytest.mark.parametrize("order", ["shuffled", "random"])
@@ -215,7 +253,7 @@ def test_random_state_elsewhere_changes_nothing() -> None:
 
 @pytest.mark.parametrize("order", ["shuffled", "random"])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
-def test_processes_together_see_what_one_sees(order: str, world_size: int) -> None:
+def test_processes_together_see_what_one_sees(order: Order, world_size: int) -> None:
     alone = Batches(counting(300), seq=6, batch_size=12, order=order)
     together = [
         Batches(counting(300), seq=6, batch_size=12, order=order, rank=rank, world_size=world_size)
@@ -304,8 +342,8 @@ def test_the_shortest_text_is_one_window() -> None:
 
 
 def test_an_unknown_order_is_refused() -> None:
-    with pytest.raises(ValueError, match="order is 'sorted'; it must be 'shuffled' or 'random'"):
-        Batches(counting(100), seq=5, batch_size=8, order="sorted")
+    with pytest.raises(ValueError, match="order is 'sorted'; it must be 'shuffled', 'random', 'documents'"):
+        Batches(counting(100), seq=5, batch_size=8, order="sorted")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("most", [0, -1])

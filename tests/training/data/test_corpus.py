@@ -49,6 +49,20 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert list(TextFiles(tmp_path).text()) == documents
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_the_beginning_is_a_share_of_the_characters(tmp_path: Path, share: float) -> None:
+    for name, length in (("a.txt", 7), ("b.txt", 31), ("c.txt", 2)):
+        written(tmp_path, "é" * length, name)
+    corpus = TextFiles(tmp_path)
+    assert corpus.length() == 40
+    assert "".join(corpus.beginning(share)) == "".join(corpus.text())[: round(40 * share)]
+
+
+def test_the_beginning_of_stories_is_a_share_of_the_size() -> None:
+    corpus = StoryCorpus(size=50_000)
+    assert "".join(corpus.beginning(0.9)) == "".join(corpus.text())[:45_000]
+
+
 def test_several_paths_are_read_in_the_order_given(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "sub/c.txt"):
         written(tmp_path, name, name)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -19,7 +20,7 @@ BODY = "One day.\n\nA cat sat.\n<|endoftext|>\n\nTwo dogs ran.\n<|endoftext|>\n"
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub is a server of the test's own, whatever the environment says."""
+    """Make a server of the test's own the hub, with any environment."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 
@@ -93,7 +94,7 @@ def test_a_hub_that_never_answers_is_offline(silent_hub: str, tmp_path: Path, mo
 def test_a_download_that_breaks_off_is_an_error(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch = huggingface_hub.hf_hub_download
 
-    def breaks_off(*args: object, local_files_only: bool = False, **kwargs: object) -> str:
+    def breaks_off(*args: Any, local_files_only: bool = False, **kwargs: Any) -> str:
         if local_files_only:
             return fetch(*args, local_files_only=True, **kwargs)
         raise OSError("peer closed the connection")

@@ -8,10 +8,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gptladder.tokenizer import CharTokenizer
+from gptladder.tokenizer import CharTokenizer, Tokenizer
 from gptladder.training.data import prepare as module
 from gptladder.training.data.config import DataConfig
 from gptladder.training.data.prepare import load_data, prepare_data
@@ -88,6 +89,14 @@ def test_each_choice_has_a_folder_of_its_own(prepare: Prepare) -> None:
     assert prepare(vocab_size=300)[0] in folders  # which a tokenizer of characters does not have
 
 
+def test_byte_pairs_are_learnt_from_the_training_part(prepare: Prepare) -> None:
+    Path("text.txt").write_text("cat dog " * 900 + "zebra xylophone " * 50)
+    whole, _ = prepare(tokenizer="bpe", vocab_size=300, val_fraction=0.01)
+    training_part, _ = prepare(tokenizer="bpe", vocab_size=300)
+    pieces = [load_data(folder).tokenizer.encode(" zebra xylophone") for folder in (whole, training_part)]
+    assert len(pieces[0]) < len(pieces[1]) == len(" zebra xylophone")
+
+
 def test_files_left_out_are_reported_and_recorded(prepare: Prepare) -> None:
     Path("texts").mkdir()
     shutil.copy("text.txt", "texts/a.txt")
@@ -162,7 +171,7 @@ def test_a_failure_leaves_nothing_behind(prepare: Prepare, monkeypatch: pytest.M
 def test_a_text_that_changes_meanwhile_is_not_prepared(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     made = module.make_tokenizer
 
-    def meanwhile(*args: object, **kwargs: object) -> object:
+    def meanwhile(*args: Any, **kwargs: Any) -> Tokenizer:
         tokenizer = made(*args, **kwargs)
         Path("text.txt").write_text(TEXT.replace("The", "She").replace("S", "T"))
         Path("text.txt").write_text(TEXT[::-1])
@@ -180,7 +189,8 @@ def test_what_a_killed_process_left_is_removed_after_a_day(prepare: Prepare) -> 
     for name, age in (("old", 90_000), ("new", 60)):
         left = Path("data", f".{folder.name}-{name}")
         left.mkdir()
-        os.utime(left, (time.time() - age,) * 2)
+        then = time.time() - age
+        os.utime(left, (then, then))
     prepare()
     assert sorted(path.name for path in Path("data").iterdir()) == [f".{folder.name}-new", folder.name]
 
@@ -217,7 +227,7 @@ def test_a_folder_that_another_process_finished_first_stays(prepare: Prepare, mo
     shutil.move(folder, "finished")
     fill = module._fill
 
-    def slowly(*args: object) -> None:
+    def slowly(*args: Any) -> None:
         fill(*args)
         shutil.move("finished", folder)
 
@@ -298,7 +308,7 @@ def test_what_does_not_exist_is_named(prepare: Prepare, fields: dict[str, object
         ({"encoding": "base64"}, "--encoding is 'base64', which Python does not know"),
     ],
 )
-def test_values_out_of_range_are_refused(fields: dict[str, object], message: str) -> None:
+def test_values_out_of_range_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataConfig(**fields)
 

@@ -26,9 +26,9 @@ PLAIN = CharTokenizer("abcdefghijklmnopqrstuvwxyz \n.")
 
 
 class Texts(Corpus):
-    """Documents that are at hand, each in pieces of a few characters."""
+    """Documents in memory, each in pieces of a few characters."""
 
-    def __init__(self, *texts: str, sha256: str = "a" * 64, source: str = "texts"):
+    def __init__(self, *texts: str, sha256: str = "a" * 64, source: str = "texts") -> None:
         self.texts, self.sha256, self.source, self.reads = texts, sha256, source, 0
 
     def documents(self) -> Iterator[Iterator[str]]:

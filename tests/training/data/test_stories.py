@@ -1,12 +1,14 @@
 """Generated stories: the same everywhere, grammatical, never twice, and every line of the tables is used."""
 
 import inspect
+import random
 import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -22,8 +24,8 @@ def test_a_story_is_the_same_on_every_machine() -> None:
     script = f"import runpy; print(runpy.run_path({module.__file__!r})['story'](7, 12345))"
     for hash_seed in ("1", "2"):
         env = {"PYTHONHASHSEED": hash_seed}
-        told = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-        assert told.stdout == story(7, 12345) + "\n"
+        printed = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+        assert printed.stdout == story(7, 12345) + "\n"
 
 
 def test_the_generator_needs_only_the_standard_library() -> None:
@@ -57,7 +59,7 @@ def test_stories_that_are_held_back_are_unseen() -> None:
 
 
 def test_a_name_always_follows_a_space() -> None:
-    # At the beginning of a paragraph or of what somebody says, it would be another token.
+    # At the beginning of a paragraph or of direct speech, the name would be another token.
     names = "|".join([name for name, *_ in module.T.heroes] + [*module.T.helpers.values()])
     assert not [text for text in MANY if re.search(rf"(?<! )\b(?:{names})\b", text)]
 
@@ -93,12 +95,12 @@ def leaves(value: object) -> Iterator[str]:
 
 
 def test_every_line_of_the_tables_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: set[str] = set()
+    used: set[str] = set()
 
-    def recorded(pick):
-        def picking(rng, options):
+    def recorded(pick: Callable[..., Any]) -> Callable[..., Any]:
+        def picking(rng: random.Random, options: Sequence[Any]) -> Any:
             chosen = pick(rng, options)
-            told.update(leaves(chosen))
+            used.update(leaves(chosen))
             return chosen
 
         return picking
@@ -111,8 +113,8 @@ def test_every_line_of_the_tables_is_used(monkeypatch: pytest.MonkeyPatch) -> No
         story(1337, index)
     for not_picked_from in ("remedy_of", "helpers"):
         del tables[not_picked_from]
-    unheard = {name: lines - told for name, lines in tables.items()}
-    assert {name: lines for name, lines in unheard.items() if lines} == {}
+    unused = {name: lines - used for name, lines in tables.items()}
+    assert {name: lines for name, lines in unused.items() if lines} == {}
 
 
 def test_the_words_are_a_childs() -> None:
@@ -121,12 +123,12 @@ def test_the_words_are_a_childs() -> None:
     assert max(len(word.removesuffix("'s")) for word in words) <= 12
 
 
-def told_with(index: int) -> tuple[str, dict[str, str]]:
-    """A story, and the words that it was told with."""
+def words_of(index: int) -> tuple[str, dict[str, str]]:
+    """Return a story, and the words that were filled into it."""
     words: dict[str, str] = {}
     cast = module._cast
 
-    def remembered(rng):
+    def remembered(rng: random.Random) -> dict[str, str]:
         words.update(cast(rng))
         return words
 
@@ -135,10 +137,10 @@ def told_with(index: int) -> tuple[str, dict[str, str]]:
         return story(1337, index), words
 
 
-def test_what_mends_the_mishap_was_there_before() -> None:
+def test_the_remedy_is_introduced_before_the_mishap() -> None:
     by_tool = by_friend = 0
     for index in range(2000):
-        text, words = told_with(index)
+        text, words = words_of(index)
         *paragraphs, mend, _ = text.split("\n\n")
         before = " ".join(paragraphs)
         if "tool" in words:
@@ -157,7 +159,7 @@ def test_what_mends_the_mishap_was_there_before() -> None:
 
 def test_the_thing_wished_for_comes_back() -> None:
     for index in range(1500):
-        text, words = told_with(index)
+        text, words = words_of(index)
         if "tool" in words or "skill" in words:
             opening, wish, *rest = text.split("\n\n")
             assert not re.search(rf"\b{words['thing']}\b", opening)
@@ -170,7 +172,7 @@ def test_names_and_pronouns_agree() -> None:
     pronouns = {name: pronoun for name, pronoun, *_ in module.T.heroes}
     of_one_kind = 0
     for index in range(1500):
-        text, words = told_with(index)
+        text, words = words_of(index)
         assert pronouns[words["hero"]] == words["he"]
         assert pronouns[words["pal"]] == words["phe"]
         assert words["hero"] != words["pal"]

@@ -48,7 +48,7 @@ def get(hub: Any, tmp_path: Path) -> Callable[..., Path]:
     return lambda name, **options: fetch(name, endpoint=hub.url, cache_dir=tmp_path / "cache", **options)
 
 
-def add(hub: Any, name: str = "gpt2", files: dict[str, bytes] | None = None, **options: Any) -> None:
+def add(hub: Any, name: str = "gpt2", files: dict[str, bytes] | None = None, **options: Any) -> Any:
     whole = {"config.json": CONFIG, "model.safetensors": b"weights", **TOKENIZER}
     return hub.add(name, whole if files is None else files, **options)
 

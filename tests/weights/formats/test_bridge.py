@@ -26,6 +26,8 @@ from gptladder.ladder.numbers import randomize
 from gptladder.weights import WeightsError, fold, from_bridge, from_hf, to_bridge_state_dict, to_hf
 from gptladder.weights.formats.bridge import config_from_bridge
 
+from .. import support
+
 RANDOM = st.randoms(use_true_random=False)
 
 
@@ -49,25 +51,11 @@ def draw_config(source: random.Random) -> GPT2Config:
 
 
 def hf_model(source: random.Random, dtype: torch.dtype = torch.float64, **changes: Any) -> transformers.GPT2LMHeadModel:
-    ours = draw_config(source)
-    d_model = ours.n_heads * ours.d_head
-    fields = {
-        "vocab_size": ours.d_vocab,
-        "n_positions": ours.n_ctx,
-        "n_embd": d_model,
-        "n_layer": ours.n_layers,
-        "n_head": ours.n_heads,
-        "n_inner": ours.d_mlp + (ours.d_mlp == d_model),
-        "activation_function": source.choice(["gelu_new", "gelu", "relu"]),
-        "layer_norm_epsilon": ours.layer_norm_eps,
-        "scale_attn_by_inverse_layer_idx": source.random() < 0.3,
-        "tie_word_embeddings": source.random() < 0.5,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**fields, **changes})).to(dtype).eval()
-    randomize(hf, torch.Generator().manual_seed(source.getrandbits(32)))
-    return hf
+    sizes = draw_config(source)
+    # A bridge has no scale_attn_weights. With a square MLP, its matrices are ambiguous.
+    fixed = {"n_inner": sizes.d_mlp + (sizes.d_mlp == sizes.n_heads * sizes.d_head), "scale_attn_weights": True}
+    config = support.hf_config(sizes, source, **{**fixed, **changes})
+    return support.hf_model(config, source.getrandbits(32), dtype)
 
 
 def bridged(hf: transformers.GPT2LMHeadModel) -> TransformerBridge:
@@ -180,7 +168,7 @@ def test_keys_that_name_the_wrapped_component_are_read() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"no_processing": True}, {"fold_ln": False}])
-def test_a_bridge_in_compatibility_mode_gives_what_it_computes(options: dict[str, bool]) -> None:
+def test_a_bridge_in_compatibility_mode_gives_what_it_computes(options: dict[str, Any]) -> None:
     """Its weights are processed then, in float32; the result is compared in float64."""
     bridge = bridged(hf_model(random.Random(4), torch.float32))
     raw = from_bridge(bridge).double()

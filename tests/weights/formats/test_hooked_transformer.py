@@ -27,14 +27,9 @@ from gptladder.weights import (
 )
 from gptladder.weights.formats.hooked_transformer import config_from_hooked, hooked_config_fields
 
+from ..support import FLAGS
+
 RANDOM = st.randoms(use_true_random=False)
-FLAGS = (
-    "fold_ln",
-    "center_writing_weights",
-    "center_unembed",
-    "fold_value_biases",
-    "refactor_factored_attn_matrices",
-)
 
 
 def lens_config(
@@ -159,7 +154,7 @@ def processed(raw: transformer_lens.HookedTransformer, flags: dict[str, bool]) -
 def test_processed_weights_compute_what_they_compute_there(
     values: tuple[bool, ...], source: random.Random, tied: bool
 ) -> None:
-    flags = dict(zip(FLAGS, values, strict=True))
+    flags: dict[str, bool] = dict(zip(FLAGS, values, strict=True))
     cfg = lens_config(source, torch.float32)
     # TransformerLens's own refactoring fails on heads wider than the residual stream.
     assume(not flags["refactor_factored_attn_matrices"] or cfg.d_head <= cfg.d_model)
@@ -284,7 +279,7 @@ def test_what_is_no_gpt2_is_refused_by_field(field: str, value: Any, with_it: di
 
 
 def test_a_field_that_a_later_version_adds_is_refused_by_name() -> None:
-    cfg = small()
+    cfg: Any = small()
     cfg.attention_temperature = 0.5
     with pytest.raises(WeightsError, match=r"attention_temperature=0\.5"):
         config_from_hooked(cfg)

@@ -21,36 +21,15 @@ from gptladder.ladder.rungs import draw_case
 from gptladder.weights import WeightsError, from_hf, to_hf
 from gptladder.weights.formats.huggingface import config_from_hf, config_to_hf, without_unembed_bias
 
+from .. import support
+from ..support import hf_model
+
 RANDOM = st.randoms(use_true_random=False)
 
 
 def hf_config(source: random.Random, **changes: Any) -> transformers.GPT2Config:
-    """Drawn, and written field by field: nothing of ours translates it."""
-    ours = draw_case(source).config
-    fields = {
-        "vocab_size": ours.d_vocab,
-        "n_positions": ours.n_ctx,
-        "n_embd": ours.n_heads * ours.d_head,
-        "n_layer": ours.n_layers,
-        "n_head": ours.n_heads,
-        "n_inner": source.choice([None, ours.d_mlp]),
-        "activation_function": source.choice(["gelu_new", "gelu_pytorch_tanh", "gelu", "relu"]),
-        "layer_norm_epsilon": ours.layer_norm_eps,
-        "scale_attn_weights": source.random() < 0.7,
-        "scale_attn_by_inverse_layer_idx": source.random() < 0.3,
-        "tie_word_embeddings": source.random() < 0.5,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    return transformers.GPT2Config(**{**fields, **changes})
-
-
-def hf_model(
-    config: transformers.GPT2Config, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> transformers.GPT2LMHeadModel:
-    hf = transformers.GPT2LMHeadModel(config).to(dtype).eval()
-    randomize(hf, torch.Generator().manual_seed(seed))
-    return hf
+    act_fn = {"activation_function": source.choice(["gelu_new", "gelu_pytorch_tanh", "gelu", "relu"])}
+    return support.hf_config(draw_case(source).config, source, **{**act_fn, **changes})
 
 
 def small(**changes: Any) -> transformers.GPT2Config:
@@ -310,7 +289,7 @@ def test_sizes_that_make_no_model_are_refused_with_the_numbers(changes: dict[str
 # State dicts that are wrong.
 
 
-def refusal(state: dict[str, Tensor], config: transformers.GPT2Config) -> str:
+def refusal(state: dict[str, Tensor], config: transformers.GPT2Config | dict[str, Any]) -> str:
     with pytest.raises(WeightsError) as caught:
         from_hf(state, config)
     assert "\n" not in str(caught.value)
@@ -327,7 +306,7 @@ def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_refused() -> No
 
 
 def test_a_key_that_is_there_twice_is_refused() -> None:
-    hf = hf_model(small())
+    hf: Any = hf_model(small())
     state = {**hf.state_dict(), "h.0.mlp.c_fc.bias": hf.transformer.h[0].mlp.c_fc.bias}
     assert "h.0.mlp.c_fc.bias is there twice" in refusal(state, hf.config)
 
@@ -397,6 +376,7 @@ def biased(source: random.Random, *, tied: bool, folded: bool) -> GPT2:
 @settings(max_examples=30)
 def test_a_bias_on_the_logits_is_carried(source: random.Random, tied: bool, folded: bool) -> None:
     model = biased(source, tied=tied, folded=folded)
+    assert model.unembed.b_U is not None
     assert model.unembed.b_U.abs().max() > 1e-3
     state = copy.deepcopy(model.state_dict())
     hf = to_hf(model)
@@ -410,10 +390,11 @@ def test_a_bias_on_the_logits_is_carried(source: random.Random, tied: bool, fold
 @settings(max_examples=10)
 def test_a_bias_of_zeros_is_left_out_bit_for_bit(source: random.Random, tied: bool) -> None:
     model = biased(source, tied=tied, folded=False)
+    assert model.unembed.b_U is not None
     torch.nn.init.zeros_(model.unembed.b_U)
     config, rest = without_unembed_bias(model.config, model.state_dict())
     assert (config.unembed_bias, config.tie_word_embeddings) == (False, tied)
-    assert same_bits(rest, {name: tensor for name, tensor in model.state_dict().items() if name != "unembed.b_U"})
+    assert same_bits(dict(rest), {name: tensor for name, tensor in model.state_dict().items() if name != "unembed.b_U"})
     assert largest_difference(model, to_hf(model)) <= 1e-12
 
 
@@ -433,6 +414,7 @@ def test_a_bias_is_carried_in_float64_whatever_the_weights_are() -> None:
 def test_what_transformers_cannot_hold_is_refused(changes: dict[str, Any], message: str, bias: float) -> None:
     config = GPT2Config(d_model=6, n_layers=1, n_heads=2, d_vocab=11, n_ctx=5, unembed_bias=True, **changes)
     model = GPT2(config)
+    assert model.unembed.b_U is not None
     torch.nn.init.constant_(model.unembed.b_U, bias)
     with pytest.raises(WeightsError, match=message):
         to_hf(model)

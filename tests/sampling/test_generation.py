@@ -1,7 +1,7 @@
 """`stream` and `generate` against transformers, against the model called plainly, and against what must hold."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gptladder import GPT2
 from gptladder.sampling import SamplingParams, generate, stream
 from gptladder.sampling.draw import greedy, inverse_cdf, row_uniforms
-from gptladder.sampling.stream import PastContext
+from gptladder.sampling.generation import PastContext
 from gptladder.sampling.text import TextStream
 from gptladder.sampling.transforms import PADDING
 from gptladder.tokenizer import BPETokenizer, Tokenizer
@@ -198,7 +198,7 @@ def test_rows_that_have_ended_leave_the_batch(
 
 def test_only_the_last_position_is_projected(model: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    forward = type(model.unembed).forward
+    forward: Callable[..., Tensor] = type(model.unembed).forward
 
     def listen(self: nn.Module, residual: Tensor) -> Tensor:
         shapes.append(tuple(residual.shape))
@@ -312,10 +312,15 @@ class Pieces:
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces
 
-    def decode_bytes(self, ids: list[int]) -> bytes:
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self.pieces[i] for i in ids)
 
     text_decoder = Tokenizer.text_decoder
+
+
+def streaming(pieces: list[bytes], stop: Sequence[str] = ()) -> TextStream:
+    tokenizer: Any = Pieces(pieces)
+    return TextStream(tokenizer, stop)
 
 
 @given(
@@ -329,7 +334,7 @@ def test_stop_strings_wherever_tokens_begin(text: str, stops: list[str], data: s
     ends = [(end, len(stop)) for end in range(len(text) + 1) for stop in stops if text[:end].endswith(stop)]
     first = min((end for end, _ in ends), default=None)
     expected = text if first is None else text[: first - max(size for end, size in ends if end == first)]
-    turning = TextStream(Pieces(pieces), stops)
+    turning = streaming(pieces, stops)
     shown, stopped = "", False
     for token in range(len(pieces)):
         more, stopped = turning.push(token)
@@ -347,7 +352,7 @@ def test_streamed_text_never_shows_half_a_character(text: str, data: st.DataObje
     encoded = text.encode()
     cuts = sorted(data.draw(st.sets(st.integers(1, max(len(encoded) - 1, 1)))))
     pieces = [encoded[a:b] for a, b in zip([0, *cuts], [*cuts, len(encoded)], strict=True)]
-    turning = TextStream(Pieces(pieces))
+    turning = streaming(pieces)
     shown = ""
     for token, cut in enumerate([*cuts, len(encoded)]):
         shown += turning.push(token)[0]
@@ -379,7 +384,9 @@ def test_logprobs_are_the_model_s_own(model: GPT2) -> None:
             best = theirs.topk(5)
             assert list(ours.top) == best.indices.tolist()
             assert list(ours.top.values()) == pytest.approx(best.values.tolist(), abs=1e-12)
-    assert generate(model, [1], logprobs=0, max_new_tokens=1)[0].logprobs[0].top == {}
+    (found,) = generate(model, [1], logprobs=0, max_new_tokens=1)
+    assert found.logprobs is not None
+    assert found.logprobs[0].top == {}
     assert generate(model, [1], max_new_tokens=1)[0].logprobs is None
 
 

@@ -1,0 +1,46 @@
+"""A part of a model: from a layer on, or up to a layer."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .checkpointing import call_block
+
+
+def partial_residual(
+    model: Any,
+    input: Tensor,
+    *,
+    start_at_layer: int | None,
+    stop_at_layer: int | None,
+    padding_mask: Tensor | None,
+    positions: Tensor | None,
+) -> Float[Tensor, "batch seq d_model"]:
+    """Return the residual stream before ``stop_at_layer``, or, if that is None, the normalised one after all blocks.
+
+    Args:
+        model: a `GPT2`.
+        input: tokens [batch seq]; with ``start_at_layer``, the residual stream [batch seq d_model] before that block.
+        start_at_layer, stop_at_layer: as for `GPT2.forward`.
+        padding_mask, positions: as for `GPT2.forward`.
+
+    Raises:
+        ValueError: a layer that does not exist; an input of the wrong kind.
+    """
+    n_layers = len(model.blocks)
+    for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
+        if layer is not None and not -n_layers <= layer <= n_layers:
+            raise ValueError(f"{name} is {layer}, and the model has {n_layers} layers: give {-n_layers} to {n_layers}")
+    if start_at_layer is None:
+        residual = model.embedded(input, padding_mask, positions)
+    elif isinstance(input, Tensor) and input.is_floating_point():
+        residual = input
+    else:
+        raise ValueError(
+            "with start_at_layer, the input is the residual stream before that layer, [batch seq d_model], not text or "
+            "tokens: cache['resid_pre', layer] is one"
+        )
+    for block in model.blocks[start_at_layer:stop_at_layer]:
+        residual = call_block(block, residual, checkpointed=model.checkpoint_blocks, padding_mask=padding_mask)
+    return residual if stop_at_layer is not None else model.ln_final(residual)

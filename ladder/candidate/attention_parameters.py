@@ -1,0 +1,211 @@
+"""Read the parameters of attention: by names in families and by shapes, every layout that fits.
+
+Where several stay possible (transposes of square matrices, the order of q, k and v, heads interleaved), the caller
+tries which is right.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ...assembly.config import GPT2Config
+from .layouts import Given, Layout, Parameter, Parameters, Unreadable, segments
+
+
+def _called(letters: str, more: str) -> re.Pattern[str]:
+    before = r"((w|b|weight|bias|to|fc|linear|lin|proj|attn|self|layer)_?)?"
+    after = r"(_?(proj|projection|weight|bias|linear|lin|w|b|layer|fc|matrix|map|transform|net))?"
+    return re.compile(rf"^{before}({letters}){after}$|^({more})$", re.I)
+
+
+_ROLES = {
+    "QKV": _called("qkv|c_attn|in_proj|query_key_value|kqv|attn_qkv|qkv_proj|qkvs?|wqkv", "c_attn"),
+    "Q": _called("q|query|queries|qs|qry", "w_?q|b_?q"),
+    "K": _called("k|key|keys|ks", "w_?k|b_?k"),
+    "V": _called("v|value|values|vs|val", "w_?v|b_?v"),
+    "O": _called(
+        "o|out|output|c_proj|proj|projection|dense|unify_?heads|head_?proj|mix|ff|fc|final|o_proj|combine",
+        "w_?o|b_?o|w_?out",
+    ),
+}
+# Where q, k and v (c), heads (n), the width of a head (h) and of the model (m) can lie.
+_FUSED = {
+    "out in": ["(c n h) m", "(n c h) m", "(c h n) m", "(n h c) m", "(h n c) m", "(h c n) m", "c (n h) m", "c n h m"],
+    "in out": [
+        "m (c n h)",
+        "m (n c h)",
+        "m (c h n)",
+        "m (n h c)",
+        "m (h n c)",
+        "m (h c n)",
+        "m c n h",
+        "c n m h",
+        "n m (c h)",
+        "n c m h",
+        "c m (n h)",
+    ],
+}
+_SINGLE = {"out in": ["(n h) m", "(h n) m", "n h m"], "in out": ["n m h", "m (n h)", "m n h", "m (h n)", "n (m) h"]}
+_HEAD = {"out in": ["h m"], "in out": ["m h"]}
+_OUT = {"out in": ["m (n h)", "m (h n)", "m n h", "n m h"], "in out": ["n h m", "(n h) m", "(h n) m", "h n m"]}
+
+
+def _role(name: str) -> str | None:
+    last = name.rpartition(".")[2]
+    if last in ("in_proj_weight", "in_proj_bias"):
+        return "QKV"
+    return next((role for part in segments(name) for role, known in _ROLES.items() if known.search(part)), None)
+
+
+def _patterns(table: Mapping[str, list[str]], known: str) -> list[str]:
+    return table[known] if known else [*table["in out"], *table["out in"]]
+
+
+def _without_m(pattern: str) -> str:
+    return " ".join(pattern.replace("m", "").replace("( ", "(").replace(" )", ")").replace("()", "").split())
+
+
+class _Attention:
+    """Reads the parameters of one attention layer."""
+
+    def __init__(self, found: Parameters, of: str, config: GPT2Config) -> None:
+        self.of, self.config = of, config
+        self.lengths = {"n": config.n_heads, "m": config.d_model, "h": config.d_head, "c": 3}
+        self.missing: set[str] = set()
+        self.matrices: dict[str, list[tuple[int | None, Parameter]]] = {}
+        self.biases: dict[str, list[tuple[int | None, Parameter]]] = {}
+        # A number before what all names have in common is the block's, not a head's.
+        paths = [name.split(".")[:-1] for name in found]
+        alike = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+        common = "".join(f"{parts[0]}." for parts in alike) if len(found) > 1 else ""
+        largest = 3 * max(config.d_model, config.n_heads * config.d_head)
+        others = [parameter for name, parameter in found.items() if _role(name) is None]
+        lonely = len([each for each in others if each.tensor.ndim > 1]) == 1 and not any(_role(n) == "O" for n in found)
+        for name, parameter in found.items():
+            role = _role(name) or ("O" if lonely else None)
+            if role is None:
+                raise Unreadable(f"{parameter} is none of attention's parameters")
+            head = re.search(r"\.(\d+)\.", f".{name.removeprefix(common)}") if role != "O" else None
+            is_bias = parameter.tensor.numel() <= largest and (
+                parameter.tensor.ndim == 1 or "b" in name.rpartition(".")[2][:1]
+            )
+            kind = self.biases if is_bias else self.matrices
+            kind.setdefault(role, []).append((int(head[1]) if head else None, parameter))
+
+    def layouts(self) -> list[Layout]:
+        """Return every layout."""
+        ways = list(self._fused() if "QKV" in self.matrices else self._separate())
+        if not ways:
+            raise Unreadable(
+                f"the shapes of {self._listed('QKV', 'Q', 'K', 'V')} fit no layout of queries, keys and values"
+            )
+        if "O" not in self.matrices:
+            raise Unreadable("it has nothing that could be W_O")
+        out = self.matrices["O"][0][1]
+        outs = self._fitting(_patterns(_OUT, out.known), out.shape)
+        if not outs:
+            raise Unreadable(f"{out} fits no layout of W_O")
+        for letter in "QKV":
+            if letter not in self.biases and "QKV" not in self.biases:
+                self.missing.add(f"{self.of}b_{letter}")
+            if letter not in self.matrices and "QKV" not in self.matrices:
+                raise Unreadable(f"it has nothing that could be {self.of}W_{letter}")
+        if "O" not in self.biases:
+            self.missing.add(f"{self.of}b_O")
+        return [self._layout(order, way, pattern) for order, way in ways for pattern in outs]
+
+    def _listed(self, *roles: str) -> str:
+        found = [p for role in roles for _, p in self.matrices.get(role, [])]
+        return ", ".join(map(str, found)) or "its parameters"
+
+    def _fitting(self, patterns: Iterable[str], shape: tuple[int, ...]) -> list[str]:
+        def made(pattern: str) -> tuple[int, ...]:
+            parts = re.findall(r"\([^)]*\)|\w", pattern)
+            return tuple(math.prod(self.lengths[axis] for axis in part.strip("()").split()) for part in parts)
+
+        return [pattern for pattern in dict.fromkeys(patterns) if made(pattern) == shape]
+
+    def _fused(self) -> Iterable[tuple[str, str]]:
+        parameter = self.matrices["QKV"][0][1]
+        fitting = self._fitting(_patterns(_FUSED, parameter.known), parameter.shape)
+        orders = ["QKV", "KQV", "QVK", "KVQ", "VQK", "VKQ"]
+        return ((order, pattern) for pattern, order in itertools.product(fitting, orders))
+
+    def _separate(self) -> Iterable[tuple[str, str]]:
+        every = [(i, p) for role in "QKV" for i, p in self.matrices.get(role, [])]
+        if not every:
+            raise Unreadable("it has nothing that could be W_Q, W_K and W_V")
+        by_head = every[0][0] is not None
+        known = every[0][1].known
+        fitting = [set(self._fitting(_patterns(_HEAD if by_head else _SINGLE, known), p.shape)) for _, p in every]
+        common = set.intersection(*fitting)
+        return (("QKV", pattern) for pattern in _patterns(_HEAD if by_head else _SINGLE, known) if pattern in common)
+
+    def _layout(self, order: str, pattern: str, out: str) -> Layout:
+        def fill(given: Given) -> dict[str, Tensor]:
+            state: dict[str, Tensor] = {}
+            for letter, every in (("W", self.matrices), ("b", self.biases)):
+                for role in ("QKV", "Q", "K", "V", "O"):
+                    for head, parameter in every.get(role, []):
+                        source, axes, lies = self._source(given, letter, role, head, order, pattern, out)
+                        state[parameter.name] = rearrange(source, f"{axes} -> {lies}").reshape(parameter.shape)
+            return state
+
+        return Layout(
+            fill, frozenset(self.missing), self._label(order, pattern, out), self._oddity(order, pattern, out)
+        )
+
+    def _source(
+        self, given: Given, letter: str, role: str, head: int | None, order: str, pattern: str, out: str
+    ) -> tuple[Tensor, str, str]:
+        """Return the numbers for one parameter, their axes, and how they lie in it."""
+        is_matrix = letter == "W"
+        if role == "O":
+            return given[f"{self.of}{letter}_O"], "n h m" if is_matrix else "m", out if is_matrix else "m"
+        if role == "QKV":
+            source = torch.stack([given[f"{self.of}{letter}_{each}"] for each in order])
+            # A bias lies as its matrix does; one of separate matrices lies as (c n h).
+            bare = _without_m(pattern) if "QKV" in self.matrices else "(c n h)"
+            return source, "c n m h" if is_matrix else "c n h", pattern if is_matrix else bare
+        source = given[f"{self.of}{letter}_{role}"]
+        if head is not None:
+            return source[head], "m h" if is_matrix else "h", pattern if is_matrix else "h"
+        bare = _without_m(pattern) if "QKV" not in self.matrices else "(n h)"
+        return source, "n m h" if is_matrix else "n h", pattern if is_matrix else bare
+
+    def _label(self, order: str, pattern: str, out: str) -> str:
+        if "QKV" in self.matrices:
+            name = self.matrices["QKV"][0][1].name.removesuffix(".weight")
+            return f"{name} holds {', '.join(order.lower())} as [{pattern}], {self._name('O')} is [{out}]"
+        return f"{self._name('Q')}, {self._name('K')}, {self._name('V')} are [{pattern}], {self._name('O')} is [{out}]"
+
+    def _name(self, role: str) -> str:
+        return self.matrices[role][0][1].name.removesuffix(".weight")
+
+    def _oddity(self, order: str, pattern: str, out: str) -> str:
+        found = []
+        if order != "QKV":
+            found.append(f"the order is {', '.join(order.lower())}")
+        if re.search(r"h n|n c|h c|n h c", pattern):
+            found.append("the numbers of the heads are interleaved")
+        if "h n" in out and "n h m" not in out:
+            found.append("the output projection expects the heads interleaved")
+        return " and ".join(found)
+
+
+def attention_layouts(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
+    """Return every way to read the parameters of an attention layer, the likeliest first.
+
+    Args:
+        found: the parameters.
+        of: what stands before GPT-2's names: ``blocks.0.attn.``.
+
+    Raises:
+        Unreadable: they fit no layout.
+    """
+    return _Attention(found, of, config).layouts()

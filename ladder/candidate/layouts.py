@@ -1,0 +1,117 @@
+"""Layouts: the ways in which a layer's parameters can hold GPT-2's, and GPT-2's own names and shapes."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ...assembly.config import GPT2Config
+
+Given = Mapping[str, Tensor]
+Fill = Callable[[Given], dict[str, Tensor]]
+
+
+class Unreadable(ValueError):
+    """Parameters that cannot be taken for GPT-2's; the message names them, in one clause."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to read a layer's parameters.
+
+    Args:
+        fill: the layer's state dict, made from TransformerLens's parameters.
+        missing: TransformerLens's names of the parameters that the layer does not have.
+        label: how they lie, in words; empty if there is nothing to report.
+        oddity: why GPT-2's weights do not fit as they are stored; empty if they do.
+    """
+
+    fill: Fill
+    missing: frozenset[str] = frozenset()
+    label: str = ""
+    oddity: str = ""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the user's layer: its name, and the module that holds it."""
+
+    name: str
+    tensor: Tensor
+    owner: nn.Module
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def kept(self) -> str:
+        """How its module keeps a matrix: ``out in``, ``in out``, or unknown."""
+        name = type(self.owner).__name__.lower()
+        return self.known or ("out in" if "linear" in name else "in out" if "conv1d" in name else "")
+
+    @property
+    def known(self) -> str:
+        """The same, if its module is torch's own and no other of such a name."""
+        return "out in" if isinstance(self.owner, nn.Linear | nn.MultiheadAttention) else ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {list(self.shape)}"
+
+
+Parameters = Mapping[str, Parameter]
+
+
+def segments(name: str) -> list[str]:
+    """Return the words of a parameter's name that may mean something, the last first."""
+    return [part for part in reversed(name.split(".")) if part.lower() not in ("weight", "bias") and not part.isdigit()]
+
+
+# The layers that a block is made of, in order, and their rungs.
+_BLOCK = {"ln1": "layer-norm", "attn": "attention", "ln2": "layer-norm", "mlp": "mlp"}
+
+
+def shapes(rung: str, config: GPT2Config, of: str = "") -> dict[str, tuple[int, ...]]:
+    """Return the shape of each of GPT-2's parameters on a rung, by TransformerLens's name."""
+    c = config
+    if rung == "embed":
+        found: dict[str, tuple[int, ...]] = {"W_E": (c.d_vocab, c.d_model)}
+    elif rung == "pos-embed":
+        found = {"W_pos": (c.n_ctx, c.d_model)}
+    elif rung == "layer-norm":
+        found = {"w": (c.d_model,), "b": (c.d_model,)}
+    elif rung == "attention":
+        found = {f"W_{each}": (c.n_heads, c.d_model, c.d_head) for each in "QKV"}
+        found |= {f"b_{each}": (c.n_heads, c.d_head) for each in "QKV"}
+        found |= {"W_O": (c.n_heads, c.d_head, c.d_model), "b_O": (c.d_model,)}
+    elif rung == "mlp":
+        found = {"W_in": (c.d_model, c.d_mlp), "b_in": (c.d_mlp,), "W_out": (c.d_mlp, c.d_model), "b_out": (c.d_model,)}
+    elif rung == "unembed":
+        found = {"W_U": (c.d_model, c.d_vocab), "b_U": (c.d_vocab,)}
+    elif rung == "block":
+        found = {}
+        for name, part in _BLOCK.items():
+            found |= shapes(part, c, f"{name}.")
+    else:
+        found = shapes("embed", c, "embed.") | shapes("pos-embed", c, "pos_embed.")
+        for layer in range(c.n_layers):
+            found |= shapes("block", c, f"blocks.{layer}.")
+        found |= shapes("layer-norm", c, "ln_final.") | shapes("unembed", c, "unembed.")
+    return {of + name: shape for name, shape in found.items()}
+
+
+def joined(parts: Sequence[Sequence[Layout]]) -> list[Layout]:
+    """Return the layouts of several parts together: every combination, up to 300."""
+
+    def join(layouts: Sequence[Layout]) -> Layout:
+        def fill(given: Given) -> dict[str, Tensor]:
+            return {name: tensor for layout in layouts for name, tensor in layout.fill(given).items()}
+
+        labels = dict.fromkeys(layout.label for layout in layouts if layout.label)
+        oddities = dict.fromkeys(layout.oddity for layout in layouts if layout.oddity)
+        missing = frozenset().union(*[layout.missing for layout in layouts])
+        return Layout(fill, missing, "; ".join(labels), " and ".join(oddities))
+
+    return [join(way) for way in itertools.islice(itertools.product(*parts), 300)]

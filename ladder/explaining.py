@@ -1,0 +1,133 @@
+"""What is wrong with a layer, and where: the line at which it happened, the mistake that it is, the smallest case."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from .candidate.configuration import SIZES
+from .diagnosis import diagnose
+from .experiments import shrink
+from .location import locate
+from .numbers import close
+from .results import Diagnosis, Fault, Tried
+from .rungs import Case, Trial, distance
+from .under_test import UnderTest
+from .verdicts import wrongness
+
+_HEADS = ("d_model", "n_heads", "d_head")
+# The sizes that a rung's layer has to do with.
+_SIZES_OF: dict[str, tuple[str, ...]] = {
+    "embed": ("d_vocab", "d_model"),
+    "pos-embed": ("n_ctx", "d_model"),
+    "layer-norm": ("d_model",),
+    "attention": _HEADS,
+    "mlp": ("d_mlp", "d_model"),
+    "block": (*_HEADS, "d_mlp"),
+    "unembed": ("d_model", "d_vocab"),
+    "model": SIZES,
+}
+# What the trace notes the first line of, by the kind of the fault.
+_NOTED = {"nan": "nan", "some nan": "nan", "missing": "gradient", "dtype": "dtype", "input": "input"}
+
+
+def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before: tuple[Tensor, ...]) -> Tried:
+    """Return the result with the line of its fault, the mistake, and the smallest case.
+
+    Args:
+        fault: what is wrong.
+        trial: shows it.
+        before: inputs that the layer was called with first.
+    """
+    kind, diagnosis = fault.kind, None
+    if kind in _NOTED and not fault.at:
+        at, code = layer.ask(trial, look=True).trace.places.get(_NOTED[kind], (None, None))
+        fault = replace(fault, at=at, code=code)
+    if kind in ("shape", "type") and not fault.at:
+        trace = layer.ask(trial, look=True, gradients=False).trace
+        lines = [event.at for event in trace.events[: trace.output + 1] if event.at]
+        at, code = lines[-1] if lines else (None, None)
+        fault = replace(fault, at=at, code=code)
+    if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
+        fault, diagnosis = _diagnosed(layer, fault, trial)
+    elif kind in ("large", "context", "state") and not fault.at:
+        finding = layer.finding(trial, before)
+        diagnosis = Diagnosis(finding=finding) if finding else None
+    smallest = dict(diagnosis.smallest) if diagnosis else {}
+    if kind in ("raises", "shape", "nan", "some nan") and not smallest:
+        smallest = _shrunk(layer, kind, trial)
+    relevant = {"batch", "seq"} | (layer.asked & set(_SIZES_OF[layer.rung.name]))
+    smallest = {name: size for name, size in smallest.items() if name in relevant}
+    return replace(tried, fault=fault, diagnosis=diagnosis, smallest=smallest)
+
+
+def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
+    """Return the fault, made clearer if rounding or a random step explains it, and the diagnosis otherwise."""
+    first, second = layer.ask(trial), layer.ask(trial)
+    if first.answer and second.answer and not close(first.answer.output, second.answer.output):
+        finding = locate(trial, *(layer.ask(trial, look=True, gradients=False).trace for _ in range(2)))
+        message = f"{fault.message}; it gives another output each time, in eval mode too"
+        at, code = (finding.at, finding.code) if finding else (None, None)
+        return Fault("random", message, at, code), None
+    place = layer.ask(trial, look=True, gradients=False).trace.places.get("dtype")
+    wide = layer.ask(trial, wide=True).answer if place else None
+    if fault.kind == "output" and place and wide is not None and _is_rounding(layer, trial):
+        message = f"{fault.message}; computed in {trial.dtype} throughout, it would be right: {place[0]} rounds"
+        return Fault("half", message, *place), None
+    # What rounding does would hide which mistake it is.
+    found = diagnose(layer.rung, layer.subject(**({"wide": True} if wide is not None else {})))
+    if found.right:  # only the case that failed shows it
+        found = Diagnosis(finding=layer.finding(trial))
+    return fault, found
+
+
+def _is_rounding(layer: UnderTest, trial: Trial) -> bool:
+    """Return whether a layer is right if no step of it rounds: on the trial that it failed, and on others."""
+    source = random.Random(layer.seed + 4)
+    for tried in (trial, *(layer.trial(layer.draw(source)) for _ in range(5))):
+        answer = layer.ask(tried, wide=True, gradients=False).answer
+        if answer is None or not close(answer.output, tried.expected.output):
+            return False
+    return True
+
+
+def _shrunk(layer: UnderTest, kind: str, trial: Trial) -> dict[str, int]:
+    """Return the sizes of the smallest case with the same kind of fault; empty if they make no difference."""
+
+    def fails(case: Case) -> bool:
+        tried = layer.trial(case, trial.dtype)
+        reply = layer.ask(tried)
+        if reply.answer is None:
+            return reply.fault is not None and reply.fault.kind == kind
+        return wrongness(layer.rung, tried, reply.answer, distance(reply.answer, tried.expected))[0] == kind
+
+    least = shrink(trial.case, fails, square="d_head" not in layer.asked)
+    sizes = {"batch": least.batch, "seq": least.seq}
+    sizes |= {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
+    # If the smallest case fails too, the sizes do not matter: do not report them.
+    return sizes if max(sizes.values()) > 2 else {}
+
+
+def lacking(tried: Tried) -> Tried:
+    """Return the result with the biases that GPT-2 has and the layer has not."""
+    if not tried.missing:
+        return tried
+    names = _biases(tried.missing)
+    sentence = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} missing (GPT-2 has "
+    sentence += f"{'it' if len(names) == 1 else 'them'})"
+    mistake = f"{', '.join(names)} missing"
+    if tried.fault is None:
+        fault = Fault("biases", f"{sentence}; all else is right", names=tuple(names))
+        return replace(tried, fault=fault, diagnosis=Diagnosis(mistakes=(mistake,)))
+    fault = replace(tried.fault, message=f"{tried.fault.message}; and {sentence}")
+    diagnosis = tried.diagnosis
+    if diagnosis is not None:
+        diagnosis = replace(diagnosis, mistakes=(*diagnosis.mistakes, mistake))
+    return replace(tried, fault=fault, diagnosis=diagnosis)
+
+
+def _biases(names: Sequence[str]) -> list[str]:
+    """Return the names of missing biases, in the formula's order, once for all blocks."""
+    ordered = sorted(names, key=lambda name: (name.rpartition(".")[0], "QKVO".find(name[-1])))
+    return list(dict.fromkeys(name.removeprefix("blocks.#.") for name in ordered))

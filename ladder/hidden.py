@@ -1,0 +1,89 @@
+"""What hides a mistake: small streams, calls before, full length, large scores. Layers that pass are tried on them."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .diagnosis import small_stream
+from .results import Fault, Verdict
+from .rungs import Case, Trial, altered
+from .subject import without
+from .under_test import FATAL, UnderTest
+
+# A fault, the trial that shows it, and the inputs that the layer must be called with before.
+Hidden = tuple[Fault, Trial, tuple[Tensor, ...]]
+
+
+def hidden_faults(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
+    """Yield what is wrong with a layer that is right on the rung's own cases."""
+    case = replace(layer.draw(random.Random(layer.seed + 1)), batch=2)
+    with_stream = layer.rung.name in ("block", "model")
+    with_attention = with_stream or layer.rung.name == "attention"
+    if with_stream or layer.rung.name == "layer-norm":
+        yield from _small_stream(layer, case, verdict)
+    yield from _called_before(layer, case, verdict)
+    if with_attention or layer.rung.name == "pos-embed":
+        yield from _full_context(layer, verdict)
+    if with_attention:
+        yield from _large_scores(layer, case, verdict)
+
+
+def _limit(verdict: Verdict, factor: float = 1.0) -> float:
+    return verdict.tolerance32 if verdict.lenient else factor * verdict.tolerance64
+
+
+def _small_stream(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
+    trial = small_stream(layer.trial(case))
+    trial = replace(trial, expected=without(trial.expected, layer.missing))
+    fault, off = layer.off(trial, _limit(verdict, 100))
+    message = f"right for large inputs, off by {off:.1e} where the residual stream is small, so that eps counts"
+    if off:
+        yield fault or Fault("output", message), trial, ()
+
+
+def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
+    long = replace(case, seq=11, config=replace(case.config, n_ctx=max(case.config.n_ctx, 17)))
+    trial = layer.trial(long)
+    for seq, length in ((5, "a shorter"), (11, "an equally long"), (16, "a longer")):
+        before = replace(long, seq=seq, batch=3 if seq == 16 else 2)
+        earlier = layer.rung.input(before, torch.float64, torch.Generator().manual_seed(seq))
+        fault, off = layer.off(trial, _limit(verdict), before=(earlier,))
+        if fault is not None and fault.kind in FATAL:  # it shows nothing of what the layer computes
+            yield fault, trial, ()
+            return
+        if not off:
+            continue
+        alone, still_off = layer.off(trial, _limit(verdict))
+        if still_off:  # the call before makes no difference
+            if alone is not None:
+                yield alone, trial, ()
+            return
+        what = fault.message if fault else f"the output is off by {off:.1e}"
+        message = f"the first call is right; after {length} sequence, {what}: the layer keeps something between calls"
+        at, code = (fault.at, fault.code) if fault else (None, None)
+        yield Fault("state", message, at, code), trial, (earlier,)
+        return
+
+
+def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
+    small = layer.draw(random.Random(layer.seed + 2))
+    trial = layer.trial(Case(replace(small.config, n_ctx=1024, n_layers=1), 1, 1024, small.seed))
+    fault, off = layer.off(trial, _limit(verdict, 10))
+    if off:
+        what = fault.message if fault else f"off by {off:.1e}"
+        message = f"right for short sequences; for one of n_ctx = 1024 positions: {what}"
+        at, code = (fault.at, fault.code) if fault else (None, None)
+        yield Fault("context", message, at, code), trial, ()
+
+
+def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
+    base = layer.trial(replace(case, seq=7, config=replace(case.config, n_ctx=max(7, case.config.n_ctx))))
+    large = {name: 20.0 * p for name, p in base.parameters.items() if name.endswith(("W_Q", "W_K"))}
+    trial = altered(base, **large)
+    fault, off = layer.off(trial, 1e-2 if verdict.lenient else 1e-8)
+    message = f"right for small attention scores; where scores are in the hundreds, off by {off:.1e}"
+    if off:
+        yield fault or Fault("large", message), trial, ()

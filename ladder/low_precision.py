@@ -1,0 +1,144 @@
+"""A layer in float16 or bfloat16: it may be a few times as far off as our own layer at that precision."""
+
+import random
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .candidate.trace import Trace
+from .results import Fault, Finding
+from .rungs import RANGES, Trial, altered, answer
+from .under_test import UnderTest
+
+# How many times as far off as our own layer a layer may be: one that is written out rounds each step, ours fewer.
+_TIMES = 10
+# Lower than any number that layers in half precision hide keys with, but -inf and the dtype's least.
+_LOW_SCORE = -2e4
+
+
+def low_precision(layer: UnderTest, dtype: torch.dtype, number: int) -> tuple[Fault | None, Finding | None, str]:
+    """Try a layer that is right in float64 at a lower precision.
+
+    Returns:
+        What is wrong, where, and otherwise a note on how far it is off.
+    """
+    name = str(dtype).removeprefix("torch.")
+    source = random.Random(layer.seed + 3)
+    most, times = 0.0, 0.0
+    for _ in range(number):
+        low, exact = _rounded(layer.trial(layer.draw(source, RANGES["seq"])), dtype)
+        found = layer.ask(low, gradients=False)
+        if found.answer is None:
+            return _named(found.fault, name), None, ""
+        own = answer(layer.rung.build(low.config, dtype), low).output
+        right = exact.expected.output
+        off, allowed = _distance(found.answer.output, right), _distance(own, right) + _rounding(right, dtype)
+        most, times = max(most, off), max(times, off / allowed)
+        if off > _TIMES * allowed:
+            message = (
+                f"right in float64; in {name} the output is off by {off:.1e}, where rounding explains {allowed:.1e}"
+            )
+            return Fault("low", message), _first_loss(layer, low, exact), ""
+    if layer.rung.name in ("attention", "block", "model"):
+        fault, finding = _low_scores(layer, dtype, name)
+        if fault is not None:
+            return fault, finding, ""
+    return None, None, f"In {name} it is off by {most:.1e} at most, {times:.1f} times what rounding explains."
+
+
+def _named(fault: Fault | None, dtype: str) -> Fault | None:
+    return fault and replace(fault, message=f"right in float64; in {dtype} {fault.message}")
+
+
+def _rounded(trial: Trial, dtype: torch.dtype) -> tuple[Trial, Trial]:
+    """Return a trial with its numbers rounded to a dtype: in that dtype, and in float64 with the right answer."""
+    exact = altered(
+        trial,
+        given=trial.given.to(dtype).double() if trial.given.is_floating_point() else trial.given,
+        **{name: p.to(dtype).double() for name, p in trial.parameters.items()},
+    )
+    low = replace(
+        exact,
+        dtype=dtype,
+        given=exact.given.to(dtype) if exact.given.is_floating_point() else exact.given,
+        parameters={name: p.to(dtype) for name, p in exact.parameters.items()},
+        cotangent=exact.cotangent.to(dtype),
+    )
+    return low, exact
+
+
+def _distance(found: Tensor, right: Tensor) -> float:
+    off = (found.double() - right).abs().max().item()
+    return float("inf") if off != off else off
+
+
+def _rounding(right: Tensor, dtype: torch.dtype) -> float:
+    """Return by how much the output itself is rounded."""
+    return torch.finfo(dtype).eps * right.abs().max().item()
+
+
+def _first_loss(layer: UnderTest, low: Trial, exact: Trial) -> Finding | None:
+    """Return the first line whose numbers are further off than rounding, against the same layer in float64."""
+    traces: list[Trace] = [layer.ask(trial, look=True, gradients=False).trace for trial in (low, exact)]
+    for one, other in zip(traces[0].events, traces[1].events, strict=False):
+        if one.function != other.function or one.value.shape != other.value.shape:
+            return None
+        right = other.value.double()
+        seen = right.isfinite() & (right.abs() < 1e4)  # but for what hides keys
+        if bool((~one.value.isfinite() & (right.abs() < 1e8)).any()):
+            at, code = one.at or (None, None)
+            return Finding(
+                at, code, (), "numbers too large for it", (f"In float64 `{one.function}` gives finite ones.",)
+            )
+        off = (one.value.double() - right)[seen].abs()
+        size = right[seen].abs().max().item() if seen.any() else 0.0
+        if seen.any() and not (off.max().item() <= 8 * torch.finfo(low.dtype).eps * max(size, 1e-3)):
+            at, code = one.at or (None, None)
+            amount = (
+                f"`{one.function}` is off by {off.max().item():.1e} there; in float64 its largest number is {size:.1e}."
+            )
+            return Finding(at, code, (), "numbers that are further off than rounding", (amount,))
+    return None
+
+
+def _low_scores(layer: UnderTest, dtype: torch.dtype, name: str) -> tuple[Fault | None, Finding | None]:
+    """Try a layer where all scores are lower than what hides keys in half precision."""
+    case = layer.new_case(batch=2, seq=6)
+    trial = layer.trial(replace(case, config=replace(case.config, n_ctx=max(6, case.config.n_ctx))))
+    low, exact = _rounded(_with_scores(trial, _LOW_SCORE, 0.0), dtype)
+    found = layer.ask(low, gradients=False)
+    if found.answer is None:
+        return _named(found.fault, name), None
+    own = answer(layer.rung.build(low.config, dtype), low).output
+    right = exact.expected.output
+    off, allowed = _distance(found.answer.output, right), _distance(own, right) + _rounding(right, dtype)
+    if off <= _TIMES * allowed:
+        return None, None
+    message = f"right in float64; in {name}, where all attention scores are {_LOW_SCORE:.0e}, off by {off:.1e}"
+    return Fault("low", message), layer.finding(_with_scores(trial, _LOW_SCORE, 0.05))
+
+
+def _with_scores(trial: Trial, score: float, others: float) -> Trial:
+    """Return the trial with one score for all queries and keys; with ``others`` above 0, plus others as small as that.
+
+    What attention reads is 1 in its first dimension, and queries and keys are made of that alone.
+    """
+    changed: dict[str, Tensor] = {}
+    for name, p in trial.parameters.items():
+        last = name.rpartition(".")[2]
+        if last in ("W_Q", "W_K"):
+            side = (abs(score) / trial.config.attn_scale(0)) ** 0.5
+            changed[name] = others * p
+            changed[name][:, 0] = 0.0
+            changed[name][:, 0, 0] = side if last == "W_Q" else -side
+        elif last in ("b_Q", "b_K"):
+            changed[name] = torch.zeros_like(p)
+        elif "ln1." in name:
+            changed[name] = p.clone()
+            changed[name][0] = 0.0 if last == "w" else 1.0
+    given = trial.given
+    if trial.rung == "attention":
+        given = given.clone()
+        given[..., 0] = 1.0
+    return altered(trial, given=given, **changed)

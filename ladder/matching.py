@@ -1,0 +1,305 @@
+"""Match a trace with the formula: which tensors of a layer are which of GPT-2's quantities, as sets of numbers.
+
+No layout matters: a tensor is a quantity if it holds the same numbers, whatever their order.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .candidate.trace import Event, Trace
+from .numbers import close
+from .quantities import Quantity, quantities
+from .rungs import Trial
+
+# Functions that move numbers and do not change them.
+_MOVES = """
+    view reshape transpose permute contiguous split chunk unbind unflatten flatten squeeze unsqueeze expand narrow clone
+    __getitem__ swapaxes swapdims movedim moveaxis mT T cat stack concat to type double float detach tensor_split repeat
+    unfold roll flip expand_as view_as reshape_as index_select gather embedding select rearrange __get__
+"""
+MOVES = frozenset(_MOVES.split())
+# What functions that compute several steps in one end with.
+_FUSED = {
+    "scaled_dot_product_attention": "z",
+    "multi_head_attention_forward": "output",
+    "layer_norm": "output",
+    "std": "scale",
+    "var": "variance",
+}
+TOLERANCE = 1e-9
+
+
+@dataclass
+class Seen:
+    """An event of the trace, and what is known of it.
+
+    Args:
+        numbers: its finite numbers, sorted.
+        is_: the quantities that it holds.
+        good: its numbers are right: those of a quantity, of a parameter, or right ones moved.
+        depends: it depends on the layer's input or parameters.
+    """
+
+    event: Event
+    index: int
+    numbers: Tensor
+    is_: list[Quantity]
+    good: bool = False
+    depends: bool = False
+
+
+class Matched:
+    """A trace matched with the formula.
+
+    Args:
+        trial: the trial that was recorded.
+        trace: of the layer.
+    """
+
+    def __init__(self, trial: Trial, trace: Trace) -> None:
+        self.trial, self.trace = trial, trace
+        self.steps = quantities(trial)
+        self.sets = [sorted_numbers(each.value if each.visible is None else _visible(each)) for each in self.steps]
+        self.seen = [Seen(event, i, sorted_numbers(event.value), []) for i, event in enumerate(trace.events)]
+        self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
+        self._match()
+
+    def _match(self) -> None:
+        known = torch.cat(self.sets).sort().values
+        given = (self.trial.given, *self.trial.parameters.values())
+        own = [sorted_numbers(each) for each in given if each.is_floating_point()]
+        parts: dict[str, list[Seen]] = {}
+        for seen in self.seen:
+            event = seen.event
+            seen.depends = bool(event.parameters) or any(i < 0 or self.seen[i].depends for i in event.inputs)
+            moved = event.function in MOVES and bool(event.inputs or event.parameters)
+            moved = moved and all(i < 0 or self.seen[i].good for i in event.inputs)
+            if event.value.is_floating_point() and _varied(seen.numbers):
+                for quantity, numbers in zip(self.steps, self.sets, strict=True):
+                    match _compared(seen, quantity, numbers, known):
+                        case "whole":
+                            seen.is_.append(quantity)
+                        case "part":
+                            parts.setdefault(quantity.key, []).append(seen)
+                moved = moved or any(_equal(seen.numbers, each) for each in own)
+            seen.good = bool(seen.is_) or moved
+        # One head at a time, or one block of keys: together they are the quantity.
+        whole = {seen.index for seen in self.seen if seen.good}
+        for quantity, numbers in zip(self.steps, self.sets, strict=True):
+            pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
+            if pieces and _within(numbers, torch.cat([seen.numbers for seen in pieces]).sort().values):
+                for seen in pieces:
+                    seen.good = True
+                    seen.is_.append(quantity)
+        for seen in self.seen:
+            # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
+            seen.is_.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
+
+    @property
+    def found(self) -> set[str]:
+        """The keys of the quantities that were found."""
+        return {quantity.key for seen in self.seen for quantity in seen.is_}
+
+    def sources(self, indices: Iterable[int]) -> set[int]:
+        """Return these events and all that they were made from."""
+        found: set[int] = set()
+        stack = list(indices)
+        while stack:
+            index = stack.pop()
+            if index >= 0 and index not in found:
+                found.add(index)
+                stack += self.seen[index].event.inputs
+        return found
+
+    def culprit(self) -> Seen | None:
+        """Return the first event that is wrong: no quantity, on the way to none, and needed for the output."""
+        leading = self.sources(seen.index for seen in self.seen if seen.is_)
+        used = self.sources([self.last])
+        suspects = [
+            seen
+            for seen in self.seen
+            if seen.index in used and seen.index not in leading and seen.depends and not seen.good
+            if seen.event.value.is_floating_point()
+        ]
+        # Ones and zeros (of one-hot tokens) only if there is nothing else: they may be right steps of another way.
+        first = next((seen for seen in suspects if _varied(seen.numbers)), suspects[0] if suspects else None)
+        return self._scrambled(first) or first
+
+    def _scrambled(self, before: Seen | None) -> Seen | None:
+        """Return the event that first puts right numbers into a wrong order, on the way to a wrong one."""
+        stop = before.index if before is not None else len(self.seen)
+        stack = list(before.event.inputs if before is not None else [self.last])
+        visited: set[int] = set()
+        found = None
+        while stack:
+            index = stack.pop()
+            if index < 0 or index in visited or index > stop:
+                continue
+            visited.add(index)
+            seen = self.seen[index]
+            if seen.event.function not in MOVES:
+                continue
+            if seen.is_ and not self.arranged(seen):
+                sources = [self.seen[i] for i in seen.event.inputs if i >= 0]
+                if all(self.arranged(source) for source in sources) and (found is None or index < found.index):
+                    found = seen
+            stack += seen.event.inputs
+        return found
+
+    def arranged(self, seen: Seen) -> bool:
+        """Return whether an event's numbers lie as a quantity's do, with axes exchanged or merged at most."""
+        fitting = [quantity for quantity in seen.is_ if quantity.value.numel() == seen.event.value.numel()]
+        return not fitting or any(_arranged(seen.event.value, quantity.value) for quantity in fitting)
+
+    def next_step(self, before: int, function: str = "") -> str:
+        """Return the first step of the formula that no event before this one is, after the last that one is.
+
+        Of a ``function`` that computes several steps in one, it is the last of them.
+        """
+        found = {"input"} | {quantity.key for seen in self.seen[:before] for quantity in seen.is_}
+        last = max((i for i, each in enumerate(self.steps) if each.key in found), default=-1)
+        of = self.steps[last].key.removesuffix("masked raw") if last >= 0 else ""
+        if last >= 0 and of != self.steps[last].key and f"{of}scores" not in found:  # masked, and never scaled
+            return next(each.words for each in self.steps if each.key == f"{of}scores")
+        ending = _FUSED.get(function, "")
+        later = [each for each in self.steps[last + 1 :] if each.step and each.key not in found]
+        return next((each.words for each in later if each.key.endswith(ending)), "")
+
+    def right_steps(self, before: int) -> tuple[str, ...]:
+        """Return the last steps before an event that are right, with their lines."""
+        found: dict[str, str] = {}
+        for seen in self.seen[:before]:
+            for quantity in seen.is_[:1]:
+                if quantity.step and quantity.key != "input" and seen.event.at:
+                    found.setdefault(quantity.words, f"{quantity.words} (line {line_of(seen.event)})")
+        return tuple(list(found.values())[-4:])
+
+    def factor(self, event: Event) -> tuple[Quantity, float] | None:
+        """Return the quantity that an event is a constant multiple of, and the constant."""
+        found = [(each, c) for each in self.steps if (c := _factor(event, each)) is not None]
+        if not found:  # one head at a time: what the same line gives for all of them
+            alike = [e.value for e in self.trace.events if (e.at, e.function) == (event.at, event.function)]
+            every = torch.cat([value.double().flatten() for value in alike])
+            found = [(each, c) for each in self.steps[1:] if (c := factor_of(every, each.value)) is not None]
+        # The one whose factor has a name; else the one that comes last.
+        return next((each for each in found if self.size_of(*each)), found[-1] if found else None)
+
+    def size_of(self, quantity: Quantity, c: float) -> str:
+        """Return what a factor of queries, keys or scores is, in terms of a size; empty if it is none."""
+        if not re.search(r"(raw|scores|masked|Q|K)$", quantity.key):
+            return ""
+        config, seq = self.trial.config, self.trial.given.shape[1]
+        sizes = {"d_head": config.d_head, "d_model": config.d_model, "n_heads": config.n_heads, "seq": seq}
+        for name, size in sizes.items():
+            powers = {f"1/sqrt({name})": -0.5, f"sqrt({name})": 0.5, f"1/{name}": -1, name: 1}
+            for spelled, power in powers.items():
+                if size > 1 and math.isclose(size**power, c, rel_tol=1e-9):
+                    return f"{spelled}, with {name}={size} here"
+        return ""
+
+
+def sorted_numbers(value: Tensor) -> Tensor:
+    """Return a tensor's finite numbers, sorted."""
+    flat = value.double().flatten()
+    return flat[flat.isfinite()].sort().values
+
+
+def factor_of(found: Tensor, right: Tensor) -> float | None:
+    """Return ``c`` if the numbers are ``c`` times the right ones, each one; None if they are not, or c is 1."""
+    a, b = sorted_numbers(right), sorted_numbers(found)
+    if a.shape != b.shape or not _varied(a):
+        return None
+    for sign, signed in ((1, b), (-1, -b.flip(0))):
+        c = float((signed @ a) / (a @ a))
+        alike = ((c * a - signed).abs() <= 1e-8 * (1e-6 + signed.abs().max())).all()
+        if c > 0 and bool(alike) and (sign < 0 or abs(c - 1) > 1e-9):
+            return sign * c
+    return None
+
+
+def line_of(event: Event) -> str:
+    """Return the number of an event's line."""
+    return event.at[0].rpartition(":")[2] if event.at else "?"
+
+
+def _compared(seen: Seen, quantity: Quantity, numbers: Tensor, known: Tensor) -> str:
+    """Return whether an event holds the ``whole`` of a quantity or a ``part`` of it; empty if neither."""
+    if quantity.visible is not None:
+        return _compared_masked(seen.event.value, quantity.visible, numbers)
+    if _equal(seen.numbers, numbers):
+        return "whole"
+    if seen.numbers.numel() > numbers.numel():
+        # A larger tensor (queries, keys and values in one) must hold nothing but quantities.
+        return "whole" if _within(numbers, seen.numbers) and _within(seen.numbers, known) else ""
+    smaller = seen.numbers.numel() < numbers.numel() and _varied(numbers)
+    return "part" if smaller and _within(seen.numbers, numbers) else ""
+
+
+def _visible(quantity: Quantity) -> Tensor:
+    return quantity.value[..., quantity.visible]
+
+
+def _compared_masked(value: Tensor, visible: Tensor, numbers: Tensor) -> str:
+    """Return the same of masked scores: where a query may not look, any very negative number will do."""
+    every = value.double().flatten()
+    shown = sorted_numbers(every[every >= -1e3])
+    if shown.numel() * visible.numel() != every.numel() * int(visible.sum()):
+        return ""
+    if shown.numel() == numbers.numel():
+        return "whole" if _equal(shown, numbers) else ""
+    return "part" if shown.numel() < numbers.numel() and _within(shown, numbers) else ""
+
+
+def _factor(event: Event, quantity: Quantity) -> float | None:
+    if quantity.key == "input":
+        return None
+    if quantity.visible is None:
+        return factor_of(event.value, quantity.value)
+    if event.value.shape != quantity.value.shape:
+        return None
+    return factor_of(event.value[event.value > -1e4], quantity.value[..., quantity.visible])
+
+
+def _within(a: Tensor, b: Tensor) -> bool:
+    """Return whether every number of ``a`` is among those of ``b``; both are sorted."""
+    if not a.numel() or not b.numel():
+        return False
+    after = torch.searchsorted(b, a).clamp(max=b.numel() - 1)
+    nearest = torch.minimum((b[after] - a).abs(), (b[(after - 1).clamp(min=0)] - a).abs())
+    return bool((nearest <= TOLERANCE * (1 + a.abs())).all())
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * (1 + b.abs())).all())
+
+
+def _varied(value: Tensor) -> bool:
+    """Return whether a set of numbers is worth comparing: masks, zeros and ones are found in everything."""
+    return value.numel() >= 3 and value[:: max(1, value.numel() // 50)].unique().numel() >= 3
+
+
+def _arranged(value: Tensor, right: Tensor) -> bool:
+    shape = [size for size in value.shape if size != 1]
+    right = right.squeeze()
+    for order in itertools.permutations(range(right.ndim)):
+        turned = right.permute(order)
+        if _merged(list(turned.shape), shape) and close(turned.flatten().double(), value.double().flatten(), TOLERANCE):
+            return True
+    return False
+
+
+def _merged(axes: list[int], shape: list[int]) -> bool:
+    """Return whether a shape comes from merging neighbouring axes."""
+    for size in shape:
+        product = 1
+        while axes and product < size:
+            product *= axes.pop(0)
+        if product != size:
+            return False
+    return not axes

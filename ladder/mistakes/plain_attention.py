@@ -1,0 +1,85 @@
+"""Attention as it is written down: the layer that the mistakes of attention are made from."""
+
+import math
+
+import torch
+from einops import einsum
+from torch import Tensor, nn
+
+from ...assembly.config import GPT2Config
+from ...components.tap import Tap
+
+
+class PlainAttention(nn.Module):
+    """Attention as it is written down, one method for each step, with TransformerLens's parameters.
+
+    ``q k v z`` are ``[batch seq n_heads d_head]``, scores and pattern ``[batch n_heads query_pos key_pos]``.
+    """
+
+    fill = -math.inf
+
+    def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.d_model, self.n_heads, self.d_head = config.d_model, config.n_heads, config.d_head
+        self.scale = config.attn_scale(0)
+        into = (self.n_heads, self.d_model, self.d_head)
+        self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.empty(into, dtype=dtype)) for _ in range(3))
+        self.b_Q, self.b_K, self.b_V = (nn.Parameter(torch.empty(into[::2], dtype=dtype)) for _ in range(3))
+        self.W_O = nn.Parameter(torch.empty(self.n_heads, self.d_head, self.d_model, dtype=dtype))
+        self.b_O = nn.Parameter(torch.empty(self.d_model, dtype=dtype))
+        self.hook_pattern = Tap()
+
+    def forward(self, x: Tensor, **_: object) -> Tensor:
+        """All steps in their order."""
+        q, k, v = self.queries(x), self.keys(x), self.values(x)
+        pattern = self.pattern(self.masked(self.scaled(self.scores(q, k))))
+        return self.out(self.gather(self.hook_pattern(pattern), v))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``x @ W_Q + b_Q``."""
+        return self.heads(x, self.W_Q, self.b_Q)
+
+    def keys(self, x: Tensor) -> Tensor:
+        """``x @ W_K + b_K``."""
+        return self.heads(x, self.W_K, self.b_K)
+
+    def values(self, x: Tensor) -> Tensor:
+        """``x @ W_V + b_V``."""
+        return self.heads(x, self.W_V, self.b_V)
+
+    def heads(self, x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        """A projection, split into heads."""
+        return einsum(x, W, "b s m, n m h -> b s n h") + b
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """How well each query matches each key."""
+        return einsum(q, k, "b q n h, b k n h -> b n q k")
+
+    def scaled(self, scores: Tensor) -> Tensor:
+        """By ``1 / sqrt(d_head)``."""
+        return scores * self.scale
+
+    def masked(self, scores: Tensor) -> Tensor:
+        """``fill`` where a query may not look."""
+        return scores.masked_fill(~self.allowed(scores), self.fill)
+
+    def allowed(self, scores: Tensor) -> Tensor:
+        """A query may look at its own key and at earlier ones."""
+        return ones(scores).tril()
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        """Weights over the keys."""
+        return scores.softmax(dim=-1)
+
+    def gather(self, pattern: Tensor, v: Tensor) -> Tensor:
+        """Each head's weighted sum of values."""
+        return einsum(pattern, v, "b n q k, b k n h -> b q n h")
+
+    def out(self, z: Tensor) -> Tensor:
+        """All heads through ``W_O``, summed, and ``b_O`` once."""
+        return einsum(z, self.W_O, "b s n h, n h m -> b s m") + self.b_O
+
+
+def ones(scores: Tensor) -> Tensor:
+    """Return a mask that hides nothing, ``[query_pos key_pos]``."""
+    return torch.ones(scores.shape[-2:], dtype=torch.bool)

@@ -1,0 +1,192 @@
+"""The user's layer on its rung, wherever it runs: what it answers, what it reads, and how its parameters lie."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .candidate.layer import Reply, Request
+from .drawing import Draw, as_gpt2, drawing
+from .location import locate
+from .matching import Matched
+from .numbers import Answer, close
+from .results import Fault, Finding
+from .rungs import Case, Rung, Trial, distance, make_trial
+from .subject import Subject, in_any_block, own_trial, without
+
+# After these, another case would cost a new process.
+FATAL = ("hang", "died", "limit")
+# Ways to read the parameters of a wrong layer that are traced.
+_MOST_TRACED = 50
+# Parameters that GPT-2 does not have, or has only once.
+OPTIONAL = ("b_U", "unembed.b_U", "unembed.W_U")
+
+
+class UnderTest:
+    """A layer on its rung, and what is known of it so far.
+
+    Args:
+        rung: the rung.
+        ask: the layer.
+        library: whose layers to judge by; our own if None.
+        seed: of every case.
+    """
+
+    def __init__(self, rung: Rung, ask: Callable[[Request], Reply], library: str | None, seed: int) -> None:
+        self.rung, self._ask, self._library, self.seed = rung, ask, library, seed
+        self.missing: frozenset[str] = frozenset()
+        self.layout, self.dead, self.wide = 0, False, False
+        self.widened = ""  # why steps of it were widened to float64
+        self.first = Reply()
+        self.draw: Draw = drawing(frozenset(), frozenset())
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The fields of the configuration that it read when it was first built."""
+        return self.first.asked
+
+    @property
+    def reference(self) -> str:
+        """The name of the reference."""
+        return "gptladder" if self._by_ours else self._theirs.library
+
+    @property
+    def _by_ours(self) -> bool:
+        return self._library is None or bool(self.missing - set(OPTIONAL))
+
+    @property
+    def _theirs(self) -> Any:
+        lens, hf = self.rung.references
+        return hf if self.missing else lens
+
+    # ---- asking ----
+
+    def ask(self, trial: Trial, **how: Any) -> Reply:
+        """Ask for the layer's answer to a trial; nothing more is asked of a layer that hung or died."""
+        if self.dead:
+            return Reply()
+        how = {"layout": self.layout, "wide": self.wide and trial.dtype == torch.float64, **how}
+        numbers = (trial.rung, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
+        reply = self._ask(Request(*numbers, **how))
+        self.dead |= reply.fault is not None and reply.fault.kind in FATAL
+        return reply
+
+    def trial(self, case: Case, dtype: torch.dtype = torch.float64) -> Trial:
+        """Return the trial of a case, judged by the reference."""
+        if self._by_ours:
+            trial = own_trial(self.rung, case, dtype, self.missing)
+        else:
+            trial = make_trial(self.rung, self._theirs, case, dtype)
+        return replace(trial, expected=without(trial.expected, self.missing))
+
+    def new_case(self, **sizes: int) -> Case:
+        """Return the first case of the seed, with some sizes of its own."""
+        return replace(self.draw(random.Random(self.seed)), **sizes)
+
+    def off(self, trial: Trial, limit: float, **how: Any) -> tuple[Fault | None, float]:
+        """Return the fault, if there is one, and how far the output is off; 0 if that is within the limit."""
+        reply = self.ask(trial, gradients=False, **how)
+        if reply.answer is None:
+            return reply.fault, float("inf")
+        off = distance(reply.answer, trial.expected).output
+        return None, off if off > limit else 0.0
+
+    def finding(self, trial: Trial, before: tuple[Tensor, ...] = ()) -> Finding | None:
+        """Return where the layer first departs from GPT-2 on a trial."""
+        return locate(trial, self.ask(trial, look=True, gradients=False, before=before).trace)
+
+    def subject(self, **how: Any) -> Subject:
+        """Return the layer as the diagnosis knows it."""
+
+        def respond(trial: Trial) -> Answer | None:
+            answer = self.ask(trial, **how).answer
+            return None if answer is None else without(answer, self.missing)
+
+        return Subject(
+            respond, self.draw, lambda trial: self.ask(trial, look=True, gradients=False, **how).trace, self.missing
+        )
+
+    # ---- what it reads ----
+
+    def begin(self) -> None:
+        """Find out what the layer reads and lacks, and how its parameters lie."""
+        self.first = self.ask(self.trial(self.new_case()))
+        self.missing = frozenset(map(in_any_block, self.first.missing))
+        self.draw = drawing(self.asked, self.missing)
+        if self.first.fault and self.first.fault.kind in ("raises", "dtype"):
+            self._try_float32(self.first.fault)
+        if len(self.first.layouts) > 1:
+            self._choose_layout()
+
+    def _try_float32(self, fault: Fault) -> None:
+        """Find out whether the layer fails in float64 only because a step of it is in float32 whatever the input is."""
+        exact, plain = (self.trial(self.new_case(), dtype) for dtype in (torch.float64, torch.float32))
+        if self.ask(exact, wide=True).answer is not None and self.ask(plain).answer is not None:
+            self.wide = True
+            at = f" at {fault.at}: {fault.code}" if fault.at else ""
+            self.widened = f"in float64 {fault.message}{at}; its float32 steps were widened to judge it"
+            self.first = replace(self.first, fault=None)
+
+    def _choose_layout(self) -> None:
+        """Choose the way to read the parameters under which the layer is right; if there is none, the likeliest."""
+        source = random.Random(self.seed)
+        # With one head, or at one position, ways to read look alike that are not.
+        cases = (as_gpt2(self.draw(source), frozenset()) for _ in range(100))
+        trial = self.trial(next(case for case in cases if case.config.n_heads > 1 and case.seq > 2))
+        found: dict[int, tuple[bool, int]] = {}
+        notes = {0: self.first.notes}
+        for layout in range(len(self.first.layouts)):
+            reply = self.ask(trial, layout=layout, gradients=False)
+            if reply.answer is not None and distance(reply.answer, trial.expected).output <= 1e-4:
+                self.layout = layout
+                self.first = replace(self.first, notes=reply.notes)
+                return
+            if reply.answer is not None and len(found) < _MOST_TRACED:
+                trace = self.ask(trial, layout=layout, look=True, gradients=False).trace
+                # A mask that forward takes is given in a way that hides the future, if there is one.
+                found[layout] = self._is_causal(trial, reply.answer, layout), len(Matched(trial, trace).found)
+                notes[layout] = reply.notes
+        self.layout = max(found, key=lambda layout: found[layout], default=0)
+        self.first = replace(self.first, notes=notes[self.layout])
+
+    def _is_causal(self, trial: Trial, answer: Answer, layout: int) -> bool:
+        """Return whether another last position changes nothing before it."""
+        given = trial.given.clone()
+        given[:, -1] = given[:, 0]
+        again = self.ask(replace(trial, given=given), layout=layout, gradients=False).answer
+        return again is not None and close(again.output[:, :-1], answer.output[:, :-1])
+
+    # ---- what to know of it ----
+
+    @property
+    def reading(self) -> str:
+        """How its parameters were read, in a line; empty if they have TransformerLens's names."""
+        label = self._layout[0]
+        return "" if label in ("by TransformerLens's names", "by the adapter") else label
+
+    @property
+    def _layout(self) -> tuple[str, str]:
+        layouts = self.first.layouts or (("", ""),)
+        return layouts[min(self.layout, len(layouts) - 1)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of how the layer was built, read and called, as clauses."""
+        notes = list(self.first.notes)
+        if oddity := self._layout[1]:
+            notes.append(f"GPT-2's weights do not fit as they are stored: {oddity}")
+        if "unembed.W_U" in self.missing:
+            notes.append("its logits are tied to W_E, as GPT-2's are")
+        elif self.missing & {"b_U", "unembed.b_U"}:
+            notes.append("it has no b_U, as GPT-2 has none")
+        for name, (value, default) in self.first.passed.items():
+            notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
+        return notes
+
+
+def as_sentence(clause: str) -> str:
+    """Return a clause with a capital letter and a full stop."""
+    return clause[:1].upper() + clause[1:].removesuffix(".") + "."

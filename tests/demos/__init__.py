@@ -1,0 +1,1 @@
+"""Tests of the demos: a package, so that its modules can share names."""

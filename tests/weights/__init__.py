@@ -1,0 +1,1 @@
+"""Tests of weights: a package, so that its modules can share functions."""
