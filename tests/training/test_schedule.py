@@ -115,9 +115,9 @@ def test_what_ends_a_run(step: int, last: int | None, loss: float | None, ending
     assert why_it_ends(optim, step=step, last_step=last, loss=loss) == ending
 
 
-def test_without_limits_only_the_last_step_ends_a_run() -> None:
-    assert why_it_ends(OptimConfig(), step=9, last_step=None, loss=0.0) is None
-    assert why_it_ends(OptimConfig(), step=9, last_step=9, loss=0.0) == "max_epochs"
+def test_without_steps_and_loss_only_the_last_step_ends_a_run() -> None:
+    assert why_it_ends(OptimConfig(max_epochs=9), step=9, last_step=None, loss=0.0) is None
+    assert why_it_ends(OptimConfig(max_epochs=9), step=9, last_step=9, loss=0.0) == "max_epochs"
 
 
 def test_every_third_step_is_due() -> None:
