@@ -233,7 +233,11 @@ class Case:
 def text(content: str | bytes, suffix: str = ".py") -> Callable[[Path], None]:
     """Return what writes a file with a content."""
     data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
-    return lambda path: path.with_name(path.name + suffix).write_bytes(data) and None
+
+    def write(path: Path) -> None:
+        path.with_name(path.name + suffix).write_bytes(data)
+
+    return write
 
 
 def notebook(*cells: str) -> Callable[[Path], None]:
