@@ -20,7 +20,7 @@ import sys
 import tempfile
 import tomllib
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Plugin:
 
     def __init__(self, order: list[str] | None = None, lines: coverage.Coverage | None = None) -> None:
         self.order, self.lines = order, lines
-        self.seconds, self.failed = Counter[str](), list[str]()
+        self.seconds, self.failed = defaultdict[str, float](float), list[str]()
 
     def pytest_configure(self) -> None:
         phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # whether one fails, not the smallest that does

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_a_configuration_decays_to_the_end_of_its_run(decay: Decay) -> None:
         ({"max_steps": 7, "min_lr": 1e-4}, 7),
     ],
 )
-def test_a_run_ends_at_the_earlier_of_steps_and_epochs(ends: dict[str, float], last: int | None) -> None:
+def test_a_run_ends_at_the_earlier_of_steps_and_epochs(ends: dict[str, Any], last: int | None) -> None:
     assert last_step(OptimConfig(batch=4, **ends), windows_per_epoch=10) == last
 
 

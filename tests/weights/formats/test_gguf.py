@@ -167,6 +167,7 @@ def test_each_tensor_has_the_name_that_the_package_gives_it() -> None:
 def test_the_tokens_and_merges_are_those_of_the_tokenizer() -> None:
     words, its = vocabulary(tokenizer(), 280), tokenizer()
     ends = its.eot_id
+    assert ends is not None
     assert words.tokens[ends] == "<|endoftext|>"
     assert words.types[ends] == gguf.TokenType.CONTROL
     assert set(words.types[:ends]) == {gguf.TokenType.NORMAL}
@@ -179,9 +180,8 @@ def test_the_tokens_and_merges_are_those_of_the_tokenizer() -> None:
 def backend(tokens: list[str], merges: list[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    made = Tokenizer(
-        models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[tuple(m.split(" ")) for m in merges])
-    )
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return made
 
