@@ -154,7 +154,7 @@ test-wheel: wheel ## install the wheel alone in a new environment, and use a lay
 
 # TransformerLens 4 has no HookedTransformer, which the other tests are judged against: it gets an environment of its own.
 test-bridge: .venv-bridge/.ready ## models of TransformerLens 4, which .venv cannot hold, in an environment made for it
-	.venv-bridge/bin/python -m pytest -q tests/weights/formats/test_bridge.py
+	.venv-bridge/bin/python -m pytest -q tests/weights/formats/test_bridge.py tests/lens/test_transformer_lens_tools.py
 
 .venv-bridge/.ready: pyproject.toml constraints.txt
 	$(NEW_ENVIRONMENT)

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..components import caching, taps
+from ..components import Embed, PosEmbed, Unembed, caching, taps
 from ..components.taps import Hook, HookFunction, Names, Tap
 from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from . import text
+from .blocks import Blocks
 from .config import GPT2Config
 from .lens_config import LensConfig
 from .stacked import accumulated_bias, stacked
@@ -26,10 +27,10 @@ class HookedModel(nn.Module):
     """
 
     config: GPT2Config
-    embed: Any
-    pos_embed: Any
-    unembed: Any
-    blocks: nn.ModuleList
+    embed: Embed
+    pos_embed: PosEmbed
+    unembed: Unembed
+    blocks: Blocks
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,19 +126,31 @@ class HookedModel(nn.Module):
     get_token_position = text.get_token_position
     tokens_to_residual_directions = text.tokens_to_residual_directions
 
-    W_E = property(lambda self: self.embed.W_E)
-    W_pos = property(lambda self: self.pos_embed.W_pos)
-    W_U = property(lambda self: self.unembed.W_U)
     W_Q, W_K, W_V, W_O = (stacked(f"attn.{name}") for name in ("W_Q", "W_K", "W_V", "W_O"))
     b_Q, b_K, b_V, b_O = (stacked(f"attn.{name}") for name in ("b_Q", "b_K", "b_V", "b_O"))
     W_in, b_in, W_out, b_out = (stacked(f"mlp.{name}") for name in ("W_in", "b_in", "W_out", "b_out"))
     accumulated_bias = accumulated_bias
 
     @property
+    def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
+        """The token embedding's table."""
+        return self.embed.W_E
+
+    @property
+    def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
+        """The position embedding's table."""
+        return self.pos_embed.W_pos
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """The output projection."""
+        return self.unembed.W_U
+
+    @property
     def b_U(self) -> Float[Tensor, "d_vocab"]:
         """The bias of the output projection; zeros if it has none."""
         b_U = self.unembed.b_U
-        return self.unembed.W_U.new_zeros(self.d_vocab) if b_U is None else b_U
+        return self.W_U.new_zeros(self.config.d_vocab) if b_U is None else b_U
 
     @property
     def cfg(self) -> LensConfig:

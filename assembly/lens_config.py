@@ -33,6 +33,7 @@ _DEFAULTS: dict[str, Any] = {
     "gated_mlp": False,
     "init_mode": "gpt2",
     "init_weights": False,
+    "layer_norm_folding": False,
     "n_devices": 1,
     "n_key_value_heads": None,
     "norm_topk_prob": False,
@@ -53,6 +54,7 @@ _DEFAULTS: dict[str, Any] = {
     "trust_remote_code": False,
     "ungroup_grouped_query_attention": False,
     "use_attention_sinks": False,
+    "use_dynamic_ntk_rope": False,
     "use_local_attn": False,
     "use_logn_attn": False,
     "use_normalization_before_and_after": False,
@@ -93,7 +95,7 @@ class LensConfig:
         object.__setattr__(self, "_model", model)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(name)
         if name in ON_REQUEST:
             offered = [

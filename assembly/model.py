@@ -196,14 +196,16 @@ class GPT2(HookedModel):
             padding_mask = as_padding_mask(attention_mask, padding_mask)
         if start_at_layer is None:
             tokens, padding_mask = as_batch(self, input, padding_mask, prepend_bos, padding_side)
+            input = tokens
         if start_at_layer is None and stop_at_layer is None:
+            assert tokens is not None
             residual = self.final_residual(tokens, padding_mask=padding_mask, positions=positions, cache=cache)
         elif cache is not None:
             raise ValueError("a cache needs all layers: leave out start_at_layer and stop_at_layer")
         else:
             residual = partial_residual(
                 self,
-                tokens if start_at_layer is None else input,
+                input,
                 start_at_layer=start_at_layer,
                 stop_at_layer=stop_at_layer,
                 padding_mask=padding_mask,

@@ -94,12 +94,12 @@ def grammar_floor(tokenizer: Tokenizer, count: int) -> tuple[float, float]:
     draws, of the share of options that leave the text as it is (the other draws being what they are). Choices that do
     not show cost nothing in this way.
     """
-    random_class, pick, pick_two = grammar.random.Random, grammar._pick, grammar._pick_two
+    random_class, pick, pick_two = random.Random, grammar._pick, grammar._pick_two
     sizes: list[tuple[int, int]] = []  # each draw's place, and its number of options
 
     def told(draws: list[float]) -> str:
         sizes.clear()
-        grammar.random.Random = lambda _: _Draws(draws)  # pyright: ignore[reportAttributeAccessIssue]
+        random.Random = lambda _: _Draws(draws)  # pyright: ignore[reportAttributeAccessIssue]
         return grammar.story(0, 0)
 
     def noted_pick(rng: Any, options: Any) -> Any:
@@ -129,7 +129,7 @@ def grammar_floor(tokenizer: Tokenizer, count: int) -> tuple[float, float]:
             nats.append(cost)
             tokens.append(len(tokenizer.encode(text)) + 1)
     finally:
-        grammar.random.Random, grammar._pick, grammar._pick_two = random_class, pick, pick_two
+        random.Random, grammar._pick, grammar._pick_two = random_class, pick, pick_two
     error = statistics.stdev([a / b for a, b in zip(nats, tokens, strict=True)]) / math.sqrt(count)
     return sum(nats) / sum(tokens), error
 

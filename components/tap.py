@@ -56,7 +56,7 @@ class Tap(nn.Module):
         on_request: the activation is large, or costs time: only hooks that name it exactly get it, until `offer`.
 
     Attributes:
-        name: what hook functions of `add_hook` are told as ``hook.name``; a `GPT2` sets it.
+        name: the ``hook.name`` that hook functions of `add_hook` get; a `GPT2` sets it.
         offered: predicates on names, and caches, find it.
         ctx: see `HookPoint`.
 
@@ -107,7 +107,7 @@ class Tap(nn.Module):
             hook: the function.
             dir: ``fwd`` for the activation, ``bwd`` for its gradient.
             prepend: call it before those that were added earlier.
-            name: what it is told as ``hook.name`` (default: `name`).
+            name: the ``hook.name`` that it gets (default: `name`).
 
         Raises:
             ValueError: another ``dir``.

@@ -98,8 +98,9 @@ def replace(hooked: Any, *layers: str) -> None:
 
     def put(parent: nn.Module, name: str, layer: nn.Module) -> None:
         layer.load_state_dict(getattr(parent, name).state_dict())
-        for tap in named_taps(layer):
-            layer.set_submodule(tap, HookedTap())
+        for path, tap in named_taps(layer).items():
+            if tap.offered:  # those that are formed on request have other places there
+                layer.set_submodule(path, HookedTap())
         setattr(parent, name, layer)
 
     def heads(index: int) -> dict[str, Any]:

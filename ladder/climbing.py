@@ -81,17 +81,8 @@ def climb(
         >>> climb(MLP, cases=2).passed
         True
     """
-    given = {
-        "embed": embed,
-        "pos-embed": pos_embed,
-        "layer-norm": layer_norm or layernorm,
-        "attention": attention,
-        "mlp": mlp,
-        "block": block,
-        "unembed": unembed,
-        "model": model,
-    }
-    layers = {name: layer for name, layer in given.items() if layer is not None}
+    given = (embed, pos_embed, layer_norm or layernorm, attention, mlp, block, unembed, model)
+    layers = {rung.name: layer for rung, layer in zip(RUNGS, given, strict=True) if layer is not None}
     if not layers and not sources:
         raise ValueError(
             "no layer was given: give a file, such as my_file.py, or a layer, such as --attention my.py:Attention "

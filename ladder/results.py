@@ -167,8 +167,9 @@ class Diagnosis:
             texts += self.fix
         lines += [("text", each) for each in texts]
         if self.finding:
-            lines += self.finding.lines("where" if self.mistakes else hint)
-        return lines + [("text", each) for each in self.facts if hint != "where" and not self.mistakes]
+            # A named mistake needs no numbers; missing biases have no name.
+            lines += self.finding.lines("where" if self.what else hint)
+        return lines + [("text", each) for each in self.facts if hint != "where" and not self.what]
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 Cosmic Ray makes the mutants. Its own runner starts an interpreter for each of them, and importing torch and the
 reference libraries takes longer than the tests: this one imports them once and forks a process for each mutant.
-mutants.toml says what is mutated and which tests count, and explains the mutants that no test can kill.
+mutants.toml lists what is mutated and which tests count, and explains the mutants that no test can kill.
 
     make mutants                                       every module, which takes hours
     python tests/mutants.py components/attention.py    some modules
 """
 
 import ast
+import gc
 import importlib
 import itertools
 import json
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import tomllib
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Plugin:
 
     def __init__(self, order: list[str] | None = None, lines: coverage.Coverage | None = None) -> None:
         self.order, self.lines = order, lines
-        self.seconds, self.failed = Counter[str](), list[str]()
+        self.seconds, self.failed = defaultdict[str, float](float), list[str]()
 
     def pytest_configure(self) -> None:
         quickly: Any = {
@@ -205,6 +206,8 @@ def main() -> None:
     """Try the mutants of the modules named on the command line (default: all of mutants.toml), and print a table."""
     for name in CONFIG["preload"]:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # otherwise each process looks through all of this, and copies it by doing so
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.touch()
     for group in CONFIG["groups"]:

@@ -222,7 +222,7 @@ def test_an_interrupt_that_a_package_swallows_still_ends_the_import(monkeypatch:
             raise ImportError("initialisation failed") from None
 
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(cli.importlib, "import_module", swallow)
+    monkeypatch.setattr(importlib, "import_module", swallow)
     with pytest.raises(KeyboardInterrupt):
         cli._imported("sampling.generate_command")
     assert signal.getsignal(signal.SIGINT) is handler

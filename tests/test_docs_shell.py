@@ -26,7 +26,7 @@ from gptladder.tokenizer import BPETokenizer
 from gptladder.training import command as training
 from gptladder.training.presets import PRESETS, TrainConfig
 from gptladder.training.record import VERSION
-from gptladder.training.run import Outcome
+from gptladder.training.run import Outcome, train
 from gptladder.weights.sources import RUN_FORMAT
 
 ROOT = Path(__file__).parents[1]
@@ -131,15 +131,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("my-texts/a.txt", "my-texts/b.txt", "input.txt"):
         Path(name).write_text(text)
     Path("prompt.txt").write_text("Once upon\n")
-    settings = PRESETS["shakespeare-char"].replace(corpus="input.txt", name="mine").recorded()
-    record = {"format": RUN_FORMAT, "version": VERSION, **settings, "facts": {}}
-    Path("runs/mine").mkdir(parents=True)
-    Path("runs/mine/config.json").write_text(json.dumps(record))
     write_layers()
     for name in ("submissions/ann", "submission"):
         Path(name).mkdir(parents=True)
         Path(name, "layers.py").write_text("WIDTH = 8\n")
     return tmp_path
+
+
+def write_settings(words: list[str]) -> None:
+    """Write the settings of an earlier run, if a line names them."""
+    path = Path("runs/mine/config.json")
+    if str(path) in words:
+        settings = PRESETS["shakespeare-char"].replace(corpus="input.txt", name="mine").recorded()
+        path.parent.mkdir()
+        path.write_text(json.dumps({"format": RUN_FORMAT, "version": VERSION, **settings, "facts": {}}))
 
 
 def snapshot(folder: Path) -> None:
@@ -183,6 +188,7 @@ TRAINING = [
 
 @pytest.mark.parametrize("words", TRAINING, ids=" ".join)
 def test_a_line_that_trains_has_valid_options(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_settings(words)
     read = []
     monkeypatch.setattr(training, "run_training", lambda config, **_: read.append(config) or sys.exit(0))
     with pytest.raises(SystemExit) as done:
@@ -196,14 +202,16 @@ ALONE = [words for words in TRAINING if words[0] == "gptladder" and "--help" not
 @pytest.mark.parametrize("words", ALONE, ids=" ".join)
 def test_a_line_that_trains_trains(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line as it is typed; only the number of steps is cut after its options were read."""
-    run = training.run_training
+    write_settings(words)
+    there = set(Path("runs").iterdir())
+    run = train
 
     def short(config: TrainConfig, **rest: Any) -> Outcome:
         return run(config.replace(max_steps=2, warmup_steps=1, sample_tokens=5), **rest)
 
     monkeypatch.setattr(training, "run_training", short)
     assert cli.main(words[1:]) == 0
-    (made,) = (path for path in Path("runs").iterdir() if path.name != "tinystories")
+    (made,) = set(Path("runs").iterdir()) - there
     assert [path.name for path in made.glob("snapshots/*")] == ["snapshot_step_2.pt"]
     assert cli.main(["generate", "O", "--model", str(made), "--max-new-tokens", "2"]) == 0
 
@@ -212,6 +220,7 @@ def test_a_line_that_trains_trains(words: list[str], folder: Path, monkeypatch: 
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 @pytest.mark.parametrize("words", ALONE, ids=" ".join)
 def test_a_line_that_trains_can_be_stopped(words: list[str], folder: Path) -> None:
+    write_settings(words)
     with subprocess.Popen([sys.executable, "-m", *words], cwd=folder, stderr=subprocess.PIPE, text=True) as process:
         try:
             for _ in range(2400):

@@ -147,7 +147,7 @@ class RunConfig:
     wandb: bool = False
     """Also send metrics and samples to Weights & Biases (WANDB_MODE=offline keeps them in the run's folder)."""
     license: str | None = None
-    """Licence of the trained model, for its card, such as mit (default: the card says that none was chosen)."""
+    """Licence of the trained model, for its card, such as mit (default: none, which the card states)."""
 
     def __post_init__(self) -> None:
         _require_positive(

@@ -1,6 +1,7 @@
 """Train from a configuration: write a folder with the trained model, its metrics, samples and a plot of the losses."""
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -233,7 +234,8 @@ def data_config(config: TrainConfig, asked: Collection[str] | None, found: Resum
             f"--init-from {config.init_from} comes without a tokenizer: give the one that it was trained with, as "
             "--tokenizer gpt2 or --tokenizer FOLDER"
         )
-    return dataclasses.replace(config.data, tokenizer=str(folder))
+    # As an absolute path: a folder that is called gpt2 is not GPT-2's own tokenizer.
+    return dataclasses.replace(config.data, tokenizer=os.path.abspath(folder))
 
 
 def make_model(

@@ -303,6 +303,25 @@ def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
     return dict(bridge.state_to_bridge(model.config, _state(model), conv1d=conv1d))
 
 
+def to_bridge(model: GPT2) -> Any:
+    """Return TransformerLens's ``TransformerBridge`` with this model's weights and its tokenizer.
+
+    Raises:
+        WeightsError: transformers' GPT-2, which the bridge wraps, cannot hold the model.
+        ImportError: transformer-lens or transformers is not installed.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
+        >>> torch.equal(from_bridge(to_bridge(model)).embed.W_E, model.embed.W_E)
+        True
+    """
+    if model.tokenizer is None:
+        return bridge.bridge_around(to_hf(model))
+    with _saved(model.tokenizer) as theirs:
+        return bridge.bridge_around(to_hf(model), theirs)
+
+
 def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor], Any]:
     """Return the state dict and the configuration of a model, or of a bare state dict."""
     if isinstance(model, Mapping):
@@ -373,7 +392,8 @@ def _saved(tokenizer: Tokenizer) -> Iterator[Any]:
     """Give a tokenizer as transformers' class, in a folder that lasts for the block: TransformerLens reads it again."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
-        yield _reference("transformers").AutoTokenizer.from_pretrained(folder)
+        # TransformerLens's users write special tokens as text, which ours save as text that is split.
+        yield _reference("transformers").AutoTokenizer.from_pretrained(folder, split_special_tokens=False)
 
 
 def _state(model: GPT2) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
-from ..files import FileError, file_in, file_size, read_json
+from ..files import FileError, file_in, read_json, unreadable
 from .files import hub
 from .files.folders import CONFIG_FILE, WEIGHT_FILES, open_tensors, open_training_checkpoint, read_config
 from .files.hub import HubError
@@ -127,6 +127,7 @@ def resolve(
     if path.exists():
         if path.suffix == ".safetensors" or path.name in WEIGHT_FILES or path.name == CONFIG_FILE:
             raise FileError(f"{path}: is one file of a model folder; give the folder: {path.parent}")
+        _refuse_gguf(path)
         return path
     text = os.fspath(name_or_path)
     looks_like_path = (
@@ -292,11 +293,7 @@ def _ours(kind: Kind, path: Path, config: GPT2Config, tensors: Mapping[str, Tens
 def _open_file(path: Path, act_fn: ActFn | None) -> Source:
     if path.suffix == ".safetensors" or path.name in WEIGHT_FILES:
         raise FileError(f"{path}: holds weights alone; give the folder that has {CONFIG_FILE} beside them")
-    if _begins_as_gguf(path):
-        raise FileError(
-            f"{path}: is a GGUF file, which gptladder writes and does not read; give the model that it was made from, "
-            "or load it with transformers (gguf_file=...) and save_pretrained a folder"
-        )
+    _refuse_gguf(path)
     key, saved, tensors = open_training_checkpoint(path, ("model", "model_state_dict"))
     if key == "model_state_dict":
         recorded = saved.get("model_config")  # since 0.2
@@ -313,10 +310,20 @@ def _open_file(path: Path, act_fn: ActFn | None) -> Source:
     return Source("nanogpt", path, config, state, huggingface.parameter_names(tensors))
 
 
-def _begins_as_gguf(path: Path) -> bool:
-    file_size(path)  # a pipe would block
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
+def _refuse_gguf(path: Path) -> None:
+    """Raise FileError for a GGUF file. The package that reads such files does not guard against hostile ones."""
+    if not path.is_file():  # a pipe would block
+        return
+    try:
+        with path.open("rb") as file:
+            begins = file.read(4)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if begins == b"GGUF":
+        raise FileError(
+            f"{path}: is a GGUF file, which gptladder writes and does not read; give the model that it was made from, "
+            "or load it with transformers (gguf_file=...) and save_pretrained a folder"
+        )
 
 
 def _config_of_snapshot(recorded: Any, tensors: Mapping[str, Tensor]) -> GPT2Config:

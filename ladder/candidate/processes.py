@@ -1,10 +1,10 @@
 """Run a function in a process of its own, and end it with all that it started: the one module that knows the system.
 
 What differs between Linux, macOS and Windows stands behind `start`, `take_streams`, `Process.wait`, `Process.end`,
-`ended_by`, `probe` and `context_of_judges`. Nothing that a system lacks is imported before it is used.
+`ended_by`, `remove`, `probe` and `context_of_judges`. Nothing that a system lacks is imported before it is used.
 
 ============  ==========================  =========================  ==================  ===========================
-system        starts                      ends                       limits              keeps apart
+system        starts                      ends                       limits              isolates
 ============  ==========================  =========================  ==================  ===========================
 ``linux``     fork                        process namespace          memory, processes   network, files, processes
 ``macos``     a new Python                process group              memory (by ``ps``)  nothing
@@ -18,6 +18,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,8 @@ class Process:
     replies: BinaryIO
     output: BinaryIO
     returncode: int | None = None
+    imports: bool
+    """Whether it imports its modules anew, which takes seconds."""
 
     def wait(self, timeout: float) -> int | None:
         """Wait for the process to end, and return its status; None if it did not end in time."""
@@ -120,6 +123,14 @@ def ended_by(status: int) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else ""
 
 
+def remove(folder: Path) -> None:
+    """Remove a folder as far as that is possible. A submission may have made it too deep for Python's own function."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists() and SYSTEM in ("linux", "macos"):
+        subprocess.run(["rm", "-rf", str(folder)], capture_output=True, check=False)
+
+
 def probe() -> Isolation:
     """Return what this system can do, by trying it."""
     found = {"processes": SYSTEM in ("windows", "macos"), "memory": SYSTEM != "portable"}
@@ -144,7 +155,7 @@ def child(target: str, settings: str) -> None:
         # A process with several threads, such as those of numerical libraries, can make no user namespace: fork first.
         watcher = _forked(function, (0, 1, 2), writable, limits, os.environ)
         linux.stay_until_ended(watcher)
-    globals()["SYSTEM"] = given["system"]
+    globals()["SYSTEM"] = given["system"]  # a test of another system's way has changed it in the parent
     if writable is not None:
         os.chdir(writable)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -177,6 +188,8 @@ def _forked(function: Any, streams: Any, writable: Path | None, limits: Limits |
 
 class _Forked(Process):
     """A copy of this process."""
+
+    imports = False
 
     def __init__(self, target: str, writable: Path | None, limits: Limits | None, env: Mapping[str, str]) -> None:
         requests, replies, output = os.pipe(), os.pipe(), os.pipe()
@@ -227,26 +240,25 @@ class _Forked(Process):
 class _Spawned(Process):
     """A new Python, which imports everything anew."""
 
+    imports = True
+
     def __init__(self, target: str, writable: Path | None, limits: Limits | None, env: Mapping[str, str]) -> None:
         settings = {
             "system": SYSTEM,
             "writable": None if writable is None else str(writable.resolve()),
             "limits": None if limits is None else asdict(limits),
         }
-        options: dict[str, Any] = {}
-        if SYSTEM in ("linux", "macos"):
-            options["start_new_session"] = True
-        if SYSTEM == "windows":
-            options["creationflags"] = 0x200 | 0x08000000  # a process group of its own, and no window
         # -P: a file of the user's called random.py must not stand in for Python's own.
-        self._process = subprocess.Popen(
+        popen: Any = subprocess.Popen  # its overloads do not know options in a dict
+        self._process: subprocess.Popen[bytes] = popen(
             [sys.executable, "-P", "-c", _CHILD, target, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
             env=dict(env),
-            **options,
+            start_new_session=SYSTEM in ("linux", "macos"),
+            creationflags=0x200 | 0x08000000 if SYSTEM == "windows" else 0,  # a process group of its own, no window
         )
         self.requests, self.replies, self.output = _streams(self._process)
         self._job = None

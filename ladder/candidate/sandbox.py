@@ -3,7 +3,6 @@
 `Sandbox` is this side of it, worker.py the other.
 """
 
-import contextlib
 import os
 import re
 import tempfile
@@ -18,14 +17,14 @@ from ..results import Fault
 from .layer import Reply, Request
 from .limits import OVER_LIMIT, Limits
 from .messages import MessageError, exchange
-from .processes import Process, ended_by, start
+from .processes import Process, ended_by, remove, start
 from .source import CandidateError, Code, split
 from .worker import START, Found, Order, Start
 
 # Seconds to read the user's file and what it imports.
 _START_LIMIT = 120.0
 # The worker keeps the time itself, and reports where it was; this is for one that cannot even do that.
-_GRACE = 10.0
+_GRACE = 5.0
 _PRINTED = 1000  # bytes of the output that are stored
 _MOST_TRACE = 64 * 2**10
 # Variables of the environment that a layer with limits may see; others may hold secrets of the teacher's.
@@ -89,7 +88,9 @@ class Sandbox:
             return
         limit = _START_LIMIT if self.limits is None else min(_START_LIMIT, self.time_limit)
         first = Start(self.sources, self.chosen, self.only, self._trace.name, limit)
-        found = self._exchange(first, Found, limit, "reading it", grace=_START_LIMIT)  # a new Python imports torch
+        assert self._process is not None
+        grace = _START_LIMIT if self._process.imports else _GRACE
+        found = self._exchange(first, Found, limit, "reading it", grace)
         if isinstance(found, Fault):
             files = sorted({str(split(source)[0]) for source in self.sources.values()})
             raise CandidateError(f"{', '.join(files)}: {found}", found.kind, found.at)
@@ -119,22 +120,21 @@ class Sandbox:
         self._process.end()
         self._reader.join(timeout=5)
         self._trace.close()
-        with contextlib.suppress(OSError):  # what a submission leaves there must not stop the grading
-            self._folder.cleanup()
+        remove(self._folder)
         self._process = None
 
     def _start(self) -> None:
         self._ready = False
-        self._folder = tempfile.TemporaryDirectory(prefix="gptladder-", ignore_cleanup_errors=True)
+        self._folder = Path(tempfile.mkdtemp(prefix="gptladder-"))
         # Read by this open file, not by its name: a submission can put something else in its place.
-        self._trace = open(Path(self._folder.name) / "trace", "w+b")  # noqa: SIM115 - closed with the process
+        self._trace = open(self._folder / "trace", "w+b")  # noqa: SIM115 - closed with the process
         env = {**os.environ, "HF_HUB_OFFLINE": "1"}
         if self.limits is not None:
             env = {name: value for name, value in env.items() if _VARIABLES.fullmatch(name)}
-            env |= {"HF_HUB_OFFLINE": "1", "TMPDIR": self._folder.name, "TEMP": self._folder.name}
+            env |= {"HF_HUB_OFFLINE": "1", "TMPDIR": str(self._folder), "TEMP": str(self._folder)}
         self._process = start(
             START,
-            writable=None if self.limits is None else Path(self._folder.name),
+            writable=None if self.limits is None else self._folder,
             limits=self.limits,
             env=env,
             copy=self.copy,

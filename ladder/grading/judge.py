@@ -27,6 +27,7 @@ _STATUS_OF_FAULT: dict[str, Status] = {
     "build": "cannot be built",
     "parameters": "cannot be built",
 }
+_MOST_TEXT = 10_000_000
 # Of several files, the outcome of the one that came furthest counts.
 _ORDER: tuple[Status, ...] = (
     "no layer",
@@ -69,7 +70,8 @@ def _likely_first(files: Sequence[Path], rung: str) -> list[Path]:
     likely = []
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8", errors="replace")
+            with file.open(encoding="utf-8", errors="replace") as stream:
+                text = stream.read(_MOST_TEXT)
         except OSError:
             text = ""
         names = re.findall(r"\bclass\s+(\w+)", text)

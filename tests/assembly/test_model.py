@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
-from gptladder.assembly.config import Norm
 from gptladder.components import Embed, HookPoint, TypeCheckError, named_taps
+from gptladder.components.block import Norm
 from gptladder.ladder.numbers import Reference, randomize
 from gptladder.ladder.rungs import check, draw_case, rung
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -48,9 +49,11 @@ def test_only_few_rows_without_gradients_take_the_other_kernel(
     def plain(*args: object) -> None:
         raise AssertionError("F.linear")
 
-    monkeypatch.setattr(kernels.F, "linear", plain)
+    monkeypatch.setattr(torch.nn.functional, "linear", plain)
     with torch.no_grad():
         linear(x, W, None)
+        linear(x[:1, :1], W[:1], None)
+        linear(x.view(4, 4, 8), W, None)  # rows are counted over all leading axes
         for many, weight in ((torch.randn(17, 8), W), (x.double(), W.double())):
             with pytest.raises(AssertionError, match=r"F.linear"):
                 linear(many, weight, None)
@@ -58,6 +61,47 @@ def test_only_few_rows_without_gradients_take_the_other_kernel(
             linear(x, W, None)
     with pytest.raises(AssertionError, match=r"F.linear"):  # it has no gradient
         linear(x, W, None)
+
+
+@pytest.fixture
+def by_onednn() -> Iterator[None]:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("needs a build of PyTorch with oneDNN")
+    before = kernels.set_onednn_products(True)
+    yield
+    kernels.set_onednn_products(before)
+
+
+@pytest.mark.parametrize("needed", ["xWb", "xW", "xb", "Wb", "x", "W", "b"])
+def test_products_of_training_have_the_gradients_that_are_needed(by_onednn: None, needed: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = {"x": torch.randn(3, 6, 8, generator=generator), "W": torch.randn(8, 5, generator=generator)}
+    given["b"] = torch.randn(5, generator=generator)
+    exact = {name: tensor.double().requires_grad_(name in needed) for name, tensor in given.items()}
+    for name, tensor in given.items():
+        tensor.requires_grad_(name in needed)
+    found, expected = linear(**given), exact["x"] @ exact["W"] + exact["b"]
+    torch.testing.assert_close(found.double(), expected, atol=0.1, rtol=0)  # bfloat16's, where the processor has it
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for name, tensor in given.items():
+        if name in needed:
+            allowed = 0.02 * exact[name].grad.abs().max().item()
+            torch.testing.assert_close(tensor.grad.double(), exact[name].grad, atol=allowed, rtol=0)
+        else:
+            assert tensor.grad is None
+
+
+def test_products_of_training_need_no_bias(by_onednn: None) -> None:
+    x, W = torch.randn(20, 8), torch.randn(8, 5, requires_grad=True)
+    torch.testing.assert_close(linear(x, W, None), x @ W, atol=1e-4, rtol=0)
+
+
+def test_by_default_products_have_second_derivatives() -> None:
+    x, W, b = torch.randn(20, 8, requires_grad=True), torch.randn(8, 5), torch.randn(5)
+    (first,) = torch.autograd.grad(linear(x, W, b).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    torch.testing.assert_close(second, (2 * W @ W.sum(0)).expand(20, 8), atol=1e-4, rtol=0)
 
 
 def test_many_models_at_once() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptladder.components import LayerNorm, TypeCheckError, run_with_cache
+from gptladder.components import LayerNorm, TypeCheckError, hooks, run_with_cache
 from gptladder.ladder.numbers import Reference
 from gptladder.ladder.rungs import check, draw_case, rung
 
@@ -34,6 +34,20 @@ def test_the_kernel_and_the_formula_agree(dtype: torch.dtype) -> None:
     off = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 0.04, torch.float16: 0.005}[dtype]
     assert (fused(x) - written(x)).abs().max() <= off
     assert written(x).dtype == fused(x).dtype == dtype
+
+
+def test_the_fused_kernel_computes_it_unless_a_hook_or_the_user_objects() -> None:
+    x = torch.randn(1, 2, 4)
+
+    def kernel(layer: LayerNorm) -> str:
+        return type(layer(x).grad_fn).__name__
+
+    assert kernel(LayerNorm(d_model=4)) == "NativeLayerNormBackward0"
+    assert kernel(LayerNorm(d_model=4, fused=False)) == "AddBackward0"
+    for name in ("hook_scale", "hook_normalized"):
+        layer = LayerNorm(d_model=4)
+        with hooks(layer, [(name, lambda activation, hook: None)]):
+            assert kernel(layer) == "AddBackward0"
 
 
 def test_its_activations_are_the_scale_and_the_vector_before_the_gain() -> None:

@@ -44,5 +44,6 @@ def test_positions_past_the_context_are_refused(offset: int, seq: int) -> None:
 @pytest.mark.parametrize("position", [9, -1])
 def test_a_given_position_past_the_context_is_refused(position: int) -> None:
     tokens = torch.zeros(1, 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=rf"positions run from {position} to {position}, but n_ctx is 9"):
+    expected = rf"positions run from {position} to {position}, but n_ctx is 9: they go from 0 to 8"
+    with pytest.raises(ValueError, match=expected):
         PosEmbed(n_ctx=9, d_model=3)(tokens, positions=torch.tensor([[position]]))

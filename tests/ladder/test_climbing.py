@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from torch import Tensor
@@ -16,7 +16,7 @@ from gptladder.ladder.report.terminal import climb_text
 
 LAYERS = Path(__file__).parent / "layers"
 Embed, Attention, MLP, Unembed = (
-    find(f"{LAYERS / 'arena.py'}:{name}")[0] for name in ("Embed", "Attention", "MLP", "Unembed")
+    cast(Any, find(f"{LAYERS / 'arena.py'}:{name}")[0]) for name in ("Embed", "Attention", "MLP", "Unembed")
 )
 
 
@@ -221,6 +221,13 @@ def test_gpt2_without_biases_is_called_that_with_what_else_is_wrong(here: Path) 
     Path("wild.py").write_text(WILD.replace("BIAS", "False").replace('nn.GELU(approximate="tanh")', "nn.ReLU()"))
     found = climb(model="wild.py:LanguageModel", cases=3).rungs[0]
     assert found.mistakes == ("every block's MLP: ReLU for GELU", "attn.b_Q, attn.b_K, attn.b_V missing")
+
+
+def test_a_mistake_that_is_not_listed_is_explained_beside_missing_biases(here: Path) -> None:
+    Path("wild.py").write_text(WILD.replace("BIAS", "False").replace("F.softmax(wei,", "F.softmax(wei / 2,"))
+    found = climb("wild.py:MultiHeadAttention", cases=3).rungs[0]
+    assert found.mistakes == ("b_Q, b_K, b_V missing",)
+    assert "takes the masked scores (line" in found.text()
 
 
 def test_a_layer_inside_that_lacks_biases_is_still_seen_as_one(here: Path) -> None:

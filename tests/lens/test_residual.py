@@ -78,3 +78,14 @@ def test_post_norm_blocks_are_refused() -> None:
     model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=10, n_ctx=8, norm="post")).eval()
     with pytest.raises(ValueError, match="needs pre-norm blocks"):
         direct_logit_attribution(model, [1, 2], 3)
+
+
+def test_the_models_own_tokenizer_is_the_default(text_model: GPT2, reader: BPETokenizer) -> None:
+    given = logit_lens(text_model, "once", tokenizer=reader)
+    with pytest.raises(ValueError, match=r"set model\.tokenizer"):
+        logit_lens(text_model, "once")
+    text_model.tokenizer = reader
+    for text in ("once", list(b"once")):
+        own = logit_lens(text_model, text)
+        assert torch.equal(own.values, given.values)
+        assert own.axes == given.axes

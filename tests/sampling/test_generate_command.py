@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gptladder import GPT2, sampling
-from gptladder.sampling import Chunk, model_options
+from gptladder.sampling import Chunk, model_options, stream
 from gptladder.sampling import generate_command as command
 from gptladder.sampling.prompt_options import unescaped
 from gptladder.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
@@ -66,7 +66,7 @@ def test_the_text_is_shown_as_it_comes(
 ) -> None:
     """After each token of the first row, what is settled of it stands on the screen."""
     shown = []
-    original = command.stream
+    original = stream
 
     def watched(*args: Any, **kwargs: Any) -> Iterator[Chunk]:
         for chunk in original(*args, **kwargs):
@@ -137,7 +137,7 @@ def test_sliding_past_the_context(folder: Path, capsys: pytest.CaptureFixture[st
 def test_ctrl_c_leaves_the_line_ended(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = command.stream
+    original = stream
 
     def interrupted(*args: Any, **kwargs: Any) -> Iterator[Chunk]:
         yield from itertools.islice(original(*args, **kwargs), 3)

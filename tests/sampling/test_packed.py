@@ -278,3 +278,13 @@ def test_a_packed_model_in_training_mode_drops_as_the_model_does() -> None:
 def test_a_post_norm_model_is_packed_too() -> None:
     model = random_model(norm="post")
     assert (decoded(pack(model, "float32"), TOKENS) - decoded(model, TOKENS)).abs().max() < 3e-4
+
+
+def test_what_a_packed_model_cannot_form_is_refused() -> None:
+    model = GPT2(GPT2Config(d_model=16, n_layers=2, n_heads=2, d_vocab=20, n_ctx=8)).eval()
+    packed, tokens = pack(model, "int8"), torch.tensor([[3, 1, 4]])
+    assert "hook_result" not in "".join(packed.run_with_cache(tokens)[1])
+    with pytest.raises(ValueError, match="forms no hook_result"):
+        packed.run_with_cache(tokens, names_filter="blocks.0.attn.hook_result")
+    with pytest.raises(AttributeError, match="W_Q is packed"):
+        packed.run_with_cache(tokens, names_filter="blocks.0.hook_q_input")

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,6 @@ import torch
 from gptladder import cli
 from gptladder.assembly import GPT2
 from gptladder.tokenizer import Tokenizer, load_tokenizer
-from gptladder.training import folder as folder_module
 from gptladder.training.command import look_command, prepare, train
 from gptladder.training.display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay, WandbDisplay
 from gptladder.training.metrics import Metrics, read_metrics
@@ -369,7 +369,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused_at_once(
     def read_only(**_: Any) -> None:
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr(folder_module.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
     with pytest.raises(ValueError, match=r"cannot be written to \(Read-only file system\): choose another --runs-dir"):
         start()
     assert not (tmp_path / "data").exists()

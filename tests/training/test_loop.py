@@ -21,7 +21,8 @@ from gptladder.training.loop import TrainingRun
 from gptladder.training.loss import IGNORE_INDEX
 from gptladder.training.metrics import Metrics, read_metrics
 from gptladder.training.presets import OptimConfig, RunConfig, TrainConfig
-from gptladder.training.snapshots import SnapshotError, list_snapshots, load_snapshot
+from gptladder.training.snapshot_checks import SnapshotError
+from gptladder.training.snapshots import list_snapshots, load_snapshot
 from gptladder.training.trainer import NonFiniteError, Trainer
 
 VOCAB = 13

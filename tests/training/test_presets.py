@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gptladder.assembly import GPT2Config
-from gptladder.training.presets import PRESETS, DataConfig, OptimConfig, RunConfig, TrainConfig
+from gptladder.training.data.config import DataConfig
+from gptladder.training.presets import PRESETS, OptimConfig, RunConfig, TrainConfig
 
 KNOWN = {
     "tinystories-2l64d": {"n_layers": 2, "d_model": 64, "tokenizer": "gpt2", "max_epochs": 5},

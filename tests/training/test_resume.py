@@ -22,7 +22,8 @@ from gptladder.training.data.batches import Batch, Batches, evaluation_batches
 from gptladder.training.display import Display
 from gptladder.training.loop import TrainingRun
 from gptladder.training.presets import PRESETS, TrainConfig
-from gptladder.training.snapshots import SnapshotError, list_snapshots, load_snapshot, newest_snapshot
+from gptladder.training.snapshot_checks import SnapshotError
+from gptladder.training.snapshots import list_snapshots, load_snapshot, newest_snapshot
 from gptladder.training.trainer import Trainer
 
 VOCAB = 13

@@ -13,8 +13,8 @@ import torch
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.training.metrics import Metrics
+from gptladder.training.snapshot_checks import SnapshotError
 from gptladder.training.snapshots import (
-    SnapshotError,
     list_snapshots,
     load_snapshot,
     newest_snapshot,

@@ -31,7 +31,8 @@ from gptladder.training.lock import RunFolderError
 from gptladder.training.metrics import read_metrics
 from gptladder.training.presets import OptimConfig, RunConfig, TrainConfig
 from gptladder.training.run import train
-from gptladder.training.snapshots import SnapshotError, list_snapshots, load_snapshot
+from gptladder.training.snapshot_checks import SnapshotError
+from gptladder.training.snapshots import list_snapshots, load_snapshot
 
 TEXT = "The cat sat on the mat, and the dog sat on the cat. Nobody was glad of that.\n" * 30
 STEPS = 40

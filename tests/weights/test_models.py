@@ -38,6 +38,7 @@ from gptladder.weights import (
     to_hooked_state_dict,
     to_hooked_transformer,
 )
+from gptladder.weights.formats import huggingface
 
 from . import support
 
@@ -393,7 +394,7 @@ def test_loading_takes_the_memory_of_the_file_and_little_more(
 
 
 def to_hf_state(model: GPT2) -> dict[str, Tensor]:
-    return dict(models.huggingface.state_to_hf(model.config, model.state_dict())[1])
+    return dict(huggingface.state_to_hf(model.config, model.state_dict())[1])
 
 
 # Refused.

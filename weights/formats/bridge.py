@@ -56,6 +56,26 @@ def state_from_bridge(config: GPT2Config, tensors: Mapping[str, Tensor]) -> tupl
     return simplified(full, to_ours("bridge", full, theirs, bridge_conv1d=conv1d))
 
 
+def bridge_around(hf: Any, tokenizer: Any = None) -> Any:
+    """Return a ``TransformerBridge`` of TransformerLens 4 (or 3.9) around a ``GPT2LMHeadModel``, without a network.
+
+    Args:
+        hf: the model; the bridge takes it apart, so hand over one that nothing else uses.
+        tokenizer: transformers' tokenizer for it, or None.
+
+    Raises:
+        ImportError: transformer-lens is not installed.
+    """
+    try:
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    except ImportError as error:
+        raise ImportError("transformer-lens 3.9 or newer is not installed: pip install transformer-lens") from error
+    device = next(hf.parameters()).device
+    return build_bridge_from_module(
+        hf, "GPT2LMHeadModel", hf_config=hf.config, tokenizer=tokenizer, device=str(device)
+    ).eval()
+
+
 def state_to_bridge(config: GPT2Config, ours: Mapping[str, Tensor], *, conv1d: bool) -> Mapping[str, Tensor]:
     """Return a bridge's state dict.
 

@@ -301,10 +301,15 @@ def test_what_takes_too_much_gets_an_error(code: str, tmp_path: Path) -> None:
         "for _ in range(5):\n    if not os.fork(): kept = bytearray(os.urandom(1 << 20)) * 200; time.sleep(600)",
         "[open(str(i), 'wb').write(bytes(1 << 20)) for i in range(100)]",
         "[os.pwrite(os.memfd_create('x'), bytes(15 << 20), 0) for _ in range(60)]",
+        "for _ in range(3000): os.mkdir('deep'); os.chdir('deep')",
     ],
-    ids=["many processes", "a fork bomb", "memory of several", "many files", "files in memory"],
+    ids=["many processes", "a fork bomb", "memory of several", "many files", "files in memory", "deep folders"],
 )
 def test_what_exceeds_a_limit_is_ended(code: str, tmp_path: Path) -> None:
     limits = LIMITS if "memfd" not in code else Limits(memory=500 * 2**20)
-    status, _, _ = outcome(f"import os, time\n{code}\ntime.sleep(600)", tmp_path, limits)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    status, _, _ = outcome(f"import os, time\n{code}\ntime.sleep(600)", folder, limits)
     assert status == OVER_LIMIT
+    processes.remove(folder)
+    assert not folder.exists()

@@ -35,7 +35,7 @@ HARMFUL = {
     "hangs": "while True: pass",
     "exits": "import os; os._exit(3)",
     "floods": "print('x' * 10_000_000)",
-    "eats": "self.kept = [torch.ones(2**24) for _ in range(1000)]",
+    "eats": "self.eaten = [torch.empty(2**26) for _ in range(1000)]",
     "forks": "import os, time; [os.fork() or time.sleep(600) for _ in range(1000)]",
     "fills": "import tempfile; [open(f'{tempfile.gettempdir()}/{i}', 'wb').write(bytes(9 << 20)) for i in range(99)]",
     "stops": "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
@@ -98,7 +98,7 @@ def test_a_class_is_graded_whatever_its_members_do(tmp_path: Path, capsys: pytes
                             pass
             os._exit(0)""",
     )
-    options = ["--rungs", "mlp=4", "--out", str(out), "--time-limit", "4", "--cases", "3", "--memory-mb", "1500"]
+    options = ["--rungs", "mlp=4", "--out", str(out), "--time-limit", "3", "--cases", "2", "--memory-mb", "700"]
     before = (folder / "wrong.py").read_text()
     assert grade([str(folder), *options, "--gradescope"]) == 0
     assert "16 submissions, 16 of 16 graded" in capsys.readouterr().out
@@ -112,7 +112,7 @@ def test_a_class_is_graded_whatever_its_members_do(tmp_path: Path, capsys: pytes
     for name, expected in STATUS.items():
         assert rows[name]["status"] in expected, name
         assert rows[name]["score"] == ("4.0" if rows[name]["status"] == "right" else "0.0")
-    assert rows["hangs"]["limit"] == "4 s a case, 1500 MB, 32 processes"
+    assert rows["hangs"]["limit"] == "3 s a case, 700 MB, 32 processes"
     assert rows["wrong"]["limit"] == "1e-12"
     assert rows["forges"]["status"] in ("right", "over a limit")  # its processes add up until their parents end
     if "files" in probe().available:

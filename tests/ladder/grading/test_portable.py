@@ -1,4 +1,4 @@
-"""`climb` and `grade` on a system without fork, process groups, ``resource`` and ``/proc``, such as Windows.
+"""`climb` and `grade` without fork, process groups, ``resource`` and ``/proc``, as on Windows, and without any extra.
 
 No Windows machine was available: this is Linux that has lost what Windows lacks, in every Python process of the test.
 """
