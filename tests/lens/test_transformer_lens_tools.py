@@ -123,7 +123,8 @@ def test_its_path_patching_runs_on_our_model(ours: GPT2, theirs: Any, component:
 @pytest.mark.parametrize("kind", ["previous_token_head", "duplicate_token_head", "induction_head"])
 def test_its_head_detector_runs_on_our_model(ours: GPT2, theirs: Any, kind: Any) -> None:
     text = "ab ab ab"
-    scores, wanted = (head_detector.detect_head(model, text, kind) for model in (ours, theirs))
+    models: list[Any] = [ours, theirs]  # the detector is annotated for TransformerLens's own model
+    scores, wanted = (head_detector.detect_head(model, text, kind) for model in models)
     assert close(scores.double(), wanted.double(), 1e-5)
 
 
