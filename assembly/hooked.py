@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..components import caching, taps
+from ..components import Embed, PosEmbed, Unembed, caching, taps
 from ..components.taps import Hook, HookFunction, Names, Tap
 from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from . import text
@@ -27,9 +27,9 @@ class HookedModel(nn.Module):
     """
 
     config: GPT2Config
-    embed: Any
-    pos_embed: Any
-    unembed: Any
+    embed: Embed
+    pos_embed: PosEmbed
+    unembed: Unembed
     blocks: Blocks
 
     def __init__(self) -> None:

@@ -194,18 +194,18 @@ class GPT2(HookedModel):
         """
         if attention_mask is not None:
             padding_mask = as_padding_mask(attention_mask, padding_mask)
-        stream: Any = input
         if start_at_layer is None:
-            stream, padding_mask = as_batch(self, input, padding_mask, prepend_bos, padding_side)
-            tokens = stream
+            tokens, padding_mask = as_batch(self, input, padding_mask, prepend_bos, padding_side)
+            input = tokens
         if start_at_layer is None and stop_at_layer is None:
-            residual = self.final_residual(stream, padding_mask=padding_mask, positions=positions, cache=cache)
+            assert tokens is not None
+            residual = self.final_residual(tokens, padding_mask=padding_mask, positions=positions, cache=cache)
         elif cache is not None:
             raise ValueError("a cache needs all layers: leave out start_at_layer and stop_at_layer")
         else:
             residual = partial_residual(
                 self,
-                stream,
+                input,
                 start_at_layer=start_at_layer,
                 stop_at_layer=stop_at_layer,
                 padding_mask=padding_mask,

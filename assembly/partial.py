@@ -6,11 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .checkpointing import call_block
+from .text import Input
 
 
 def partial_residual(
     model: Any,
-    input: Tensor,
+    input: Input,
     *,
     start_at_layer: int | None,
     stop_at_layer: int | None,

@@ -54,11 +54,11 @@ class Batch(NamedTuple):
 
 def as_batch(
     model: ReadsText,
-    input: Any,
+    input: Input,
     padding_mask: Tensor | None,
     prepend_bos: bool | None,
     padding_side: PaddingSide | None,
-) -> tuple[Any, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Return a model's input as tokens [batch seq], and which of them are not padding.
 
     Raises:
@@ -261,7 +261,7 @@ def tokenizer_of(model: ReadsText) -> Tokenizer:
     return model.tokenizer
 
 
-def _texts(input: str | Sequence[str]) -> list[str]:
+def _texts(input: str | Sequence[Any]) -> list[str]:
     texts = [input] if isinstance(input, str) else list(input)
     for text in texts:
         if not isinstance(text, str):

@@ -67,6 +67,9 @@ def {function}(cfg, parameters):
     return mistake.build(GPT2Config(**{{name: getattr(cfg, name) for name in sizes}}), torch.float64), parameters
 """
 
+# Mistakes that are none with GPT-2's own choices: such a layer is right, and a note names the others.
+CHOICES = ("scaled although scale_attn_weights is off", "gelu_new whatever act_fn is")
+
 # What a step of the right attention is replaced by: mistakes as students make them.
 MISTAKEN = [
     (" / math.sqrt(C // self.heads)", ""),
@@ -230,7 +233,11 @@ class Case:
 def text(content: str | bytes, suffix: str = ".py") -> Callable[[Path], None]:
     """Return what writes a file with a content."""
     data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
-    return lambda path: path.with_name(path.name + suffix).write_bytes(data) and None
+
+    def write(path: Path) -> None:
+        path.with_name(path.name + suffix).write_bytes(data)
+
+    return write
 
 
 def notebook(*cells: str) -> Callable[[Path], None]:
@@ -327,7 +334,9 @@ def cases(folder: Path, out: Path) -> Iterator[Case]:
     for number, mistake in enumerate(MISTAKES):
         function = mistake.rung.replace("-", "_")
         code = CATALOGUED.format(rung=mistake.rung, name=mistake.name, function=function)
-        yield Case(f"catalogued-{number}", mistake.rung, text(code), ("wrong",), mistake.name)
+        hidden = mistake.name in CHOICES
+        statuses, expected = (("right",), "") if hidden else (("wrong",), mistake.name)
+        yield Case(f"catalogued-{number}", mistake.rung, text(code), statuses, expected)
     styles = [(LAYERS / "nanogpt.py").read_text(), (LAYERS / "arena.py").read_text()]
     number = 0
     while True:

@@ -23,12 +23,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     show(model, tokenizer, text)
     tokens = read_prompt(model, text, tokenizer).tokens
     kinds: list[HeadKind] = list(get_args(HeadKind))
+    most: dict[HeadKind, tuple[int, int]] = {}
     for kind in kinds:
         scores = head_scores(model, tokens, kind)
         layer, head = map(int, scores.largest().values())
+        most[kind] = layer, head
         print(f"most of {kind}: layer {layer}, head {head}, {scores.values.max():.0%} of its attention")
     found = attention_patterns(model, text, tokenizer=tokenizer)
     axes = {"query": found.axes["query"], "key": found.axes["key"]}
+    layer, head = most["induction"]
     title = f"attention of L{layer}H{head}, which is most like an induction head"
     save(Labelled(found.values[layer, head], axes, title=title), given.out / "induction_heads.png")
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import tomllib
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,12 @@ class Plugin:
 
     def __init__(self, order: list[str] | None = None, lines: coverage.Coverage | None = None) -> None:
         self.order, self.lines = order, lines
-        self.seconds, self.failed = Counter[str](), list[str]()
+        self.seconds, self.failed = defaultdict[str, float](float), list[str]()
 
     def pytest_configure(self) -> None:
-        quickly: Any = {
-            "max_examples": CONFIG["max_examples"],
-            "phases": (hypothesis.Phase.explicit, hypothesis.Phase.generate),
-        }  # no shrinking
-        hypothesis.settings.register_profile("mutants", hypothesis.settings(), **quickly)
+        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # whether one fails, not the smallest that does
+        quickly = hypothesis.settings(max_examples=CONFIG["max_examples"], phases=phases)
+        hypothesis.settings.register_profile("mutants", quickly)
         hypothesis.settings.load_profile("mutants")
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

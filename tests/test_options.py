@@ -178,4 +178,4 @@ def test_every_option_that_takes_a_path_expands_the_home_folder(capsys: pytest.C
             ):
                 assert words[0] in options._PATHS, f"{name} {words[0]}"
                 shown.add(words[0])
-    assert shown >= {"--corpus", "--data-dir", "--out", "--html"}
+    assert shown >= {"--model", "--tokenizer", "--out", "--attention"}

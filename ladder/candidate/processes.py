@@ -155,7 +155,7 @@ def child(target: str, settings: str) -> None:
         # A process with several threads, such as those of numerical libraries, can make no user namespace: fork first.
         watcher = _forked(function, (0, 1, 2), writable, limits, os.environ)
         linux.stay_until_ended(watcher)
-    globals()["SYSTEM"] = given["system"]
+    globals()["SYSTEM"] = given["system"]  # a test of another system's way has changed it in the parent
     if writable is not None:
         os.chdir(writable)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -248,11 +248,6 @@ class _Spawned(Process):
             "writable": None if writable is None else str(writable.resolve()),
             "limits": None if limits is None else asdict(limits),
         }
-        options: dict[str, Any] = {}
-        if SYSTEM in ("linux", "macos"):
-            options["start_new_session"] = True
-        if SYSTEM == "windows":
-            options["creationflags"] = 0x200 | 0x08000000  # a process group of its own, and no window
         # -P: a file of the user's called random.py must not stand in for Python's own.
         popen: Any = subprocess.Popen  # its overloads do not know options in a dict
         self._process: subprocess.Popen[bytes] = popen(
@@ -262,7 +257,8 @@ class _Spawned(Process):
             stderr=subprocess.PIPE,
             bufsize=0,
             env=dict(env),
-            **options,
+            start_new_session=SYSTEM in ("linux", "macos"),
+            creationflags=0x200 | 0x08000000 if SYSTEM == "windows" else 0,  # a process group of its own, no window
         )
         self.requests, self.replies, self.output = _streams(self._process)
         self._job = None

@@ -42,9 +42,9 @@ class PlainModel(GPT2):
     def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
         super().__init__(config, dtype=dtype)
 
-    def forward(self, tokens: Tensor, **_: object) -> Tensor:
+    def forward(self, input: Any, *_: object, **__: object) -> Tensor:
         """Embed, go through the blocks, normalise, project."""
-        return self.logits(self.final(self.through(self.start(tokens))))
+        return self.logits(self.final(self.through(self.start(input))))
 
     def start(self, tokens: Tensor) -> Tensor:
         """The residual stream before the first block."""

@@ -167,3 +167,12 @@ def test_a_state_dict_with_one_projection_missing_is_refused() -> None:
     state = {name: torch.zeros(3, 10, 4) for name in ("W_Q", "W_K")}
     with pytest.raises(RuntimeError, match="W_QKV"):
         made().load_state_dict(state)
+
+
+def test_the_constants_of_transformer_lens_and_arena_are_left_out() -> None:
+    layer, other = made(), made(seed=1)
+    constants = {"mask": torch.ones(4, 4, dtype=torch.bool), "IGNORE": torch.tensor(-math.inf)}
+    other.load_state_dict({**layer.state_dict(), **constants})
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(other.parameters(), layer.parameters(), strict=True))
+    with pytest.raises(RuntimeError, match="Unexpected"):
+        other.load_state_dict({**layer.state_dict(), "masks": constants["mask"]})

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,7 +25,8 @@ from gptladder.components import (
 )
 from gptladder.ladder.numbers import randomize
 
-LAYERS = {
+Layer = MLP | Attention | Block | Embed | LayerNorm | PosEmbed | Unembed
+LAYERS: dict[str, Callable[..., Layer]] = {
     "embed": lambda **made: Embed(d_vocab=17, d_model=10, **made),
     "pos_embed": lambda **made: PosEmbed(n_ctx=9, d_model=10, **made),
     "layer_norm": lambda **made: LayerNorm(d_model=10, **made),
@@ -41,7 +43,7 @@ EACH_PATH = pytest.mark.parametrize(
 SIXTEEN = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
-def made(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **choices: Any) -> nn.Module:
+def made(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **choices: Any) -> Layer:
     layer = LAYERS[name](dtype=dtype, **choices)
     randomize(layer, torch.Generator().manual_seed(seed))
     return layer

@@ -1,5 +1,6 @@
 """The shape check: it is on by default, names the layer's own sizes, and checks each shape once."""
 
+import os
 import subprocess
 import sys
 from typing import Any
@@ -70,11 +71,14 @@ def test_layers_of_one_class_do_not_share_what_they_have_seen() -> None:
         Layer(5)(GOOD)
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptladder.components.shapes._MOST_SHAPES_REMEMBERED", 3)
     layer = Layer()
-    for batch in range(1100):
+    remembered = []
+    for batch in range(1, 6):
         layer(torch.zeros(batch, 4))
-    assert len(layer.__dict__["_shapes_seen"]["forward"]) <= 512
+        remembered.append(len(layer.__dict__["_shapes_seen"]["forward"]))
+    assert remembered == [1, 2, 3, 1, 2]
 
 
 def test_it_can_be_switched_off_for_a_block() -> None:
@@ -97,7 +101,7 @@ def test_the_environment_switches_it_off() -> None:
     printed = [
         subprocess.run(
             [sys.executable, "-c", code],
-            env={"GPTLADDER_TYPECHECK": switch},
+            env={**os.environ, "GPTLADDER_TYPECHECK": switch},
             capture_output=True,
             text=True,
             check=True,

@@ -88,6 +88,21 @@ def test_a_projection_of_its_own_cannot_be_tied_later() -> None:
         Unembed(d_model=3, d_vocab=7).tie_to(Embed(d_vocab=7, d_model=3))
 
 
+def test_it_is_tied_to_the_embedding_that_a_module_shows_or_contains() -> None:
+    layers, other = tied(), Embed(d_vocab=7, d_model=3)
+    embed, unembed = layers["embed"], layers["unembed"]
+    unembed.tie_to(torch.nn.Sequential(embed))  # a wrapper
+    assert unembed.W_U.data_ptr() == embed.W_E.data_ptr()
+    unembed.tie_to(other)
+    assert unembed.W_U.data_ptr() == other.W_E.data_ptr()
+    with pytest.raises(ValueError, match="Sequential has none"):
+        unembed.tie_to(torch.nn.Sequential(embed))  # it is not tied to this one any more
+    outer = torch.nn.Sequential(other)
+    outer.W_E = torch.nn.Parameter(torch.ones(7, 3))
+    unembed.tie_to(outer)  # a table of its own goes before what a module contains
+    assert (unembed.W_U == 1).all()
+
+
 def test_reset_parameters_leaves_a_tied_table_alone() -> None:
     layers = tied()
     before = layers["embed"].W_E.clone()

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from torch import Tensor
@@ -16,7 +16,7 @@ from gptladder.ladder.report.terminal import climb_text
 
 LAYERS = Path(__file__).parent / "layers"
 Embed, Attention, MLP, Unembed = (
-    find(f"{LAYERS / 'arena.py'}:{name}")[0] for name in ("Embed", "Attention", "MLP", "Unembed")
+    cast(Any, find(f"{LAYERS / 'arena.py'}:{name}")[0]) for name in ("Embed", "Attention", "MLP", "Unembed")
 )
 
 

@@ -1,5 +1,7 @@
 """Wrong layers: the rung fails each of them, and the plain layers that they are made from hold."""
 
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
@@ -44,7 +46,7 @@ def test_its_rung_fails_it(mistake: Mistake, build: Build, library: int) -> None
 @pytest.mark.parametrize("seed", range(1, 20))
 def test_its_rung_fails_it_whatever_the_seed(seed: int) -> None:
     for each in AGAINST:
-        assert caught(*each.values, seed), each.id
+        assert caught(*cast(tuple[Mistake, Build, int], each.values), seed), each.id
 
 
 @pytest.mark.parametrize(("mistake", "build"), SPELLED, ids=NAMES)

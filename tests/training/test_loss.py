@@ -245,6 +245,10 @@ def test_compiles_without_a_graph_break() -> None:
     assert compiled.correct == expected.correct
     for ours, theirs in zip(torch.autograd.grad(compiled.loss, list(model.parameters())), expected_grads, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(
+            torch.compile(loss, fullgraph=True, backend="aot_eager")(tokens, targets).loss, expected.loss
+        )
 
 
 def test_the_operator_keeps_pytorchs_contract() -> None:
@@ -288,6 +292,22 @@ def test_logits_of_the_whole_batch_never_exist() -> None:
     assert weight.numel() <= largest <= max(150, weight.numel(), hidden.numel()) < 4 * 16 * 75
 
 
+@pytest.mark.parametrize(
+    ("positions", "d_vocab", "d_model", "rows"),
+    [
+        (10, 15, 3, 10),  # 150 logits
+        (11, 15, 3, 6),  # two chunks of about the same size
+        (0, 15, 3, 1),
+        (7, 1000, 3, 1),
+        (30, 1000, 30, 10),  # a third of the width, for a wide projection
+        (30, 1000, 32, 10),
+    ],
+)
+def test_chunks_hold_as_many_positions_as_are_worth_it(positions: int, d_vocab: int, d_model: int, rows: int) -> None:
+    hidden, weight = torch.empty(positions, d_model), torch.empty(d_vocab, d_model)
+    assert loss_module._rows_of_a_chunk(hidden, weight) == rows
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu() -> None:
@@ -295,10 +315,9 @@ def test_on_a_gpu() -> None:
     assert b is not None
     hidden, weight, bias = (tensor.detach().cuda().requires_grad_() for tensor in (*drawn, b))
     targets = targets.cuda()
-    ours, theirs = (
-        linear_cross_entropy(hidden, weight, targets, bias=bias).loss,
-        plain(hidden, weight, targets, bias, "mean"),
-    )
+    result = linear_cross_entropy(hidden, weight, targets, bias=bias)
+    ours, theirs = result.loss, plain(hidden, weight, targets, bias, "mean")
+    assert int(result.correct) == int((F.linear(hidden, weight, bias).argmax(-1) == targets).sum())
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
     for a, b in zip(
         torch.autograd.grad(ours, (hidden, weight, bias)),

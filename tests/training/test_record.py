@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -184,10 +184,11 @@ def seconds(limit: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+Read = TypeVar("Read")
 REFUSALS = (FileError, WeightsError, HubError, RunFolderError)
 
 
-def outcome(read: Callable[[], object]) -> tuple[object, str]:
+def outcome(read: Callable[[], Read]) -> tuple[Read | None, str]:
     """What is read and no message, or nothing and the message of a refusal. Any other exception is a traceback."""
     try:
         with seconds(20):
@@ -230,6 +231,7 @@ def test_given_back_a_mutated_record_is_refused_or_taken_as_it_is(
             # Exactly what the file holds, to the text of each number: nothing was guessed, dropped or converted.
             held = strictly(content)
             assert held is not None, seed
+            assert result is not None, seed
             for new in ("wandb", "license"):  # the fields that a record may lack
                 held["run"].setdefault(new, result["run"][new])
             assert json.dumps(result, sort_keys=True) == json.dumps(held, sort_keys=True), seed
@@ -274,6 +276,7 @@ def test_a_run_with_a_mutated_record_is_no_other_model(run: Path) -> None:
         result, message = outcome(lambda: (open_source(resolve(run)), tokenizer_folder(run)))
         refused += bool(message)
         if not message:
+            assert result is not None, seed
             source, words = result
             assert source.config == expected.config, seed
             assert all(torch.equal(tensor, expected.state[name]) for name, tensor in source.state.items()), seed

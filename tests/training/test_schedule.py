@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_a_configuration_decays_to_the_end_of_its_run(decay: Decay) -> None:
         ({"max_steps": 7, "min_lr": 1e-4}, 7),
     ],
 )
-def test_a_run_ends_at_the_earlier_of_steps_and_epochs(ends: dict[str, float], last: int | None) -> None:
+def test_a_run_ends_at_the_earlier_of_steps_and_epochs(ends: dict[str, Any], last: int | None) -> None:
     assert last_step(OptimConfig(batch=4, **ends), windows_per_epoch=10) == last
 
 
@@ -114,9 +115,9 @@ def test_what_ends_a_run(step: int, last: int | None, loss: float | None, ending
     assert why_it_ends(optim, step=step, last_step=last, loss=loss) == ending
 
 
-def test_without_limits_only_the_last_step_ends_a_run() -> None:
-    assert why_it_ends(OptimConfig(), step=9, last_step=None, loss=0.0) is None
-    assert why_it_ends(OptimConfig(), step=9, last_step=9, loss=0.0) == "max_epochs"
+def test_without_steps_and_loss_only_the_last_step_ends_a_run() -> None:
+    assert why_it_ends(OptimConfig(max_epochs=9), step=9, last_step=None, loss=0.0) is None
+    assert why_it_ends(OptimConfig(max_epochs=9), step=9, last_step=9, loss=0.0) == "max_epochs"
 
 
 def test_every_third_step_is_due() -> None:

@@ -4,7 +4,7 @@ import inspect
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from gptladder import GPT2, GPT2Config, components
 from gptladder.ladder import CandidateError, climb, explaining
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
 from gptladder.ladder.candidate.source import Code, find
-from gptladder.ladder.results import Diagnosis
+from gptladder.ladder.results import Diagnosis, Fault, Tried
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
 
 LAYERS = Path(__file__).parents[1] / "layers"
@@ -55,7 +55,7 @@ def test_right_layers_in_every_style_climb_to_the_top(style: str, seed: int) -> 
     assert climbed.passed, str(climbed)
     assert [each.rung.replace("-", "_") for each in climbed.rungs] == list(layers)
     # Not less than this was asked of it: gradients of everything, and a layer by the sizes that it reads.
-    assert all(0 <= each.verdict.gradient < 1e-12 for each in climbed.rungs)
+    assert all(each.verdict and 0 <= each.verdict.gradient < 1e-12 for each in climbed.rungs)
     notes = {each.rung: each.note for each in climbed.rungs if each.note}
     bias = {"unembed": "has no b_U", "model": "tied to W_E"}
     expected = {"ours": {}, "arena": {}, "nanogpt": bias, "conv1d": {"model": bias["model"]}}[style]
@@ -82,7 +82,7 @@ class Exits(Attention):
 
 
 class ReturnsNothing(Attention):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> None:
         super().forward(x)
 
 
@@ -199,6 +199,11 @@ def undiagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explaining, "diagnose", lambda rung, *args, **kwargs: Diagnosis())
 
 
+def fault(found: Tried) -> Fault:
+    assert found.fault is not None
+    return found.fault
+
+
 @pytest.mark.parametrize("layer", FAULTY, ids=lambda layer: layer.__name__)
 def test_each_fault_is_reported_with_its_line(layer: type, monkeypatch: pytest.MonkeyPatch) -> None:
     undiagnosed(monkeypatch)
@@ -206,13 +211,14 @@ def test_each_fault_is_reported_with_its_line(layer: type, monkeypatch: pytest.M
     climbed = climb(attention=layer, cases=2)
     assert not climbed.passed
     found = climbed.rungs[-1]
-    assert found.fault.kind == kind
+    assert fault(found).kind == kind
     assert found.text().startswith(text)
     lines, first = inspect.getsourcelines(layer)
     here = [first + index for index, line in enumerate(lines) if "# HERE" in line]
-    assert [int(found.fault.at.rpartition(":")[2])] == here if here else found.fault.at is None
+    at = fault(found).at
+    assert [int(at.rpartition(":")[2]) if at else None] == (here or [None])
     if here:
-        assert found.fault.code == lines[here[0] - first].strip()
+        assert fault(found).code == lines[here[0] - first].strip()
 
 
 def test_a_fault_of_long_sequences_alone_shows_in_the_smallest_case(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +234,7 @@ def test_a_layer_that_raises_for_some_sizes_shows_the_smallest() -> None:
             return super().forward(x).reshape(x.shape[0] if x.shape[0] < 3 else 2, -1, x.shape[-1])
 
     found = climb(attention=Few, cases=10).rungs[-1]
-    assert found.fault.kind in ("raises", "shape")
+    assert fault(found).kind in ("raises", "shape")
     assert (found.smallest["batch"], found.smallest["n_heads"]) == (3, 1)
 
 
@@ -240,7 +246,7 @@ def leaves_out(cfg: Any, parameters: Mapping[str, Tensor]) -> tuple[nn.Module, d
 
 def test_a_bias_that_an_adapter_leaves_out_is_missing() -> None:
     found = climb(mlp=leaves_out, cases=3).rungs[0]
-    assert found.fault.kind == "biases"
+    assert fault(found).kind == "biases"
     assert found.text().startswith("b_out is missing (GPT-2 has it); all else is right.")
 
     def returns_a_layer(cfg: Any, p: Any) -> nn.Module:
@@ -286,7 +292,7 @@ def test_a_mistake_beside_a_float32_step_is_not_called_rounding() -> None:
         assert climb(attention=Averages, cases=6, seed=seed).rungs[0].mistakes == ("heads averaged",)
     found = climb(attention=NeverReads, cases=3).rungs[0]
     assert found.fault is not None
-    assert found.fault.message == "the output is right, but no gradient reaches b_K"
+    assert fault(found).message == "the output is right, but no gradient reaches b_K"
 
 
 def test_a_note_on_widened_steps_does_not_call_a_wrong_layer_right() -> None:
@@ -351,16 +357,16 @@ def test_an_unknown_argument_is_refused_with_the_option_that_sets_it() -> None:
             assert oddity == 3
 
     found = climb(mlp=Odd, cases=2).rungs[0]
-    assert (found.status, found.fault.names) == ("refused", ("oddity",))
+    assert (found.status, fault(found).names) == ("refused", ("oddity",))
     assert "give it with --set oddity=VALUE" in found.text()
     climb(mlp=Odd, cases=2, chosen={"oddity": 3}).raise_if_failed()
     with pytest.raises(CandidateError, match="3 is neither a class nor a function"):
-        climb(attention=3)
+        climb(attention=cast(Any, 3))
 
 
 def test_transformer_lens_attention_takes_its_input_three_times() -> None:
     class Three(Attention):
-        def forward(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> Tensor:
+        def forward(self, query_input: Tensor, key_input: Tensor, value_input: Tensor) -> list[Tensor | str]:
             assert query_input is key_input is value_input
             return [super().forward(query_input), "a cache"]
 
@@ -417,6 +423,7 @@ def test_a_trace_has_every_tensor_with_its_line_and_the_parts_of_a_block() -> No
 def test_looking_changes_nothing() -> None:
     for look in (False, True):
         trial, reply = reply_to(Attention, look=look)
+        assert reply.answer is not None
         found = distance(reply.answer, trial.expected)
         assert max(found.output, found.gradient) < 1e-12
         assert reply.trace.places == {}
@@ -478,7 +485,7 @@ HIDDEN = {
 def test_what_is_right_on_first_sight_is_found(layer: type) -> None:
     kind, text = HIDDEN[layer]
     found = climb(attention=layer, cases=3).rungs[0]
-    assert (found.status, found.fault.kind) == ("failed", kind), found.text()
+    assert (found.status, fault(found).kind) == ("failed", kind), found.text()
     assert text in found.text()
 
 
@@ -493,5 +500,5 @@ def test_a_parameter_that_is_never_read_is_a_fault() -> None:
                 self.b_K = kept
 
     found = climb(attention=Without, cases=3).rungs[0]
-    assert found.fault.message == "the output is right, but no gradient reaches b_K"
+    assert fault(found).message == "the output is right, but no gradient reaches b_K"
     assert found.mistakes == ("b_K not added to the keys",)

@@ -45,6 +45,12 @@ class PosEmbed(nn.Module):
 
 
 class Attention(nn.Module):
+    W_Q: Tensor
+    W_K: Tensor
+    W_V: Tensor
+    b_Q: Tensor
+    b_K: Tensor
+    b_V: Tensor
     IGNORE: Tensor
 
     def __init__(self, cfg: Any) -> None:

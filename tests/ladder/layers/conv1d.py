@@ -22,7 +22,8 @@ class Logits(nn.Module):
 
 def _config(cfg: Any) -> GPT2Config:
     # Called without a mask, only the scaled dot product attention is causal by itself.
-    return GPT2Config(n_embd=cfg.d_model, n_head=cfg.n_heads, n_positions=cfg.n_ctx, attn_implementation="sdpa")
+    attention: dict[str, Any] = {"attn_implementation": "sdpa"}  # an argument that its type does not name
+    return GPT2Config(n_embd=cfg.d_model, n_head=cfg.n_heads, n_positions=cfg.n_ctx, **attention)
 
 
 def _attention_state(p: Parameters, at: str = "", to: str = "") -> dict[str, Tensor]:

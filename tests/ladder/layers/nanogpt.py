@@ -13,6 +13,8 @@ Parameters = Mapping[str, Tensor]
 
 
 class CausalSelfAttention(nn.Module):
+    bias: Tensor
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.n_head, self.n_embd = config.n_head, config.n_embd

@@ -64,8 +64,14 @@ def tree(text: str) -> ElementTree.Element:
     return ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
 
 
+def first(within: ElementTree.Element, path: str) -> ElementTree.Element:
+    found = within.find(path)
+    assert found is not None, path
+    return found
+
+
 def words(text: str) -> str:
-    return re.sub(r"\s+", " ", " ".join(tree(text).find("body").itertext()))
+    return re.sub(r"\s+", " ", " ".join(first(tree(text), "body").itertext()))
 
 
 def test_it_reports_what_is_wrong_with_caveats_and_notes(failed: str) -> None:
@@ -97,7 +103,7 @@ def test_what_gave_no_numbers_is_shown_by_its_fault() -> None:
     hung = Tried("mlp", "mine.py:MLP", None, fault=Fault("hang", "no end", "mine.py:3", "while <True>:"))
     text = page(Climb([hung]))
     assert "mlp: not right yet" in words(text)
-    section = tree(text).find(".//section")
+    section = first(tree(text), ".//section")
     assert [each.text for each in section] == ["mlp", "No end.", "mine.py:3: while <True>:"]
     assert "How far" not in text
     assert "Nothing was tried" in words(page(Climb(refused="there is no file")))
@@ -119,9 +125,9 @@ def test_a_notebook_shows_the_verdict_the_line_and_the_patterns() -> None:
 def test_errors_stand_on_a_log_scale_beside_what_is_allowed(failed: str) -> None:
     marks = tree(failed).findall(".//svg[@class='chart']/g")
     assert len(marks) == 6
-    at = [float(mark.find("circle").get("cx")) for mark in marks]
-    limits = [float(mark.findall("line")[1].get("x1")) for mark in marks]
-    assert ["over" in mark.get("class") for mark in marks] == [False, False, False, True, True, True]
+    at = [float(first(mark, "circle").attrib["cx"]) for mark in marks]
+    limits = [float(mark.findall("line")[1].attrib["x1"]) for mark in marks]
+    assert ["over" in mark.attrib["class"] for mark in marks] == [False, False, False, True, True, True]
     assert [x > limit for x, limit in zip(at, limits, strict=True)] == [False, False, False, True, True, True]
     # A factor of ten is the same distance everywhere; what is infinite or no number is at the right end.
     assert at[1] - at[0] == pytest.approx((at[2] - at[0]) / 8 * math.log10(2), abs=0.1)
@@ -134,7 +140,7 @@ def test_every_weight_of_the_patterns_is_shown_impossible_ones_marked(failed: st
     assert len(figures) == 4
     shown = [[text.text for text in figure.findall(".//text")] for figure in figures]
     assert shown == [["1.00", "0", ".25", ".75"]] * 2 + [[".50", ".50", "NaN", ".12"]] * 2
-    wrong = [["wrong" in cell.get("class") for cell in figure.findall(".//rect")] for figure in figures]
+    wrong = [["wrong" in cell.attrib["class"] for cell in figure.findall(".//rect")] for figure in figures]
     assert wrong == [[False] * 4] * 2 + [[False, True, True, False]] * 2
 
 
@@ -198,6 +204,8 @@ def test_a_browser_shows_it_in_any_width_light_and_dark(failed: str, tmp_path: P
         timeout=120,
         check=True,
     )
-    fits, background, drawn = re.search(r'data-seen="([^"]*)"', run.stdout)[1].split("|")
+    seen = re.search(r'data-seen="([^"]*)"', run.stdout)
+    assert seen is not None
+    fits, background, drawn = seen[1].split("|")
     assert (fits, drawn) == ("true", "true")
     assert background == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")

@@ -167,6 +167,7 @@ def test_each_tensor_has_the_name_that_the_package_gives_it() -> None:
 def test_the_tokens_and_merges_are_those_of_the_tokenizer() -> None:
     words, its = vocabulary(tokenizer(), 280), tokenizer()
     ends = its.eot_id
+    assert ends is not None
     assert words.tokens[ends] == "<|endoftext|>"
     assert words.types[ends] == gguf.TokenType.CONTROL
     assert set(words.types[:ends]) == {gguf.TokenType.NORMAL}
@@ -179,9 +180,8 @@ def test_the_tokens_and_merges_are_those_of_the_tokenizer() -> None:
 def backend(tokens: list[str], merges: list[str]) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    made = Tokenizer(
-        models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=[tuple(m.split(" ")) for m in merges])
-    )
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return made
 
@@ -249,6 +249,7 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(
 
 def test_an_output_bias_of_zeros_is_left_out(tmp_path: Path) -> None:
     model = our_model(unembed_bias=True)
+    assert model.unembed.b_U is not None
     with torch.no_grad():
         model.unembed.b_U.zero_()
     assert (logits(read(written(tmp_path, model), model), TOKENS) - logits(model, TOKENS)).abs().max() < 1e-4
