@@ -118,6 +118,17 @@ class HookedModel(nn.Module):
 
     # Text, and the weights by name.
 
+    def input_to_embed(
+        self, input: Any, prepend_bos: bool | None = None, padding_side: Any = None, attention_mask: Any = None
+    ) -> tuple[Tensor, Tensor, None, Tensor | None]:
+        """Return what block 0 reads, the tokens, None, and the padding mask: what TransformerLens's method returns.
+
+        ``model(residual, start_at_layer=0)`` goes on from the first.
+        """
+        mask = None if attention_mask is None else attention_mask.bool()
+        tokens, mask = text.as_batch(self, input, mask, prepend_bos, padding_side)
+        return self(tokens, padding_mask=mask, stop_at_layer=0), tokens, None, mask
+
     to_tokens = text.to_tokens
     to_string = text.to_string
     to_str_tokens = text.to_str_tokens

@@ -16,7 +16,7 @@ __all__ = ["Prediction", "most_probable", "next_logits", "top_predictions"]
 
 
 class Prediction(NamedTuple):
-    """One token that may come next."""
+    """One token that may come next. Example: see `top_predictions`."""
 
     token: int
     text: str | None

@@ -241,6 +241,17 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_refused() -> None:
         model("z")
 
 
+def test_text_becomes_what_the_first_block_reads(ours: GPT2, theirs: Any) -> None:
+    for given in ("the cat", torch.tensor([[1, 2, 3]])):
+        (residual, tokens, nothing, mask), expected = ours.input_to_embed(given), theirs.input_to_embed(given)
+        assert close(residual, expected[0])
+        assert torch.equal(tokens, expected[1])
+        assert nothing is None
+        assert mask is None
+    residual, tokens, _, mask = ours.input_to_embed(["the cat", "he"], padding_side="left")
+    assert close(ours(residual, start_at_layer=0, attention_mask=mask), ours(["the cat", "he"], padding_side="left"))
+
+
 def test_text_and_a_mask_are_refused(ours: GPT2) -> None:
     with pytest.raises(ValueError, match="leave out padding_mask"):
         ours("cat", padding_mask=torch.ones(1, 4, dtype=torch.bool))
