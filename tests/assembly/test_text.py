@@ -58,7 +58,7 @@ def test_a_hooked_transformer_gets_the_tokenizer(ours: GPT2, theirs: Any) -> Non
 @pytest.mark.parametrize("prepend_bos", [None, True, False])
 @pytest.mark.parametrize("text", [text for text in TEXTS if text], ids=repr)
 def test_tokens_of_a_text_are_hooked_transformers(ours: GPT2, theirs: Any, text: str, prepend_bos: bool | None) -> None:
-    options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
+    options: dict[str, Any] = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
     tokens = ours.to_tokens(text, **options)
     assert torch.equal(tokens, theirs.to_tokens(text, **options))
     assert ours.to_str_tokens(text, **options) == theirs.to_str_tokens(text, **options)
@@ -255,6 +255,7 @@ def test_from_pretrained_finds_the_tokenizer(tmp_path: Path) -> None:
     assert from_pretrained(tmp_path / "model").tokenizer is None
     byte_pairs().save(tmp_path / "model")
     read = from_pretrained(tmp_path / "model")
+    assert read.tokenizer is not None
     assert read.tokenizer.fingerprint == byte_pairs().fingerprint
     assert read.to_tokens("the").tolist() == model.to_tokens("the").tolist()
     assert close(read("the"), model("the"))

@@ -86,8 +86,11 @@ def test_products_of_training_have_the_gradients_that_are_needed(by_onednn: None
     expected.square().sum().backward()
     for name, tensor in given.items():
         if name in needed:
-            allowed = 0.02 * exact[name].grad.abs().max().item()
-            torch.testing.assert_close(tensor.grad.double(), exact[name].grad, atol=allowed, rtol=0)
+            right = exact[name].grad
+            assert right is not None
+            assert tensor.grad is not None
+            allowed = 0.02 * right.abs().max().item()
+            torch.testing.assert_close(tensor.grad.double(), right, atol=allowed, rtol=0)
         else:
             assert tensor.grad is None
 
