@@ -156,7 +156,7 @@ def main() -> None:
         draw(result["growth"], arguments.picture)
 
 
-_NEEDED = {"training step": "operations needed", "decoded token": "bytes that must be read"}
+_NEEDED = {"training step": "operations", "decoded token": "bytes read"}
 _SIZES = {
     "context": "context (tokens)",
     "batch": "batch (sequences)",
@@ -178,23 +178,24 @@ def draw(growth: dict[str, Any], path: Path) -> None:
         work, axis = name.split(", ")
         sizes, exponents = found["sizes"], found["exponents"]
         for what, style, label in (("seconds", "o-", "time, measured"), ("needed", "k:", f"{_NEEDED[work]}, computed")):
-            relative = [value / found[what][0] for value in found[what]]
-            panel.loglog(sizes, relative, style, label=f"{label}: exponent {exponents[what]:.2f}")
+            panel.loglog(sizes, [value / found[what][0] for value in found[what]], style, label=label)
+        text = f"exponents:\n{exponents['seconds']:.2f} time\n{exponents['needed']:.2f} {_NEEDED[work]}"
+        panel.text(0.04, 0.96, text, transform=panel.transAxes, va="top", fontsize=9)
         panel.set_xticks(sizes, [f"{size:,}" for size in sizes])
         panel.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.yaxis.set_minor_locator(NullLocator())
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7, loc="upper left", framealpha=1)
         if panel in panels[0]:
             panel.set_title(f"growing {axis}", fontsize=10)
         if panel in panels[-1]:
             panel.set_xlabel(_SIZES[axis])
         if panel in panels[:, 0]:
             panel.set_ylabel(f"{work}:\ntimes that of the smallest size")
+            panel.legend(fontsize=8, loc="lower right")
     for row in panels:
-        # Room above the curves for the legends.
-        row[0].set_ylim(0.85, 2.2 * max(line.get_ydata().max() for panel in row for line in panel.lines))
+        # Room above the curves for the exponents, and below them for the legend.
+        row[0].set_ylim(0.5, 1.6 * max(line.get_ydata().max() for panel in row for line in panel.lines))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

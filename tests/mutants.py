@@ -48,11 +48,9 @@ class Plugin:
         self.seconds, self.failed = defaultdict[str, float](float), list[str]()
 
     def pytest_configure(self) -> None:
-        quickly: Any = {
-            "max_examples": CONFIG["max_examples"],
-            "phases": (hypothesis.Phase.explicit, hypothesis.Phase.generate),
-        }  # no shrinking
-        hypothesis.settings.register_profile("mutants", hypothesis.settings(), **quickly)
+        phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # whether one fails, not the smallest that does
+        quickly = hypothesis.settings(max_examples=CONFIG["max_examples"], phases=phases)
+        hypothesis.settings.register_profile("mutants", quickly)
         hypothesis.settings.load_profile("mutants")
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

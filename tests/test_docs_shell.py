@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -139,11 +140,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_settings(words: list[str]) -> None:
-    """Write the settings of an earlier run, if a line names them."""
+    """Remove the run ``mine`` for the line that trains it; write its settings for the lines that begin from them."""
     path = Path("runs/mine/config.json")
+    if "mine" in words:
+        shutil.rmtree(path.parent)
     if str(path) in words:
         settings = PRESETS["shakespeare-char"].replace(corpus="input.txt", name="mine").recorded()
-        path.parent.mkdir()
         path.write_text(json.dumps({"format": RUN_FORMAT, "version": VERSION, **settings, "facts": {}}))
 
 

@@ -52,13 +52,18 @@ def test_growth_names_every_axis_and_every_curve(benchmark: ModuleType, figures:
     axes = figures[0].axes
     assert [each.get_xlabel() != "" for each in axes] == [False] * 4 + [True] * 4  # the rows share them
     assert [each.get_ylabel() != "" for each in axes] == [True, False, False, False] * 2
+    assert [each.get_legend() is not None for each in axes] == [True, False, False, False] * 2
     for each in axes:
-        labels = [text.get_text() for text in each.get_legend().get_texts()]
-        assert len(labels) == 2
-        assert all("exponent" in label for label in labels)
-        box = each.get_legend().get_window_extent()
+        (exponents,) = each.texts
+        assert exponents.get_text().startswith("exponents:")
+        legend = [each.get_legend().get_window_extent()] if each.get_legend() else []
         points = [each.transData.transform(point) for line in each.lines for point in line.get_xydata()]
-        assert not any(box.contains(x, y) for x, y in points), each.get_title()
+        for box in [exponents.get_window_extent(), *legend]:
+            assert not any(box.contains(x, y) for x, y in points), each.get_title()
+            assert box.x0 >= each.bbox.x0  # it stays within its panel
+            assert box.x1 <= each.bbox.x1
+    ticks = [label.get_window_extent() for label in axes[4].get_xticklabels()]
+    assert not any(overlap(a, b) for a, b in itertools.pairwise(ticks))
 
 
 @pytest.mark.parametrize("benchmark", ["training"], indirect=True)

@@ -21,7 +21,7 @@ API = {
     "assembly": ("",),
     "weights": ("",),
     "training": ("", ".run", ".presets", ".data.config"),
-    "sampling": ("", ".stream.stream"),  # the module named stream hides the function
+    "sampling": ("",),
     "ladder": ("", ".adapters"),
     "lens": ("",),
     "tokenizer": ("",),

@@ -77,7 +77,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     remembered = []
     for batch in range(1, 6):
         layer(torch.zeros(batch, 4))
-        remembered.append(len(layer._shapes_seen["forward"]))
+        remembered.append(len(layer.__dict__["_shapes_seen"]["forward"]))
     assert remembered == [1, 2, 3, 1, 2]
 
 

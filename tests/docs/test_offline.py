@@ -39,7 +39,9 @@ def requested(page: Path, folder: Path) -> set[str]:
         check=True,
     )
     events = json.loads(log.read_text(encoding="utf-8"))["events"]
-    addresses = {event.get("params", {}).get("url", "") for event in events}
+    # What the browser itself asks for (its updates) has no page as its initiator.
+    started = [event.get("params", {}) for event in events]
+    addresses = {each.get("url", "") for each in started if each.get("initiator", "not an origin") != "not an origin"}
     return {address for address in addresses if address.startswith(("http:", "https:", "ws:", "wss:"))}
 
 

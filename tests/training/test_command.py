@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from typing import Any
 import pytest
 import torch
 
+from gptladder import cli
 from gptladder.assembly import GPT2
 from gptladder.tokenizer import Tokenizer, load_tokenizer
-from gptladder.training.command import prepare, train
+from gptladder.training.command import look_command, prepare, train
 from gptladder.training.display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay, WandbDisplay
 from gptladder.training.metrics import Metrics, read_metrics
 from gptladder.training.presets import PRESETS
@@ -75,6 +77,22 @@ def test_a_run_leaves_everything_in_its_folder(
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, snapshot["model_state_dict"][name])
     assert tokenizer.decode(tokenizer.encode("The cat")) == "The cat"
+
+
+def test_a_run_ends_by_naming_the_command_that_shows_the_model(
+    start: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("--name", "the cats") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == "look into it: gptladder look \"The\" --model 'runs/the cats/final'"
+    words = shlex.split(line.partition(": gptladder ")[2])
+    assert cli.main([*words, "--out", "page.html"]) == 0
+    assert Path("page.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("prompt", ["\n", 'He said "hello"', "$HOME", "`ls`"])
+def test_a_prompt_that_a_shell_would_change_is_not_in_the_command(prompt: str) -> None:
+    assert look_command(Path("final"), prompt) == 'look into it: gptladder look "your text" --model final'
 
 
 def test_transformers_reads_the_final_folder(start: Callable[..., int], tmp_path: Path) -> None:

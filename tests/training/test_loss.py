@@ -245,6 +245,10 @@ def test_compiles_without_a_graph_break() -> None:
     assert compiled.correct == expected.correct
     for ours, theirs in zip(torch.autograd.grad(compiled.loss, list(model.parameters())), expected_grads, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(
+            torch.compile(loss, fullgraph=True, backend="aot_eager")(tokens, targets).loss, expected.loss
+        )
 
 
 def test_the_operator_keeps_pytorchs_contract() -> None:

@@ -292,6 +292,21 @@ def test_state_of_another_shape_is_refused(name: OptimizerName, value: Any) -> N
             assert all(torch.equal(entry[key], before[number][key]) for key in entry)
 
 
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [({}, "nothing"), ({"step": torch.zeros(()), "exp_avg": torch.zeros(11, 8)}, "step, exp_avg"), ([1], "a list")],
+)
+def test_an_entry_of_other_parts_is_refused_with_their_names(entry: Any, found: str) -> None:
+    model, optimizer = model_and_optimizer("adamw")
+    run_steps(model, optimizer, range(1))
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0] = entry
+    with pytest.raises(
+        ValueError, match=f"parameter 0 has {found}, and needs exp_avg, exp_avg_sq, step: it is damaged"
+    ):
+        optimizer.load_state_dict(state)
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_state_of_another_model_is_refused(name: OptimizerName) -> None:
     wider = GPT2(dataclasses.replace(CONFIG, d_mlp=40))
@@ -312,12 +327,13 @@ def test_state_of_another_model_is_refused(name: OptimizerName) -> None:
 def test_muon_leaves_parameters_without_gradient_alone() -> None:
     model, optimizer = model_and_optimizer("muon")
     frozen = model.blocks[0].attn.W_QKV
-    before = frozen.detach().clone()
+    before = {parameter: parameter.detach().clone() for parameter in model.parameters()}
     for parameter in model.parameters():
         if parameter is not frozen:
             parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    assert torch.equal(frozen, before)
+    for parameter in model.parameters():
+        assert torch.equal(parameter, before[parameter]) == (parameter is frozen)
     assert not optimizer.state[frozen]
 
 

@@ -249,6 +249,7 @@ def test_a_model_that_llama_cpp_would_compute_otherwise_is_refused(
 
 def test_an_output_bias_of_zeros_is_left_out(tmp_path: Path) -> None:
     model = our_model(unembed_bias=True)
+    assert model.unembed.b_U is not None
     with torch.no_grad():
         model.unembed.b_U.zero_()
     assert (logits(read(written(tmp_path, model), model), TOKENS) - logits(model, TOKENS)).abs().max() < 1e-4
