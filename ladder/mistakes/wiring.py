@@ -42,7 +42,7 @@ class PlainModel(GPT2):
     def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
         super().__init__(config, dtype=dtype)
 
-    def forward(self, input: Any, *_: object, **__: object) -> Tensor:
+    def forward(self, input: Any, *_: Any, **__: Any) -> Any:
         """Embed, go through the blocks, normalise, project."""
         return self.logits(self.final(self.through(self.start(input))))
 
