@@ -154,7 +154,7 @@ class GPT2(HookedModel):
 
     def forward(
         self,
-        input: Input,
+        input: Input | None = None,
         return_type: ReturnType = "logits",
         *,
         padding_mask: Bool[Tensor, "batch seq"] | None = None,
@@ -185,7 +185,7 @@ class GPT2(HookedModel):
             start_at_layer: run from this block on.
             stop_at_layer: return the residual stream before this block; 0 is what the first block reads. Negative
                 numbers count from the last block.
-            tokens: for the loss, with ``start_at_layer``.
+            tokens: ``input`` by its name in version 0.1.0; beside ``start_at_layer``, the tokens for the loss.
             attention_mask: ``padding_mask``, also in numbers 0 and 1.
 
         Raises:
@@ -194,6 +194,10 @@ class GPT2(HookedModel):
         """
         if attention_mask is not None:
             padding_mask = as_padding_mask(attention_mask, padding_mask)
+        if input is None:
+            if tokens is None or start_at_layer is not None:
+                raise ValueError("the model was called without an input: give it tokens or a text")
+            input = tokens
         if start_at_layer is None:
             tokens, padding_mask = as_batch(self, input, padding_mask, prepend_bos, padding_side)
             input = tokens

@@ -20,7 +20,7 @@ from .files.tensors import check_finite
 from .formats import hooked_transformer, huggingface, nanogpt, tensorflow
 from .layout import Format, WeightsError, check_type, to_ours
 from .lazy import chosen
-from .names import unwrapped
+from .wrapper_prefixes import unwrapped
 
 OUR_MODEL_TYPE = "gptladder"
 RUN_FORMAT = "gptladder-run"

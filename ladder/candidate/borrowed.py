@@ -93,11 +93,11 @@ class BorrowedCalls(TorchFunctionMode):
 @cache
 def _library(file: str) -> str:
     """Return the library that a file belongs to; empty if it is none of those above."""
-    path = Path(file)
+    path = Path(file).resolve()  # a link in site-packages may lead to a checkout
     parts = path.parts
     # The ladder's own functions run around the layer's; other files in a checkout may be the user's.
-    if path.is_relative_to(_PACKAGE) and path.relative_to(_PACKAGE).parts[0] in _OURS:
-        return "gptladder"
+    if path.is_relative_to(_PACKAGE):
+        return "gptladder" if path.relative_to(_PACKAGE).parts[0] in _OURS else ""
     index = max((parts.index(each) for each in ("site-packages", "dist-packages") if each in parts), default=None)
     name = "" if index is None else parts[index + 1]
     return name if name in _LIBRARIES else ""

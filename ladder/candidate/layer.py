@@ -221,7 +221,8 @@ class Candidate:
                 raise _Faulty("parameters", message, listing=listing) from error
             self._missing = reading[0].missing
         masks = masks_of(layer)
-        ways = [(layout, mask) for mask in masks for layout in reading]
+        # The likeliest layouts come first, each with every mask: of a wrong layer only the first ways are looked into.
+        ways = [(layout, mask) for layout in reading for mask in masks]
         self._layouts = tuple((layout.label, layout.oddity) for layout, _ in ways)
         return ways[min(request.layout, len(ways) - 1)]
 

@@ -198,7 +198,8 @@ class _Slicer:
         self.code = Code(path)
         self.notes: list[str] = []
         self.imported = bool(name)  # by another file, which may need anything of it
-        self.name = name or free_name(path.stem)
+        # Another file may import this one by its own name, and must not get a part of it.
+        self.name = name or free_name(f"part of {path.stem}" if wanted else path.stem)
 
     def load(self) -> Loaded:
         StandIn.reading += 1

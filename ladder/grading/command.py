@@ -1,6 +1,5 @@
 """``gptladder grade``."""
 
-import hashlib
 import os
 import sys
 import tempfile
@@ -13,14 +12,13 @@ import tyro
 from rich.console import Console
 
 from ... import __version__
-from ...files import write_whole
 from ...options import parse
 from ..candidate.limits import Isolation
 from ..candidate.processes import probe
 from .grade import Settings
 from .grade import grade as grade_all
-from .outcomes import Outcome, as_classroom, as_csv, as_gradescope, as_json
-from .page import class_page
+from .outcomes import Outcome
+from .result_files import write_results
 from .submissions import Submission, find_submissions
 
 _RUNGS = ("embed", "pos-embed", "layer-norm", "attention", "mlp", "block", "unembed", "model")
@@ -90,7 +88,14 @@ def grade(argv: list[str]) -> int:
         )
         out.mkdir(parents=True, exist_ok=True)
         outcomes = _judged(submissions, settings, out, arguments.jobs or os.cpu_count() or 1, _described(isolation))
-    _write(out, outcomes, arguments, _described(isolation))
+    write_results(
+        out,
+        outcomes,
+        isolation=_described(isolation),
+        gradescope=arguments.gradescope,
+        classroom=arguments.classroom,
+        withhold_hints=arguments.withhold_hints,
+    )
     failed = sum(each.status == "not graded" for each in outcomes)
     total = len(outcomes)
     print(f"{out / 'results.csv'}: {len(submissions)} submissions, {total - failed} of {total} graded")
@@ -158,30 +163,3 @@ def _described(isolation: Isolation) -> str:
         missing = ", ".join(isolation.missing)
         text += f" Not available on this system: isolation of {missing}; grade in a container (docs/teachers.md)."
     return text
-
-
-def _write(out: Path, outcomes: Sequence[Outcome], arguments: GradeArguments, isolation: str) -> None:
-    write_whole(out / "results.csv", as_csv(outcomes))
-    write_whole(out / "results.json", as_json(outcomes, isolation=isolation))
-    write_whole(out / "index.html", class_page(outcomes, isolation=isolation))
-    students = dict.fromkeys(each.student for each in outcomes)
-    for student in students:
-        own = [each for each in outcomes if each.student == student]
-        if arguments.gradescope:
-            text = as_gradescope(own, withhold_hints=arguments.withhold_hints)
-            _write_one(out / "gradescope", student, text)
-            if arguments.withhold_hints:  # the standard output is the teacher's alone then
-                for each in own:
-                    print(f"{student} {each.rung}: {each.status}\n{each.hint}".rstrip())
-        if arguments.classroom:
-            _write_one(out / "classroom", student, as_classroom(own))
-
-
-def _write_one(folder: Path, student: str, text: str) -> None:
-    """Write a student's file. A name that is too long for a file, or holds a slash, is shortened, with a hash."""
-    folder.mkdir(exist_ok=True)
-    name = student
-    if len(student.encode()) > 180 or any(each in student for each in '/\\:*?"<>|'):
-        plain = "".join(each if each.isalnum() or each in " ._-" else "_" for each in student)
-        name = plain.encode()[:150].decode(errors="ignore") + "-" + hashlib.sha256(student.encode()).hexdigest()[:8]
-    write_whole(folder / f"{name}.json", text)

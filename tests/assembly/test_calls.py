@@ -283,3 +283,9 @@ def test_a_prepended_hook_acts_first(ours: GPT2) -> None:
         ours(TOKENS)
         ours.reset_hooks()
         assert last == [expected]
+
+
+def test_tokens_may_be_given_by_name(ours: GPT2) -> None:
+    assert torch.equal(ours(tokens=TOKENS), ours(TOKENS))
+    with pytest.raises(ValueError, match="called without an input: give it tokens or a text"):
+        ours()

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...assembly.config import GPT2Config
 from ..layout import WeightsError, from_ours, to_ours
 from ..lazy import chosen
-from ..names import unwrapped
+from ..wrapper_prefixes import unwrapped
 from .hooked_transformer import config_from_hooked, simplified, untied, with_unembedding
 
 

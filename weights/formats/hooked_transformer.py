@@ -15,7 +15,7 @@ from torch import Tensor
 from ...assembly.config import GPT2Config
 from ..layout import WeightsError, check_depth, check_type, from_ours, to_ours
 from ..lazy import Lazy, chosen, layered
-from ..names import unwrapped
+from ..wrapper_prefixes import unwrapped
 
 _SAME = {
     "d_model": "d_model",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = next(each for each in Path(__file__).parents if each.name == "gptladder")
+ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
 ENV = {**os.environ, "PYTHONPATH": str(ROOT.parent), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
