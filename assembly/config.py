@@ -114,3 +114,4 @@ PRESETS: dict[str, GPT2Config] = {
     "gpt2-xl": GPT2Config(d_model=1600, n_layers=48, n_heads=25),
     "distilgpt2": GPT2Config(n_layers=6),
 }
+"""The published models, by their names on the hub."""

@@ -6,7 +6,7 @@
 from .heads import HeadKind, attention_patterns, head_scores, ov_circuit, qk_circuit, wanted_keys
 from .interventions import Metric, Site, ablation, activation_patching
 from .labelled import Labelled
-from .look import Look, look
+from .page import Look, look
 from .prompt import Prompt, Text, read_prompt
 from .residual import direct_logit_attribution, logit_lens
 

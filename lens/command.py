@@ -13,7 +13,7 @@ from ..device import pick_device
 from ..options import parse
 from ..tokenizer import load_tokenizer
 from ..weights import from_pretrained, resolve, tokenizer_folder
-from .look import look as look_at
+from .page import look as look_at
 
 
 @dataclass(frozen=True, kw_only=True)

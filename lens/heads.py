@@ -11,6 +11,7 @@ from .labelled import Labelled
 from .prompt import Text, as_tokenizer, read_prompt, token_label
 
 HeadKind = Literal["previous token", "duplicate token", "induction"]
+"""A pattern that `head_scores` looks for."""
 
 
 @torch.no_grad()

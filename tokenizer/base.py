@@ -18,6 +18,7 @@ from ..files import write_whole
 __all__ = ["END_OF_TEXT", "TextDecoder", "Tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
+"""GPT-2's token between documents."""
 
 NO_TEMPLATE = {"Sequence": {"id": "A", "type_id": 0}}
 """The one step of a template that adds nothing; transformers 5 writes it into every ``tokenizer.json``."""

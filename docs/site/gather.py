@@ -56,12 +56,32 @@ def main() -> None:
     package = OUT / "src" / "gptladder"
     package.mkdir(parents=True)
     for module in ROOT.glob("*.py"):
-        shutil.copy(module, package)
+        (package / module.name).write_text(with_sections(module.read_text(encoding="utf-8")), encoding="utf-8")
     for dotted in project["tool"]["setuptools"]["packages"][1:]:
         folder = Path(*dotted.split(".")[1:])
         (package / folder).mkdir(parents=True, exist_ok=True)
         for module in (ROOT / folder).glob("*.py"):
-            shutil.copy(module, package / folder)
+            text = with_sections(module.read_text(encoding="utf-8"))
+            (package / folder / module.name).write_text(text, encoding="utf-8")
+
+
+def with_sections(source: str) -> str:
+    """Return a module with every doctest in a section ``Examples``: elsewhere ``>>>`` would be taken for quotations."""
+    lines: list[str] = []
+    section: int | None = None  # indentation of the section's heading
+    shift = False
+    for line in source.splitlines():
+        indent, text = len(line) - len(line.lstrip()), line.strip()
+        shift = shift and bool(text) and text != '"""'
+        if text in ("Example:", "Examples:"):
+            section, line = indent, f"{' ' * indent}Examples:"
+        elif section is not None and text and indent <= section:
+            section = None
+        if text.startswith(">>> ") and section is None and not shift:
+            lines.append(f"{' ' * indent}Examples:")
+            shift = True
+        lines.append(f"    {line}" if shift else line)
+    return "\n".join(lines) + "\n"
 
 
 def notebook_page(notebook: dict[str, Any], name: str) -> str:
