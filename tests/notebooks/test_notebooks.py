@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, and what they store is small, complete, and names no machine."""
 
 import importlib.util
+import itertools
 import json
 import re
 from pathlib import Path
@@ -28,8 +29,9 @@ def cells(name: str) -> list[Any]:
 
 
 def kinds(cell: Any) -> list[str]:
-    """What a cell shows: text, a picture, or another kind of data."""
-    return [output.get("name") or sorted(output["data"])[0] for output in cell.get("outputs", [])]
+    """What a cell shows: text, a picture, or another kind of data. A kernel may send one text in several parts."""
+    shown = [output.get("name") or sorted(output["data"])[0] for output in cell.get("outputs", [])]
+    return [kind for kind, _ in itertools.groupby(shown)]
 
 
 def test_there_is_one_for_each_user() -> None:
