@@ -79,8 +79,8 @@ class Batches:
         if order not in get_args(Order):
             raise ValueError(f"order is {order!r}; it must be {', '.join(map(repr, get_args(Order)))}")
         self._mine = _slice(batch_size, rank, world_size)
-        self._first = _document_starts(tokens, seq, eot_id) if order == "documents" else None
-        self.windows_per_epoch = window_count(tokens, seq) if self._first is None else len(self._first)
+        self._windows = _window_starts(tokens, seq, order, eot_id)
+        self.windows_per_epoch = len(self._windows)
         self._tokens, self._seq, self._batch_size, self._order, self._seed = tokens, seq, batch_size, order, seed
         self._position = 0
         self._orders: dict[int, Indices] = {}  # the order of each epoch in the last batch
@@ -142,7 +142,7 @@ class Batches:
         for epoch in present:
             now = epochs == epoch
             places[now] = self._orders[epoch][places[now]]
-        return places * np.uint64(self._seq) if self._first is None else self._first[places]
+        return self._windows[places]
 
     def _shuffled(self, epoch: int) -> Indices:
         """Return the windows in the order of an epoch: sorted by one random number per window."""
@@ -174,13 +174,13 @@ def evaluation_batches(
         ValueError: as for `Batches`.
     """
     mine = _slice(batch_size, rank, world_size)
-    first = _document_starts(tokens, seq, eot_id) if order == "documents" else None
-    count = window_count(tokens, seq) if first is None else len(first)
+    windows = _window_starts(tokens, seq, order, eot_id)
+    count = len(windows)
     if most is not None and most < 1:
         raise ValueError(f"{most} windows to evaluate on; it must be at least 1")
     taken = count if most is None else min(most, count)
     places = np.arange(taken, dtype=np.uint64) * np.uint64(count) // np.uint64(taken)
-    starts = places * np.uint64(seq) if first is None else first[places]
+    starts = windows[places]
     return (_windows(tokens, starts[i : i + batch_size][mine], seq) for i in range(0, taken, batch_size))
 
 
@@ -201,9 +201,14 @@ def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
     return (len(tokens) - 1) // seq
 
 
-def _document_starts(tokens: npt.NDArray[np.integer], seq: int, eot_id: int | None) -> Indices:
-    """Return where the windows begin that together have every token of every document, but the first, as a target."""
-    window_count(tokens, seq)  # refuses a text without one
+def _window_starts(tokens: npt.NDArray[np.integer], seq: int, order: Order, eot_id: int | None) -> Indices:
+    """Return where the windows of an epoch begin, in the order of the text.
+
+    Divided by documents, they together have every token of every document, except the first, as a target.
+    """
+    count = window_count(tokens, seq)  # refuses a text without one
+    if order != "documents":
+        return np.arange(count, dtype=np.uint64) * np.uint64(seq)
     ends = np.flatnonzero(np.asarray(tokens) == eot_id) if eot_id is not None else np.zeros(0, np.int64)
     begins = np.concatenate([np.zeros(1, np.int64), ends + 1])
     targets = np.diff(np.append(begins, len(tokens))) - 1
