@@ -200,9 +200,10 @@ def test_ctrl_c_during_import_ends_without_a_traceback(seconds: float) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
-        # Python itself prints a traceback for Ctrl-C before the program begins, and how long that takes depends on
-        # the machine: wait until the module of `main` is imported.
+        # Python itself prints a traceback for Ctrl-C before `main` begins, and how long that takes depends on the
+        # machine. Wait for its module, and for the next import after it, which `main` asks for.
         assert any(line.endswith("| gptladder.cli\n") for line in process.stderr)
+        assert next(process.stderr).startswith("import time:")
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         try:
