@@ -29,6 +29,8 @@ from .sources import Source, open_source, open_tensorflow, resolve, tokenizer_fo
 # What HookedTransformer keeps beside its parameters; it fills them in itself.
 _CONSTANTS = ("attn.mask", "attn.IGNORE")
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 def from_pretrained(
     name_or_folder: str | PathLike[str],
@@ -328,9 +330,15 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
         if config is None:
             raise TypeError("a bare state dict needs its configuration: give config")
         return model, config
+    if not hasattr(model, "state_dict"):
+        raise WeightsError(
+            f"a model or its state dict is expected, not {model!r:.60}: GPT2.from_pretrained loads folders and names"
+        )
     state = model.state_dict()
     while not hasattr(model, attribute) and hasattr(model, "module"):  # DistributedDataParallel and others
         model = model.module
+    if config is None and not hasattr(model, attribute):
+        raise WeightsError(f"{type(model).__name__} has no {attribute!r}, so it is no such model; or give its config")
     return state, getattr(model, attribute) if config is None else config
 
 
@@ -364,6 +372,8 @@ def _filled(
         device, dtype: where and as what to hold the weights (default: as in ``state``).
         fused: as for `GPT2`.
     """
+    if dtype is not None and dtype not in _DTYPES:
+        raise WeightsError(f"dtype is {dtype!r}; it can be {', '.join(map(str, _DTYPES))}")
     filled: dict[str, Tensor] = {}
     stored: dict[str, str] = {}
     for name, tensor in state.items():

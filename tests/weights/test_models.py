@@ -17,7 +17,7 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
@@ -471,3 +471,19 @@ def test_a_reference_with_other_parameters_than_ours_is_refused() -> None:
     with pytest.raises(WeightsError, match="version of Linear has other parameters than ours: scale, bias"):
         models._load_all(layer, {"weight": torch.ones(3, 2), "scale": torch.ones(1)}, may_lack=())
     models._load_all(layer, {"weight": torch.ones(3, 2)}, may_lack=("bias",))
+
+
+@pytest.mark.parametrize("load", [from_hf, from_hooked_transformer, from_bridge])
+def test_what_is_no_model_is_refused_in_a_sentence(load: Callable[[Any], GPT2]) -> None:
+    for other in (None, "gpt2", 3):
+        with pytest.raises(WeightsError, match=r"a model or its state dict is expected, not .*from_pretrained loads"):
+            load(other)
+    with pytest.raises(WeightsError, match=r"Linear has no 'c(on)?fi?g', so it is no such model"):
+        load(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "auto", torch.int8, torch.complex64, torch.float8_e4m3fn])
+def test_a_dtype_that_weights_cannot_have_is_refused(tmp_path: Path, dtype: Any) -> None:
+    GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6)).save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"it can be torch\.float64, torch\.float32"):
+        from_pretrained(tmp_path, dtype=dtype)
