@@ -94,7 +94,8 @@ def _tokenizer(name: str | None, path: Path | None, given: str | None) -> Tokeni
     if folder is None:
         raise ValueError(
             f"no tokenizer in {path if path.is_dir() else path.parent}: it has neither tokenizer.json nor vocab.json "
-            f"and merges.txt; give the tokenizer that {name} was trained with: --tokenizer FOLDER, or --tokenizer gpt2"
+            f"and merges.txt; give the tokenizer that {name} was trained with: --tokenizer FOLDER (of a nanoGPT model "
+            "of characters, the one with meta.pkl), or --tokenizer gpt2"
         )
     return load_tokenizer(folder)
 

@@ -63,7 +63,8 @@ def read_folder(folder: Path, *, as_written: bool = False) -> tuple[Backend, dic
     """
     folder = Path(folder)
     if not has_tokenizer(folder):
-        found = "has neither" if folder.is_dir() else "does not exist, so it has neither"
+        found = "has neither" if folder.is_dir() else "is a file and" if folder.exists() else "does not exist, so it"
+        found = found if folder.is_dir() else f"{found} has neither"
         raise FileError(
             f"no tokenizer in {folder}: it {found} tokenizer.json nor both of vocab.json and merges.txt; give a folder "
             "that has them"
