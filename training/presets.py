@@ -4,6 +4,7 @@ A field's docstring is its help text on the command line.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -97,6 +98,9 @@ class OptimConfig:
         for name, choices in (("optimizer", get_args(OptimizerName)), ("decay", get_args(Decay))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
+        for name in ("max_epochs", "target_loss", "lr", "muon_lr", "min_lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
         for name in ("min_lr", "warmup_steps", "weight_decay"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
