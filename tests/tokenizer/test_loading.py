@@ -124,5 +124,5 @@ def test_what_is_no_file_of_characters_is_refused(
 
 def test_a_file_is_not_reported_as_missing(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"words\.txt: it is a file and has neither"):
+    with pytest.raises(ValueError, match=r"words\.txt: it is a file, so it has neither"):
         load_tokenizer(tmp_path / "words.txt")
