@@ -190,7 +190,7 @@ WRONG = {
     "no such tokenizer": (None, ["--tokenizer", "words"], "--tokenizer words: there is no such folder"),
     "heads that do not divide": (None, ["--n-heads", "3"], "--n-heads 3 does not divide --d-model 8"),
     "no such snapshot": (None, ["--resume", "snapshot_step_3.pt"], "there is no snapshot snapshot_step_3.pt"),
-    "no such device": (None, ["--device", "cuda:77"], "there is no cuda"),
+    "no such device": (None, ["--device", "cuda:77"], "there is no device 'cuda:77'"),
 }  # fmt: skip
 
 
