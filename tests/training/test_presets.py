@@ -124,6 +124,13 @@ def test_replace_finds_the_part() -> None:
             )
         ),
         *(
+            (RunConfig, {"name": name}, "name is .*; it must be the name of a folder")
+            for name in ("", ".", "..", "a/..", "a\0b", "x" * 201)
+        ),
+        (RunConfig, {"runs_dir": ""}, "runs_dir is ''"),
+        (DataConfig, {"tokenizer": ""}, "--tokenizer has no value"),
+        (DataConfig, {"data_dir": ""}, "--data-dir has no value"),
+        *(
             (OptimConfig, {"max_steps": 1, n: -1}, f"{n} is -1; it must not be negative")
             for n in ("min_lr", "warmup_steps", "weight_decay")
         ),

@@ -33,6 +33,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.corpus:
             raise ValueError("--corpus has no value: give a text file or a folder")
+        for option, value in (("--tokenizer", self.tokenizer), ("--data-dir", self.data_dir)):
+            if not value:
+                raise ValueError(f"{option} has no value: give a folder")
         if not 0 < self.stories_mb < 1e6:
             raise ValueError(f"--stories-mb is {self.stories_mb}; it must be above 0")
         if self.vocab_size < 257:
