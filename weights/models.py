@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..components.mlp import ActFn
+from ..files import listed
 from ..tokenizer import Tokenizer
 from .files.tensors import check_finite, is_finite
 from .files.write import write_folder
 from .formats import bridge, hooked_transformer, huggingface
-from .layout import WeightsError
-from .sources import Source, open_source, open_tensorflow, resolve, tokenizer_folder
+from .layout import WeightsError, rows
+from .sources import Source, open_source, open_tensorflow, refuse_run, resolve, tokenizer_folder
+from .wrapper_prefixes import unwrapped
 
 # What HookedTransformer keeps beside its parameters; it fills them in itself.
 _CONSTANTS = ("attn.mask", "attn.IGNORE")
@@ -146,6 +148,7 @@ def save_pretrained(
 
     Example: see `from_pretrained`.
     """
+    refuse_run(Path(folder))
     config, tensors = huggingface.state_to_hf(model.config, _state(model))
     dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
     fields = {**huggingface.config_to_hf(config), "dtype": dtype}
@@ -337,6 +340,10 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
     state = model.state_dict()
     while not hasattr(model, attribute) and hasattr(model, "module"):  # DistributedDataParallel and others
         model = model.module
+    if any(getattr(tensor, "is_meta", False) for tensor in state.values()):
+        raise WeightsError(
+            f"the {type(model).__name__} is on the meta device, so its weights have no values: load it first"
+        )
     if config is None and not hasattr(model, attribute):
         raise WeightsError(f"{type(model).__name__} has no {attribute!r}, so it is no such model; or give its config")
     return state, getattr(model, attribute) if config is None else config
@@ -407,12 +414,19 @@ def _saved(tokenizer: Tokenizer) -> Iterator[Any]:
 
 
 def _state(model: GPT2) -> dict[str, Tensor]:
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    state = {name: state[key].detach() for name, key in unwrapped(state).items()}  # blocks may be compiled one by one
     for name, tensor in state.items():
         if tensor.is_meta:
             raise WeightsError(
                 f"{name} has no values to save: the model was packed for decoding, or is on the meta device"
             )
+    expected = {name for name, _, _ in rows("ours", model.config)}
+    if changed := sorted(expected ^ state.keys()):
+        raise WeightsError(
+            f"the model has other layers than its configuration describes ({listed(changed)}), which no format has a "
+            "place for: save its state_dict() with torch.save"
+        )
     return state
 
 

@@ -122,6 +122,8 @@ def resolve(
         Traceback (most recent call last):
         gptladder.weights.files.hub.HubError: there is no file or folder 'runs/no-such-run/final'; ...
     """
+    if name_or_path == "":  # which would be the present folder
+        raise HubError("the name of the model is empty: give a folder, a file, or a name on the hub")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return _in_folder(path, name_or_path)
@@ -191,6 +193,16 @@ def is_run(folder: Path) -> bool:
     return fields.get("format") == RUN_FORMAT or (
         "model_type" not in fields and {"data", "model", "optim"} <= fields.keys()
     )
+
+
+def refuse_run(folder: Path) -> None:
+    """Raise FileError for the folder of a training run, before a model is written into it in place of its settings.
+
+    Example:
+        >>> refuse_run(Path("no-such-folder"))
+    """
+    if is_run(folder):
+        raise FileError(f"{folder}: is the folder of a training run, which has its models in it; give another folder")
 
 
 def _has_tokenizer(folder: Path) -> bool:

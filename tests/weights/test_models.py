@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
+from gptladder.files import FileError
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import (
@@ -38,6 +39,7 @@ from gptladder.weights import (
     to_hooked_state_dict,
     to_hooked_transformer,
 )
+from gptladder.weights.convert import convert
 from gptladder.weights.formats import huggingface
 
 from . import support
@@ -487,3 +489,45 @@ def test_a_dtype_that_weights_cannot_have_is_refused(tmp_path: Path, dtype: Any)
     GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6)).save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=r"it can be torch\.float64, torch\.float32"):
         from_pretrained(tmp_path, dtype=dtype)
+
+
+def test_a_model_of_another_kind_is_named_before_its_fields() -> None:
+    other = transformers.GPTNeoConfig(
+        num_layers=2, attention_types=[[["global", "local"], 1]], hidden_size=16, num_heads=2
+    )
+    with pytest.raises(WeightsError, match="model_type='gpt_neo' is not supported, only 'gpt2'"):
+        from_hf({}, other)
+
+
+def test_a_model_without_values_is_refused() -> None:
+    empty = hf_model(random.Random(0)).to("meta")
+    with pytest.raises(WeightsError, match="is on the meta device, so its weights have no values"):
+        from_hf(empty)
+
+
+def test_a_model_is_not_written_over_the_settings_of_a_run(tmp_path: Path) -> None:
+    settings = '{"format": "gptladder-run", "version": 2}'
+    (tmp_path / "config.json").write_text(settings)
+    with pytest.raises(FileError, match="is the folder of a training run"):
+        save_pretrained(our_model(), tmp_path, overwrite=True)
+    our_model().save_pretrained(tmp_path / "final")
+    with pytest.raises(FileError, match="is the folder of a training run"):
+        convert(tmp_path / "final", tmp_path, to="hf", overwrite=True)
+    assert (tmp_path / "config.json").read_text() == settings
+
+
+def test_a_model_with_other_layers_is_not_saved_in_part(tmp_path: Path) -> None:
+    class Adapted(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.base, self.A = layer, nn.Linear(6, 6)
+
+    adapted, cut, extended = our_model(), our_model(), our_model()
+    adapted.blocks[1].mlp = Adapted(adapted.blocks[1].mlp)
+    del cut.blocks[1]
+    extended.head = nn.Linear(6, 2)
+    for model, name in ((adapted, "blocks.1.mlp.A.bias"), (cut, "blocks.1.attn.W_O"), (extended, "head.bias")):
+        for save in (lambda model: model.save_pretrained(tmp_path / "m"), to_hf, to_hooked_state_dict):
+            with pytest.raises(WeightsError, match=f"has other layers than its configuration describes.*{name}"):
+                save(model)
+    assert not (tmp_path / "m").exists()

@@ -344,3 +344,19 @@ def test_an_adapter_is_refused_with_the_way_to_merge_it(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
     with pytest.raises(FileError, match=r"holds an adapter \(LoRA\).*merge_and_unload"):
         resolve(tmp_path)
+
+
+def test_an_empty_name_is_not_the_present_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model(1).save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert resolve(".") == Path()
+    with pytest.raises(OSError, match="the name of the model is empty"):
+        resolve("")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    model(1).save_pretrained(tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(FileError, match=f"{name}: is a pointer of Git LFS, not the file itself; run git lfs pull"):
+        from_pretrained(tmp_path)
