@@ -31,7 +31,7 @@ from .own_text import check_prompt
 from .parallel import Processes, joined
 from .presets import TrainConfig
 from .resume import Resumption, check_health, check_text, find_snapshot, settle_folder
-from .runlog import Sampler
+from .samples import Sampler
 from .schedule import Ending, last_step, learning_rate
 from .timing import Timing
 from .trainer import NonFiniteError, Trainer
