@@ -67,7 +67,7 @@ def test_the_package_is_found() -> None:
         "cli.py",
     }
     assert (".weights", True) in set(imports(ROOT / "assembly" / "model.py"))
-    assert (".assembly", False) in set(imports(ROOT / "weights" / "models.py"))
+    assert (".assembly", False) in set(imports(ROOT / "weights" / "pretrained.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

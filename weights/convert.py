@@ -14,12 +14,12 @@ from torch import Tensor
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
 from ..files import FileError, sync_folder, write_whole
+from .building import unfilled_model
 from .companions import COMPANIONS, companions, tokenizer_of
 from .files.write import write_folder
 from .formats import gguf, hooked_transformer, huggingface, nanogpt
 from .layout import WeightsError, from_ours, rows, to_ours
 from .lazy import Lazy, layered
-from .models import unfilled
 from .sources import Source, config_to_ours, open_source
 
 Target = Literal["hf", "hooked", "ours", "nanogpt", "gguf"]
@@ -313,7 +313,7 @@ def streamed_logits(config: GPT2Config, state: Mapping[str, Tensor], tokens: Ten
         tokens: [batch seq].
         dtype: to compute in.
     """
-    model = unfilled(config)
+    model = unfilled_model(config)
     for part, module in model.named_children():
         if part != "blocks":
             names = [name for name in state if name.startswith(f"{part}.")]

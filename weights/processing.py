@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..assembly.model import GPT2
-from .models import from_hooked_transformer, to_hooked_state_dict
+from .libraries import from_hooked_transformer, to_hooked_state_dict
 
 
 def fold(
