@@ -272,22 +272,10 @@ def in_folder(files: dict[str, str]) -> Callable[[Path], None]:
     return write
 
 
-def cases(folder: Path, out: Path) -> Iterator[Case]:
-    """Yield the class: hostile and damaged ones, every mistake, and right ones up to `SIZE`."""
-    right, right_mlp = (
-        ATTENTION.format(before="", name="Attention", within="pass"),
-        MLP.format(before="", name="MLP", within="pass"),
-    )
-    other = str(folder / "other_right.py")
-    yield Case("other_right", "attention", text(right), ("right",))
-    for name, (within, statuses) in HOSTILE.items():
-        code = within.replace("{out!r}", repr(str(out))).replace("{folder!r}", repr(str(folder)))
-        code = code.replace("{other!r}", repr(other)).replace("{name}", "Attention")
-        yield Case(name, "attention", text(ATTENTION.format(before="", name="Attention", within=code)), statuses)
-    for name, (before, statuses) in AT_READING.items():
-        yield Case(name, "attention", text(ATTENTION.format(before=before, name="Attention", within="pass")), statuses)
+def odd(right: str) -> dict[str, tuple[Callable[[Path], None], tuple[str, ...]]]:
+    """Return damaged, oddly packed and oddly named submissions of a right layer, and what each may be found to be."""
     nothing, unreadable = ("no layer", "cannot be read"), ("cannot be read", "no layer", "crashed")
-    odd: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    return {
         "empty": (text(""), nothing),
         "comment": (text("# to do"), nothing),
         "syntax-error": (text("class Attention(:\n"), unreadable),
@@ -326,8 +314,28 @@ def cases(folder: Path, out: Path) -> Iterator[Case]:
         "long-" + "n" * 240: (text(right), ("right",)),
         os.fsdecode(b"bytes-\xff\xfe"): (text(right), ("right",)),
     }  # fmt: skip
-    for name, (write, statuses) in odd.items():
+
+
+def cases(folder: Path, out: Path) -> Iterator[Case]:
+    """Yield the class: hostile and damaged ones, every mistake, and right ones up to `SIZE`."""
+    right, right_mlp = (
+        ATTENTION.format(before="", name="Attention", within="pass"),
+        MLP.format(before="", name="MLP", within="pass"),
+    )
+    other = str(folder / "other_right.py")
+
+    # Hostile and odd ones.
+    yield Case("other_right", "attention", text(right), ("right",))
+    for name, (within, statuses) in HOSTILE.items():
+        code = within.replace("{out!r}", repr(str(out))).replace("{folder!r}", repr(str(folder)))
+        code = code.replace("{other!r}", repr(other)).replace("{name}", "Attention")
+        yield Case(name, "attention", text(ATTENTION.format(before="", name="Attention", within=code)), statuses)
+    for name, (before, statuses) in AT_READING.items():
+        yield Case(name, "attention", text(ATTENTION.format(before=before, name="Attention", within="pass")), statuses)
+    for name, (write, statuses) in odd(right).items():
         yield Case(name, "attention", write, statuses)
+
+    # Wrong ones: mistakes in the text of the right layer, and each of the catalogue.
     for number, (old, new) in enumerate(MISTAKEN):
         assert old in right, old
         yield Case(f"mistaken-{number}", "attention", text(right.replace(old, new, 1)), ("wrong",))
@@ -337,6 +345,8 @@ def cases(folder: Path, out: Path) -> Iterator[Case]:
         hidden = mistake.name in CHOICES
         statuses, expected = (("right",), "") if hidden else (("wrong",), mistake.name)
         yield Case(f"catalogued-{number}", mistake.rung, text(code), statuses, expected)
+
+    # Right ones in several styles, without an end.
     styles = [(LAYERS / "nanogpt.py").read_text(), (LAYERS / "arena.py").read_text()]
     number = 0
     while True:

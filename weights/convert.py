@@ -92,32 +92,20 @@ def convert(
     if to in _ONE_FILE:
         _check_free(destination, _ONE_FILE[to], overwrite)
     opened = open_source(source, act_fn=act_fn if to != "nanogpt" else None)
-    done = 0
-
-    def watch(name: str, tensor: Tensor) -> None:
-        nonlocal done
-        if not tensor.isfinite().all():
-            raise WeightsError(
-                f"{name} holds numbers that are not finite, or are too large for {dtype or tensor.dtype}"
-            )
-        done += 1
-        progress(done, len(tensors))
-
     try:
+        # Write the tensors of the format one by one, and read all of them back before the result gets its name.
         written, fields, tensors = _in_format(opened, to, act_fn)
+        watch = _Watch(len(tensors), dtype, progress)
         if to == "gguf":
             return _write_gguf(opened, destination, written, tensors, dtype, tokenizer, watch)
         if isinstance(dtype, str):
             raise WeightsError(f"{dtype} is a type of GGUF alone, and has no place in the format {to!r}")
-        ours, verdict = _rounded(opened.state, dtype), list[Converted]()
-
-        def check(path: Path) -> None:
-            again = open_source(path)
-            verdict.append(_compare(opened, again.config, again.state, ours, dtype is not None))
-
+        check = _Check(opened, dtype)
         if to == "nanogpt":
             _write_file(destination, partial(_save_nanogpt, fields, tensors, dtype, watch, check))
-            return verdict[0]
+            return check.result
+
+        # A folder gets the files that belong beside the weights.
         if to == "hf":
             fields["dtype"] = str(dtype or tensors["transformer.wte.weight"].dtype).removeprefix("torch.")
         beside = companions(opened, tokenizer)
@@ -135,7 +123,7 @@ def convert(
         )
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
-    return dataclasses.replace(verdict[0], tokenizer=beside.origin)
+    return dataclasses.replace(check.result, tokenizer=beside.origin)
 
 
 def mapping(source: Path, *, to: Target, act_fn: ActFn | None = None) -> Iterator[tuple[str, list[int], str, str]]:
@@ -261,6 +249,51 @@ def _write_gguf(
 
 
 # What is checked
+
+
+class _Watch:
+    """Refuses a tensor that is not finite as it is written, and reports the progress.
+
+    Args:
+        total: number of tensors.
+        dtype: the dtype that is written.
+        progress: is called with the number of tensors written, and the number of all.
+    """
+
+    def __init__(
+        self, total: int, dtype: torch.dtype | Literal["q8_0"] | None, progress: Callable[[int, int], None]
+    ) -> None:
+        self._done, self._total, self._dtype, self._progress = 0, total, dtype, progress
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        if not tensor.isfinite().all():
+            raise WeightsError(
+                f"{name} holds numbers that are not finite, or are too large for {self._dtype or tensor.dtype}"
+            )
+        self._done += 1
+        self._progress(self._done, self._total)
+
+
+class _Check:
+    """Reads back what was written, and compares it with the source.
+
+    Args:
+        opened: the source.
+        dtype: the dtype that was written (None: each tensor's own).
+
+    Attributes:
+        result: what was found.
+    """
+
+    result: Converted
+
+    def __init__(self, opened: Source, dtype: torch.dtype | None) -> None:
+        self._opened, self._rounds = opened, dtype is not None
+        self._ours = _rounded(opened.state, dtype)
+
+    def __call__(self, path: Path) -> None:
+        again = open_source(path)
+        self.result = _compare(self._opened, again.config, again.state, self._ours, self._rounds)
 
 
 def _compare(

@@ -53,8 +53,7 @@ def fold(
         >>> bool((after - before).abs().max() < 1e-5)
         True
     """
-    tensors = to_hooked_state_dict(model)
-    dtype = dtype or model.embed.W_E.dtype
+    tensors, dtype = to_hooked_state_dict(model), dtype or model.embed.W_E.dtype
 
     def part(*prefixes: str) -> dict[str, Tensor]:  # in float64, one part of the model at a time
         return {name: tensor.double() for name, tensor in tensors.items() if name.startswith(prefixes)}
@@ -69,20 +68,18 @@ def fold(
             _fold_norm(block, "ln1", {"attn.W_Q": "attn.b_Q", "attn.W_K": "attn.b_K", "attn.W_V": "attn.b_V"})
             _fold_norm(block, "ln2", {"mlp.W_in": "mlp.b_in"})
         if fold_value_biases or refactor_factored_attn_matrices:
-            b_V = block["attn.b_V"]
-            block["attn.b_O"] = block["attn.b_O"] + torch.einsum("nh,nhd->d", b_V, block["attn.W_O"])
-            block["attn.b_V"] = torch.zeros_like(b_V)
+            _fold_value_bias(block)
         if center_writing_weights:
             _center(block, ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out"))
         if refactor_factored_attn_matrices:
             _refactor(block)
         put({prefix + name: tensor for name, tensor in block.items()})
 
+    # Before and after the blocks.
     tables = part("embed.", "pos_embed.")
     if center_writing_weights:
         _center(tables, tuple(tables))
     put(tables)
-
     end = part("ln_final.", "unembed.")
     if fold_ln:
         _fold_norm(end, "ln_final", {"unembed.W_U": "unembed.b_U"})
@@ -101,6 +98,13 @@ def _fold_norm(tensors: dict[str, Tensor], norm: str, readers: dict[str, str]) -
         W = w[:, None] * W
         tensors[weight] = W - W.mean(dim=-2, keepdim=True)
     tensors[f"{norm}.w"], tensors[f"{norm}.b"] = torch.ones_like(w), torch.zeros_like(b)
+
+
+def _fold_value_bias(block: dict[str, Tensor]) -> None:
+    """Fold the values' bias into the output's: each row of an attention pattern sums to 1."""
+    b_V = block["attn.b_V"]
+    block["attn.b_O"] = block["attn.b_O"] + torch.einsum("nh,nhd->d", b_V, block["attn.W_O"])
+    block["attn.b_V"] = torch.zeros_like(b_V)
 
 
 def _center(tensors: dict[str, Tensor], names: tuple[str, ...]) -> None:

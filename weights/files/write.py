@@ -70,16 +70,10 @@ def write_folder(
     folder = Path(folder)
     config_text = json.dumps(dict(config), indent=2, sort_keys=True, allow_nan=False) + "\n"
     specs = _specs(folder, tensors, dtype)
-    exists = folder.is_dir()
-    if not exists and os.path.lexists(folder):
-        raise FileError(f"{folder}: is a file; choose another name for the folder")
-    if exists and not overwrite and (present := [path.name for path in _model_files(folder)]):
-        raise FileError(
-            f"{folder}: holds a model already ({listed(present)}); pass overwrite=True (or --overwrite) to replace it"
-        )
-    if blocked := [path for path in _model_files(folder) if path.is_dir() and not path.is_symlink()]:
-        raise FileError(f"{blocked[0]}: is a folder where a file belongs; remove it")
+    _check_place(folder, overwrite)
 
+    # Write everything to a new folder, and give that its name if there is none yet.
+    exists = folder.is_dir()
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = (folder if exists else folder.parent) / f".{folder.name}.{secrets.token_hex(4)}.partial"
     staging.mkdir()
@@ -101,7 +95,27 @@ def write_folder(
             raise OSError(error.errno, f"{error.strerror}; nothing was changed", str(folder)) from error
         raise
 
-    # From here on only names change, and what is staged is kept if that fails: it is the one whole copy.
+    # Put it in place of the model that is there.
+    _exchange(folder, staging, written, replaces)
+
+
+def _check_place(folder: Path, overwrite: bool) -> None:
+    """Raise FileError if a folder cannot take a model."""
+    if not folder.is_dir() and os.path.lexists(folder):
+        raise FileError(f"{folder}: is a file; choose another name for the folder")
+    if not overwrite and (present := [path.name for path in _model_files(folder)]):
+        raise FileError(
+            f"{folder}: holds a model already ({listed(present)}); pass overwrite=True (or --overwrite) to replace it"
+        )
+    if blocked := [path for path in _model_files(folder) if path.is_dir() and not path.is_symlink()]:
+        raise FileError(f"{blocked[0]}: is a folder where a file belongs; remove it")
+
+
+def _exchange(folder: Path, staging: Path, written: Collection[str], replaces: Collection[str]) -> None:
+    """Move files from a staging folder to the place of a model, whose own files are removed.
+
+    Only names change, and what is staged is kept if that fails: it is the one whole copy.
+    """
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     sync_folder(folder)
     for path in [*_model_files(folder), *(folder / name for name in replaces)]:
