@@ -48,7 +48,7 @@ from steps import train_steps, whole_loss
 
 from gptladder.components.kernels import set_onednn_products
 from gptladder.training.data.batches import Batches
-from gptladder.training.kernels import keep_freed_memory, settle
+from gptladder.training.precision import keep_freed_memory, settle
 
 
 @dataclass(frozen=True)

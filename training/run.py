@@ -22,13 +22,13 @@ from .data.prepare import TextData, load_data, prepare_data
 from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay, WandbDisplay
 from .folder import RunFolder
 from .interruption import Interruption
-from .kernels import computing_by, keep_freed_memory, settle
 from .lock import RunFolderError
 from .loop import TrainingRun
 from .model_card import bytes_per_token
 from .models import check_vocabulary, fresh_model, with_dropout, with_source
 from .own_text import check_prompt
 from .parallel import Processes, joined
+from .precision import computing_by, keep_freed_memory, settle
 from .presets import TrainConfig
 from .resume import Resumption, check_health, check_text, find_snapshot, settle_folder
 from .samples import Sampler
