@@ -270,22 +270,12 @@ def make_trainer(
 ) -> Trainer:
     """Return the trainer of a model on prepared data."""
     optim, most, eot_id = config.optim, config.run.eval_batches, data.tokenizer.eot_id
-    train, val = data.train.tokens, data.val.tokens
-    return Trainer(
-        config,
-        model,
-        Batches(train, seq=config.seq, batch_size=optim.batch, order=optim.order, eot_id=eot_id, seed=optim.seed),
-        lambda: evaluation_batches(
-            val,
-            seq=config.seq,
-            batch_size=optim.batch,
-            most=most and most * optim.batch,
-            order=optim.order,
-            eot_id=eot_id,
-        ),
-        device=device,
-        processes=processes,
+    seq, batch, order = config.seq, optim.batch, optim.order
+    train = Batches(data.train.tokens, seq=seq, batch_size=batch, order=order, eot_id=eot_id, seed=optim.seed)
+    val = evaluation_batches(
+        data.val.tokens, seq=seq, batch_size=batch, most=most and most * batch, order=order, eot_id=eot_id
     )
+    return Trainer(config, model, train, lambda: val, device=device, processes=processes)
 
 
 def describe(trainer: Trainer, data: TextData) -> dict[str, Any]:

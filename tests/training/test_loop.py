@@ -104,7 +104,7 @@ def test_the_evaluation_is_the_plain_one_over_all_batches(tmp_path: Path) -> Non
     run = trainer(tmp_path, model, val=lambda: evaluation_batches(val, seq=6, batch_size=3))
     judged = run.trainer.evaluate()
     model.eval()
-    tokens, targets = next(evaluation_batches(val, seq=6, batch_size=100))
+    tokens, targets = next(iter(evaluation_batches(val, seq=6, batch_size=100)))
     assert len(tokens) == 20
     logits = model(tokens)
     assert judged.loss == pytest.approx(F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), abs=1e-12)
