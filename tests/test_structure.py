@@ -124,6 +124,22 @@ def test_a_layer_is_only_a_layer(layer: str) -> None:
     assert source.count("\n") <= 180
 
 
+# Lines. What is longer is two things; a function's lines include its docstring.
+LONGEST_FILE, LONGEST_CLASS, LONGEST_FUNCTION = 400, 250, 80
+SCRIPTS = sorted(path for folder in ("benchmarks", "demos") for path in (ROOT / folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_classes_and_functions_are_short(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert source.count("\n") <= LONGEST_FILE, f"{path.name} has {source.count(chr(10))} lines"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            most = LONGEST_CLASS if isinstance(node, ast.ClassDef) else LONGEST_FUNCTION
+            assert lines <= most, f"{path.name}: {node.name} has {lines} lines, where {most} are allowed"
+
+
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_tests_are_typed_and_described(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -81,10 +81,11 @@ def convert(
             `companions.companions`).
         max_shard_size: bytes from which a folder's weights are split into several files.
         overwrite: replace a model that is there, with its tokenizer.
-        progress: is called with the number of tensors written, and the number of all.
+        progress: called with the number of tensors written, and the number of all.
 
     Raises:
-        WeightsError: weights that make no GPT-2, that the format or dtype cannot hold, or that came out otherwise.
+        WeightsError: weights that make no GPT-2, that the format or dtype cannot hold, or that were read back with
+            other numbers.
         FileError: a file that is missing, damaged or hostile; a model that is in the way.
         ImportError: a TensorFlow checkpoint or GGUF, and tensorflow or gguf is not installed.
         OSError: the disk is full or not writable.
@@ -257,7 +258,7 @@ class _Watch:
     Args:
         total: number of tensors.
         dtype: the dtype that is written.
-        progress: is called with the number of tensors written, and the number of all.
+        progress: called with the number of tensors written, and the number of all.
     """
 
     def __init__(
