@@ -149,6 +149,7 @@ class TrainingRun:
 
     def _boundary(self) -> Ending | None:
         """Do the work that is due after this step, and return why the run ends here (None: it does not)."""
+        # Decide whether the run ends here, and what is due.
         ending = why_it_ends(
             self.config.optim, step=self.step, last_step=self.trainer.last_step, loss=self.trainer.row.loss
         )
@@ -164,6 +165,7 @@ class TrainingRun:
             self._resumed = False
             return None
 
+        # First the snapshot, so that no later failure loses an update.
         sizes = self.log.files.sizes() if self.processes.first else {}
         saved, self._resumed = self._resumed, False
         if saves and self.step > 0 and not saved:
@@ -172,6 +174,8 @@ class TrainingRun:
             saved = True
         if ending == "interrupted":
             return ending
+
+        # Then the evaluation, the metrics and the samples, which a run that is interrupted here repeats.
         try:
             self._record(evaluates=evaluates)
             if evaluates and ending is None and self._patience_is_over():
@@ -182,6 +186,8 @@ class TrainingRun:
                 self._sample(f"Step {self.step}", 1)
         except Interrupted:
             ending = "interrupted"
+
+        # A run that ends by patience, or is interrupted in an evaluation, needs a snapshot of this step.
         if ending is not None and self.step and not saved:
             with self.timing.part("files"):
                 self.save_snapshot(sizes)
