@@ -24,7 +24,7 @@ NO_TEMPLATE = {"Sequence": {"id": "A", "type_id": 0}}
 """The one step of a template that adds nothing; transformers 5 writes it into every ``tokenizer.json``."""
 
 # Files of an older tokenizer that transformers would read beside a new `tokenizer.json`, and mix with it.
-_REPLACED_FILES = ("added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+_REPLACED_FILES = ("added_tokens.json", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja")
 
 _ATTRIBUTE = {"eos": "eot", "bos": "bos", "pad": "pad"}
 

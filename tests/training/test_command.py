@@ -338,10 +338,10 @@ def test_an_unknown_character_or_another_vocabulary(start: Callable[..., int], t
     (tmp_path / "text.txt").write_text(TEXT + "Ω")
     with pytest.raises(ValueError, match=r"character 'Ω' \(U\+03A9\) at position \d+ is not among the 22 characters"):
         start("--name", "b", "--init-from", "runs/shakespeare-char/final")
-    with pytest.raises(ValueError, match=r"is of another model: embed\.W_E is \[22, 8\] in it and \[23, 8\] here"):
+    with pytest.raises(ValueError, match="the text has changed since"):
         start("--name", "c", "--resume", "runs/shakespeare-char/snapshots/snapshot_step_6.pt")
     (tmp_path / "text.txt").write_text(TEXT.replace("N", "M"))
-    with pytest.raises(ValueError, match="is of a model of another vocabulary, though as large"):
+    with pytest.raises(ValueError, match="the text has changed since"):
         start("--name", "d", "--resume", "runs/shakespeare-char/snapshots/snapshot_step_6.pt")
 
 
