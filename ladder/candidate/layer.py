@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A layer's reply to a request.
+    """A layer's reply to a request, or a file's that was read.
 
     Args:
         answer: None if there is a fault.
@@ -59,9 +59,10 @@ class Reply:
         missing: TransformerLens's names of the parameters that it does not have.
         layouts: a label and an oddity for each way to read its parameters; see `Layout`.
         passed: arguments that were given another value than the file's default: ``(value, default)``.
-        notes: how it was called, if not in the plain way.
+        notes: how it was called, if not in the plain way; of a file, what was left out or replaced.
         trace: if one was asked for.
         borrowed: what it takes ready-made from libraries.
+        layers: of a file that was read, the classes that fit each rung, the best first.
     """
 
     answer: Answer | None = None
@@ -73,6 +74,7 @@ class Reply:
     notes: tuple[str, ...] = ()
     trace: Trace = field(default_factory=Trace)
     borrowed: tuple[str, ...] = ()
+    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class _Faulty(Exception):

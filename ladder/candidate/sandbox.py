@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from .limits import OVER_LIMIT, Limits
 from .messages import MessageError, exchange
 from .processes import Process, ended_by, remove, start
 from .source import CandidateError, Code, split
-from .worker import START, Found, Order, Start
+from .worker import START, Start
 
 # Seconds to read the user's file and what it imports.
 _START_LIMIT = 120.0
@@ -34,8 +34,6 @@ _VARIABLES = re.compile(
     r"APPDATA|LOCALAPPDATA|PROGRAMDATA|PROGRAMFILES\S*|NUMBER_OF_PROCESSORS|PROCESSOR_\w+)",
     re.IGNORECASE,
 )
-
-Record = TypeVar("Record")
 
 
 class Sandbox:
@@ -67,7 +65,7 @@ class Sandbox:
         self.time_limit, self.chosen = time_limit, dict(chosen or {})
         self.printed, self.printed_bytes, self._last = b"", 0, b""
         self._code = Code(*(split(source)[0] for source in sources.values()))
-        self.layers: dict[str, list[str]] = {}
+        self.layers: Mapping[str, tuple[str, ...]] = {}
         self.notes: tuple[str, ...] = ()
         self._process: Process | None = None
         self._start()
@@ -87,17 +85,17 @@ class Sandbox:
         if self._ready:
             return
         limit = _START_LIMIT if self.limits is None else min(_START_LIMIT, self.time_limit)
-        first = Start(self.sources, self.chosen, self.only, self._trace.name, limit)
+        first = Start(self.sources, self.chosen, self.only, self._trace.name, limit, self.time_limit)
         assert self._process is not None
         grace = _START_LIMIT if self._process.imports else _GRACE
-        found = self._exchange(first, Found, limit, "reading it", grace)
-        if isinstance(found, Fault):
+        reply = self._exchange(first, limit, "reading it", grace)
+        if isinstance(reply, Fault):
             files = sorted({str(split(source)[0]) for source in self.sources.values()})
-            raise CandidateError(f"{', '.join(files)}: {found}", found.kind, found.at)
-        if found.error:
+            raise CandidateError(f"{', '.join(files)}: {reply}", reply.kind, reply.at)
+        if reply.fault is not None:
             self.close()
-            raise CandidateError(found.error, found.kind)
-        self.layers, self.notes = found.layers, tuple(found.notes)
+            raise CandidateError(reply.fault.message, reply.fault.kind)
+        self.layers, self.notes = reply.layers, reply.notes
         self._ready = True
 
     def respond(self, request: Request) -> Reply:
@@ -106,7 +104,7 @@ class Sandbox:
             self._start()
         self.ready()
         doing = "forward or the backward pass"
-        reply = self._exchange(Order(self.time_limit, request), Reply, self.time_limit, doing)
+        reply = self._exchange(request, self.time_limit, doing)
         if isinstance(reply, Fault):
             return Reply(fault=reply)
         if not _fits(reply, request):
@@ -150,13 +148,11 @@ class Sandbox:
                 self.printed_bytes += len(chunk)
                 self._last = (self._last + chunk)[-_PRINTED:]
 
-    def _exchange(
-        self, record: Any, kind: type[Record], limit: float, doing: str, grace: float = _GRACE
-    ) -> Record | Fault:
+    def _exchange(self, message: Start | Request, limit: float, doing: str, grace: float = _GRACE) -> Reply | Fault:
         """Return the worker's reply; a fault if there is none."""
         assert self._process is not None
         try:
-            return exchange(self._process.requests, record, self._process.replies, kind, limit + grace)
+            return exchange(self._process.requests, message, self._process.replies, Reply, limit + grace)
         except TimeoutError:
             return self._fault(doing, f"no end of {doing} within {limit:g} s", "hang")
         except MessageError as error:
