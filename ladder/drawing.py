@@ -1,11 +1,15 @@
-"""Cases for a layer, by what it reads of its configuration and what it lacks."""
+"""Cases and trials for a layer, by what it reads of its configuration and what it lacks."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .rungs import RANGES, Case, draw_case
+import torch
+
+from .numbers import Answer
+from .rungs import RANGES, Case, Rung, Trial, altered, draw_case, make_trial
 
 # GPT-2's own choices. Others are tried on a layer that reads the field of that name.
 _GPT2: dict[str, tuple[str, Any]] = {
@@ -47,3 +51,22 @@ def as_gpt2(case: Case, but: frozenset[str]) -> Case:
     if "d_mlp" not in but:
         config = replace(config, d_mlp=4 * config.d_model)
     return replace(case, config=config)
+
+
+def own_trial(rung: Rung, case: Case, dtype: torch.dtype, missing: frozenset[str] = frozenset()) -> Trial:
+    """Draw the numbers of a case, judged by our own layer, for a layer that lacks some of the parameters."""
+    trial = make_trial(rung, rung.own, case, dtype)
+    lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in missing}
+    if lacking:
+        trial = altered(trial, given=None, **lacking)
+    return replace(trial, expected=without(trial.expected, missing))
+
+
+def without(found: Answer, missing: frozenset[str]) -> Answer:
+    """Return the answer less the gradients of parameters that a layer does not have."""
+    return replace(found, gradients={n: g for n, g in found.gradients.items() if in_any_block(n) not in missing})
+
+
+def in_any_block(name: str) -> str:
+    """Return the name of a parameter whatever block it is in: what one block lacks, all lack."""
+    return re.sub(r"^blocks\.\d+\.", "blocks.#.", name)

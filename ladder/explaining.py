@@ -42,10 +42,10 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
     """
     kind, diagnosis = fault.kind, None
     if kind in _NOTED and not fault.at:
-        at, code = layer.ask(trial, look=True).trace.places.get(_NOTED[kind], (None, None))
+        at, code = layer.trace(trial).places.get(_NOTED[kind], (None, None))
         fault = replace(fault, at=at, code=code)
     if kind in ("shape", "type") and not fault.at:
-        trace = layer.ask(trial, look=True, gradients=False).trace
+        trace = layer.trace(trial)
         lines = [event.at for event in trace.events[: trace.output + 1] if event.at]
         at, code = lines[-1] if lines else (None, None)
         fault = replace(fault, at=at, code=code)
@@ -66,17 +66,17 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
     """Return the fault, made clearer if rounding or a random step explains it, and the diagnosis otherwise."""
     first, second = layer.ask(trial), layer.ask(trial)
     if first.answer and second.answer and not close(first.answer.output, second.answer.output):
-        finding = locate(trial, *(layer.ask(trial, look=True, gradients=False).trace for _ in range(2)))
+        finding = locate(trial, layer.trace(trial), layer.trace(trial))
         message = f"{fault.message}; it gives another output each time, in eval mode too"
         at, code = (finding.at, finding.code) if finding else (None, None)
         return Fault("random", message, at, code), None
-    place = layer.ask(trial, look=True, gradients=False).trace.places.get("dtype")
+    place = layer.trace(trial).places.get("dtype")
     wide = layer.ask(trial, wide=True).answer if place else None
     if fault.kind == "output" and place and wide is not None and _is_rounding(layer, trial):
         message = f"{fault.message}; computed in {trial.dtype} throughout, it would be right: {place[0]} rounds"
         return Fault("half", message, *place), None
     # What rounding does would hide which mistake it is.
-    found = diagnose(layer.rung, layer.subject(**({"wide": True} if wide is not None else {})))
+    found = diagnose(layer, wide=wide is not None)
     if found.right:  # only the case that failed shows it
         found = Diagnosis(finding=layer.finding(trial))
     return fault, found

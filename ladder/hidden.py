@@ -10,7 +10,6 @@ from torch import Tensor
 from .diagnosis import small_stream
 from .results import Fault, Verdict
 from .rungs import Case, Trial, altered
-from .subject import without
 from .under_test import FATAL, UnderTest
 
 # A fault, the trial that shows it, and the inputs that the layer must be called with before.
@@ -36,8 +35,7 @@ def _limit(verdict: Verdict, factor: float = 1.0) -> float:
 
 
 def _small_stream(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
-    trial = small_stream(layer.trial(case))
-    trial = replace(trial, expected=without(trial.expected, layer.missing))
+    trial = layer.fair(small_stream(layer.trial(case)))
     fault, off = layer.off(trial, _limit(verdict, 100))
     message = f"right for large inputs, off by {off:.1e} where the residual stream is small, so that eps counts"
     if off:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .candidate.trace import Trace
 from .results import Fault, Finding
 from .rungs import RANGES, Trial, altered, answer
 from .under_test import UnderTest
@@ -80,8 +79,7 @@ def _rounding(right: Tensor, dtype: torch.dtype) -> float:
 
 def _first_loss(layer: UnderTest, low: Trial, exact: Trial) -> Finding | None:
     """Return the first line whose numbers are further off than rounding, against the same layer in float64."""
-    traces: list[Trace] = [layer.ask(trial, look=True, gradients=False).trace for trial in (low, exact)]
-    for one, other in zip(traces[0].events, traces[1].events, strict=False):
+    for one, other in zip(layer.trace(low).events, layer.trace(exact).events, strict=False):
         if one.function != other.function or one.value.shape != other.value.shape:
             return None
         right = other.value.double()

@@ -181,7 +181,7 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
 def _float32_note(layer: UnderTest, verdict: Verdict, trial: Trial) -> str:
     """Return where float32 comes in; whether that is all, was tried."""
     amount = f"off by {verdict.float64:.0e} in float64"
-    place = layer.ask(trial, look=True, gradients=False).trace.places.get("dtype")
+    place = layer.trace(trial).places.get("dtype")
     wide = layer.ask(trial, wide=True).answer
     alone = wide is not None and distance(wide, trial.expected).output <= verdict.tolerance64
     if place and alone:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from .candidate.layer import Reply, Request
-from .drawing import Draw, as_gpt2, drawing
+from .candidate.trace import Trace
+from .drawing import Draw, as_gpt2, drawing, in_any_block, own_trial, without
 from .location import locate
 from .matching import Matched
 from .numbers import Answer, close
 from .results import Fault, Finding
 from .rungs import Case, Rung, Trial, distance, make_trial
-from .subject import Subject, in_any_block, own_trial, without
 
 # After these, another case would cost a new process.
 FATAL = ("hang", "died", "limit")
@@ -33,15 +33,26 @@ class UnderTest:
         ask: the layer.
         library: whose layers to judge by; our own if None.
         seed: of every case.
+        draw: draws cases that the layer can be built for (default: those of a layer that reads nothing; `begin` finds
+            out more). Of a case it draws, the diagnosis may also try ``act_fn="gelu_new"``,
+            ``scale_attn_weights=True``, and other sizes; if all that it draws have ``d_model = n_heads * d_head``, so
+            will those.
     """
 
-    def __init__(self, rung: Rung, ask: Callable[[Request], Reply], library: str | None, seed: int) -> None:
+    def __init__(
+        self,
+        rung: Rung,
+        ask: Callable[[Request], Reply],
+        library: str | None = None,
+        seed: int = 0,
+        draw: Draw | None = None,
+    ) -> None:
         self.rung, self._ask, self._library, self.seed = rung, ask, library, seed
-        self.missing: frozenset[str] = frozenset()
+        self.missing: frozenset[str] = frozenset()  # parameters that it does not have; they are 0 in every trial
         self.layout, self.dead, self.wide = 0, False, False
         self.widened = ""  # why steps of it were widened to float64
         self.first = Reply()
-        self.draw: Draw = drawing(frozenset(), frozenset())
+        self.draw = draw or drawing(frozenset(), frozenset())
 
     @property
     def asked(self) -> frozenset[str]:
@@ -64,22 +75,37 @@ class UnderTest:
 
     # ---- asking ----
 
-    def ask(self, trial: Trial, **how: Any) -> Reply:
+    def ask(self, trial: Trial, *, wide: bool = False, **how: Any) -> Reply:
         """Ask for the layer's answer to a trial; nothing more is asked of a layer that hung or died."""
         if self.dead:
             return Reply()
-        how = {"layout": self.layout, "wide": self.wide and trial.dtype == torch.float64, **how}
+        how = {"layout": self.layout, "wide": wide or (self.wide and trial.dtype == torch.float64), **how}
         numbers = (trial.rung, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
         reply = self._ask(Request(*numbers, **how))
         self.dead |= reply.fault is not None and reply.fault.kind in FATAL
         return reply
 
+    def answer(self, trial: Trial, **how: Any) -> Answer | None:
+        """Return the layer's answer, with no gradient of what it does not have; None if it gives none."""
+        answer = self.ask(trial, **how).answer
+        return None if answer is None else without(answer, self.missing)
+
+    def trace(self, trial: Trial, **how: Any) -> Trace:
+        """Return what the layer computes on a trial, as far as that can be recorded."""
+        return self.ask(trial, look=True, gradients=False, **how).trace
+
     def trial(self, case: Case, dtype: torch.dtype = torch.float64) -> Trial:
         """Return the trial of a case, judged by the reference."""
         if self._by_ours:
-            trial = own_trial(self.rung, case, dtype, self.missing)
-        else:
-            trial = make_trial(self.rung, self._theirs, case, dtype)
+            return self.own_trial(case, dtype)
+        return self.fair(make_trial(self.rung, self._theirs, case, dtype))
+
+    def own_trial(self, case: Case, dtype: torch.dtype = torch.float64) -> Trial:
+        """Return the trial of a case, judged by our own layer."""
+        return own_trial(self.rung, case, dtype, self.missing)
+
+    def fair(self, trial: Trial) -> Trial:
+        """Return the trial with no gradient expected of a parameter that the layer does not have."""
         return replace(trial, expected=without(trial.expected, self.missing))
 
     def new_case(self, **sizes: int) -> Case:
@@ -96,18 +122,7 @@ class UnderTest:
 
     def finding(self, trial: Trial, before: tuple[Tensor, ...] = ()) -> Finding | None:
         """Return where the layer first departs from GPT-2 on a trial."""
-        return locate(trial, self.ask(trial, look=True, gradients=False, before=before).trace)
-
-    def subject(self, **how: Any) -> Subject:
-        """Return the layer as the diagnosis knows it."""
-
-        def respond(trial: Trial) -> Answer | None:
-            answer = self.ask(trial, **how).answer
-            return None if answer is None else without(answer, self.missing)
-
-        return Subject(
-            respond, self.draw, lambda trial: self.ask(trial, look=True, gradients=False, **how).trace, self.missing
-        )
+        return locate(trial, self.trace(trial, before=before))
 
     # ---- what it reads ----
 
@@ -145,7 +160,7 @@ class UnderTest:
                 self.first = replace(self.first, notes=reply.notes)
                 return
             if reply.answer is not None and len(found) < _MOST_TRACED:
-                trace = self.ask(trial, layout=layout, look=True, gradients=False).trace
+                trace = self.trace(trial, layout=layout)
                 # A mask that forward takes is given in a way that hides the future, if there is one.
                 found[layout] = self._is_causal(trial, reply.answer, layout), len(Matched(trial, trace).found)
                 notes[layout] = reply.notes

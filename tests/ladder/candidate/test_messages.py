@@ -15,9 +15,9 @@ import torch
 from gptladder.ladder.candidate import messages
 from gptladder.ladder.candidate.layer import Reply, Request
 from gptladder.ladder.candidate.messages import MessageError, exchange, pack, read, unpack, write
+from gptladder.ladder.drawing import own_trial
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import draw_case
-from gptladder.ladder.subject import own_trial
 
 
 @dataclass(frozen=True)
