@@ -114,12 +114,6 @@ class Finding:
     wrong: str
     detail: tuple[str, ...] = ()
 
-    @property
-    def line(self) -> int | None:
-        """The line's number."""
-        number = (self.at or "").rpartition(":")[2]
-        return int(number) if number.isdigit() else None
-
     def lines(self, hint: Hint) -> list[Line]:
         """The finding in words."""
         lines: list[Line] = [("look", f"{self.at}: {self.code}")] if self.at else []
@@ -183,7 +177,6 @@ class Tried:
         fault: what is wrong with it; None if nothing is.
         diagnosis: of numbers that are wrong.
         smallest: the sizes of the smallest case that shows the fault.
-        asked: the fields of the configuration that it reads.
         missing: the parameters of GPT-2 that it does not have.
         reading: how its parameters were read, in a line; empty if they have TransformerLens's names.
         notes: what to know of a layer that passed, and of how it was tried.
@@ -197,7 +190,6 @@ class Tried:
     fault: Fault | None = None
     diagnosis: Diagnosis | None = None
     smallest: Mapping[str, int] = field(default_factory=dict)
-    asked: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     reading: str = ""
     notes: tuple[str, ...] = ()

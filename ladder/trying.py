@@ -73,7 +73,6 @@ def try_layer(
         layer=name,
         verdict=verdict,
         fault=fault,
-        asked=tuple(sorted(layer.asked)),
         missing=tuple(sorted(layer.missing - set(OPTIONAL))),
         reading=layer.reading,
         notes=tuple(dict.fromkeys([*map(as_sentence, layer.notes), *notes])),
