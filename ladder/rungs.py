@@ -227,23 +227,26 @@ def altered(trial: Trial, *, given: Tensor | None = None, **parameters: Tensor |
     return dataclasses.replace(trial, expected=answer(rung(trial.rung).build(trial.config, trial.dtype), trial))
 
 
-def answer(layer: nn.Module, trial: Trial) -> Answer:
+def answer(layer: nn.Module, trial: Trial, *, gradients: bool = True) -> Answer:
     """Return the answer of a layer that keeps its parameters as ours or as TransformerLens does.
+
+    Args:
+        gradients: run the backward pass too.
 
     Raises:
         RuntimeError: its parameters are not the trial's.
     """
     layer.eval().load_state_dict(dict(trial.parameters))
     leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
-    with typecheck(False):
+    with typecheck(False), torch.set_grad_enabled(gradients):
         output = layer(leaf)
     if output.requires_grad:  # a layer that cuts the graph has no gradients
         backward(output, trial.cotangent)
-    gradients = {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
-    gradients = _lens_names(gradients)
+    found = {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
+    found = _lens_names(found)
     if leaf.grad is not None:
-        gradients["input"] = leaf.grad
-    return Answer(output.detach(), gradients)
+        found["input"] = leaf.grad
+    return Answer(output.detach(), found)
 
 
 @dataclass(frozen=True)
