@@ -133,7 +133,7 @@ class UnderTest:
         self.draw = drawing(self.asked, self.missing)
         if self.first.fault and self.first.fault.kind in ("raises", "dtype"):
             self._try_float32(self.first.fault)
-        if len(self.first.layouts) > 1:
+        if self.first.ways > 1:
             self._choose_layout()
 
     def _try_float32(self, fault: Fault) -> None:
@@ -152,20 +152,23 @@ class UnderTest:
         cases = (as_gpt2(self.draw(source), frozenset()) for _ in range(100))
         trial = self.trial(next(case for case in cases if case.config.n_heads > 1 and case.seq > 2))
         found: dict[int, tuple[bool, int]] = {}
-        notes = {0: self.first.notes}
-        for layout in range(len(self.first.layouts)):
+        replies = {0: self.first}
+        for layout in range(self.first.ways):
             reply = self.ask(trial, layout=layout, gradients=False)
             if reply.answer is not None and distance(reply.answer, trial.expected).output <= 1e-4:
-                self.layout = layout
-                self.first = replace(self.first, notes=reply.notes)
+                self._choose(layout, reply)
                 return
             if reply.answer is not None and len(found) < _MOST_TRACED:
                 trace = self.trace(trial, layout=layout)
                 # A mask that forward takes is given in a way that hides the future, if there is one.
                 found[layout] = self._is_causal(trial, reply.answer, layout), len(Matched(trial, trace).found)
-                notes[layout] = reply.notes
-        self.layout = max(found, key=lambda layout: found[layout], default=0)
-        self.first = replace(self.first, notes=notes[self.layout])
+                replies[layout] = reply
+        best = max(found, key=lambda layout: found[layout], default=0)
+        self._choose(best, replies[best])
+
+    def _choose(self, layout: int, reply: Reply) -> None:
+        self.layout = layout
+        self.first = replace(self.first, notes=reply.notes, reading=reply.reading, oddity=reply.oddity)
 
     def _is_causal(self, trial: Trial, answer: Answer, layout: int) -> bool:
         """Return whether another last position changes nothing before it."""
@@ -179,20 +182,15 @@ class UnderTest:
     @property
     def reading(self) -> str:
         """How its parameters were read, in a line; empty if they have TransformerLens's names."""
-        label = self._layout[0]
-        return "" if label in ("by TransformerLens's names", "by the adapter") else label
-
-    @property
-    def _layout(self) -> tuple[str, str]:
-        layouts = self.first.layouts or (("", ""),)
-        return layouts[min(self.layout, len(layouts) - 1)]
+        plain = ("by TransformerLens's names", "by the adapter")
+        return "" if self.first.reading in plain else self.first.reading
 
     @property
     def notes(self) -> list[str]:
         """What to know of how the layer was built, read and called, as clauses."""
         notes = list(self.first.notes)
-        if oddity := self._layout[1]:
-            notes.append(f"GPT-2's weights do not fit as they are stored: {oddity}")
+        if self.first.oddity:
+            notes.append(f"GPT-2's weights do not fit as they are stored: {self.first.oddity}")
         if "unembed.W_U" in self.missing:
             notes.append("its logits are tied to W_E, as GPT-2's are")
         elif self.missing & {"b_U", "unembed.b_U"}:

@@ -57,7 +57,8 @@ class Reply:
         answer: None if there is a fault.
         asked: the fields of the configuration that it has read so far; the others make no difference to it.
         missing: TransformerLens's names of the parameters that it does not have.
-        layouts: a label and an oddity for each way to read its parameters; see `Layout`.
+        ways: how many ways to read its parameters there are.
+        reading, oddity: label and oddity of the way that was used; see `Layout`.
         passed: arguments that were given another value than the file's default: ``(value, default)``.
         notes: how it was called, if not in the plain way; of a file, what was left out or replaced.
         trace: if one was asked for.
@@ -69,7 +70,9 @@ class Reply:
     fault: Fault | None = None
     asked: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
-    layouts: tuple[tuple[str, str], ...] = ()
+    ways: int = 0
+    reading: str = ""
+    oddity: str = ""
     passed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     trace: Trace = field(default_factory=Trace)
@@ -122,7 +125,7 @@ class Candidate:
         self._notes: dict[str, None] = {}
         self._passed: dict[str, tuple[Any, Any]] = {}
         self._missing: frozenset[str] = frozenset()
-        self._layouts: tuple[tuple[str, str], ...] = ()
+        self._ways, self._reading, self._oddity = 0, "", ""
         self._borrowed: set[str] = set()
         self._called_once = False
 
@@ -140,7 +143,9 @@ class Candidate:
             fault=fault,
             asked=frozenset(self.asked),
             missing=self._missing,
-            layouts=self._layouts,
+            ways=self._ways,
+            reading=self._reading,
+            oddity=self._oddity,
             passed=dict(self._passed),
             notes=tuple(self._notes),
             trace=trace,
@@ -225,8 +230,9 @@ class Candidate:
         masks = masks_of(layer)
         # The likeliest layouts come first, each with every mask: of a wrong layer only the first ways are looked into.
         ways = [(layout, mask) for layout in reading for mask in masks]
-        self._layouts = tuple((layout.label, layout.oddity) for layout, _ in ways)
-        return ways[min(request.layout, len(ways) - 1)]
+        layout, mask = ways[min(request.layout, len(ways) - 1)]
+        self._ways, self._reading, self._oddity = len(ways), layout.label, layout.oddity
+        return layout, mask
 
     def _run(self, what: str, run: Callable[[], Any], kind: str = "raises") -> Any:
         """Call the user's code; what it raises is its fault."""
