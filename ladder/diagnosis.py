@@ -78,7 +78,7 @@ def _drawn(layer: UnderTest, seed: int) -> list[Case]:
 
 def _smallest(layer: UnderTest, case: Case, output_wrong: bool, wide: bool) -> dict[str, int]:
     def fails(case: Case) -> bool:
-        trial = showing(layer.own_trial(case))
+        trial = showing(layer.own_trial(case, gradients=not output_wrong))
         found = layer.answer(trial, wide=wide, gradients=not output_wrong)
         if found is None:
             return False

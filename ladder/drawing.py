@@ -53,9 +53,11 @@ def as_gpt2(case: Case, but: frozenset[str]) -> Case:
     return replace(case, config=config)
 
 
-def own_trial(rung: Rung, case: Case, dtype: torch.dtype, missing: frozenset[str] = frozenset()) -> Trial:
+def own_trial(
+    rung: Rung, case: Case, dtype: torch.dtype, missing: frozenset[str] = frozenset(), *, gradients: bool = True
+) -> Trial:
     """Draw the numbers of a case, judged by our own layer, for a layer that lacks some of the parameters."""
-    trial = make_trial(rung, rung.own, case, dtype)
+    trial = make_trial(rung, rung.own, case, dtype, gradients=gradients)
     lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in missing}
     if lacking:
         trial = altered(trial, given=None, **lacking)

@@ -85,7 +85,7 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
 def _is_rounding(layer: UnderTest, trial: Trial) -> bool:
     """Return whether a layer is right if no step of it rounds: on the trial that it failed, and on others."""
     source = random.Random(layer.seed + 4)
-    for tried in (trial, *(layer.trial(layer.draw(source)) for _ in range(5))):
+    for tried in (trial, *(layer.trial(layer.draw(source), gradients=False) for _ in range(5))):
         answer = layer.ask(tried, wide=True, gradients=False).answer
         if answer is None or not close(answer.output, tried.expected.output):
             return False

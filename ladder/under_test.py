@@ -94,15 +94,15 @@ class UnderTest:
         """Return what the layer computes on a trial, as far as that can be recorded."""
         return self.ask(trial, look=True, gradients=False, **how).trace
 
-    def trial(self, case: Case, dtype: torch.dtype = torch.float64) -> Trial:
+    def trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
         """Return the trial of a case, judged by the reference."""
         if self._by_ours:
-            return self.own_trial(case, dtype)
-        return self.fair(make_trial(self.rung, self._theirs, case, dtype))
+            return self.own_trial(case, dtype, gradients=gradients)
+        return self.fair(make_trial(self.rung, self._theirs, case, dtype, gradients=gradients))
 
-    def own_trial(self, case: Case, dtype: torch.dtype = torch.float64) -> Trial:
+    def own_trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
         """Return the trial of a case, judged by our own layer."""
-        return own_trial(self.rung, case, dtype, self.missing)
+        return own_trial(self.rung, case, dtype, self.missing, gradients=gradients)
 
     def fair(self, trial: Trial) -> Trial:
         """Return the trial with no gradient expected of a parameter that the layer does not have."""
@@ -150,7 +150,8 @@ class UnderTest:
         source = random.Random(self.seed)
         # With one head, or at one position, ways to read look alike that are not.
         cases = (as_gpt2(self.draw(source), frozenset()) for _ in range(100))
-        trial = self.trial(next(case for case in cases if case.config.n_heads > 1 and case.seq > 2))
+        case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
+        trial = self.trial(case, gradients=False)
         found: dict[int, tuple[bool, int]] = {}
         replies = {0: self.first}
         for layout in range(self.first.ways):
