@@ -152,31 +152,35 @@ class UnderTest:
         cases = (as_gpt2(self.draw(source), frozenset()) for _ in range(100))
         case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
         trial = self.trial(case, gradients=False)
-        found: dict[int, tuple[bool, int]] = {}
-        replies = {0: self.first}
+        traced: dict[int, Reply] = {}
         for layout in range(self.first.ways):
-            reply = self.ask(trial, layout=layout, gradients=False)
+            reply = self.ask(trial, layout=layout, look=len(traced) < _MOST_TRACED, gradients=False)
             if reply.answer is not None and distance(reply.answer, trial.expected).output <= 1e-4:
                 self._choose(layout, reply)
                 return
-            if reply.answer is not None and len(found) < _MOST_TRACED:
-                trace = self.trace(trial, layout=layout)
-                # A mask that forward takes is given in a way that hides the future, if there is one.
-                found[layout] = self._is_causal(trial, reply.answer, layout), len(Matched(trial, trace).found)
-                replies[layout] = reply
+            if reply.answer is not None and len(traced) < _MOST_TRACED:
+                traced[layout] = reply
+        # A mask that forward takes is given in a way that hides the future, if there is one. The notes name the mask;
+        # which numbers the parameters are makes no difference.
+        causal: dict[tuple[str, ...], bool] = {}
+        for layout, reply in traced.items():
+            if reply.notes not in causal:
+                causal[reply.notes] = self._is_causal(trial, reply, layout)
+        found = {i: (causal[reply.notes], len(Matched(trial, reply.trace).found)) for i, reply in traced.items()}
         best = max(found, key=lambda layout: found[layout], default=0)
-        self._choose(best, replies[best])
+        self._choose(best, traced.get(best, self.first))
 
     def _choose(self, layout: int, reply: Reply) -> None:
         self.layout = layout
         self.first = replace(self.first, notes=reply.notes, reading=reply.reading, oddity=reply.oddity)
 
-    def _is_causal(self, trial: Trial, answer: Answer, layout: int) -> bool:
+    def _is_causal(self, trial: Trial, reply: Reply, layout: int) -> bool:
         """Return whether another last position changes nothing before it."""
         given = trial.given.clone()
         given[:, -1] = given[:, 0]
         again = self.ask(replace(trial, given=given), layout=layout, gradients=False).answer
-        return again is not None and close(again.output[:, :-1], answer.output[:, :-1])
+        answer = reply.answer
+        return again is not None and answer is not None and close(again.output[:, :-1], answer.output[:, :-1])
 
     # ---- what to know of it ----
 
