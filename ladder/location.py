@@ -4,7 +4,7 @@ import torch
 
 from .candidate.trace import Event, Trace
 from .experiments import part_rung, wrong_parts
-from .matching import MOVES, TOLERANCE, Matched, Seen, line_of, sorted_numbers
+from .matching import MOVES, TOLERANCE, Matched, Seen, equal, line_of, sorted_numbers
 from .numbers import close
 from .results import Finding
 from .rungs import Trial
@@ -68,18 +68,13 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
     """Return the call of a layer inside that is right by itself and gives what GPT-2 does not have."""
     detail = []
     for name, given, _ in reversed(matched.trace.parts):
-        known = [each.words for each in matched.steps if _same_numbers(each.value, given)]
+        known = [each.words for each in matched.steps if equal(sorted_numbers(each.value), sorted_numbers(given))]
         if name == part and known:
             detail.append(f"{part} is given {known[-1]} there.")
             break
     missing = matched.next_step(culprit.index)
     wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
     return Finding(*at, matched.right_steps(culprit.index), wrong, tuple(detail))
-
-
-def _same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
-    a, b = sorted_numbers(a), sorted_numbers(b)
-    return a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * (1 + b.abs())).all())
 
 
 def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:

@@ -6,9 +6,11 @@ No layout matters: a tensor is a quantity if it holds the same numbers, whatever
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,6 +36,10 @@ _FUSED = {
 }
 TOLERANCE = 1e-9
 
+# A tensor's finite numbers, sorted. (In NumPy: on sets as small as these, each step of torch's takes several times as
+# long.)
+Numbers = npt.NDArray[np.float64]
+
 
 @dataclass
 class Seen:
@@ -48,7 +54,7 @@ class Seen:
 
     event: Event
     index: int
-    numbers: Tensor
+    numbers: Numbers
     is_: list[Quantity]
     good: bool = False
     depends: bool = False
@@ -60,18 +66,19 @@ class Matched:
     Args:
         trial: the trial that was recorded.
         trace: of the layer.
+        steps: the trial's quantities, if the caller has them.
     """
 
-    def __init__(self, trial: Trial, trace: Trace) -> None:
+    def __init__(self, trial: Trial, trace: Trace, steps: Sequence[Quantity] = ()) -> None:
         self.trial, self.trace = trial, trace
-        self.steps = quantities(trial)
+        self.steps = steps or quantities(trial)
         self.sets = [sorted_numbers(each.value if each.visible is None else _visible(each)) for each in self.steps]
         self.seen = [Seen(event, i, sorted_numbers(event.value), []) for i, event in enumerate(trace.events)]
         self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
         self._match()
 
     def _match(self) -> None:
-        known = torch.cat(self.sets).sort().values
+        known = np.sort(np.concatenate(self.sets))
         given = (self.trial.given, *self.trial.parameters.values())
         own = [sorted_numbers(each) for each in given if each.is_floating_point()]
         parts: dict[str, list[Seen]] = {}
@@ -87,13 +94,13 @@ class Matched:
                             seen.is_.append(quantity)
                         case "part":
                             parts.setdefault(quantity.key, []).append(seen)
-                moved = moved or any(_equal(seen.numbers, each) for each in own)
+                moved = moved or any(equal(seen.numbers, each) for each in own)
             seen.good = bool(seen.is_) or moved
         # One head at a time, or one block of keys: together they are the quantity.
         whole = {seen.index for seen in self.seen if seen.good}
         for quantity, numbers in zip(self.steps, self.sets, strict=True):
             pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
-            if pieces and _within(numbers, torch.cat([seen.numbers for seen in pieces]).sort().values):
+            if pieces and _within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces]))):
                 for seen in pieces:
                     seen.good = True
                     seen.is_.append(quantity)
@@ -204,20 +211,21 @@ class Matched:
         return ""
 
 
-def sorted_numbers(value: Tensor) -> Tensor:
+def sorted_numbers(value: Tensor) -> Numbers:
     """Return a tensor's finite numbers, sorted."""
-    flat = value.double().flatten()
-    return flat[flat.isfinite()].sort().values
+    flat: Numbers = value.detach().double().flatten().numpy()
+    return np.sort(flat[np.isfinite(flat)])
 
 
+@np.errstate(all="ignore")  # masks may be as large as numbers go
 def factor_of(found: Tensor, right: Tensor) -> float | None:
     """Return ``c`` if the numbers are ``c`` times the right ones, each one; None if they are not, or c is 1."""
     a, b = sorted_numbers(right), sorted_numbers(found)
     if a.shape != b.shape or not _varied(a):
         return None
-    for sign, signed in ((1, b), (-1, -b.flip(0))):
+    for sign, signed in ((1, b), (-1, -b[::-1])):
         c = float((signed @ a) / (a @ a))
-        alike = ((c * a - signed).abs() <= 1e-8 * (1e-6 + signed.abs().max())).all()
+        alike = (np.abs(c * a - signed) <= 1e-8 * (1e-6 + np.abs(signed).max())).all()
         if c > 0 and bool(alike) and (sign < 0 or abs(c - 1) > 1e-9):
             return sign * c
     return None
@@ -228,32 +236,32 @@ def line_of(event: Event) -> str:
     return event.at[0].rpartition(":")[2] if event.at else "?"
 
 
-def _compared(seen: Seen, quantity: Quantity, numbers: Tensor, known: Tensor) -> str:
+def _compared(seen: Seen, quantity: Quantity, numbers: Numbers, known: Numbers) -> str:
     """Return whether an event holds the ``whole`` of a quantity or a ``part`` of it; empty if neither."""
     if quantity.visible is not None:
         return _compared_masked(seen.event.value, quantity.visible, numbers)
-    if _equal(seen.numbers, numbers):
+    if equal(seen.numbers, numbers):
         return "whole"
-    if seen.numbers.numel() > numbers.numel():
+    if seen.numbers.size > numbers.size:
         # A larger tensor (queries, keys and values in one) must hold nothing but quantities.
         return "whole" if _within(numbers, seen.numbers) and _within(seen.numbers, known) else ""
-    smaller = seen.numbers.numel() < numbers.numel() and _varied(numbers)
-    return "part" if smaller and _within(seen.numbers, numbers) else ""
+    smaller = seen.numbers.size < numbers.size and _within(seen.numbers, numbers)
+    return "part" if smaller and _varied(numbers) else ""
 
 
 def _visible(quantity: Quantity) -> Tensor:
     return quantity.value[..., quantity.visible]
 
 
-def _compared_masked(value: Tensor, visible: Tensor, numbers: Tensor) -> str:
+def _compared_masked(value: Tensor, visible: Tensor, numbers: Numbers) -> str:
     """Return the same of masked scores: where a query may not look, any very negative number will do."""
     every = value.double().flatten()
     shown = sorted_numbers(every[every >= -1e3])
-    if shown.numel() * visible.numel() != every.numel() * int(visible.sum()):
+    if shown.size * visible.numel() != every.numel() * int(visible.sum()):
         return ""
-    if shown.numel() == numbers.numel():
-        return "whole" if _equal(shown, numbers) else ""
-    return "part" if shown.numel() < numbers.numel() and _within(shown, numbers) else ""
+    if shown.size == numbers.size:
+        return "whole" if equal(shown, numbers) else ""
+    return "part" if shown.size < numbers.size and _within(shown, numbers) else ""
 
 
 def _factor(event: Event, quantity: Quantity) -> float | None:
@@ -266,22 +274,30 @@ def _factor(event: Event, quantity: Quantity) -> float | None:
     return factor_of(event.value[event.value > -1e4], quantity.value[..., quantity.visible])
 
 
-def _within(a: Tensor, b: Tensor) -> bool:
-    """Return whether every number of ``a`` is among those of ``b``; both are sorted."""
-    if not a.numel() or not b.numel():
+@np.errstate(all="ignore")
+def _within(a: Numbers, b: Numbers) -> bool:
+    """Return whether every number of ``a`` is among those of ``b``."""
+    if not a.size or not b.size:
         return False
-    after = torch.searchsorted(b, a).clamp(max=b.numel() - 1)
-    nearest = torch.minimum((b[after] - a).abs(), (b[(after - 1).clamp(min=0)] - a).abs())
-    return bool((nearest <= TOLERANCE * (1 + a.abs())).all())
+    # Most sets that are not within another show that at their ends.
+    if b[0] - a[0] > TOLERANCE * (1 + abs(a[0])) or a[-1] - b[-1] > TOLERANCE * (1 + abs(a[-1])):
+        return False
+    after = np.searchsorted(b, a).clip(max=b.size - 1)
+    nearest = np.minimum(np.abs(b[after] - a), np.abs(b[(after - 1).clip(min=0)] - a))
+    return bool((nearest <= TOLERANCE * (1 + np.abs(a))).all())
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * (1 + b.abs())).all())
+@np.errstate(all="ignore")
+def equal(a: Numbers, b: Numbers) -> bool:
+    """Return whether two sets of numbers are the same."""
+    if a.shape != b.shape or (a.size and abs(a[0] - b[0]) > TOLERANCE * (1 + abs(b[0]))):
+        return False
+    return bool((np.abs(a - b) <= TOLERANCE * (1 + np.abs(b))).all())
 
 
-def _varied(value: Tensor) -> bool:
+def _varied(value: Numbers) -> bool:
     """Return whether a set of numbers is worth comparing: masks, zeros and ones are found in everything."""
-    return value.numel() >= 3 and value[:: max(1, value.numel() // 50)].unique().numel() >= 3
+    return value.size >= 3 and np.unique(value[:: max(1, value.size // 50)]).size >= 3
 
 
 def _arranged(value: Tensor, right: Tensor) -> bool:

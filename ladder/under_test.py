@@ -14,6 +14,7 @@ from .drawing import Draw, as_gpt2, drawing, in_any_block, own_trial, without
 from .location import locate
 from .matching import Matched
 from .numbers import Answer, close
+from .quantities import quantities
 from .results import Fault, Finding
 from .rungs import Case, Rung, Trial, distance, make_trial
 
@@ -166,7 +167,8 @@ class UnderTest:
         for layout, reply in traced.items():
             if reply.notes not in causal:
                 causal[reply.notes] = self._is_causal(trial, reply, layout)
-        found = {i: (causal[reply.notes], len(Matched(trial, reply.trace).found)) for i, reply in traced.items()}
+        steps = quantities(trial)
+        found = {i: (causal[reply.notes], len(Matched(trial, reply.trace, steps).found)) for i, reply in traced.items()}
         best = max(found, key=lambda layout: found[layout], default=0)
         self._choose(best, traced.get(best, self.first))
 
