@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .candidate.finder import rungs_of
-from .candidate.layer import Candidate, Reply, Request
+from .candidate.layer import Candidate
 from .candidate.limits import Limits
 from .candidate.sandbox import Sandbox
 from .candidate.source import CandidateError, Code
@@ -18,6 +18,7 @@ from .report.notebook import ShownClimb
 from .results import Climb, Hint, Tried
 from .rungs import RUNGS, Rung
 from .trying import try_layer
+from .under_test import Ask
 
 Layer = str | Callable[..., Any]
 
@@ -97,8 +98,8 @@ def climb(
         climbed.taken, climbed.left_out = bench.taken, bench.left_out
         for rung in bench.rungs:
             on_start(rung.name)
-            name, precision = bench.shown[rung.name], _DTYPES[dtype]
-            tried = try_layer(rung, bench.respond, name, reference=library, number=cases, seed=seed, dtype=precision)
+            layer, name, precision = bench.layer(rung.name), bench.shown[rung.name], _DTYPES[dtype]
+            tried = try_layer(rung, layer, name, reference=library, number=cases, seed=seed, dtype=precision)
             climbed.rungs.append(tried)
             on_end(tried)
             if not tried.passed:
@@ -185,12 +186,13 @@ class _Bench:
         """The rungs that have a layer and are wanted, in order."""
         return [rung for rung in RUNGS if rung.name in self.shown and self._only in (None, rung.name)]
 
-    def respond(self, request: Request) -> Reply:
-        """Ask the layer of the request's rung."""
-        if request.rung in self.here:
-            return self.here[request.rung].respond(request)
+    def layer(self, rung: str) -> Ask:
+        """Return what answers requests for the layer of a rung."""
+        if rung in self.here:
+            respond = self.here[rung].respond
+            return lambda requests: map(respond, requests)
         assert self.sandbox is not None
-        return self.sandbox.respond(request)
+        return self.sandbox.replies
 
     @property
     def printed(self) -> tuple[str, int]:

@@ -2,12 +2,11 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
-from .candidate.layer import Reply, Request
 from .drawing import Draw, as_gpt2
 from .explaining import explained, lacking
 from .hidden import hidden_faults
@@ -15,7 +14,7 @@ from .low_precision import low_precision
 from .numbers import Answer
 from .results import Diagnosis, Fault, Tried, Verdict
 from .rungs import RANGES, Case, Difference, Rung, Trial, distance
-from .under_test import FATAL, OPTIONAL, UnderTest, as_sentence
+from .under_test import FATAL, OPTIONAL, Ask, UnderTest, as_sentence
 from .verdicts import limit, wrongness
 
 # Long enough for a mask or a table that was made too short.
@@ -30,7 +29,7 @@ Attempt = tuple[Verdict | None, Fault | None, Trial | None]
 
 def try_layer(
     rung: Rung,
-    ask: Callable[[Request], Reply],
+    ask: Ask,
     name: str,
     *,
     reference: str | None = None,
@@ -116,30 +115,34 @@ def _as_gpt2(draw: Draw, but: frozenset[str]) -> Draw:
     return draw_gpt2
 
 
+def _trials(layer: UnderTest, number: int) -> Iterator[Trial]:
+    """Yield the trials of ``number`` cases, each in float64 and in float32."""
+    source = random.Random(layer.seed)
+    for index in range(number):
+        long = index % 5 == 4 or index == number - 1
+        case = layer.draw(source, _LONG if long else RANGES["seq"])
+        for dtype in (torch.float64, torch.float32):
+            yield layer.trial(case, dtype)
+
+
 def _attempt(layer: UnderTest, number: int) -> Attempt:
     """Run over the cases, in float64 and float32."""
-    source = random.Random(layer.seed)
     largest = {torch.float64: 0.0, torch.float32: 0.0}
     gradient, worst = 0.0, 0
     wrong: dict[str, tuple[Trial, str]] = {}
     exact: list[tuple[Trial, Answer, Difference]] = []
-    for index in range(number):
-        long = index % 5 == 4 or index == number - 1
-        case = layer.draw(source, _LONG if long else RANGES["seq"])
-        for dtype in largest:
-            trial = layer.trial(case, dtype)
-            reply = layer.ask(trial)
-            if reply.answer is None:
-                return None, reply.fault, trial
-            off = distance(reply.answer, trial.expected)
-            if dtype == torch.float64:
-                gradient = max(gradient, off.gradient)
-                worst = case.seed if off.output >= largest[dtype] else worst
-                exact.append((trial, reply.answer, off))
-            largest[dtype] = max(largest[dtype], off.output)
-            kind, message = wrongness(layer.rung, trial, reply.answer, off)
-            if kind and (kind not in wrong or (kind == "output" and off.output >= largest[dtype])):
-                wrong[kind] = (trial, message)
+    for trial, reply in layer.ask_each(_trials(layer, number)):
+        if reply.answer is None:
+            return None, reply.fault, trial
+        off, dtype = distance(reply.answer, trial.expected), trial.dtype
+        if dtype == torch.float64:
+            gradient = max(gradient, off.gradient)
+            worst = trial.case.seed if off.output >= largest[dtype] else worst
+            exact.append((trial, reply.answer, off))
+        largest[dtype] = max(largest[dtype], off.output)
+        kind, message = wrongness(layer.rung, trial, reply.answer, off)
+        if kind and (kind not in wrong or (kind == "output" and off.output >= largest[dtype])):
+            wrong[kind] = (trial, message)
     verdict = Verdict(
         rung=layer.rung.name,
         reference=layer.reference,

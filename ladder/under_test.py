@@ -1,7 +1,8 @@
 """The user's layer on its rung, wherever it runs: what it answers, what it reads, and how its parameters lie."""
 
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from .quantities import quantities
 from .results import Fault, Finding
 from .rungs import Case, Rung, Trial, distance, make_trial
 
+# Answers requests of one rung, in order.
+Ask = Callable[[Iterable[Request]], Iterator[Reply]]
 # After these, another case would cost a new process.
 FATAL = ("hang", "died", "limit")
 # Ways to read the parameters of a wrong layer that are traced.
@@ -43,7 +46,7 @@ class UnderTest:
     def __init__(
         self,
         rung: Rung,
-        ask: Callable[[Request], Reply],
+        ask: Ask,
         library: str | None = None,
         seed: int = 0,
         draw: Draw | None = None,
@@ -76,15 +79,36 @@ class UnderTest:
 
     # ---- asking ----
 
-    def ask(self, trial: Trial, *, wide: bool = False, **how: Any) -> Reply:
-        """Ask for the layer's answer to a trial; nothing more is asked of a layer that hung or died."""
+    def ask(self, trial: Trial, **how: Any) -> Reply:
+        """Ask for the layer's answer to a trial."""
+        return next(self._replies([self._request(trial, **how)]), Reply())
+
+    def ask_each(self, trials: Iterable[Trial]) -> Iterator[tuple[Trial, Reply]]:
+        """Ask for the layer's answers to trials. It may work on one while the next is made."""
+        asked: deque[Trial] = deque()
+
+        def requests() -> Iterator[Request]:
+            for trial in trials:
+                asked.append(trial)
+                yield self._request(trial)
+
+        for reply in self._replies(requests()):
+            yield asked.popleft(), reply
+
+    def _replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """Yield the layer's replies. Nothing more is asked of a layer that hung or died."""
         if self.dead:
-            return Reply()
+            return
+        for reply in self._ask(requests):
+            self.dead = reply.fault is not None and reply.fault.kind in FATAL
+            yield reply
+            if self.dead:
+                return
+
+    def _request(self, trial: Trial, *, wide: bool = False, **how: Any) -> Request:
         how = {"layout": self.layout, "wide": wide or (self.wide and trial.dtype == torch.float64), **how}
         numbers = (trial.rung, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
-        reply = self._ask(Request(*numbers, **how))
-        self.dead |= reply.fault is not None and reply.fault.kind in FATAL
-        return reply
+        return Request(*numbers, **how)
 
     def answer(self, trial: Trial, **how: Any) -> Answer | None:
         """Return the layer's answer, with no gradient of what it does not have; None if it gives none."""
@@ -154,8 +178,11 @@ class UnderTest:
         case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
         trial = self.trial(case, gradients=False)
         traced: dict[int, Reply] = {}
-        for layout in range(self.first.ways):
-            reply = self.ask(trial, layout=layout, look=len(traced) < _MOST_TRACED, gradients=False)
+        ways = range(self.first.ways)
+        requests = (
+            self._request(trial, layout=layout, look=len(traced) < _MOST_TRACED, gradients=False) for layout in ways
+        )
+        for layout, reply in enumerate(self._replies(requests)):
             if reply.answer is not None and distance(reply.answer, trial.expected).output <= 1e-4:
                 self._choose(layout, reply)
                 return

@@ -9,7 +9,7 @@ import json
 import threading
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -88,12 +88,19 @@ def read(stream: BinaryIO, kind: type[Record]) -> Record:
 def exchange(requests: BinaryIO, record: Any, replies: BinaryIO, kind: type[Record], timeout: float) -> Record:
     """Send a record (or nothing, if it is None) and return the reply.
 
-    Writing can block as long as reading, if the other side does not read, so both happen in a thread.
-
     Raises:
-        TimeoutError: no reply within the time. The thread ends when the streams are closed.
+        TimeoutError: no reply within the time.
         EOFError: the other side has ended.
         MessageError: it sent something else.
+    """
+    return begin(requests, record, replies, kind)(timeout)
+
+
+def begin(requests: BinaryIO, record: Any, replies: BinaryIO, kind: type[Record]) -> Callable[[float], Record]:
+    """Begin an `exchange`, and return a function that waits for its reply, at most so many seconds.
+
+    Writing can block as long as reading, if the other side does not read, so both happen in a thread. It ends when the
+    streams are closed.
     """
     result: list[Record] = []
     errors: list[Exception] = []
@@ -108,14 +115,18 @@ def exchange(requests: BinaryIO, record: Any, replies: BinaryIO, kind: type[Reco
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(timeout)
-    if result:
-        return result[0]
-    if not errors:
-        raise TimeoutError
-    if isinstance(errors[0], MessageError):
-        raise errors[0]
-    raise EOFError from errors[0]  # a broken pipe, a closed stream
+
+    def wait(timeout: float) -> Record:
+        thread.join(timeout)
+        if result:
+            return result[0]
+        if not errors:
+            raise TimeoutError
+        if isinstance(errors[0], MessageError):
+            raise errors[0]
+        raise EOFError from errors[0]  # a broken pipe, a closed stream
+
+    return wait
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytearray:

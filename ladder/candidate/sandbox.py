@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..results import Fault
 from .layer import Reply, Request
 from .limits import OVER_LIMIT, Limits
-from .messages import MessageError, exchange
+from .messages import MessageError, begin
 from .processes import Process, ended_by, remove, start
 from .source import CandidateError, Code, split
 from .worker import START, Start
@@ -88,7 +88,7 @@ class Sandbox:
         first = Start(self.sources, self.chosen, self.only, self._trace.name, limit, self.time_limit)
         assert self._process is not None
         grace = _START_LIMIT if self._process.imports else _GRACE
-        reply = self._exchange(first, limit, "reading it", grace)
+        reply = self._begun(first, limit, "reading it", grace)()
         if isinstance(reply, Fault):
             files = sorted({str(split(source)[0]) for source in self.sources.values()})
             raise CandidateError(f"{', '.join(files)}: {reply}", reply.kind, reply.at)
@@ -100,15 +100,48 @@ class Sandbox:
 
     def respond(self, request: Request) -> Reply:
         """Return the reply of the layer of the request's rung."""
+        return next(self.replies([request]))
+
+    def replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """Yield the reply to each request.
+
+        While the caller reads one reply, and makes the request after the next, the layer works on the next.
+        """
+        waiting: Callable[[], Reply] | None = None
+        try:
+            for request in requests:
+                reply = waiting() if waiting else None
+                waiting = None
+                if reply and self._process is None:  # it has ended: perhaps the caller wants no other
+                    yield reply
+                    reply = None
+                waiting = self._sent(request)
+                if reply:
+                    yield reply
+            if waiting:
+                reply, waiting = waiting(), None
+                yield reply
+        except GeneratorExit:
+            if waiting and self._process:  # the caller wants no more replies, but one is on its way
+                waiting()
+            raise
+
+    def _sent(self, request: Request) -> Callable[[], Reply]:
+        """Send a request, and return a function that waits for the reply."""
         if self._process is None:
             self._start()
         self.ready()
         doing = "forward or the backward pass"
-        reply = self._exchange(request, self.time_limit, doing)
-        if isinstance(reply, Fault):
-            return Reply(fault=reply)
-        if not _fits(reply, request):
-            return Reply(fault=self._fault(doing, f"{doing} sent an answer of another shape than it must have"))
+        wait = self._begun(request, self.time_limit, doing)
+
+        def reply() -> Reply:
+            found = wait()
+            if isinstance(found, Fault):
+                return Reply(fault=found)
+            if not _fits(found, request):
+                return Reply(fault=self._fault(doing, f"{doing} sent an answer of another shape than it must have"))
+            return found
+
         return reply
 
     def close(self) -> None:
@@ -148,17 +181,24 @@ class Sandbox:
                 self.printed_bytes += len(chunk)
                 self._last = (self._last + chunk)[-_PRINTED:]
 
-    def _exchange(self, message: Start | Request, limit: float, doing: str, grace: float = _GRACE) -> Reply | Fault:
-        """Return the worker's reply; a fault if there is none."""
+    def _begun(
+        self, message: Start | Request, limit: float, doing: str, grace: float = _GRACE
+    ) -> Callable[[], Reply | Fault]:
+        """Send a message, and return a function that waits for the worker's reply; a fault if there is none."""
         assert self._process is not None
-        try:
-            return exchange(self._process.requests, message, self._process.replies, Reply, limit + grace)
-        except TimeoutError:
-            return self._fault(doing, f"no end of {doing} within {limit:g} s", "hang")
-        except MessageError as error:
-            return self._fault(doing, f"{doing} sent what is no answer ({error})")
-        except EOFError:
-            return self._fault(doing, limit=limit)
+        wait = begin(self._process.requests, message, self._process.replies, Reply)
+
+        def reply() -> Reply | Fault:
+            try:
+                return wait(limit + grace)
+            except TimeoutError:
+                return self._fault(doing, f"no end of {doing} within {limit:g} s", "hang")
+            except MessageError as error:
+                return self._fault(doing, f"{doing} sent what is no answer ({error})")
+            except EOFError:
+                return self._fault(doing, limit=limit)
+
+        return reply
 
     def _fault(self, doing: str, message: str = "", kind: str = "died", limit: float = 0.0) -> Fault:
         """End the process, and return what is wrong with the layer: ``message``, or how the process ended."""

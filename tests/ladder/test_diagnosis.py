@@ -1,7 +1,7 @@
 """Diagnosis: every mistake by its name and no other, right layers as right, what is not listed by its line."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,11 +42,12 @@ def untied(source: random.Random) -> Case:
 def under_test(
     name: str, respond: Callable[[Trial], Answer | None], draw: Callable[[random.Random], Case] = untied
 ) -> UnderTest:
-    def ask(request: Request) -> Reply:
-        case = Case(request.config, *request.given.shape[:2], seed=0)
-        expected = Answer(request.cotangent, {})
-        numbers = (request.parameters, request.given, request.cotangent)
-        return Reply(answer=respond(Trial(name, case, request.dtype, *numbers, expected)))
+    def ask(requests: Iterable[Request]) -> Iterator[Reply]:
+        for request in requests:
+            case = Case(request.config, *request.given.shape[:2], seed=0)
+            expected = Answer(request.cotangent, {})
+            numbers = (request.parameters, request.given, request.cotangent)
+            yield Reply(answer=respond(Trial(name, case, request.dtype, *numbers, expected)))
 
     return UnderTest(rung(name), ask, draw=draw)
 
