@@ -85,22 +85,16 @@ def read(stream: BinaryIO, kind: type[Record]) -> Record:
     return unpack(_exactly(stream, size), kind)
 
 
-def exchange(requests: BinaryIO, record: Any, replies: BinaryIO, kind: type[Record], timeout: float) -> Record:
-    """Send a record (or nothing, if it is None) and return the reply.
-
-    Raises:
-        TimeoutError: no reply within the time.
-        EOFError: the other side has ended.
-        MessageError: it sent something else.
-    """
-    return begin(requests, record, replies, kind)(timeout)
-
-
-def begin(requests: BinaryIO, record: Any, replies: BinaryIO, kind: type[Record]) -> Callable[[float], Record]:
-    """Begin an `exchange`, and return a function that waits for its reply, at most so many seconds.
+def exchange(requests: BinaryIO, record: Any, replies: BinaryIO, kind: type[Record]) -> Callable[[float], Record]:
+    """Begin to send a record (or nothing, if it is None), and return a function that waits so many seconds for a reply.
 
     Writing can block as long as reading, if the other side does not read, so both happen in a thread. It ends when the
     streams are closed.
+
+    Raises (when the reply is waited for):
+        TimeoutError: no reply within the time.
+        EOFError: the other side has ended.
+        MessageError: it sent something else.
     """
     result: list[Record] = []
     errors: list[Exception] = []

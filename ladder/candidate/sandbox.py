@@ -16,7 +16,7 @@ from torch import Tensor
 from ..results import Fault
 from .layer import Reply, Request
 from .limits import OVER_LIMIT, Limits
-from .messages import MessageError, begin
+from .messages import MessageError, exchange
 from .processes import Process, ended_by, remove, start
 from .source import CandidateError, Code, split
 from .worker import START, Start
@@ -186,7 +186,7 @@ class Sandbox:
     ) -> Callable[[], Reply | Fault]:
         """Send a message, and return a function that waits for the worker's reply; a fault if there is none."""
         assert self._process is not None
-        wait = begin(self._process.requests, message, self._process.replies, Reply)
+        wait = exchange(self._process.requests, message, self._process.replies, Reply)
 
         def reply() -> Reply | Fault:
             try:

@@ -45,7 +45,7 @@ def outcome(
     """Return the status, the reply and what was printed."""
     with started(code, writable, limits, copy=copy) as process:
         try:
-            reply = messages.exchange(process.requests, None, process.replies, Result, 60).text
+            reply = messages.exchange(process.requests, None, process.replies, Result)(60).text
         except (EOFError, TimeoutError):
             reply = ""
         status = process.wait(30)
