@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...assembly.config import GPT2Config
-from .layouts import Given, Layout, Parameter, Parameters, Unreadable, segments
+from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, segments
 
 
 def _called(letters: str, more: str) -> re.Pattern[str]:
@@ -97,7 +97,7 @@ class _Attention:
             kind = self.biases if is_bias else self.matrices
             kind.setdefault(role, []).append((int(head[1]) if head else None, parameter))
 
-    def layouts(self) -> list[Layout]:
+    def layouts(self) -> Layouts:
         """Return every layout."""
         ways = list(self._fused() if "QKV" in self.matrices else self._separate())
         if not ways:
@@ -117,7 +117,8 @@ class _Attention:
                 raise Unreadable(f"it has nothing that could be {self.of}W_{letter}")
         if "O" not in self.biases:
             self.missing.add(f"{self.of}b_O")
-        return [self._layout(order, way, pattern) for order, way in ways for pattern in outs]
+        every = [(order, way, pattern) for order, way in ways for pattern in outs]
+        return Layouts(len(every), lambda index: self._layout(*every[index]))
 
     def _listed(self, *roles: str) -> str:
         found = [p for role in roles for _, p in self.matrices.get(role, [])]
@@ -198,7 +199,7 @@ class _Attention:
         return " and ".join(found)
 
 
-def attention_layouts(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
+def attention_layouts(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     """Return every way to read the parameters of an attention layer, the likeliest first.
 
     Args:

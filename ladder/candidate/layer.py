@@ -1,7 +1,7 @@
 """The user's layer: built for given sizes, filled with given parameters, run forwards and backwards."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,7 +215,7 @@ class Candidate:
             raise _Faulty("build", f"{self.name} makes {kind_of(layer)}, which is no nn.Module")
         return layer, reading
 
-    def _layout(self, layer: nn.Module, reading: list[Layout] | None, request: Request) -> tuple[Layout, str]:
+    def _layout(self, layer: nn.Module, reading: Sequence[Layout] | None, request: Request) -> tuple[Layout, str]:
         """Return the requested way to read the parameters, and to make the mask that forward takes."""
         if reading is None:
             try:
@@ -229,10 +229,11 @@ class Candidate:
             self._missing = reading[0].missing
         masks = masks_of(layer)
         # The likeliest layouts come first, each with every mask: of a wrong layer only the first ways are looked into.
-        ways = [(layout, mask) for layout in reading for mask in masks]
-        layout, mask = ways[min(request.layout, len(ways) - 1)]
-        self._ways, self._reading, self._oddity = len(ways), layout.label, layout.oddity
-        return layout, mask
+        self._ways = len(reading) * len(masks)
+        which, mask = divmod(min(request.layout, self._ways - 1), len(masks))
+        layout = reading[which]
+        self._reading, self._oddity = layout.label, layout.oddity
+        return layout, masks[mask]
 
     def _run(self, what: str, run: Callable[[], Any], kind: str = "raises") -> Any:
         """Call the user's code; what it raises is its fault."""
@@ -254,7 +255,7 @@ class Candidate:
         state: Mapping[str, Tensor],
         leaves: dict[str, Tensor],
         request: Request,
-        reading: list[Layout] | None,
+        reading: Sequence[Layout] | None,
     ) -> None:
         """Copy parameters in; every place must get one."""
         places = dict(layer.named_parameters(remove_duplicate=False))

@@ -2,13 +2,13 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
 from .attention_parameters import attention_layouts
-from .layouts import Given, Layout, Parameter, Parameters, Unreadable, joined, segments, shapes
+from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, joined, segments, shapes, together
 
 _FIRST = re.compile(
     r"^(c_fc|fc_?1|fc_?in|linear_?1|lin_?1|l1|w_?1|w_?in|b_?in|.*(up|inner|expand|first|hidden|in)(_.*)?)$", re.I
@@ -103,7 +103,7 @@ def _picked(picked: Mapping[str, Parameter], of: str, roles: Iterable[str]) -> l
     return [Layout(fill, frozenset(of + role for role in roles if role not in picked), label)]
 
 
-def _block(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
+def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     groups: dict[str, list[str]] = {}
     for name in found:
         groups.setdefault(name.rpartition(".")[0], []).append(name)
@@ -153,7 +153,7 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     )
 
 
-def _model(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
+def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     # The blocks: what stands under a number and is as wide as an MLP.
     numbers: dict[str, set[int]] = {}
     for name, parameter in found.items():
@@ -171,7 +171,7 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
         own = {name: p for name, p in found.items() if name.startswith(f"{before}{index}.")}
         per_block.append(_block(own, f"blocks.{layer}.", config))
     # All blocks are of one class: they lie alike.
-    blocks = [joined([[each] for each in alike])[0] for alike in zip(*per_block, strict=True)]
+    blocks = Layouts(min(map(len, per_block)), lambda index: together([block[index] for block in per_block]))
     rest = {name: p for name, p in found.items() if not re.match(rf"{re.escape(before)}\d+\.", name)}
     tables = {name: p for name, p in rest.items() if config.d_vocab in p.shape and p.tensor.ndim == 2}
     tied = len({id(p.tensor) for p in tables.values()}) == 1
@@ -188,8 +188,12 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     if not embeds or not positions:
         lacking = "embed.W_E" if not embeds else f"pos_embed.W_pos (a table of n_ctx={config.n_ctx} rows)"
         raise Unreadable(f"it has nothing that could be {lacking}")
-    parts = [_table("W_E")(embeds, "embed.", config), _table("W_pos")(positions, "pos_embed.", config), blocks]
-    parts.append(_norm(norm, "ln_final.", config))
+    parts: list[Sequence[Layout]] = [
+        _table("W_E")(embeds, "embed.", config),
+        _table("W_pos")(positions, "pos_embed.", config),
+        blocks,
+        _norm(norm, "ln_final.", config),
+    ]
     head = {**({} if tied else {n: tables[n] for n in heads}), **bias}
     parts.append(
         _unembed(head, "unembed.", config)
@@ -199,7 +203,7 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     return joined(parts)
 
 
-_READERS: dict[str, Callable[[Parameters, str, GPT2Config], list[Layout]]] = {
+_READERS: dict[str, Callable[[Parameters, str, GPT2Config], Sequence[Layout]]] = {
     "embed": _table("W_E"),
     "pos-embed": _table("W_pos"),
     "layer-norm": _norm,
@@ -211,7 +215,7 @@ _READERS: dict[str, Callable[[Parameters, str, GPT2Config], list[Layout]]] = {
 }
 
 
-def read(layer: nn.Module, rung: str, config: GPT2Config) -> list[Layout]:
+def read(layer: nn.Module, rung: str, config: GPT2Config) -> Sequence[Layout]:
     """Find GPT-2's parameters in a layer: every layout that fits, the likeliest first.
 
     Raises:
