@@ -14,13 +14,13 @@ from rich.console import Console
 from ... import __version__
 from ...options import parse
 from ..candidate.processes import probe
+from ..rungs import RUNGS, rung
 from .grade import Settings
 from .grade import grade as grade_all
+from .judge import judge
 from .outcomes import Outcome
 from .result_files import write_results
 from .submissions import Submission, find_submissions
-
-_RUNGS = ("embed", "pos-embed", "layer-norm", "attention", "mlp", "block", "unembed", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +109,6 @@ def _judged(
     console = Console(stderr=True, highlight=False)
     console.print(isolation, soft_wrap=True)
 
-    from .judge import judge  # imports torch
-
     total, outcomes = len(submissions) * len(settings.points), []
     judging = grade_all(submissions, judge, settings, folder=out / "outcomes", jobs=jobs)
     try:
@@ -137,9 +135,11 @@ def _points(rungs: str) -> dict[str, float]:
     points: dict[str, float] = {}
     for part in rungs.split(","):
         name, _, number = part.strip().partition("=")
-        name = {"layernorm": "layer-norm", "layer_norm": "layer-norm", "pos_embed": "pos-embed"}.get(name, name)
-        if name not in _RUNGS:
-            raise ValueError(f"--rungs names {name!r}; the rungs are {', '.join(_RUNGS)}")
+        try:
+            name = rung(name).name
+        except ValueError:
+            known = ", ".join(each.name for each in RUNGS)
+            raise ValueError(f"--rungs names {name!r}; the rungs are {known}") from None
         if name in points:
             raise ValueError(f"--rungs names {name} twice")
         try:
