@@ -31,9 +31,8 @@ def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
 
     def draw(source: random.Random, seq: tuple[int, int] = RANGES["seq"]) -> Case:
         while True:
-            case = as_gpt2(draw_case(source, seq=seq), but)
-            config = replace(case.config, tie_word_embeddings=tied, unembed_bias=not lacks)
-            case = replace(case, config=config)
+            case = as_gpt2(draw_case(source, seq=seq), but, tie_word_embeddings=tied, unembed_bias=not lacks)
+            config = case.config
             sizes = [case.batch, case.seq, *(getattr(config, name) for name in RANGES if hasattr(config, name))]
             tables = {config.n_ctx, config.d_model, 3 * config.d_model, config.d_mlp, config.d_vocab}
             # So that no two axes, and no two tables, can be taken for one another.
@@ -43,14 +42,14 @@ def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
     return draw
 
 
-def as_gpt2(case: Case, but: frozenset[str]) -> Case:
-    """Return the case with GPT-2's own choices, but for some fields."""
-    config = replace(case.config, **dict(value for name, value in _GPT2.items() if name not in but))
+def as_gpt2(case: Case, but: frozenset[str], **choices: Any) -> Case:
+    """Return the case with GPT-2's own choices, but for some fields, and with other choices."""
+    changed = dict(value for name, value in _GPT2.items() if name not in but) | choices
     if "d_head" not in but:
-        config = replace(config, d_model=config.n_heads * config.d_head)
+        changed["d_model"] = case.config.n_heads * case.config.d_head
     if "d_mlp" not in but:
-        config = replace(config, d_mlp=4 * config.d_model)
-    return replace(case, config=config)
+        changed["d_mlp"] = 4 * changed.get("d_model", case.config.d_model)
+    return replace(case, config=replace(case.config, **changed))
 
 
 def own_trial(
