@@ -51,6 +51,9 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
         fault = replace(fault, at=at, code=code)
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
         fault, diagnosis = _diagnosed(layer, fault, trial)
+    elif kind == "raises":
+        finding = locate(trial, layer.trace(trial), raised=True)
+        diagnosis = Diagnosis(finding=finding) if finding else None
     elif kind in ("large", "context", "state") and not fault.at:
         finding = layer.finding(trial, before)
         diagnosis = Diagnosis(finding=finding) if finding else None

@@ -67,14 +67,16 @@ class Matched:
         trial: the trial that was recorded.
         trace: of the layer.
         steps: the trial's quantities, if the caller has them.
+        whole: the layer gave its output; otherwise it raised an error after the last event.
     """
 
-    def __init__(self, trial: Trial, trace: Trace, steps: Sequence[Quantity] = ()) -> None:
+    def __init__(self, trial: Trial, trace: Trace, steps: Sequence[Quantity] = (), whole: bool = True) -> None:
         self.trial, self.trace = trial, trace
         self.steps = steps or quantities(trial)
         self.sets = [sorted_numbers(each.value if each.visible is None else _visible(each)) for each in self.steps]
         self.seen = [Seen(event, i, sorted_numbers(event.value), []) for i, event in enumerate(trace.events)]
         self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
+        self.whole = whole
         self._match()
 
     def _match(self) -> None:
@@ -127,7 +129,7 @@ class Matched:
     def culprit(self) -> Seen | None:
         """Return the first event that is wrong: no quantity, on the way to none, and needed for the output."""
         leading = self.sources(seen.index for seen in self.seen if seen.is_)
-        used = self.sources([self.last])
+        used = self.sources([self.last] if self.whole else range(len(self.seen)))
         suspects = [
             seen
             for seen in self.seen
@@ -141,7 +143,8 @@ class Matched:
     def _scrambled(self, before: Seen | None) -> Seen | None:
         """Return the event that first puts right numbers into a wrong order, on the way to a wrong one."""
         stop = before.index if before is not None else len(self.seen)
-        stack = list(before.event.inputs if before is not None else [self.last])
+        every = [self.last] if self.whole else range(len(self.seen))
+        stack = list(before.event.inputs if before is not None else every)
         visited: set[int] = set()
         found = None
         while stack:
@@ -162,7 +165,20 @@ class Matched:
     def arranged(self, seen: Seen) -> bool:
         """Return whether an event's numbers lie as a quantity's do, with axes exchanged or merged at most."""
         fitting = [quantity for quantity in seen.is_ if quantity.value.numel() == seen.event.value.numel()]
-        return not fitting or any(_arranged(seen.event.value, quantity.value) for quantity in fitting)
+        return not fitting or any(_arrangement(seen.event.value, each.value) is not None for each in fitting)
+
+    def axes(self, seen: Seen) -> str:
+        """Return the axes of queries, keys, values, scores or z in an event, in words; empty if it is none of them."""
+        for quantity in seen.is_:
+            names = next((axes for keys, axes in _AXES.items() if re.search(keys, quantity.key)), ())
+            if names and quantity.value.numel() == seen.event.value.numel():
+                if min(quantity.value.shape) < 2:
+                    return ""
+                order = _arrangement(seen.event.value, quantity.value)
+                return (
+                    "" if order is None else f"[{', '.join(_grouped(seen.event.value, quantity.value, order, names))}]"
+                )
+        return ""
 
     def next_step(self, before: int, function: str = "") -> str:
         """Return the first step of the formula that no event before this one is, after the last that one is.
@@ -300,14 +316,35 @@ def _varied(value: Numbers) -> bool:
     return value.size >= 3 and np.unique(value[:: max(1, value.size // 50)]).size >= 3
 
 
-def _arranged(value: Tensor, right: Tensor) -> bool:
+# The axes of what is split into heads.
+_AXES = {
+    r"(^|\.)([QKV]0?|z)$": ("batch", "seq", "n_heads", "d_head"),
+    r"(^|\.)(raw|scores|pattern)$": ("batch", "n_heads", "query", "key"),
+}
+
+
+def _arrangement(value: Tensor, right: Tensor) -> tuple[int, ...] | None:
+    """Return the order of the right tensor's axes in which its numbers lie as these do; None if they lie otherwise."""
     shape = [size for size in value.shape if size != 1]
     right = right.squeeze()
     for order in itertools.permutations(range(right.ndim)):
         turned = right.permute(order)
         if _merged(list(turned.shape), shape) and close(turned.flatten().double(), value.double().flatten(), TOLERANCE):
-            return True
-    return False
+            return order
+    return None
+
+
+def _grouped(value: Tensor, right: Tensor, order: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Return the name of each of a tensor's axes: of those that were merged, their product."""
+    left = [(right.shape[i], names[i]) for i in order]
+    found = []
+    for size in value.shape:
+        product, merged = 1, []
+        while left and product < size:
+            product *= left[0][0]
+            merged.append(left.pop(0)[1])
+        found.append("*".join(merged) or "1")
+    return found
 
 
 def _merged(axes: list[int], shape: list[int]) -> bool:

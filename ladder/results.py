@@ -104,7 +104,7 @@ class Finding:
         at: ``file:line`` in the user's source; None if the line is not known.
         code: that line.
         right: the last quantities that are right, with their lines: ``the queries (line 37)``.
-        wrong: the quantity that is wrong there, or what the line gives instead.
+        wrong: the quantity that is wrong there, or what the line gives instead; empty if all is right before an error.
         detail: how it is wrong, in sentences; each was checked.
     """
 
@@ -117,8 +117,9 @@ class Finding:
     def lines(self, hint: Hint) -> list[Line]:
         """The finding in words."""
         lines: list[Line] = [("look", f"{self.at}: {self.code}")] if self.at else []
-        right = f"Right up to there: {listed(self.right)}. " if self.right and self.at else ""
-        lines.append(("text", f"{right}First wrong: {self.wrong}."))
+        right = f"Right up to there: {listed(self.right)}." if self.right and (self.at or not self.wrong) else ""
+        wrong = f"First wrong: {self.wrong}." if self.wrong else ""
+        lines.append(("text", " ".join(filter(None, (right, wrong)))))
         return lines + [("text", each) for each in self.detail if hint != "where"]
 
 

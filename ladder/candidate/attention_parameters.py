@@ -52,6 +52,7 @@ _FUSED = {
 }
 _SINGLE = {"out in": ["(n h) m", "(h n) m", "n h m"], "in out": ["n m h", "m (n h)", "m n h", "m (h n)", "n (m) h"]}
 _HEAD = {"out in": ["h m"], "in out": ["m h"]}
+_OUT_OF_HEAD = {"out in": ["m h"], "in out": ["h m"]}
 _OUT = {"out in": ["m (n h)", "m (h n)", "m n h", "n m h"], "in out": ["n h m", "(n h) m", "(h n) m", "h n m"]}
 
 
@@ -90,12 +91,15 @@ class _Attention:
             role = _role(name) or ("O" if lonely else None)
             if role is None:
                 raise Unreadable(f"{parameter} is none of attention's parameters")
-            head = re.search(r"\.(\d+)\.", f".{name.removeprefix(common)}") if role != "O" else None
+            head = re.search(r"\.(\d+)(\.|$)", f".{name.removeprefix(common)}")
             is_bias = parameter.tensor.numel() <= largest and (
                 parameter.tensor.ndim == 1 or "b" in name.rpartition(".")[2][:1]
             )
             kind = self.biases if is_bias else self.matrices
             kind.setdefault(role, []).append((int(head[1]) if head else None, parameter))
+        for kind in (self.matrices, self.biases):
+            if len(kind.get("O", [])) == 1:  # the number is that of a place in an nn.Sequential
+                kind["O"] = [(None, kind["O"][0][1])]
 
     def layouts(self) -> Layouts:
         """Return every layout."""
@@ -106,8 +110,8 @@ class _Attention:
             )
         if "O" not in self.matrices:
             raise Unreadable("it has nothing that could be W_O")
-        out = self.matrices["O"][0][1]
-        outs = self._fitting(_patterns(_OUT, out.known), out.shape)
+        head, out = self.matrices["O"][0]
+        outs = self._fitting(_patterns(_OUT if head is None else _OUT_OF_HEAD, out.known), out.shape)
         if not outs:
             raise Unreadable(f"{out} fits no layout of W_O")
         for letter in "QKV":
@@ -166,6 +170,9 @@ class _Attention:
     ) -> tuple[Tensor, str, str]:
         """Return the numbers for one parameter, their axes, and how they lie in it."""
         is_matrix = letter == "W"
+        if role == "O" and head is not None:  # what the heads add up to
+            source = given[f"{self.of}{letter}_O"]
+            return (source[head], "h m", out) if is_matrix else (source / len(self.biases["O"]), "m", "m")
         if role == "O":
             return given[f"{self.of}{letter}_O"], "n h m" if is_matrix else "m", out if is_matrix else "m"
         if role == "QKV":

@@ -76,6 +76,8 @@ def call(layer: nn.Module, given: Tensor, mask: str, extras: set[str]) -> Any:
         return output
     if isinstance(output, tuple | list) and output:
         return output[0]
+    if isinstance(output, Mapping) and output:
+        return output.get("logits", next(iter(output.values())))
     return getattr(output, "logits", output)
 
 

@@ -285,7 +285,7 @@ class Candidate:
 
     def _checked(self, output: Any, given: Tensor, request: Request) -> Tensor:
         if not isinstance(output, Tensor):
-            must = "it must return a tensor, or a tuple that begins with one"
+            must = "it must return a tensor, or a tuple or a dictionary that begins with one"
             raise _Faulty("type", f"forward returns {kind_of(output)}; {must}")
         shared = output.shape[:-2] in ((), (1,)) and output.shape[-2:] == request.cotangent.shape[-2:]
         if request.rung == "pos-embed" and shared and output.shape != request.cotangent.shape:

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from .calling import call
 from .modules import free_name, make_packages, module_file, package_of
 from .slicing import binds, is_docstring, is_main, keeps, parts, reachable
 from .standins import StandIn
@@ -73,6 +74,15 @@ class Code:
                 return self.first([(frame.f_code.co_filename, frame.f_lineno)])
             frame = frame.f_back
         return None
+
+    def outermost(self) -> tuple[str, int] | None:
+        """Return file and number of the line that is being run in the method that the ladder called itself."""
+        frame, found = sys._getframe(1), None
+        while frame is not None and frame.f_code is not call.__code__:
+            if self.owns(frame.f_code.co_filename):
+                found = frame.f_code.co_filename, frame.f_lineno
+            frame = frame.f_back
+        return found
 
     def owns(self, name: str) -> bool:
         """Return whether a file is the user's."""
