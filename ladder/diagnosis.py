@@ -153,10 +153,27 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
     if unread:
         them = "it" if len(unread) == 1 else "them"
         facts.append(f"No gradient reaches {listed(unread)}: the output does not depend on {them}.")
+    if trial.rung == "attention":
+        facts += _unread_heads(trial, found)
     if trial.rung in ("embed", "pos-embed") and found.output.shape == trial.expected.output.shape:
         facts += row_facts(trial, found.output)
 
     return tuple(facts)
+
+
+def _unread_heads(trial: Trial, found: Answer) -> list[str]:
+    """Return which heads of attention the output does not depend on, if it does depend on others."""
+    unread: set[int] = set()
+    for name, right in trial.expected.gradients.items():
+        if name not in ("W_Q", "W_K", "W_V", "W_O") or name not in found.gradients:
+            continue
+        own = found.gradients[name]
+        if own.any():
+            unread |= {head for head, each in enumerate(own) if not each.any() and right[head].any()}
+    if not unread:
+        return []
+    heads = f"head {min(unread)}" if len(unread) == 1 else f"heads {listed([str(head) for head in sorted(unread)])}"
+    return [f"No gradient reaches a matrix of {heads}, counted from 0: the output does not depend on it."]
 
 
 def _patterns(trial: Trial, trace: Trace, build: Build | None) -> dict[str, Tensor]:

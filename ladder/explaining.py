@@ -54,7 +54,9 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
     elif kind == "raises":
         finding = locate(trial, layer.trace(trial), raised=True)
         diagnosis = Diagnosis(finding=finding) if finding else None
-    elif kind in ("large", "context", "state") and not fault.at:
+    elif kind == "context" and not fault.at:
+        diagnosis = _too_long(layer, trial)
+    elif kind in ("large", "state") and not fault.at:
         finding = layer.finding(trial, before)
         diagnosis = Diagnosis(finding=finding) if finding else None
     smallest = dict(diagnosis.smallest) if diagnosis else {}
@@ -81,8 +83,41 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
     # What rounding does would hide which mistake it is.
     found = diagnose(layer, wide=wide is not None)
     if found.right:  # only the case that failed shows it
-        found = Diagnosis(finding=layer.finding(trial))
+        found = _only_there(layer, trial)
     return fault, found
+
+
+def _is_wrong(layer: UnderTest, case: Case) -> bool:
+    trial = layer.own_trial(case, gradients=False)
+    found = layer.answer(trial, gradients=False)
+    return found is not None and not close(found.output, trial.expected.output)
+
+
+def _only_there(layer: UnderTest, trial: Trial) -> Diagnosis:
+    """Return the diagnosis of a layer that is wrong on a trial, but not on those that are made for diagnosis."""
+    case = trial.case
+    if not _is_wrong(layer, case):
+        return Diagnosis(finding=layer.finding(trial))
+    least = shrink(case, lambda smaller: _is_wrong(layer, smaller), square="d_head" not in layer.asked)
+    sizes = {"batch": least.batch, "seq": least.seq}
+    sizes |= {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
+    short = replace(case, seq=least.seq)  # in all else as it was: in small tensors many numbers are alike
+    trial = layer.own_trial(short, gradients=False) if _is_wrong(layer, short) else trial
+    return Diagnosis(finding=layer.finding(trial), smallest=sizes)
+
+
+def _too_long(layer: UnderTest, trial: Trial) -> Diagnosis:
+    """Return the diagnosis of a layer that is right for short sequences alone."""
+    right, wrong = 1, trial.case.seq
+    while wrong - right > 1:
+        seq = (right + wrong) // 2
+        if _is_wrong(layer, replace(trial.case, seq=seq)):
+            wrong = seq
+        else:
+            right = seq
+    trial = layer.own_trial(replace(trial.case, seq=wrong), gradients=False)
+    fact = f"With n_ctx = {trial.config.n_ctx}, {right} positions are right and {wrong} are not."
+    return Diagnosis(finding=layer.finding(trial), facts=(fact,) if right > 1 else ())
 
 
 def _is_rounding(layer: UnderTest, trial: Trial) -> bool:

@@ -14,6 +14,9 @@ from .rungs import Trial
 _BY_WEIGHTS = ("linear", "embedding", "conv1d", "conv2d", "bilinear")
 
 
+_RESHAPES = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "rearrange")
+
+
 def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bool = False) -> Finding | None:
     """Return where a layer first departs from GPT-2, and how; None if every step is right.
 
@@ -25,6 +28,8 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     """
     if again is not None and (random := _random(trace, again)) is not None:
         return random
+    if not trace.whole:  # what is right before a step, or missing, is then not known
+        return None
     matched = Matched(trial, trace, whole=not raised)
     culprit = matched.culprit()
     if culprit is None:
@@ -40,6 +45,8 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
         at, code = (origin.at if origin else event.at) or (None, None)
         return Finding(at, code, matched.right_steps(culprit.index), what, tuple(detail))
     what, detail = _how(matched, culprit)
+    if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
+        event = turned.event
     # Where torch's module was built, unless what is wrong is what it was given.
     given = event.function in _BY_WEIGHTS or (
         event.function == "softmax" and "pattern" not in matched.next_step(culprit.index)
@@ -86,7 +93,7 @@ def _ends_early(matched: Matched) -> Finding | None:
     at, code = matched.trace.places.get("returned") or last.event.at or (None, None)
     missing = matched.next_step(last.index + 1)
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
-    detail = (f"GPT-2 has {missing} next.",) if missing else ()
+    detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
     return Finding(at, code, matched.right_steps(last.index), what, detail)
 
 
@@ -112,8 +119,9 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         return f"the layer's input, moved by {name}", [sentence] if matched.trial.rung == "attention" else []
     if event.function in MOVES and culprit.is_:
         words = culprit.is_[0].words
-        moved = f"The numbers of {words} are right, but {name} on line {line} puts them into another order: the result"
-        return f"the order of {words}", [f"{moved} of shape {list(event.value.shape)} mixes axes."]
+        moved = f"The numbers of {words} are right, but {name} on line {line} puts them into another order"
+        mixed = f": the result of shape {list(event.value.shape)} mixes axes" if event.function in _RESHAPES else ""
+        return f"the order of {words}", [f"{moved}{mixed}."]
     complete = [seen for seen in matched.seen[: culprit.index] if any(q.key == "output" for q in seen.is_)]
     if complete and complete[-1].index in matched.sources([culprit.index]):
         return f"what {name} gives", [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
@@ -127,19 +135,22 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     taken = [words for i in dict.fromkeys(event.inputs) if (words := _called(matched, i))]
     missing = matched.next_step(culprit.index, event.function)
     what = f"what {name} gives" + (f" (GPT-2 has {missing} next)" if missing else "")
-    what += _transposed(matched, event)
+    turned = _transposed(matched, event)
+    if turned is not None:
+        scores = f"{turned.is_[0].words} (line {line_of(turned.event)})"
+        what += f"; the rows of {scores} are keys, and GPT-2's are queries"
     return what, [f"{name} on line {line} takes {' and '.join(taken)}."] if taken else []
 
 
-def _transposed(matched: Matched, event: Event) -> str:
-    """Return that scores that an event takes have keys along their rows, as a clause; empty if they have not."""
-    for seen in (matched.seen[i] for i in event.inputs if i >= 0):
+def _transposed(matched: Matched, event: Event) -> Seen | None:
+    """Return the first event of those that it takes that has scores with keys along their rows; None if none has."""
+    for seen in (matched.seen[i] for i in sorted(matched.sources(event.inputs))):
         for quantity in seen.is_:
             value, right = seen.event.value, quantity.value
             turned = value.shape == right.shape and not close(value, right) and close(value.mT, right)
             if turned and quantity.key.endswith(("raw", "scores")):
-                return f"; the rows of {quantity.words} (line {line_of(seen.event)}) are keys, and GPT-2's are queries"
-    return ""
+                return seen
+    return None
 
 
 def _called(matched: Matched, index: int) -> str:
@@ -151,8 +162,11 @@ def _called(matched: Matched, index: int) -> str:
     while index >= 0:
         seen = matched.seen[index]
         if seen.is_:
-            axes = matched.axes(matched.seen[first])
+            taken = matched.seen[first]
+            axes = matched.axes(taken)
             words = seen.is_[0].words + (f" as {axes}" if axes else "")
+            if taken.event.value.numel() < min(quantity.value.numel() for quantity in seen.is_):
+                words = f"a part of {words}"
             return words + ("" if seen.is_[0].key == "input" and seen.event.at is None else line)
         if seen.event.function not in MOVES or not seen.event.inputs:
             return ""

@@ -88,7 +88,7 @@ class Matched:
             event = seen.event
             seen.depends = bool(event.parameters) or any(i < 0 or self.seen[i].depends for i in event.inputs)
             moved = event.function in MOVES and bool(event.inputs or event.parameters)
-            moved = moved and all(i < 0 or self.seen[i].good for i in event.inputs)
+            moved = moved and not event.foreign and all(i < 0 or self.seen[i].good for i in event.inputs)
             if event.value.is_floating_point() and _varied(seen.numbers):
                 for quantity, numbers in zip(self.steps, self.sets, strict=True):
                     match _compared(seen, quantity, numbers, known):
@@ -102,10 +102,10 @@ class Matched:
         whole = {seen.index for seen in self.seen if seen.good}
         for quantity, numbers in zip(self.steps, self.sets, strict=True):
             pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
-            if pieces and _within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces]))):
-                for seen in pieces:
-                    seen.good = True
-                    seen.is_.append(quantity)
+            complete = pieces and _within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
+            for seen in pieces:
+                seen.good = True
+                seen.is_ += [quantity] if complete else []
         for seen in self.seen:
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
             seen.is_.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
@@ -214,8 +214,8 @@ class Matched:
         return next((each for each in found if self.size_of(*each)), found[-1] if found else None)
 
     def size_of(self, quantity: Quantity, c: float) -> str:
-        """Return what a factor of queries, keys or scores is, in terms of a size; empty if it is none."""
-        if not re.search(r"(raw|scores|masked|Q|K)$", quantity.key):
+        """Return what a factor of a step of attention is, in terms of a size; empty if it is none."""
+        if not re.search(r"(raw|scores|masked|pattern|z|Q|K|V)$", quantity.key):
             return ""
         config, seq = self.trial.config, self.trial.given.shape[1]
         sizes = {"d_head": config.d_head, "d_model": config.d_model, "n_heads": config.n_heads, "seq": seq}

@@ -39,7 +39,7 @@ def quantities(trial: Trial) -> list[Quantity]:
     if trial.rung == "embed":
         return [Quantity("output", "the output", p["W_E"][x])]
     if trial.rung == "pos-embed":
-        return [Quantity("output", "the output", p["W_pos"][: x.shape[1]])]
+        return [Quantity("output", "the output", p["W_pos"][: x.shape[1]].expand(*x.shape, -1))]
     if trial.rung == "unembed":
         logits = x @ p["W_U"]
         bias = p.get("b_U", torch.zeros(()).to(logits))
@@ -66,6 +66,7 @@ def _layer_norm(
     normalised = (x - mean) / scale
     yield Quantity(f"{of}mean", f"the mean{where}", mean)
     yield Quantity(f"{of}centred", f"the input less its mean{where}", x - mean)
+    yield Quantity(f"{of}squares", f"the squares of that{where}", (x - mean).pow(2), step=False)
     yield Quantity(f"{of}variance", f"the variance{where}", variance)
     yield Quantity(f"{of}variance+eps", f"the variance plus eps{where}", variance + config.layer_norm_eps)
     yield Quantity(f"{of}scale", f"the standard deviation{where}", scale)

@@ -51,12 +51,14 @@ class Parameter:
     def kept(self) -> str:
         """How its module keeps a matrix: ``out in``, ``in out``, or unknown."""
         name = type(self.owner).__name__.lower()
-        return self.known or ("out in" if "linear" in name else "in out" if "conv1d" in name else "")
+        return self.known or (
+            "out in" if "linear" in name or isinstance(self.owner, nn.Conv1d) else "in out" if "conv1d" in name else ""
+        )
 
     @property
     def known(self) -> str:
         """The same, if its module is torch's own and no other of such a name."""
-        return "out in" if isinstance(self.owner, nn.Linear | nn.MultiheadAttention) else ""
+        return "out in" if isinstance(self.owner, nn.Linear | nn.MultiheadAttention | nn.Conv1d) else ""
 
     def __str__(self) -> str:
         return f"{self.name} {list(self.shape)}"

@@ -21,8 +21,8 @@ _SECOND = re.compile(
 def _mlp(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     picked: dict[str, Parameter] = {}
     for name, parameter in found.items():
-        shape = parameter.shape
-        if parameter.tensor.ndim == 2 and sorted(shape) == sorted((config.d_mlp, config.d_model)):
+        shape = tuple(size for size in parameter.shape if size != 1)  # a convolution of one position has a third axis
+        if sorted(shape) == sorted((config.d_mlp, config.d_model)):
             if parameter.kept:
                 first: bool | None = shape[0 if parameter.kept == "out in" else 1] == config.d_mlp
             else:
@@ -92,10 +92,9 @@ def _picked(picked: Mapping[str, Parameter], of: str, roles: Iterable[str]) -> l
         state = {}
         for role, parameter in picked.items():
             right = given[of + role]
-            turned = (
-                right.ndim == 2 and tuple(right.shape) != parameter.shape and tuple(right.T.shape) == parameter.shape
-            )
-            state[parameter.name] = right.T if turned else right.reshape(parameter.shape)
+            shape = tuple(size for size in parameter.shape if size != 1)
+            turned = right.ndim == 2 and tuple(right.shape) != shape and tuple(right.T.shape) == shape
+            state[parameter.name] = (right.T if turned else right).reshape(parameter.shape)
         return state
 
     named = [(p.name.removesuffix(".weight"), role) for role, p in picked.items() if role.startswith("W_")]
@@ -237,7 +236,10 @@ def read(layer: nn.Module, rung: str, config: GPT2Config) -> Sequence[Layout]:
             found[name] = Parameter(name, tensor, owners[name.rpartition(".")[0]])
         seen.add(id(tensor))
     if not found:
-        raise Unreadable("it has no parameters")
+        learned = (
+            "; GPT-2's positions are a table that is learned, W_pos [n_ctx, d_model]" if rung == "pos-embed" else ""
+        )
+        raise Unreadable(f"it has no parameters{learned}")
     layouts = _READERS[rung](found, "", config)
     _check_matrices(layouts[0].missing, rung)
     return layouts

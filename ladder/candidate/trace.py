@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ Place = tuple[str, str]
 
 # They make a tensor of their own like another one, and so have no gradient to pass on.
 _LIKE = ("_like", "new_")
+# Attributes of a tensor that are tensors made of it.
+_VIEWS = ("T", "mT", "H", "mH", "data", "real")
 # No more is kept: of a layer that loops over positions, the beginning shows how it works.
-_MOST_EVENTS, _MOST_NUMBERS = 3000, 50_000
+_MOST_EVENTS, _MOST_NUMBERS, _MOST_IN_ALL = 3000, 250_000, 5_000_000
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -34,6 +36,7 @@ class Event:
         inputs: the events that it took values from; -1 is the layer's input.
         parameters: the names of the parameters that it took.
         within: the submodules that ran, from the outermost: their names, and the line that called each.
+        foreign: it took a tensor that is neither of these: one that the layer has kept, say.
     """
 
     function: str
@@ -43,6 +46,7 @@ class Event:
     inputs: tuple[int, ...]
     parameters: tuple[str, ...]
     within: tuple[tuple[str, Place | None], ...] = ()
+    foreign: bool = False
 
 
 @dataclass
@@ -56,12 +60,14 @@ class Trace:
             ``returned`` from.
         parts: input and output of each call of a submodule, by the submodule's name.
         output: the event that gave the layer's output; -1 if it is not known.
+        whole: no event was left out, for its size or their number.
     """
 
     events: list[Event] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     parts: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
     output: int = -1
+    whole: bool = True
 
 
 class Births:
@@ -136,7 +142,11 @@ class Recorder(TorchFunctionMode):
         had_nan = any(each.is_floating_point() and bool(each.isnan().any()) for each in taken)
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
-        if name == "__get__" or name.startswith("_is"):
+        if name == "__get__":  # an attribute, such as x.mT
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+            if name not in _VIEWS:
+                return result
+        if name.startswith("_is"):
             return result
         if not torch.equal(self.given, self.before):
             self._note("input")
@@ -158,34 +168,34 @@ class Recorder(TorchFunctionMode):
     def _record(self, name: str, taken: list[Tensor], outputs: list[Tensor]) -> None:
         for each in taken:
             if id(each) in self._buffers and id(each) not in self._made_by:
-                self._keep("buffer", self._buffers[id(each)][1], None, each, (), ())
+                self._keep(Event("buffer", self._buffers[id(each)][1], None, each, (), ()), each)
         inputs = tuple(self._made_by[id(each)] for each in taken if id(each) in self._made_by)
         parameters = tuple(self._names[id(each)] for each in taken if id(each) in self._names)
         module = self._running[-1] if self._running else None
         made = self.births.get(id(module)) if module is not None else None
+        foreign = any(self._is_foreign(each) for each in taken)
         for output in outputs:
-            self._keep(name, self.code.running(), made, output, inputs, parameters)
+            event = Event(name, self.code.running(), made, output, inputs, parameters, tuple(self._within), foreign)
+            self._keep(event, output)
 
-    def _keep(
-        self,
-        name: str,
-        at: Place | None,
-        made: Place | None,
-        output: Tensor,
-        inputs: tuple[int, ...],
-        parameters: tuple[str, ...],
-    ) -> None:
-        if len(self.trace.events) >= _MOST_EVENTS or output.numel() < 2 or output.is_complex():
+    def _is_foreign(self, tensor: Tensor) -> bool:
+        known = id(tensor) in self._made_by or id(tensor) in self._names
+        return not known and tensor.is_floating_point() and tensor.numel() > 1
+
+    def _keep(self, event: Event, output: Tensor) -> None:
+        if output.numel() < 2 or output.is_complex():
             return
         value = output.detach().as_subclass(Tensor)
         self._numbers += value.numel()
-        if value.numel() > _MOST_NUMBERS or self._numbers > 100 * _MOST_NUMBERS:
+        too_much = value.numel() > _MOST_NUMBERS or self._numbers > _MOST_IN_ALL
+        if too_much or len(self.trace.events) >= _MOST_EVENTS:
+            self.trace.whole = False
             return
         value = value.double().clone() if value.is_floating_point() else value.clone()
         index = len(self.trace.events)
         self._made_by[id(output)] = index
         self._kept.append(output)
-        self.trace.events.append(Event(name, at, made, value, inputs, parameters, tuple(self._within)))
+        self.trace.events.append(replace(event, value=value))
         self._outermost[index] = self.code.outermost()
 
     def _look(self, name: str, output: Tensor, taken: list[Tensor], had_nan: bool) -> None:

@@ -118,6 +118,57 @@ class HeadsNotTransposed(Plain):
         return scores.masked_fill(torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1), -math.inf) @ v
 
 
+class RowsAreKeys(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = k @ q.mT  # here: RowsAreKeys
+        scores = scores / math.sqrt(q.shape[-1])
+        later = self.mask(q.shape[-2])
+        hidden = scores.masked_fill(later, -math.inf)
+        return hidden.softmax(-1) @ v
+
+
+class Detached(Plain):
+    def values(self, x: Tensor) -> Tensor:
+        return self.value(x).data  # here: Detached
+
+
+class Rolled(Plain):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().attend(q, k, v.roll(1, dims=-2))  # here: Rolled
+
+
+class KeepsKeys(Plain):
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__(d_model, n_heads)
+        self.kept: list[Tensor] = []
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seq = q.shape[-2]
+        if self.kept and self.kept[0].shape == k.shape:
+            k = torch.cat([self.kept[0][:, :, :1], k[:, :, 1:]], dim=-2)  # here: KeepsKeys
+        self.kept = [k.detach()]
+        return super().attend(q, k[:, :, :seq], v)
+
+
+class OneHeadForAll(Plain):
+    def merge(self, z: Tensor) -> Tensor:
+        heads = z.unbind(1)
+        return torch.cat([heads[0] for _ in heads], dim=-1)  # here: OneHeadForAll
+
+
+class ShortWindow(Plain):
+    def mask(self, seq: int) -> Tensor:
+        later = torch.ones(seq, seq, dtype=torch.bool)
+        return later.triu(1) | later.tril(-40)  # here: ShortWindow
+
+
+class ShortMask(Plain):
+    def mask(self, seq: int) -> Tensor:
+        later = torch.ones(seq, seq, dtype=torch.bool).triu(1)
+        later[200:] = False  # here: ShortMask
+        return later
+
+
 def tried(layer: type[nn.Module]) -> Tried:
     return climb(attention=layer, cases=2).rungs[-1]
 
@@ -142,6 +193,13 @@ def test_the_layer_that_the_mistakes_are_made_in_is_right() -> None:
         MaskGivenToTorch,
         ValuesOfQueries,
         NeverProjected,
+        RowsAreKeys,
+        Detached,
+        Rolled,
+        KeepsKeys,
+        OneHeadForAll,
+        ShortWindow,
+        ShortMask,
     ],
 )
 def test_a_mistake_is_located_where_it_is_made(layer: type[nn.Module]) -> None:
@@ -179,3 +237,48 @@ def test_before_an_error_the_first_wrong_step_is_located() -> None:
     assert finding.at is not None
     assert finding.at.endswith(f":{line_of(HeadsNotTransposed)}")
     assert "the queries as [batch, seq, n_heads, d_head]" in found.text()
+
+
+def test_a_step_that_only_moves_numbers_is_not_called_mixing() -> None:
+    text = tried(Rolled).text()
+    assert "`roll` on line" in text
+    assert "mixes axes" not in text
+
+
+def test_the_first_length_that_is_wrong_is_reported() -> None:
+    assert "With n_ctx = 1024, 200 positions are right and 201 are not." in tried(ShortMask).text()
+
+
+def test_heads_that_the_output_does_not_depend_on_are_named() -> None:
+    assert "No gradient reaches a matrix of head" in tried(OneHeadForAll).text()
+
+
+class Reversed(nn.Module):
+    def __init__(self, n_ctx: int, d_model: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(n_ctx, d_model)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        positions = torch.arange(tokens.shape[1]).expand(tokens.shape)
+        return self.table(positions.flip(-1))  # here: Reversed
+
+
+class Unbiased(nn.Module):
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        squares = centred**2
+        variance = squares.sum(-1, keepdim=True) / (x.shape[-1] - 1)  # here: Unbiased
+        return centred / (variance + 1e-5).sqrt() * self.w + self.b
+
+
+def test_rows_in_another_order_and_sums_divided_wrongly_are_located() -> None:
+    found = climb(pos_embed=Reversed, layer_norm=Unbiased, cases=2).rungs[-1]
+    assert found.at is not None
+    assert found.at.endswith(line_of(Reversed))
+    found = climb(layer_norm=Unbiased, cases=2).rungs[-1]
+    assert found.at is not None
+    assert found.at.endswith(line_of(Unbiased))

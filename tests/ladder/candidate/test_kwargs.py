@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from gptladder.ladder import climb
@@ -104,3 +105,40 @@ def test_a_class_that_cannot_be_tried_is_named_with_the_reason(tmp_path: Path) -
     result = climb(file, cases=1)
     assert [each.rung for each in result.rungs] == ["mlp"]
     assert any(note.startswith("SelfAttention could not be tried as attention: ") for note in result.left_out)
+
+
+class Convolved(nn.Module):
+    def __init__(self, d_model: int, d_mlp: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv1d(d_model, d_mlp, 1), nn.Conv1d(d_mlp, d_model, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = nn.functional.gelu(self.conv1(x.mT), approximate="tanh")
+        return {"output": self.conv2(hidden).mT}
+
+
+class HeadByHead(nn.Module):
+    def __init__(self, d_model: int, n_heads: int, d_head: int) -> None:
+        super().__init__()
+
+        def made(*shape: int) -> nn.ParameterList:
+            return nn.ParameterList(torch.zeros(*shape) for _ in range(n_heads))
+
+        self.WQ, self.WK, self.WV = (made(d_model, d_head) for _ in range(3))
+        self.bQ, self.bK, self.bV = (made(d_head) for _ in range(3))
+        self.WO, self.bO = made(d_head, d_model), nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bO
+        for i, W in enumerate(self.WQ):
+            q, k, v = x @ W + self.bQ[i], x @ self.WK[i] + self.bK[i], x @ self.WV[i] + self.bV[i]
+            out = out + nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True) @ self.WO[i]
+        return out
+
+
+def test_convolutions_of_one_position_and_dictionaries_are_read() -> None:
+    assert climb(mlp=Convolved, cases=2).passed
+
+
+def test_a_matrix_of_each_head_in_a_list_is_read() -> None:
+    assert climb(attention=HeadByHead, cases=2).passed
