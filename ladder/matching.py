@@ -79,6 +79,7 @@ class Matched:
         self.whole = whole
         self._match()
 
+    @np.errstate(all="ignore")  # masks may be as large as numbers go
     def _match(self) -> None:
         known = np.sort(np.concatenate(self.sets))
         given = (self.trial.given, *self.trial.parameters.values())
@@ -233,7 +234,7 @@ def sorted_numbers(value: Tensor) -> Numbers:
     return np.sort(flat[np.isfinite(flat)])
 
 
-@np.errstate(all="ignore")  # masks may be as large as numbers go
+@np.errstate(all="ignore")
 def factor_of(found: Tensor, right: Tensor) -> float | None:
     """Return ``c`` if the numbers are ``c`` times the right ones, each one; None if they are not, or c is 1."""
     a, b = sorted_numbers(right), sorted_numbers(found)
@@ -255,7 +256,7 @@ def line_of(event: Event) -> str:
 def _compared(seen: Seen, quantity: Quantity, numbers: Numbers, known: Numbers) -> str:
     """Return whether an event holds the ``whole`` of a quantity or a ``part`` of it; empty if neither."""
     if quantity.visible is not None:
-        return _compared_masked(seen.event.value, quantity.visible, numbers)
+        return _compared_masked(seen, quantity.visible.numpy(), numbers)
     if equal(seen.numbers, numbers):
         return "whole"
     if seen.numbers.size > numbers.size:
@@ -269,11 +270,10 @@ def _visible(quantity: Quantity) -> Tensor:
     return quantity.value[..., quantity.visible]
 
 
-def _compared_masked(value: Tensor, visible: Tensor, numbers: Numbers) -> str:
+def _compared_masked(seen: Seen, visible: npt.NDArray[np.bool_], numbers: Numbers) -> str:
     """Return the same of masked scores: where a query may not look, any very negative number will do."""
-    every = value.double().flatten()
-    shown = sorted_numbers(every[every >= -1e3])
-    if shown.size * visible.numel() != every.numel() * int(visible.sum()):
+    shown = seen.numbers[seen.numbers.searchsorted(-1e3) :]
+    if shown.size * visible.size != seen.event.value.numel() * np.count_nonzero(visible):
         return ""
     if shown.size == numbers.size:
         return "whole" if equal(shown, numbers) else ""
@@ -290,7 +290,6 @@ def _factor(event: Event, quantity: Quantity) -> float | None:
     return factor_of(event.value[event.value > -1e4], quantity.value[..., quantity.visible])
 
 
-@np.errstate(all="ignore")
 def _within(a: Numbers, b: Numbers) -> bool:
     """Return whether every number of ``a`` is among those of ``b``."""
     if not a.size or not b.size:
@@ -298,12 +297,11 @@ def _within(a: Numbers, b: Numbers) -> bool:
     # Most sets that are not within another show that at their ends.
     if b[0] - a[0] > TOLERANCE * (1 + abs(a[0])) or a[-1] - b[-1] > TOLERANCE * (1 + abs(a[-1])):
         return False
-    after = np.searchsorted(b, a).clip(max=b.size - 1)
-    nearest = np.minimum(np.abs(b[after] - a), np.abs(b[(after - 1).clip(min=0)] - a))
+    after = np.minimum(b.searchsorted(a), b.size - 1)
+    nearest = np.minimum(np.abs(b[after] - a), np.abs(b[np.maximum(after - 1, 0)] - a))
     return bool((nearest <= TOLERANCE * (1 + np.abs(a))).all())
 
 
-@np.errstate(all="ignore")
 def equal(a: Numbers, b: Numbers) -> bool:
     """Return whether two sets of numbers are the same."""
     if a.shape != b.shape or (a.size and abs(a[0] - b[0]) > TOLERANCE * (1 + abs(b[0]))):

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import linecache
+import os
 import re
 import sys
 import traceback
@@ -170,8 +171,7 @@ def _shown(name: str) -> str:
     typed = re.match(r"<ipython-input-(\d+)-|.*\Wipykernel_\d+\W", name)
     if typed:
         return f"cell {typed[1]}" if typed[1] else "cell"
-    path = Path(name)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return name.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def find(source: str) -> tuple[Callable[..., Any], Code]:
