@@ -92,7 +92,7 @@ def beam_search(
         ValueError: `stream` would refuse the prompt; a number is out of range; all tokens are banned.
     """
     params = SamplingParams(temperature=0) if params is None else params
-    tokenizer = as_tokenizer(tokenizer)
+    tokenizer = as_tokenizer(model, tokenizer)
     # Check the arguments.
     _check_options(params, num_beams, num_return, length_penalty, early_stopping)
     check_lengths(params, max_new_tokens)

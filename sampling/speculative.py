@@ -116,7 +116,7 @@ def speculate(
     """
     params = SamplingParams() if params is None else params
     whole("lookahead", lookahead, least=1)
-    tokenizer = as_tokenizer(tokenizer)
+    tokenizer = as_tokenizer(model, tokenizer)
     if isinstance(draft, GPT2) and draft.d_vocab != model.d_vocab:
         raise ValueError(
             f"the draft's vocabulary has {draft.d_vocab} tokens and the model's {model.d_vocab}: they must be the same"
