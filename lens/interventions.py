@@ -9,7 +9,7 @@ from torch import Tensor
 from ..assembly.model import GPT2
 from ..components.taps import act_name
 from .labelled import Labelled
-from .prompt import Text, read_prompt
+from .prompt import Text, Texts, read_prompt, read_prompts
 
 Metric = Callable[[Tensor], Tensor]
 """Logits [batch seq d_vocab] to one number for each row, [batch]."""
@@ -102,7 +102,9 @@ def activation_patching(
 
 
 @torch.no_grad()
-def ablation(model: GPT2, tokens: Tensor, loss: Metric, *, kind: Literal["zero", "mean"] = "mean") -> Labelled:
+def ablation(
+    model: GPT2, text: Texts, loss: Metric, *, kind: Literal["zero", "mean"] = "mean", tokenizer: Any = None
+) -> Labelled:
     """Return by how much a loss rises without each head.
 
     Zero ablation replaces a head's ``z`` by 0. Mean ablation replaces it by its mean over the prompts at each position,
@@ -110,9 +112,10 @@ def ablation(model: GPT2, tokens: Tensor, loss: Metric, *, kind: Literal["zero",
 
     Args:
         model: in evaluation mode.
-        tokens: [batch seq]; mean ablation needs several prompts.
+        text: one prompt or several of as many tokens, as text or tokens [batch seq]; mean ablation needs several.
         loss: logits [batch seq d_vocab] to one number.
         kind: what takes the place of the head's output.
+        tokenizer: reads text; see `read_prompt`.
 
     Returns:
         The rise, with the axes ``layer`` and ``head``.
@@ -130,6 +133,7 @@ def ablation(model: GPT2, tokens: Tensor, loss: Metric, *, kind: Literal["zero",
     """
     if kind not in ("zero", "mean"):
         raise ValueError(f"kind is {kind!r}; it can be 'zero' or 'mean'")
+    tokens = read_prompts(model, text, tokenizer)
     if kind == "mean" and len(tokens) == 1:
         raise ValueError("mean ablation takes the mean over prompts, and there is one: give several, or kind='zero'")
     config = model.config
