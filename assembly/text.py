@@ -54,7 +54,7 @@ class Batch(NamedTuple):
 
 def as_batch(
     model: ReadsText,
-    input: Input,
+    input: Input | None,
     padding_mask: Tensor | None,
     prepend_bos: bool | None,
     padding_side: PaddingSide | None,
@@ -62,8 +62,11 @@ def as_batch(
     """Return a model's input as tokens [batch seq], and which of them are not padding.
 
     Raises:
-        ValueError: no text; what `to_tokens` refuses; a text of more than ``n_ctx`` tokens; ``padding_mask`` with text.
+        ValueError: no input; no text; what `to_tokens` refuses; a text of more than ``n_ctx`` tokens; ``padding_mask``
+            with text.
     """
+    if input is None:
+        raise ValueError("the model was called without an input: give it tokens or a text")
     if isinstance(input, Tensor):
         return (input[None] if input.dim() == 1 else input), padding_mask
     if not isinstance(input, str) and len(input) and all(isinstance(item, int) for item in input):

@@ -47,9 +47,9 @@ from torch import Tensor, nn
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.components.kernels import set_onednn_products
-from gptladder.training.kernels import keep_freed_memory, try_onednn
 from gptladder.training.loss import NextTokenLoss
 from gptladder.training.optim import adamw
+from gptladder.training.precision import keep_freed_memory, try_onednn
 from gptladder.weights import to_hf, to_hooked_transformer
 
 

@@ -61,6 +61,7 @@ def activation_patching(
         >>> activation_patching(model, [3, 1, 4], [3, 2, 4], answer).values.shape  # layer, head, position
         torch.Size([2, 2, 3])
     """
+    # Read the prompts, and keep the activations of the clean one.
     good, bad = read_prompt(model, clean, tokenizer), read_prompt(model, corrupted, tokenizer)
     seq = good.tokens.shape[1]
     if bad.tokens.shape[1] != seq:
@@ -74,24 +75,19 @@ def activation_patching(
     names = [act_name(site, layer) for layer in range(model.config.n_layers)]
     _, cache = model.run_with_cache(good.tokens, names_filter=names)
 
+    # Patch one place at a time, several of them in one call: row i of the batch is patched at the i-th position.
     heads = range(model.config.n_heads) if of_heads else range(1)
     positions: Sequence[Any] = range(seq) if by_position else [slice(None)]
     values = torch.empty(len(names), len(heads), len(positions), dtype=model.embed.W_E.dtype)
     for layer, name in enumerate(names):
-        source = cache[name][0]
         for head in heads:
             for first in range(0, len(positions), batch):
                 some = positions[first : first + batch]
-
-                def patch(activation: Tensor, *, hook: object, head: int = head, some: Sequence[Any] = some) -> Tensor:
-                    # Row i is patched at the i-th of these positions, so that one call tries them all.
-                    for row, at in enumerate(some):
-                        where = (at, head) if of_heads else (at,)
-                        activation[(row, *where)] = source[where]  # noqa: B023 - called within the loop
-                    return activation
-
+                patch = _patch_from(cache[name][0], some, head if of_heads else None)
                 logits = model.run_with_hooks(bad.tokens.expand(len(some), -1), fwd_hooks=[(name, patch)])
                 values[layer, head, first : first + len(some)] = metric(logits)
+
+    # Name the axes.
     axes: dict[str, Sequence[str]] = {"layer": [str(layer) for layer in range(len(names))]}
     if of_heads:
         axes["head"] = [str(head) for head in heads]
@@ -99,6 +95,24 @@ def activation_patching(
         axes["position"] = good.positions
     shape = [len(labels) for labels in axes.values()]
     return Labelled(values.reshape(shape), axes, title=f"metric with {site} from the clean prompt")
+
+
+def _patch_from(source: Tensor, positions: Sequence[Any], head: int | None) -> Callable[..., Tensor]:
+    """Return a hook that copies ``source`` into row i of an activation, at the i-th position.
+
+    Args:
+        source: the activation to copy from, [seq …].
+        positions: positions, or slices of them.
+        head: the head to copy (None: the activation has no heads).
+    """
+
+    def patch(activation: Tensor, *, hook: object) -> Tensor:
+        for row, position in enumerate(positions):
+            place = (position,) if head is None else (position, head)
+            activation[(row, *place)] = source[place]
+        return activation
+
+    return patch
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ tokens that are almost equally probable).
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -85,9 +86,9 @@ def stream(
             slide), or is text without a tokenizer; a stop string is empty; a number is out of range. During the
             iteration: all tokens are banned.
     """
+    # Check the arguments now, not at the first step.
     params = SamplingParams() if params is None else params
     tokenizer = as_tokenizer(model, tokenizer)
-    # Check the arguments now, not at the first step.
     tokens = _prompt_tokens(prompts, model, tokenizer, past_context)
     eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
     whole("n", n, least=1)
@@ -95,24 +96,19 @@ def stream(
     _check_draw(draw, rows=len(tokens) * n)
     if logprobs is not None and not 0 <= logprobs <= model.d_vocab:
         raise ValueError(f"logprobs must be from 0 to the vocabulary's {model.d_vocab}, not {logprobs}")
-    n_ctx = model.config.n_ctx
-    longest = min(min(map(len, tokens)) + max_new_tokens, n_ctx)
+    longest = min(min(map(len, tokens)) + max_new_tokens, model.config.n_ctx)
     check_memory(model, rows=len(tokens) * n, positions=longest)
+
     # Make a row for each sample of each prompt.
-    seeds = _seeds(seed, prompts=len(tokens), n=n)
+    n_ctx = model.config.n_ctx if past_context == "stop" else None
+    device = model.embed.W_E.device if draw == "multinomial" else "cpu"
+    new_row = partial(Row, eos_token_ids=eos_token_ids, max_new_tokens=max_new_tokens, n_ctx=n_ctx, device=device)
     rows = [
-        Row(
-            row,
-            len(tokens[row // n]),
-            seed=seeds[row],
-            text=text_stream(tokenizer, stop),
-            eos_token_ids=eos_token_ids,
-            max_new_tokens=max_new_tokens,
-            n_ctx=n_ctx if past_context == "stop" else None,
-            device=model.embed.W_E.device if draw == "multinomial" else "cpu",
-        )
-        for row in range(len(seeds))
+        new_row(row, len(tokens[row // n]), seed=own, text=text_stream(tokenizer, stop))
+        for row, own in enumerate(_seeds(seed, prompts=len(tokens), n=n))
     ]
+
+    # Make the batch of all rows, and the chain of transforms.
     batch = RowBatch(model, tokens, rows, n=n, max_new_tokens=max_new_tokens, n_vocab=vocabulary(model, tokenizer))
     custom = only_text(transforms, model, tokenizer)
     chain = params.chain(prompt_width=max(map(len, tokens)), eos_token_ids=eos_token_ids, custom=custom)

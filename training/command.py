@@ -17,7 +17,7 @@ from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, fie
 from .record import read_record
 from .resume import find_snapshot
 from .run import train as run_training
-from .runlog import Sampler
+from .samples import Sampler
 from .snapshot_checks import SnapshotError
 
 DEFAULT_PRESET = "tinystories"

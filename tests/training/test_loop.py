@@ -104,7 +104,7 @@ def test_the_evaluation_is_the_plain_one_over_all_batches(tmp_path: Path) -> Non
     run = trainer(tmp_path, model, val=lambda: evaluation_batches(val, seq=6, batch_size=3))
     judged = run.trainer.evaluate()
     model.eval()
-    tokens, targets = next(evaluation_batches(val, seq=6, batch_size=100))
+    tokens, targets = next(iter(evaluation_batches(val, seq=6, batch_size=100)))
     assert len(tokens) == 20
     logits = model(tokens)
     assert judged.loss == pytest.approx(F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), abs=1e-12)
@@ -451,8 +451,8 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
     run = trainer(tmp_path, val=lambda: evaluation_batches(down, seq=6, batch_size=3), max_steps=400, patience=2)
     assert run.run() == "patience"
     steps = [row.step for row in read_metrics(tmp_path) if row.val_loss is not None]
-    assert run.best is not None
-    assert run.step == steps[-1] == run.best.step + 2 * 3
+    assert run.models.best is not None
+    assert run.step == steps[-1] == run.models.best.step + 2 * 3
     assert load_snapshot(tmp_path / "snapshots" / f"snapshot_step_{run.step}.pt")["step"] == run.step
 
 
