@@ -114,10 +114,10 @@ def test_the_package_is_not_needed_to_read(tmp_path: Path, monkeypatch: pytest.M
 # Files by another writer
 
 
-def by_the_package(path: Path, model: GPT2, *, stored: Any = None, skip: str = "", **fields: Any) -> Path:
+def by_the_package(path: Path, ours: GPT2, *, stored: Any = None, skip: str = "", **fields: Any) -> Path:
     """Write a file as llama.cpp's converter does: in other orders than ours, with a projection that repeats wte."""
     writer = gguf.GGUFWriter(path, fields.pop("architecture", "gpt2"))
-    config, tensors = state_to_gguf(model.config, model.state_dict())
+    config, tensors = state_to_gguf(ours.config, ours.state_dict())
     its = vocabulary(words(), config.d_vocab)
     writer.add_custom_alignment(64)
     writer.add_tokenizer_model(fields.pop("model", "gpt2"))
