@@ -19,7 +19,8 @@ _POSITIVE, _NEGATIVE = (0, 90, 181), (213, 94, 0)
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8" /><title>{title}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'" />
-<style>:root{{color-scheme:light dark;background:Canvas;color:CanvasText}}body{{font:13px system-ui,sans-serif;margin:8px}}h1{{font-size:14px}}
+<style>:root{{color-scheme:light dark;background:Canvas;color:CanvasText}}
+body{{font:13px system-ui,sans-serif;margin:8px}}h1{{font-size:14px}}
 table{{border-collapse:collapse}}th{{font-weight:normal;padding:1px 6px;white-space:pre}}
 thead th{{vertical-align:bottom}}tbody th{{text-align:right}}
 td{{min-width:3.2em;height:1.6em;text-align:center;padding:0 3px;
