@@ -93,7 +93,7 @@ class _Reader:
         self.path, self.file, self.size = path, file, size
 
     def header(self) -> GGUFHeader:
-        """Return what the whole header says."""
+        """Return the whole header."""
         if self._bytes(len(_MAGIC)) != _MAGIC:
             raise self._fault("does not begin as a GGUF file does")
         version = self._number("<I")

@@ -24,7 +24,9 @@ class Prompt:
 
     Args:
         tokens: [1 seq], on the model's device.
-        labels: the text of each token, or its id where no tokenizer is given.
+        labels: the text of each token, or its id without a tokenizer.
+
+    Example: see `read_prompt`.
     """
 
     tokens: Tensor
