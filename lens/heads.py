@@ -57,7 +57,7 @@ def wanted_keys(tokens: Tensor, kind: HeadKind) -> Tensor:
 
 
 @torch.no_grad()
-def head_scores(model: GPT2, text: Texts, kind: HeadKind, *, tokenizer: Any = None) -> Labelled:
+def head_scores(model: GPT2, tokens: Texts, kind: HeadKind, *, tokenizer: Any = None) -> Labelled:
     """Return how much of its attention each head gives to the keys that a head of a kind looks at.
 
     The mean is over the queries that have such a key. ``transformer_lens.head_detector.detect_head`` takes the mean
@@ -65,7 +65,7 @@ def head_scores(model: GPT2, text: Texts, kind: HeadKind, *, tokenizer: Any = No
 
     Args:
         model: in evaluation mode.
-        text: one prompt or several of as many tokens, as text or tokens [batch seq]; random tokens that come twice
+        tokens: one prompt or several of as many tokens, as text or tokens [batch seq]; random tokens that come twice
             show induction best.
         kind: see `wanted_keys`.
         tokenizer: reads text; see `read_prompt`.
@@ -80,7 +80,7 @@ def head_scores(model: GPT2, text: Texts, kind: HeadKind, *, tokenizer: Any = No
         >>> head_scores(model, torch.tensor([[3, 1, 4, 3, 1, 4]]), "induction").values.shape
         torch.Size([2, 2])
     """
-    tokens = read_prompts(model, text, tokenizer)
+    tokens = read_prompts(model, tokens, tokenizer)
     wanted = wanted_keys(tokens, kind)
     asking = wanted.any(-1).sum()
     if not asking:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..assembly.model import GPT2
+from ..assembly.text import one_row
 from ..sampling.text import as_tokenizer
 from ..tokenizer import Tokenizer
 
@@ -49,7 +50,7 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
 
     Raises:
         ValueError: there is text and no tokenizer, or no token, or a token outside the vocabulary, or more tokens than
-            ``n_ctx``; several prompts.
+            ``n_ctx``; there is more than one prompt.
 
     Example:
         >>> from gptladder import GPT2, GPT2Config
@@ -66,10 +67,7 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
             )
         ids = tokenizer.encode(text)
     else:
-        given = torch.as_tensor(text)
-        if given.dim() > 1 and len(given) != 1:
-            raise ValueError(f"one prompt is expected, and the tokens have the shape {list(given.shape)}: give one row")
-        ids = given.flatten().tolist()
+        ids = one_row(text)
     if not ids:
         raise ValueError("the prompt has no token: give at least one")
     if len(ids) > model.config.n_ctx:
@@ -96,6 +94,8 @@ def read_prompts(model: GPT2, texts: Texts, tokenizer: Any = None) -> Tensor:
     """
     if isinstance(texts, Tensor) and texts.dim() == 2:
         return texts.to(model.embed.W_E.device)
+    if not isinstance(texts, Tensor) and hasattr(texts, "tolist"):  # an array
+        texts = cast(Any, texts).tolist()
     one = isinstance(texts, str | Tensor) or (len(texts) > 0 and all(isinstance(item, int) for item in texts))
     several: list[Any] = [texts] if one else list(texts)
     rows = [read_prompt(model, text, tokenizer).tokens[0] for text in several]

@@ -18,7 +18,7 @@ from .files.write import write_folder
 from .formats import huggingface
 from .generation import special_ids
 from .layout import WeightsError
-from .sources import Source, open_source, open_tensorflow, resolve, tokenizer_folder
+from .sources import Source, open_source, open_tensorflow, refuse_run, resolve, tokenizer_folder
 
 
 def from_pretrained(
@@ -150,6 +150,7 @@ def save_pretrained(
         ...     from_pretrained(folder).to_tokens("cab")
         tensor([[2, 0, 1]])
     """
+    refuse_run(Path(folder))
     config, tensors = huggingface.state_to_hf(model.config, weights_of(model))
     dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
     fields = {**huggingface.config_to_hf(config), "dtype": dtype}

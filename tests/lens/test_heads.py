@@ -58,9 +58,7 @@ def test_scores_are_of_texts_too(text_model: GPT2, reader: BPETokenizer) -> None
 
 
 def test_functions_of_one_prompt_refuse_several(ours: GPT2) -> None:
-    with pytest.raises(
-        ValueError, match=r"one prompt is expected, and the tokens have the shape \[3, 10\]: give one row"
-    ):
+    with pytest.raises(ValueError, match="the tokens of one text are expected"):
         attention_patterns(ours, TOKENS)
 
 
@@ -81,3 +79,12 @@ def test_circuits_are_theirs(ours: GPT2, theirs: Any) -> None:
         found = ov_circuit(ours, layer, head, TOKENS[2])
         assert (found.values - ov).abs().max() < 1e-12
         assert found.axes["attended"] == ["1", "2", "5", "6"]
+
+
+def test_scores_of_one_prompt_in_any_form(text_model: GPT2, reader: BPETokenizer) -> None:
+    text = "abcabc"
+    tokens = torch.tensor([reader.encode(text)])
+    expected = head_scores(text_model, tokens, "induction").values
+    for given in (tokens[0], tokens[0].tolist()):
+        assert torch.equal(head_scores(text_model, given, "induction").values, expected)
+    assert torch.equal(head_scores(text_model, text, "induction", tokenizer=reader).values, expected)
