@@ -232,7 +232,11 @@ class Candidate:
         masks = masks_of(layer)
         # The likeliest layouts come first, each with every mask: of a wrong layer only the first ways are looked into.
         self._ways = len(reading) * len(masks)
-        which, mask = divmod(min(request.layout, self._ways - 1), len(masks))
+        asked = min(request.layout, self._ways - 1)
+        if masks[0]:
+            which, mask = divmod(asked, len(masks))
+        else:  # it can do without one
+            mask, which = divmod(asked, len(reading))
         layout = reading[which]
         self._reading, self._oddity = layout.label, layout.oddity
         return layout, masks[mask]
