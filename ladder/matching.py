@@ -109,7 +109,8 @@ class Matched:
             complete = bool(pieces) and _within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
             for seen in pieces:
                 # Scores that are hidden are infinite: what is left of them says nothing of the mask.
-                seen.good |= complete or seen.numbers.size == seen.event.value.numel()
+                finite = seen.numbers.size == seen.event.value.numel()
+                seen.good |= complete or finite or quantity.visible is not None
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
@@ -140,6 +141,8 @@ class Matched:
             for seen in self.seen
             if seen.index in used and seen.index not in leading and seen.depends and not seen.good
             if seen.event.value.is_floating_point()
+            # Queries may be scaled in place of scores; before an error, the scores that show it are not there.
+            if self.whole or self.factor(seen.event) is None
         ]
         # Ones and zeros (of one-hot tokens) only if there is nothing else: they may be right steps of another way.
         first = next((seen for seen in suspects if _varied(seen.numbers)), suspects[0] if suspects else None)
