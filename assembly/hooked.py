@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..components import Embed, PosEmbed, Unembed, caching, taps
+from ..components import Attention, Embed, LayerNorm, PosEmbed, Unembed, caching, taps
 from ..components.taps import Hook, HookFunction, Names, Tap
 from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from . import text
@@ -19,7 +19,7 @@ from .stacked import accumulated_bias, stacked
 
 
 class HookedModel(nn.Module):
-    """What `GPT2` offers beside its call, under ``transformer_lens.HookedTransformer``'s names.
+    """What `GPT2` offers beside its call, mostly under ``transformer_lens.HookedTransformer``'s names.
 
     Attributes:
         default_prepend_bos: text gets the token that begins every text in front of it; see `to_tokens`.
@@ -43,6 +43,24 @@ class HookedModel(nn.Module):
     def hook_dict(self) -> dict[str, Tap]:
         """All activations by name, each as the module that it passes through."""
         return taps.named_taps(self)
+
+    @property
+    def fused(self) -> bool:
+        """Whether attention and layer norms use PyTorch's fused kernels unless a hook needs what these never form.
+
+        Set it to False to compute every call step by step: with hooks, in `run_with_cache` and without either, the
+        logits are then the same to the bit, and second derivatives are available. Fused kernels are faster and differ
+        from that by rounding (in bfloat16, logits were seen to differ by 0.05).
+        """
+        return all(layer.fused for layer in self._layers_with_kernels())
+
+    @fused.setter
+    def fused(self, value: bool) -> None:
+        for layer in self._layers_with_kernels():
+            layer.fused = value
+
+    def _layers_with_kernels(self) -> list[Attention | LayerNorm]:
+        return [layer for layer in self.modules() if isinstance(layer, Attention | LayerNorm)]
 
     def run_with_cache(self, *args: Any, incl_bwd: Any = False, **kwargs: Any) -> tuple[Any, Any]:
         """Call the model and return its result, and the activations by name. See `components.caching.run_with_cache`.
@@ -125,7 +143,7 @@ class HookedModel(nn.Module):
 
         ``model(residual, start_at_layer=0)`` goes on from the first.
         """
-        mask = None if attention_mask is None else attention_mask.bool()
+        mask = None if attention_mask is None else text.as_padding_mask(attention_mask, None)
         tokens, mask = text.as_batch(self, input, mask, prepend_bos, padding_side)
         return self(tokens, padding_mask=mask, stop_at_layer=0), tokens, None, mask
 

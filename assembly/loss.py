@@ -54,14 +54,16 @@ def next_token_loss(
     return losses if per_token else losses.sum() / counted.sum()
 
 
-def with_loss(
+def as_return_type(
     return_type: ReturnType, logits: Tensor, tokens: Tensor | None, is_token: Tensor | None, *, per_token: bool
 ) -> Any:
-    """Return the loss, or the logits and the loss, as a model's ``return_type`` asks.
+    """Return the logits, the loss, or both, as a model's ``return_type`` asks.
 
     Raises:
-        ValueError: another ``return_type``; no tokens; as for `next_token_loss`.
+        ValueError: another ``return_type``; for the loss, no tokens, and what `next_token_loss` refuses.
     """
+    if return_type == "logits":
+        return logits
     if return_type not in ("loss", "both"):
         raise ValueError(f"return_type is {return_type!r}; it can be 'logits', 'loss', 'both' or None")
     if tokens is None:

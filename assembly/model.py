@@ -7,8 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..components.attention import Attention
-from ..components.block import Block
 from ..components.dropout import dropout
 from ..components.embed import Embed
 from ..components.kv_cache import KVCache
@@ -21,8 +19,7 @@ from .blocks import Blocks
 from .checkpointing import call_block
 from .config import GPT2Config
 from .hooked import HookedModel
-from .init import scale_residual_projections
-from .loss import ReturnType, with_loss
+from .loss import ReturnType, as_return_type
 from .partial import partial_residual
 from .text import Input, PaddingSide, as_batch, as_padding_mask
 
@@ -74,6 +71,10 @@ class GPT2(HookedModel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, GPT2Config):
+            raise TypeError(
+                f"GPT2 is made from a GPT2Config, not from {config!r:.60}; GPT2.from_pretrained loads a model by name"
+            )
         self.config = config
         self.d_vocab = config.d_vocab
         self.checkpoint_blocks = False
@@ -84,66 +85,24 @@ class GPT2(HookedModel):
         self.hook_embed = Tap()  # [batch seq d_model]
         self.pos_embed = PosEmbed(n_ctx=config.n_ctx, d_model=config.d_model, **drawn)
         self.hook_pos_embed = Tap()  # [batch seq d_model]
-        blocks = [
-            Block(
-                d_model=config.d_model,
-                n_heads=config.n_heads,
-                d_head=config.d_head,
-                d_mlp=config.d_mlp,
-                act_fn=config.act_fn,
-                layer_norm_eps=config.layer_norm_eps,
-                norm=config.norm,
-                scale=config.attn_scale(layer),
-                attn_dropout=config.attn_dropout,
-                resid_dropout=config.resid_dropout,
-                fused=fused,
-                **drawn,
-            )
-            for layer in range(config.n_layers)
-        ]
-        scale_residual_projections(blocks)
-        self.blocks = Blocks(blocks)
+        self.blocks = Blocks.from_config(config, fused=fused, **made)
         self.ln_final = (
             LayerNorm(d_model=config.d_model, layer_norm_eps=config.layer_norm_eps, fused=fused, **made)
             if config.norm == "pre"
             else nn.Identity()
         )
+        tied_to = self.embed if config.tie_word_embeddings else None
         self.unembed = Unembed(
-            d_model=config.d_model,
-            d_vocab=config.d_vocab,
-            bias=config.unembed_bias,
-            tied_to=self.embed if config.tie_word_embeddings else None,
-            **drawn,
+            d_model=config.d_model, d_vocab=config.d_vocab, bias=config.unembed_bias, tied_to=tied_to, **drawn
         )
         for name, tap in self.hook_dict.items():
             tap.name = name
 
     def reset_parameters(self) -> None:
         """Draw all weights again, as for a new model."""
-        blocks: list[Any] = list(self.blocks)
-        layers: list[Any] = [self.embed, self.pos_embed, *blocks, self.ln_final, self.unembed]
-        for layer in layers:
+        for layer in (self.embed, self.pos_embed, self.blocks, self.ln_final, self.unembed):
             if not isinstance(layer, nn.Identity):
                 layer.reset_parameters()
-        scale_residual_projections(blocks)
-
-    @property
-    def fused(self) -> bool:
-        """Whether attention and layer norms use PyTorch's fused kernels unless a hook needs what these never form.
-
-        Set it to False to compute every call step by step: with hooks, in `run_with_cache` and without either, the
-        logits are then the same to the bit, and second derivatives are available. Fused kernels are faster and differ
-        from that by rounding (in bfloat16, logits were seen to differ by 0.05).
-        """
-        return all(layer.fused for layer in self._layers_with_kernels())
-
-    @fused.setter
-    def fused(self, value: bool) -> None:
-        for layer in self._layers_with_kernels():
-            layer.fused = value
-
-    def _layers_with_kernels(self) -> list[Attention | LayerNorm]:
-        return [layer for layer in self.modules() if isinstance(layer, Attention | LayerNorm)]
 
     def __setattr__(self, name: str, value: Any) -> None:
         # A tied output projection follows the embedding when that is replaced.
@@ -194,35 +153,20 @@ class GPT2(HookedModel):
         """
         if attention_mask is not None:
             padding_mask = as_padding_mask(attention_mask, padding_mask)
-        if input is None:
-            if tokens is None or start_at_layer is not None:
-                raise ValueError("the model was called without an input: give it tokens or a text")
-            input = tokens
         if start_at_layer is None:
-            tokens, padding_mask = as_batch(self, input, padding_mask, prepend_bos, padding_side)
+            given = tokens if input is None else input
+            tokens, padding_mask = as_batch(self, given, padding_mask, prepend_bos, padding_side)
             input = tokens
         if start_at_layer is None and stop_at_layer is None:
             assert tokens is not None
             residual = self.final_residual(tokens, padding_mask=padding_mask, positions=positions, cache=cache)
-        elif cache is not None:
-            raise ValueError("a cache needs all layers: leave out start_at_layer and stop_at_layer")
         else:
-            residual = partial_residual(
-                self,
-                input,
-                start_at_layer=start_at_layer,
-                stop_at_layer=stop_at_layer,
-                padding_mask=padding_mask,
-                positions=positions,
-            )
+            residual = partial_residual(self, input, start_at_layer, stop_at_layer, padding_mask, positions, cache)
         if stop_at_layer is not None:
             return residual
         if return_type is None:
             return None
-        logits = self.unembed(residual)
-        if return_type == "logits":
-            return logits
-        return with_loss(return_type, logits, tokens, padding_mask, per_token=loss_per_token)
+        return as_return_type(return_type, self.unembed(residual), tokens, padding_mask, per_token=loss_per_token)
 
     @shape_checked
     def final_residual(

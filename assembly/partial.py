@@ -5,30 +5,33 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from ..components.kv_cache import KVCache
 from .checkpointing import call_block
 from .text import Input
 
 
 def partial_residual(
     model: Any,
-    input: Input,
-    *,
+    input: Input | None,
     start_at_layer: int | None,
     stop_at_layer: int | None,
-    padding_mask: Tensor | None,
-    positions: Tensor | None,
+    padding_mask: Tensor | None = None,
+    positions: Tensor | None = None,
+    cache: KVCache | None = None,
 ) -> Float[Tensor, "batch seq d_model"]:
     """Return the residual stream before ``stop_at_layer``, or, if that is None, the normalised one after all blocks.
 
     Args:
         model: a `GPT2`.
         input: tokens [batch seq]; with ``start_at_layer``, the residual stream [batch seq d_model] before that block.
-        start_at_layer, stop_at_layer: as for `GPT2.forward`.
-        padding_mask, positions: as for `GPT2.forward`.
+        start_at_layer, stop_at_layer, padding_mask, positions: as for `GPT2.forward`.
+        cache: must be None.
 
     Raises:
-        ValueError: a layer that does not exist; an input of the wrong kind.
+        ValueError: a layer that does not exist; an input of the wrong kind; a cache.
     """
+    if cache is not None:
+        raise ValueError("a cache needs all layers: leave out start_at_layer and stop_at_layer")
     n_layers = len(model.blocks)
     for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
         if layer is not None and not -n_layers <= layer <= n_layers:

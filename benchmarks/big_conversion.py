@@ -20,10 +20,10 @@ import torch
 from measure import busy_elsewhere
 
 from gptladder import GPT2, GPT2Config
+from gptladder.weights.building import unfilled_model
 from gptladder.weights.files.write import write_folder
 from gptladder.weights.formats.huggingface import config_to_hf, state_to_hf
 from gptladder.weights.lazy import Lazy
-from gptladder.weights.models import unfilled
 
 SHARD = 2 * 2**30
 
@@ -42,7 +42,7 @@ CASES = {
 def make(folder: Path, name: str) -> int:
     """Write a folder of random weights, in shards, and return the number of bytes of its weights."""
     config = GPT2Config.preset(name)
-    shapes = unfilled(config).state_dict()
+    shapes = unfilled_model(config).state_dict()
 
     def drawn(number: int, key: str) -> torch.Tensor:
         generator = torch.Generator().manual_seed(number)

@@ -17,6 +17,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=16, help="tokens of each prompt (default: 16)")
     parser.add_argument("--new", type=int, default=128, help="tokens to generate (default: 128)")
     parser.add_argument("--trained", type=Path, help="a model folder to measure the cost of packing on")
+    parser.add_argument("--compiled", action="store_true", help="add our model with torch.compile")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -110,6 +112,9 @@ def main() -> None:
     for batch in arguments.batch:
         prompts = torch.randint(model.d_vocab, (batch, arguments.prompt))
         models = {"ours": model, **{f"ours, {name}": pack(model, name, rows=batch) for name in PACKED}}
+        if arguments.compiled:
+            models["ours, compiled"] = deepcopy(model)
+            models["ours, compiled"].compile(dynamic=True)
         contestants = {name: partial(ours, each, prompts, arguments.new) for name, each in models.items()}
         contestants["transformers"] = partial(theirs, reference, prompts, arguments.new)
         tokens = {name: contestant() for name, contestant in contestants.items()}  # and warm up

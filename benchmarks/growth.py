@@ -21,9 +21,9 @@ import torch
 from measure import busy_elsewhere, machine, operations_per_token, print_table, wait_for_quiet, write_result
 
 from gptladder import GPT2, GPT2Config
-from gptladder.training.kernels import keep_freed_memory
 from gptladder.training.loss import NextTokenLoss
 from gptladder.training.optim import adamw
+from gptladder.training.precision import keep_freed_memory
 
 
 @dataclass(frozen=True)

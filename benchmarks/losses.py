@@ -22,7 +22,7 @@ from measure import machine, print_table, write_result
 from gptladder.assembly import GPT2
 from gptladder.components.kernels import set_onednn_products
 from gptladder.training.data.stories import stories
-from gptladder.training.kernels import keep_freed_memory, try_onednn
+from gptladder.training.precision import keep_freed_memory, try_onednn
 from gptladder.training.schedule import warmup_decay
 from training import SHAPES, ours, transformers_gpt2
 

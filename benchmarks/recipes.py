@@ -39,9 +39,9 @@ from gptladder.assembly import GPT2
 from gptladder.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from gptladder.training.data.batches import Batches
 from gptladder.training.data.stories import stories
-from gptladder.training.kernels import keep_freed_memory, settle
 from gptladder.training.loss import NextTokenLoss
 from gptladder.training.optim import make_optimizer
+from gptladder.training.precision import keep_freed_memory, settle
 from gptladder.training.presets import PRESETS, TrainConfig
 
 SHAKESPEARE, VERDICT, STORIES = "tinyshakespeare.txt", "the-verdict.txt", "generated stories"

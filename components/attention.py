@@ -11,7 +11,7 @@ from . import initial
 from .dropout import dropout, drops
 from .kernels import attention, linear
 from .kv_cache import LayerCache
-from .masks import allowed_keys
+from .masks import allowed_keys, zeros_at_padding
 from .qkv import QKVParameters
 from .shapes import shape_checked
 from .tap import Tap
@@ -121,31 +121,31 @@ class Attention(QKVParameters):
         cache: LayerCache | None = None,
     ) -> Float[Tensor, "batch query_pos d_model"]:
         """Return what each position gathered, by its query, from the keys and values; the rest as for `forward`."""
-        query_pos, past = q.shape[1], 0 if cache is None else cache.length
+        past = 0 if cache is None else cache.length
         if padding_mask is not None:
-            if padding_mask.shape[1] != past + query_pos:
-                raise ValueError(
-                    f"padding_mask covers {padding_mask.shape[1]} keys, but there are {past + query_pos}, "
-                    "cached ones included"
-                )
-            # A pattern of 0 does not stop infinite or undefined values at padding: 0 * inf is nan.
-            padding = ~rearrange(padding_mask[:, past:], "batch key_pos -> batch key_pos 1 1")
-            k, v = k.masked_fill(padding, 0.0), v.masked_fill(padding, 0.0)
-        if cache is None:
-            keys, values = k.transpose(1, 2), v.transpose(1, 2)
-        else:
-            keys, values = cache.append(k, v)
+            k, v = zeros_at_padding(k, v, padding_mask, past=past)
+        keys, values = (k.transpose(1, 2), v.transpose(1, 2)) if cache is None else cache.append(k, v)
+
+        # One kernel computes what follows, unless a hook needs what it never forms.
         if self.fused and not (self.hook_attn_scores.active or self.hook_pattern.active):
             rate = self.dropout if drops(self) else 0.0
             z = attention(q, keys, values, scale=self.scale, padding_mask=padding_mask, dropout=rate)
-        else:
-            scores = self.attention_scores(q, keys, padding_mask)
-            pattern = self.attention_pattern(scores)
-            z = einsum(
-                dropout(pattern, self.dropout, self),
-                values,
-                "batch n_heads query_pos key_pos, batch n_heads key_pos d_head -> batch query_pos n_heads d_head",
-            )
+            return self.output(self.hook_z(z))
+
+        # Scores: how well each query matches each key; minus infinity at keys that it may not see.
+        scores = einsum(
+            q, keys, "batch query_pos n_heads d_head, batch n_heads key_pos d_head -> batch n_heads query_pos key_pos"
+        )
+        allowed = allowed_keys(q.shape[1], keys.shape[2], padding_mask, device=q.device)
+        scores = self.hook_attn_scores((scores * self.scale).masked_fill(~allowed, -math.inf))
+        # Pattern: weights that sum to 1 over the keys; all 0 for a query that may see no key.
+        pattern = self.hook_pattern(scores.softmax(dim=-1).masked_fill(scores == -math.inf, 0.0))
+        # Each query gathers the values, by these weights.
+        z = einsum(
+            dropout(pattern, self.dropout, self),
+            values,
+            "batch n_heads query_pos key_pos, batch n_heads key_pos d_head -> batch query_pos n_heads d_head",
+        )
         return self.output(self.hook_z(z))
 
     def project(
@@ -161,26 +161,6 @@ class Attention(QKVParameters):
         """Return the queries, keys and values of each head, as hooks leave them."""
         q, k, v = qkv.unflatten(-1, (3, self.n_heads, self.d_head)).unbind(2)
         return self.hook_q(q), self.hook_k(k), self.hook_v(v)
-
-    def attention_scores(
-        self,
-        q: Float[Tensor, "batch query_pos n_heads d_head"],
-        keys: Float[Tensor, "batch n_heads key_pos d_head"],
-        padding_mask: Bool[Tensor, "batch key_pos"] | None,
-    ) -> Float[Tensor, "batch n_heads query_pos key_pos"]:
-        """Return how well each query matches each key, scaled; minus infinity at keys that it may not see."""
-        scores = einsum(
-            q, keys, "batch query_pos n_heads d_head, batch n_heads key_pos d_head -> batch n_heads query_pos key_pos"
-        )
-        allowed = allowed_keys(q.shape[1], keys.shape[2], padding_mask, device=q.device)
-        return self.hook_attn_scores((scores * self.scale).masked_fill(~allowed, -math.inf))
-
-    def attention_pattern(
-        self, scores: Float[Tensor, "batch n_heads query_pos key_pos"]
-    ) -> Float[Tensor, "batch n_heads query_pos key_pos"]:
-        """Return weights that sum to 1 over the keys; all 0 for a query that may see no key."""
-        pattern = scores.softmax(dim=-1)
-        return self.hook_pattern(pattern.masked_fill(scores == -math.inf, 0.0))
 
     def output(self, z: Float[Tensor, "batch seq n_heads d_head"]) -> Float[Tensor, "batch seq d_model"]:
         """Return the sum of the heads' contributions to the residual stream."""

@@ -64,21 +64,11 @@ def run_with_cache(
     cache.has_batch_dim = not remove_batch_dim
     positions = _index(pos_slice)
 
-    def kept(activation: Tensor, name: str) -> Tensor:
-        if remove_batch_dim and activation.shape[0] != 1:
-            raise ValueError(f"remove_batch_dim is for a batch of 1; {name} has a batch of {activation.shape[0]}")
-        activation = activation.detach()
-        if positions is not None:
-            axis = 1 if name.endswith(_BY_HEAD) or activation.dim() < 3 else activation.dim() - 2
-            activation = activation[(slice(None),) * axis + (positions,)]
-        activation = activation.to(device)
-        return activation[0] if remove_batch_dim else activation
-
     def keep(activation: Tensor, *, hook: HookPoint) -> None:
-        cache[hook.name] = kept(activation, hook.name)
+        cache[hook.name] = _part(activation, hook.name, positions, remove_batch_dim).to(device)
 
     def keep_gradient(gradient: Tensor, *, hook: HookPoint) -> None:
-        cache[f"{hook.name}_grad"] = kept(gradient, hook.name)
+        cache[f"{hook.name}_grad"] = _part(gradient, hook.name, positions, remove_batch_dim).to(device)
 
     names = names_filter if names_filter is not None else lambda _: True
     backward = [(names, keep_gradient)] if incl_bwd else []
@@ -169,6 +159,17 @@ def _index(pos_slice: Any) -> Any:
     if pos_slice is None or isinstance(pos_slice, slice):
         return pos_slice
     return torch.as_tensor([pos_slice] if isinstance(pos_slice, int) else pos_slice)
+
+
+def _part(activation: Tensor, name: str, positions: Any, remove_batch_dim: bool) -> Tensor:
+    """Return the part of an activation that is kept: some positions (None: all), with or without its batch axis."""
+    if remove_batch_dim and activation.shape[0] != 1:
+        raise ValueError(f"remove_batch_dim is for a batch of 1; {name} has a batch of {activation.shape[0]}")
+    activation = activation.detach()
+    if positions is not None:
+        axis = 1 if name.endswith(_BY_HEAD) or activation.dim() < 3 else activation.dim() - 2
+        activation = activation[(slice(None),) * axis + (positions,)]
+    return activation[0] if remove_batch_dim else activation
 
 
 def _backward(output: Any) -> None:

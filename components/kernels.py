@@ -8,7 +8,7 @@ Three facts decide:
 
 * PyTorch's float32 products on a CPU go to MKL, which does not use all that some processors offer. oneDNN, which
   PyTorch contains too, does: for the few rows of decoding one of its operators is always faster, and for the large
-  products of training it is used if a trial found it accurate (`set_onednn_products`, `gptladder.training.kernels`).
+  products of training it is used if a trial found it accurate (`set_onednn_products`, `gptladder.training.precision`).
 * PyTorch's fused attention has first derivatives only, in reverse mode only.
 * In bfloat16 on a CPU, with gradients, batched products are 2 to 4 times as fast as fused attention for short
   sequences.
@@ -143,7 +143,7 @@ def set_onednn_products(enabled: bool) -> bool:
 
     PyTorch reaches oneDNN's product only by allowing products in bfloat16, and what a processor makes of that
     permission differs: some have no fast bfloat16 and compute in float32, some would really round. So it is off until
-    a trial has found it accurate (`gptladder.training.kernels`), and holds for the products of these layers alone.
+    a trial has found it accurate (`gptladder.training.precision`), and holds for the products of these layers alone.
 
     Example:
         >>> before = set_onednn_products(False)

@@ -91,9 +91,9 @@ def beam_search(
     Raises:
         ValueError: `stream` would refuse the prompt; a number is out of range; all tokens are banned.
     """
+    # Check the arguments.
     params = SamplingParams(temperature=0) if params is None else params
     tokenizer = as_tokenizer(tokenizer)
-    # Check the arguments.
     _check_options(params, num_beams, num_return, length_penalty, early_stopping)
     check_lengths(params, max_new_tokens)
     tokens = prompt_tokens(prompt, model, tokenizer)
@@ -113,20 +113,10 @@ def beam_search(
             results.add(total, text)
         if not len(beams.scores) or results.are_final(best_unfinished=float(beams.scores[0]), length=length):
             break
-    if not results.found:
-        raise ValueError(
-            "no text could be brought to an end: all tokens are banned; loosen no_repeat_ngram_size, bad_words_ids, "
-            "allowed_token_ids or logit_bias, or a transform of your own"
-        )
-    return [
-        Beam(
-            text=_text(found, tokenizer, eos_token_ids),
-            tokens=found,
-            score=score,
-            finish_reason="eos" if found[-1] in eos_token_ids else "length" if longest == max_new_tokens else "context",
-        )
-        for score, found in results.found[:num_return]
-    ]
+
+    # Turn the best results into text.
+    without_end: FinishReason = "length" if longest == max_new_tokens else "context"
+    return [_beam(*found, tokenizer, eos_token_ids, without_end) for found in results.best(num_return)]
 
 
 def _check_options(
@@ -217,6 +207,15 @@ class _Results:
         self.found.append((self._score(total, len(tokens)), tokens))
         self.found = sorted(self.found, key=lambda result: result[0], reverse=True)[: self._num_beams]
 
+    def best(self, number: int) -> list[tuple[float, list[int]]]:
+        """Return the best results, or raise ValueError if there is none."""
+        if not self.found:
+            raise ValueError(
+                "no text could be brought to an end: all tokens are banned; loosen no_repeat_ngram_size, "
+                "bad_words_ids, allowed_token_ids or logit_bias, or a transform of your own"
+            )
+        return self.found[:number]
+
     def are_final(self, *, best_unfinished: float, length: int) -> bool:
         """Return whether the search ends, given the log-probability of the best unfinished text and its length."""
         if len(self.found) < self._num_beams:
@@ -231,8 +230,16 @@ class _Results:
         return total / length**self._length_penalty
 
 
-def _text(tokens: list[int], tokenizer: Tokenizer | None, eos_token_ids: Sequence[int]) -> str:
-    if tokenizer is None:
-        return ""
-    text = TextStream(tokenizer)
-    return "".join(text.push(token)[0] for token in tokens if token not in eos_token_ids) + text.finish()
+def _beam(
+    score: float,
+    tokens: list[int],
+    tokenizer: Tokenizer | None,
+    eos_token_ids: Sequence[int],
+    without_end: FinishReason,
+) -> Beam:
+    """Return a result with its text; ``without_end`` is why it ends if its last token does not end a text."""
+    text = ""
+    if tokenizer is not None:
+        pieces = TextStream(tokenizer)
+        text = "".join(pieces.push(token)[0] for token in tokens if token not in eos_token_ids) + pieces.finish()
+    return Beam(text, tokens, score, "eos" if tokens[-1] in eos_token_ids else without_end)

@@ -90,6 +90,8 @@ def generate(argv: list[str]) -> int:
     model, tokenizer, _ = load(options.weights)
     if options.pack is not None:
         model = pack(model, options.pack, rows=options.beams or options.n)
+
+    # Sample, and print each token as it comes.
     if options.beams is None:
         with named_by_option(GenerateArguments):
             chunks = stream(
@@ -105,6 +107,8 @@ def generate(argv: list[str]) -> int:
             )
         _show(chunks, options, prompt)
         return 0
+
+    # Or search, and print the results.
     with named_by_option(GenerateArguments):
         found = beam_search(
             model,

@@ -8,6 +8,7 @@ tokens that are almost equally probable).
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -19,7 +20,7 @@ from .batch import RowBatch
 from .draw import greedy, inverse_cdf, multinomial, row_uniforms
 from .memory import check_memory
 from .params import SamplingParams
-from .rows import Chunk, Completion, FinishReason, Logprobs, Row, check_fits, check_lengths, collect
+from .rows import Chunk, Completion, FinishReason, Logprobs, Row, check_fits, check_lengths, checked_seed, collect
 from .text import Prompt, as_tokenizer, end_tokens, only_text, prompt_tokens, text_stream, vocabulary
 from .transforms import Chain, LogitsTransform
 from .transforms.base import whole
@@ -85,9 +86,9 @@ def stream(
             slide), or is text without a tokenizer; a stop string is empty; a number is out of range. During the
             iteration: all tokens are banned.
     """
+    # Check the arguments now, not at the first step.
     params = SamplingParams() if params is None else params
     tokenizer = as_tokenizer(tokenizer)
-    # Check the arguments now, not at the first step.
     tokens = _prompt_tokens(prompts, model, tokenizer, past_context)
     eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
     whole("n", n, least=1)
@@ -95,24 +96,19 @@ def stream(
     _check_draw(draw, rows=len(tokens) * n)
     if logprobs is not None and not 0 <= logprobs <= model.d_vocab:
         raise ValueError(f"logprobs must be from 0 to the vocabulary's {model.d_vocab}, not {logprobs}")
-    n_ctx = model.config.n_ctx
-    longest = min(min(map(len, tokens)) + max_new_tokens, n_ctx)
+    longest = min(min(map(len, tokens)) + max_new_tokens, model.config.n_ctx)
     check_memory(model, rows=len(tokens) * n, positions=longest)
+
     # Make a row for each sample of each prompt.
-    seeds = _seeds(seed, prompts=len(tokens), n=n)
+    n_ctx = model.config.n_ctx if past_context == "stop" else None
+    device = model.embed.W_E.device if draw == "multinomial" else "cpu"
+    new_row = partial(Row, eos_token_ids=eos_token_ids, max_new_tokens=max_new_tokens, n_ctx=n_ctx, device=device)
     rows = [
-        Row(
-            row,
-            len(tokens[row // n]),
-            seed=seeds[row],
-            text=text_stream(tokenizer, stop),
-            eos_token_ids=eos_token_ids,
-            max_new_tokens=max_new_tokens,
-            n_ctx=n_ctx if past_context == "stop" else None,
-            device=model.embed.W_E.device if draw == "multinomial" else "cpu",
-        )
-        for row in range(len(seeds))
+        new_row(row, len(tokens[row // n]), seed=own, text=text_stream(tokenizer, stop))
+        for row, own in enumerate(_seeds(seed, prompts=len(tokens), n=n))
     ]
+
+    # Make the batch of all rows, and the chain of transforms.
     batch = RowBatch(model, tokens, rows, n=n, max_new_tokens=max_new_tokens, n_vocab=vocabulary(model, tokenizer))
     custom = only_text(transforms, model, tokenizer)
     chain = params.chain(prompt_width=max(map(len, tokens)), eos_token_ids=eos_token_ids, custom=custom)
@@ -184,11 +180,11 @@ def _prompt_tokens(
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Return prompts as a list. Text, a list of ids, and a tensor with one axis are one prompt each."""
-    if isinstance(prompts, Tensor):
-        one = prompts.dim() == 1
+    """Return prompts as a list. Text, a list of ids, and a tensor or array with one axis are one prompt each."""
+    if hasattr(prompts, "ndim"):
+        one = cast(Tensor, prompts).ndim == 1
     else:
-        one = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(item, int) for item in prompts))
+        one = isinstance(prompts, str) or (len(prompts) > 0 and not any(hasattr(item, "__len__") for item in prompts))
     return [cast(Prompt, prompts)] if one else list(cast(Sequence[Prompt], prompts))
 
 
@@ -204,7 +200,11 @@ def _check_draw(draw: Draw, *, rows: int) -> None:
 
 def _seeds(seed: int | Sequence[int], *, prompts: int, n: int) -> list[int]:
     """Return a seed for each row."""
-    seeds = [seed + sample for _ in range(prompts) for sample in range(n)] if isinstance(seed, int) else list(seed)
+    if isinstance(seed, Sequence):
+        seeds = list(seed)
+    else:
+        first = checked_seed(seed)
+        seeds = [first + sample for _ in range(prompts) for sample in range(n)]
     if len(seeds) != prompts * n:
         raise ValueError(f"there are {len(seeds)} seeds for {prompts} prompts with {n} samples each")
     return seeds

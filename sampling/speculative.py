@@ -114,18 +114,17 @@ def speculate(
     Raises:
         ValueError: `stream` would refuse an argument; the draft has another vocabulary; ``lookahead`` is below 1.
     """
+    # Check the arguments.
     params = SamplingParams() if params is None else params
     whole("lookahead", lookahead, least=1)
     tokenizer = as_tokenizer(tokenizer)
-    if isinstance(draft, GPT2) and draft.d_vocab != model.d_vocab:
-        raise ValueError(
-            f"the draft's vocabulary has {draft.d_vocab} tokens and the model's {model.d_vocab}: they must be the same"
-        )
     check_lengths(params, max_new_tokens)
     tokens = prompt_tokens(prompt, model, tokenizer)
     n_ctx = model.config.n_ctx
     check_fits(tokens, n_ctx)
     eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
+
+    # Make the row, what chooses its tokens, and what reads and guesses them.
     row = Row(
         0,
         len(tokens),
@@ -138,12 +137,11 @@ def speculate(
     custom = only_text(transforms, model, tokenizer)
     chain = params.chain(prompt_width=len(tokens), eos_token_ids=eos_token_ids, custom=custom)
     chooser = _Chooser(chain, params.greedy, row.generator)
-    n_vocab, most = vocabulary(model, tokenizer), len(tokens) + max_new_tokens
-    reader = _Reader(model, n_vocab, most)
-    if isinstance(draft, GPT2):
-        drafter = _DraftModel(_Reader(draft, n_vocab, most), chooser)
-    else:
-        drafter = _Lookup(draft, n_vocab)
+    most = len(tokens) + max_new_tokens
+    reader = _Reader(model, vocabulary(model, tokenizer), most)
+    drafter = _drafter(draft, reader, chooser)
+
+    # Guess and check, until the row ends.
     chunks: list[Chunk] = []
     proposed = accepted = calls = 0
     while not row.finished:
@@ -223,11 +221,18 @@ def _append(
 
 
 class _Reader:
-    """A model that reads a growing text, whose last tokens may change. The cache holds the part read before."""
+    """A model that reads a growing text, whose last tokens may change. The cache holds the part read before.
+
+    Args:
+        model: The model.
+        n_vocab: Number of tokens that can be drawn.
+        most: Largest number of tokens of the text.
+    """
 
     def __init__(self, model: GPT2, n_vocab: int, most: int) -> None:
-        self.n_ctx = model.config.n_ctx
-        self._model, self._n_vocab = model, n_vocab
+        self.n_ctx, self.n_vocab, self.most = model.config.n_ctx, n_vocab, most
+        self.d_vocab = model.d_vocab
+        self._model = model
         self._cache = model.new_cache(1, capacity=min(most, self.n_ctx))
         self._seen: list[int] = []
 
@@ -239,7 +244,7 @@ class _Reader:
         self._cache.crop(known)
         new = torch.tensor([tokens[known:]], device=self._model.embed.W_E.device)
         self._seen = list(tokens)
-        return logits_after(self._model, new, last=last, cache=self._cache)[0, :, : self._n_vocab]
+        return logits_after(self._model, new, last=last, cache=self._cache)[0, :, : self.n_vocab]
 
 
 class _DraftModel:
@@ -270,3 +275,18 @@ class _Lookup:
 
     def _one_hot(self, tokens: list[int]) -> Tensor:
         return F.one_hot(torch.tensor(tokens, dtype=torch.int64), self._n_vocab).double()
+
+
+def _drafter(draft: GPT2 | PromptLookup, reader: _Reader, chooser: _Chooser) -> _DraftModel | _Lookup:
+    """Return what guesses tokens for the model of a reader.
+
+    Raises:
+        ValueError: the draft has another vocabulary than the model.
+    """
+    if isinstance(draft, PromptLookup):
+        return _Lookup(draft, reader.n_vocab)
+    if draft.d_vocab != reader.d_vocab:
+        raise ValueError(
+            f"the draft's vocabulary has {draft.d_vocab} tokens and the model's {reader.d_vocab}: they must be the same"
+        )
+    return _DraftModel(_Reader(draft, reader.n_vocab, reader.most), chooser)

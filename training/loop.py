@@ -7,22 +7,19 @@ in this order. So it writes the same bytes as a run that was never interrupted.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from ..tokenizer import Tokenizer
-from ..weights.sources import config_to_ours
 from .display import Display
 from .interruption import Interrupted, Interruption
-from .metrics import Metrics, perplexity
-from .model_folders import Judged, add_samples, write_model, written_model
-from .parallel import rng_state, set_rng_state
+from .metrics import perplexity
+from .model_folders import RunModels
 from .recovery import last_good_snapshot
-from .runlog import SAMPLING_SEED, RunLog, Sampler
-from .schedule import Ending, evaluations, is_due, learns_by_heart, why_it_ends, without_improvement
+from .runlog import RunLog
+from .samples import Sampler, draw_samples
+from .schedule import Ending, divergence_limit, is_due, learns_by_heart, why_it_ends, without_improvement
 from .snapshot_checks import health
 from .snapshots import prune_snapshots, save_snapshot
 from .timing import Timing
@@ -33,8 +30,6 @@ _BY_HEART = (
     "model learns the text by heart. Stop here, or use more text, --dropout 0.2 or a smaller model; --patience 3 would "
     "stop by itself"
 )
-# If the loss is this much above the first loss and above that of equal probabilities, the model has diverged.
-_DIVERGED = 1.0
 
 
 class TrainingRun:
@@ -73,12 +68,11 @@ class TrainingRun:
         self.interruption = interruption or Interruption()
         self.timing = timing or Timing()
         self.log = RunLog(folder, title=self.config.name, display=self.display, writes=self.processes.first)
-        self.best: Judged | None = None  # the model in final/
-        self._facts, self._text, self._on_saved = facts or {}, text, on_saved
+        self.models = RunModels(folder, trainer, tokenizer, facts or {})
+        self._text, self._on_saved = text, on_saved
         self._resumed = False
         self._has_snapshot = False
         self._warned_at: int | None = None
-        self._written: tuple[int, list[str]] = (-1, [])  # the newest samples, and the step of the model that wrote them
 
     @property
     def step(self) -> int:
@@ -100,9 +94,7 @@ class TrainingRun:
         self.log.rows = self.processes.share(self.log.rows)
         if lost := self.trainer.load(contents):
             self.display.say(f"the snapshot of step {self.step}: {lost}")
-        kept = self.processes.share(written_model(self.folder / "final") if self.processes.first else None)
-        # If the model in final/ is of a step after the snapshot, the next evaluation replaces it.
-        self.best = kept if kept and (kept.step, kept.val_loss) in evaluations(self.log.rows) else None
+        self.models.find(self.log.rows)
         self._resumed = self._has_snapshot = True
 
     def run(self) -> Ending:
@@ -142,26 +134,22 @@ class TrainingRun:
         if wrong and "not finite" in wrong:
             raise NonFiniteError(f"after step {self.step}, {wrong}")
         self.log.files.sync()
-        row = self.trainer.row
         contents = {
             **state,
-            "step": self.step,
-            "loss": row.loss,
-            "metrics": asdict(row),
-            "config": self.config.recorded(),
-            "model_config": config_to_ours(self.trainer.loss.model.config),
             "tokenizer": self.tokenizer.fingerprint,
             **({"text": self._text} if self._text is not None else {}),
             "files": dict(sizes),
         }
         path = save_snapshot(self.folder / "snapshots", contents)
         # If training may be diverging, keep the older snapshots: the run may have to return to one of them.
-        if not wrong and row.loss is not None and row.loss <= self._limit():
+        loss = self.trainer.row.loss
+        if not wrong and loss is not None and loss <= self._limit():
             prune_snapshots(path.parent, self.config.run.keep)
         self._on_saved()
 
     def _boundary(self) -> Ending | None:
         """Do the work that is due after this step, and return why the run ends here (None: it does not)."""
+        # Decide whether the run ends here, and what is due.
         ending = why_it_ends(
             self.config.optim, step=self.step, last_step=self.trainer.last_step, loss=self.trainer.row.loss
         )
@@ -177,6 +165,7 @@ class TrainingRun:
             self._resumed = False
             return None
 
+        # First the snapshot, so that no later failure loses an update.
         sizes = self.log.files.sizes() if self.processes.first else {}
         saved, self._resumed = self._resumed, False
         if saves and self.step > 0 and not saved:
@@ -185,6 +174,8 @@ class TrainingRun:
             saved = True
         if ending == "interrupted":
             return ending
+
+        # Then the evaluation, the metrics and the samples, which a run that is interrupted here repeats.
         try:
             self._record(evaluates=evaluates)
             if evaluates and ending is None and self._patience_is_over():
@@ -195,6 +186,8 @@ class TrainingRun:
                 self._sample(f"Step {self.step}", 1)
         except Interrupted:
             ending = "interrupted"
+
+        # A run that ends by patience, or is interrupted in an evaluation, needs a snapshot of this step.
         if ending is not None and self.step and not saved:
             with self.timing.part("files"):
                 self.save_snapshot(sizes)
@@ -223,84 +216,46 @@ class TrainingRun:
             self.log.record(row)
         if evaluates:
             with self.timing.part("files"):
-                self._keep_best(row)
+                if self.models.keep_best(row):
+                    self._on_saved()
                 self._warn()
                 self.log.draw()
 
-    def _keep_best(self, row: Metrics) -> None:
-        """Write the model to ``final/`` if its validation loss is the lowest so far."""
-        if not row.step or row.val_loss is None or (self.best and self.best.val_loss <= row.val_loss):
-            return
-        self.best = Judged(row.step, row.val_loss)
-        self._write_model("final", row)
-        if self.processes.first:
-            self._on_saved()
-
-    def _write_model(self, name: str, row: Metrics) -> None:
-        model = self.trainer.whole_model()
-        if model is not None:
-            step, samples = self._written
-            write_model(
-                self.folder / name,
-                model,
-                self.tokenizer,
-                row,
-                config=self.config,
-                facts=self._facts,
-                samples=samples if step == row.step else (),
-            )
-
     def _warn(self) -> None:
         """Warn, once for each best model, that the validation loss rises while the training loss falls."""
-        if self.best is None or self._warned_at == self.best.step or not learns_by_heart(self.log.rows):
+        best = self.models.best
+        if best is None or self._warned_at == best.step or not learns_by_heart(self.log.rows):
             return
-        self._warned_at = self.best.step
-        self.display.say(_BY_HEART.format(best=self.best.val_loss, step=self.best.step))
+        self._warned_at = best.step
+        self.display.say(_BY_HEART.format(best=best.val_loss, step=best.step))
 
     def _patience_is_over(self) -> bool:
         patience = self.config.optim.patience
         return patience is not None and without_improvement(self.log.rows) >= patience
 
     def _sample(self, heading: str, count: int) -> None:
-        """Write continuations of the run's prompt, each with its own seed. The random state of training is restored."""
+        """Write continuations of the run's prompt, and put them into the card of the model that wrote them."""
         model = self.trainer.whole_model()
         if self.sample is None or model is None:
             return
-        run, device = self.config.run, self.trainer.device
-        before, training = rng_state(device), model.training
-        model.eval()
-        try:
-            with self.interruption.at_once(alone=self.processes.world == 1), self.timing.part("samples"):
-                texts = [
-                    self.sample(
-                        model, self.tokenizer, run.prompt, max_new_tokens=run.sample_tokens, seed=SAMPLING_SEED + i
-                    )
-                    for i in range(count)
-                ]
-        finally:
-            model.train(training)
-            set_rng_state(before, device)
+        with self.interruption.at_once(alone=self.processes.world == 1), self.timing.part("samples"):
+            texts = draw_samples(
+                self.sample, model, self.tokenizer, self.config.run, count=count, device=self.trainer.device
+            )
         for i, text in enumerate(texts):
             self.log.sample(f"{heading}, sample {i + 1} of {count}" if count > 1 else heading, text)
-        self._written = self.step, texts
-        if self.processes.first:
-            add_samples(self.folder / "final", self.step, texts)
+        self.models.add_samples(self.step, texts)
 
     def _finish(self) -> None:
-        """Write ``last/``, and print where each model is. All processes must call it."""
+        """Write the last model, and print where each model is. All processes must call it."""
         row = self.log.rows[-1]
         with self.timing.part("files"):
-            if self.best is None:  # the run has ended where it resumed, or before its first update
-                self.best = Judged(row.step, row.val_loss or math.nan)
-                self._write_model("final", row)
-            self._write_model("last", row)
+            best = self.models.finish(row)
         self.display.say(
-            f"final/ is the model of step {self.best.step}, the best (validation loss {self.best.val_loss:.4f}); "
+            f"final/ is the model of step {best.step}, the best (validation loss {best.val_loss:.4f}); "
             f"last/ is that of step {row.step} ({row.val_loss:.4f}); both are in {self.folder}"
         )
         self.display.say(self.timing.line())
 
     def _limit(self) -> float:
-        """Return the loss above which a model counts as diverged."""
-        first = [row.val_loss for row in self.log.rows[:1] if row.val_loss is not None]
-        return max([math.log(self.trainer.loss.model.config.d_vocab), *first]) + _DIVERGED
+        return divergence_limit(self.log.rows, self.trainer.loss.model.config.d_vocab)

@@ -5,6 +5,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from ..weights.generation import write_generation_config
 from .metrics import Metrics
 from .model_card import model_card, with_samples
 from .presets import TrainConfig
+from .schedule import evaluations
+from .trainer import Trainer
 
 _WEIGHTS = "model.safetensors"
 _STEP = "step.json"
@@ -32,6 +35,66 @@ class Judged:
 
     step: int
     val_loss: float
+
+
+class RunModels:
+    """The models in the folder of a run. All processes must call its methods; the first one writes.
+
+    Args:
+        folder: The run's folder.
+        trainer: Has the model of the present step.
+        tokenizer: The tokenizer of the model.
+        facts: What the model cards list.
+
+    Attributes:
+        best: The model in ``final/``, or None.
+    """
+
+    def __init__(self, folder: Path, trainer: Trainer, tokenizer: Tokenizer, facts: Mapping[str, Any]) -> None:
+        self.best: Judged | None = None
+        self._folder, self._trainer, self._tokenizer, self._facts = folder, trainer, tokenizer, facts
+        self._samples: tuple[int, Sequence[str]] = (-1, ())  # the newest, and the step of the model that wrote them
+
+    def find(self, rows: Sequence[Metrics]) -> None:
+        """Find the model in ``final/`` when a run resumes. One that these rows do not know is replaced later."""
+        processes = self._trainer.processes
+        found = processes.share(written_model(self._folder / "final") if processes.first else None)
+        self.best = found if found and (found.step, found.val_loss) in evaluations(rows) else None
+
+    def keep_best(self, row: Metrics) -> bool:
+        """Write ``final/`` if the validation loss is the lowest so far. Return whether it was."""
+        if not row.step or row.val_loss is None or (self.best and self.best.val_loss <= row.val_loss):
+            return False
+        self._write("final", row)
+        self.best = Judged(row.step, row.val_loss)
+        return True
+
+    def finish(self, row: Metrics) -> Judged:
+        """Write ``last/``, and ``final/`` if there is no better model. Return which model is in ``final/``."""
+        if self.best is None:  # the run has ended where it resumed, or before its first update
+            self.best = Judged(row.step, row.val_loss or math.nan)
+            self._write("final", row)
+        self._write("last", row)
+        return self.best
+
+    def add_samples(self, step: int, samples: Sequence[str]) -> None:
+        """Put what the model of a step wrote into its card. Only the first process may call this."""
+        self._samples = step, samples
+        add_samples(self._folder / "final", step, samples)
+
+    def _write(self, name: str, row: Metrics) -> None:
+        model = self._trainer.whole_model()
+        if model is not None:
+            step, samples = self._samples
+            write_model(
+                self._folder / name,
+                model,
+                self._tokenizer,
+                row,
+                config=self._trainer.config,
+                facts=self._facts,
+                samples=samples if step == row.step else (),
+            )
 
 
 def write_model(

@@ -30,12 +30,15 @@ def with_source(
         ValueError: The user set a size that differs from the model to start from, or sequences longer than its
             ``n_ctx``.
     """
+    # Which fields did the user set, and which of them differ from the model's?
     name, wanted = config.init_from, config.model
     if asked is None:
         asked = {field for field, value in dataclasses.asdict(GPT2Config()).items() if getattr(wanted, field) != value}
         asked -= set(DROPOUTS) if config.dropout is not None else set()
     asked = set(asked) & field_names(wanted)
     differing = [field for field in sorted(asked) if getattr(wanted, field) != getattr(source, field)]
+
+    # Sizes cannot differ; sequences can be shorter than the model allows; other fields have no effect.
     refused = [field for field in differing if field not in {*_REPORTED, *DROPOUTS, "n_ctx"}]
     if refused:
         field = refused[0]
@@ -53,6 +56,8 @@ def with_source(
         for field in differing
         if field in _REPORTED
     ]
+
+    # The model's own configuration, with the run's dropout.
     dropout = {field: getattr(wanted, field) for field in DROPOUTS if field in asked or config.dropout is not None}
     seq = config.optim.seq or min(wanted.n_ctx, source.n_ctx)
     return (

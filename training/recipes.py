@@ -65,6 +65,8 @@ def recipe_for_text(survey: TextSurvey) -> TrainConfig:
     length = survey.length
     if length < LEAST_CHARACTERS:
         raise ValueError(f"the text has {length} characters, too few to train on: give at least {LEAST_CHARACTERS}")
+
+    # The vocabulary: characters, or byte pairs if there are many different ones, or if the text is long and has words.
     sizes = next(sizes for sizes in _SIZES if length <= sizes.up_to)
     has_words = survey.blanks >= _BLANKS_BETWEEN_WORDS * length
     byte_pairs = survey.characters >= MANY_CHARACTERS or (sizes.vocab_size is not None and has_words)
@@ -72,9 +74,13 @@ def recipe_for_text(survey: TextSurvey) -> TrainConfig:
     vocab_size = sizes.vocab_size or DataConfig.vocab_size
     if not has_words:  # with so many different characters, the frequent ones should be tokens
         vocab_size = 4096
-    # The tenth for validation must hold a window and the target of its last token, even if tokens are twice as long.
+
+    # The context. The tenth for validation must hold a window and the target of its last token, even if tokens are
+    # twice as long.
     longest = max(8, int(tokens) // 20 - 2)
     n_ctx = min(sizes.n_ctx, 1 << (longest.bit_length() - 1))
+
+    # The number of updates, and how often the model is evaluated.
     steps = round(sizes.passes * 0.9 * tokens / (_BATCH * n_ctx))
     steps = max(100, min(sizes.most_steps, steps))
     every = steps // _EVALUATIONS

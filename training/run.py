@@ -22,16 +22,16 @@ from .data.prepare import TextData, load_data, prepare_data
 from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay, WandbDisplay
 from .folder import RunFolder
 from .interruption import Interruption
-from .kernels import computing_by, keep_freed_memory, settle
 from .lock import RunFolderError
 from .loop import TrainingRun
 from .model_card import bytes_per_token
 from .models import check_vocabulary, fresh_model, with_dropout, with_source
 from .own_text import check_prompt
 from .parallel import Processes, joined
+from .precision import computing_by, keep_freed_memory, settle
 from .presets import TrainConfig
 from .resume import Resumption, check_health, check_text, find_snapshot, settle_folder
-from .runlog import Sampler
+from .samples import Sampler
 from .schedule import Ending, last_step, learning_rate
 from .timing import Timing
 from .trainer import NonFiniteError, Trainer
@@ -84,39 +84,27 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         # Lock the folder and look at it. Nothing in it changes yet.
         home = stack.enter_context(RunFolder(folder)) if processes.first else None
         found = _look(config, home, folder, display)
-
         last_step(config.optim, 1)  # raises for a run without an end, before the data is prepared
 
-        # Settle the precision and the backend; load the model to start from; prepare the data; make the trainer.
-        recorded = found and dataclasses.asdict(recorded_config(found.contents, found.path).optim)
-        config = processes.share(settle(config, device, recorded) if processes.first else None)
+        # Settle the precision and the backend of matrix products.
+        config = processes.share(_settled(config, found, device) if processes.first else None)
         stack.enter_context(computing_by(config))
         if device.type == "cpu":
             keep_freed_memory()
-        source = _source(config, found, device)
-        if source is not None:
-            config, lines = with_source(config, source.config if isinstance(source, GPT2) else source, asked)
-            for line in lines:
-                display.say(line)
-        text = data_config(config, asked, found)
-        with timing.part("text and tokenizer"):
-            prepared = processes.share(prepare_data(text, say=display.say) if processes.first else None)
-            data = load_data(prepared)
-        config, model = make_model(config, source, data.tokenizer, device)
+
+        # Load the model to start from, prepare the data, make the trainer, and check the prompt and the snapshot.
+        trainer, data = _prepare(config, found, asked, device, processes, display, timing)
+        config = trainer.config
         if sample is not None:
             check_prompt(config.run.prompt, data.tokenizer)
-        trainer = make_trainer(config, model, data, device, processes)
-
-        # Check the snapshot.
-        changes = [] if found is None else _check_snapshot(found, config, trainer, data, folder)
+        changes = [] if found is None else _check_snapshot(found, trainer, data, folder)
 
         # From here on, the folder changes.
-        facts = describe(config, model, data, device, processes)
+        facts = describe(trainer, data)
         sizes, after = _open(home, found, data, {**config.recorded(), "facts": facts})
-        if config.run.tensorboard and processes.first:
-            display = stack.enter_context(TensorBoardDisplay(display, folder / "tensorboard"))
-        if config.run.wandb and processes.first:
-            display = stack.enter_context(WandbDisplay(display, folder, config.name, config.recorded()))
+        display = _with_trackers(display, stack, config, processes, folder)
+
+        # Train, from the snapshot on if there is one.
         run = TrainingRun(
             trainer,
             data.tokenizer,
@@ -140,14 +128,12 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         return _train(run, home)
 
 
-def _check_snapshot(
-    found: Resumption, config: TrainConfig, trainer: Trainer, data: TextData, folder: Path
-) -> list[str]:
+def _check_snapshot(found: Resumption, trainer: Trainer, data: TextData, folder: Path) -> list[str]:
     """Check that a snapshot fits the model, the optimizer, the data and the options; return the changed options."""
     trainer.check(found.path, found.contents, data.tokenizer.fingerprint)
     check_text(found, data.facts, folder)
     check_health(found)
-    return changed_options(flat_record(found.contents), flat(config))
+    return changed_options(flat_record(found.contents), flat(trainer.config))
 
 
 def _train(run: TrainingRun, home: RunFolder | None) -> Outcome:
@@ -210,6 +196,35 @@ def _open(
     return sizes, after
 
 
+def _settled(config: TrainConfig, found: Resumption | None, device: torch.device) -> TrainConfig:
+    """Return the configuration with a precision and a backend; a run that continues uses those that it had."""
+    recorded = found and dataclasses.asdict(recorded_config(found.contents, found.path).optim)
+    return settle(config, device, recorded)
+
+
+def _prepare(
+    config: TrainConfig,
+    found: Resumption | None,
+    asked: Collection[str] | None,
+    device: torch.device,
+    processes: Processes,
+    display: Display,
+    timing: Timing,
+) -> tuple[Trainer, TextData]:
+    """Load the model to start from, prepare the data, and return the trainer and the data."""
+    source = _source(config, found, device)
+    if source is not None:
+        config, lines = with_source(config, source.config if isinstance(source, GPT2) else source, asked)
+        for line in lines:
+            display.say(line)
+    text = data_config(config, asked, found)
+    with timing.part("text and tokenizer"):
+        prepared = processes.share(prepare_data(text, say=display.say) if processes.first else None)
+        data = load_data(prepared)
+    config, model = make_model(config, source, data.tokenizer, device)
+    return make_trainer(config, model, data, device, processes), data
+
+
 def _source(config: TrainConfig, found: Resumption | None, device: torch.device) -> GPT2 | GPT2Config | None:
     """Return the model to start from, or only its configuration if a snapshot has the weights."""
     if config.init_from is None:
@@ -255,28 +270,17 @@ def make_trainer(
 ) -> Trainer:
     """Return the trainer of a model on prepared data."""
     optim, most, eot_id = config.optim, config.run.eval_batches, data.tokenizer.eot_id
-    train, val = data.train.tokens, data.val.tokens
-    return Trainer(
-        config,
-        model,
-        Batches(train, seq=config.seq, batch_size=optim.batch, order=optim.order, eot_id=eot_id, seed=optim.seed),
-        lambda: evaluation_batches(
-            val,
-            seq=config.seq,
-            batch_size=optim.batch,
-            most=most and most * optim.batch,
-            order=optim.order,
-            eot_id=eot_id,
-        ),
-        device=device,
-        processes=processes,
+    seq, batch, order = config.seq, optim.batch, optim.order
+    train = Batches(data.train.tokens, seq=seq, batch_size=batch, order=order, eot_id=eot_id, seed=optim.seed)
+    val = evaluation_batches(
+        data.val.tokens, seq=seq, batch_size=batch, most=most and most * batch, order=order, eot_id=eot_id
     )
+    return Trainer(config, model, train, lambda: val, device=device, processes=processes)
 
 
-def describe(
-    config: TrainConfig, model: GPT2, data: TextData, device: torch.device, processes: Processes
-) -> dict[str, Any]:
+def describe(trainer: Trainer, data: TextData) -> dict[str, Any]:
     """Return the facts of a run, for its display, its config.json and its model card."""
+    config, model, processes = trainer.config, trainer.loss.model, trainer.processes
     sizes = model.config
     return {
         "run": config.name,
@@ -284,9 +288,9 @@ def describe(
         f"{sizes.n_heads} heads, {sizes.n_ctx} positions, {sizes.act_fn}",
         **data.facts,
         "batch": f"{config.optim.batch} x {config.seq} tokens",
-        "device": f"{device}, {processes.world} processes ({processes.parallel})"
+        "device": f"{trainer.device}, {processes.world} processes ({processes.parallel})"
         if processes.world > 1
-        else str(device),
+        else str(trainer.device),
         "products": config.optim.precision
         + (" by oneDNN, as accurate here as PyTorch's default" if config.optim.products == "onednn" else ""),
         "bytes_per_token": round(bytes_per_token(data.val.tokens, data.tokenizer), 4),
@@ -310,3 +314,16 @@ def _display(config: TrainConfig, processes: Processes) -> Display:
     if not processes.first:
         return Display()
     return JSONDisplay() if config.run.json else TerminalDisplay()
+
+
+def _with_trackers(
+    display: Display, stack: ExitStack, config: TrainConfig, processes: Processes, folder: Path
+) -> Display:
+    """Return a display that also writes for TensorBoard and Weights & Biases, if the run asks for them."""
+    if not processes.first:
+        return display
+    if config.run.tensorboard:
+        display = stack.enter_context(TensorBoardDisplay(display, folder / "tensorboard"))
+    if config.run.wandb:
+        display = stack.enter_context(WandbDisplay(display, folder, config.name, config.recorded()))
+    return display

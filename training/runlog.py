@@ -3,23 +3,10 @@
 import json
 import time
 from pathlib import Path
-from typing import Protocol
 
-from ..assembly.model import GPT2
-from ..tokenizer import Tokenizer
 from .display import Display
 from .metrics import Metrics, RunFiles, read_metrics
 from .plots import draw_losses
-
-SAMPLING_SEED = 42
-
-
-class Sampler(Protocol):
-    """A function that continues a prompt. The caller passes one to training, which does not import sampling."""
-
-    def __call__(self, model: GPT2, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int, seed: int) -> str:
-        """Return the prompt and its continuation."""
-        ...
 
 
 class RunLog:

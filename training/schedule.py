@@ -11,6 +11,8 @@ Ending = Literal["max_steps", "max_epochs", "target_loss", "patience", "interrup
 
 # A rise of the validation loss by less than this share of the best loss counts as noise.
 _CLEAR_RISE = 0.01
+# If the loss is this much above the first loss and above that of equal probabilities, the model has diverged.
+_DIVERGED = 1.0
 
 
 def learning_rate(optim: OptimConfig, step: int, last_step: int | None) -> float:
@@ -121,3 +123,9 @@ def learns_by_heart(rows: Sequence[Metrics]) -> bool:
     # Compare with as many rows just before the best evaluation, because the loss falls fastest at the beginning.
     before = before[-len(since) :]
     return bool(before and since) and sum(since) / len(since) < sum(before) / len(before)
+
+
+def divergence_limit(rows: Sequence[Metrics], d_vocab: int) -> float:
+    """Return the loss above which a model counts as diverged, by the first row of metrics and the vocabulary's size."""
+    first = [row.val_loss for row in rows[:1] if row.val_loss is not None]
+    return max([math.log(d_vocab), *first]) + _DIVERGED

@@ -5,7 +5,7 @@ This module writes no files and prints nothing; `loop` does both.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..assembly.model import GPT2
+from ..weights.sources import config_to_ours
 from .data.batches import Batch, Batches
 from .loss import IGNORE_INDEX, NextTokenLoss, TokenLoss
 from .metrics import Metrics, metrics_row
@@ -190,12 +191,17 @@ class Trainer:
         return model
 
     def state(self) -> dict[str, Any]:
-        """Return the state that a snapshot stores, on the first process. All processes must call it."""
+        """Return what a snapshot stores of the training, on the first process. All processes must call it."""
         return {
             "model_state_dict": whole_model_state(self.loss),
             "optimizer_state_dict": whole_optimizer_state(self.loss, self.optimizer),
             "rng": self.processes.gather(rng_state(self.device)),
             "data": self.train_batches.state_dict(),
+            "step": self.step,
+            "loss": self.row.loss,
+            "metrics": asdict(self.row),
+            "config": self.config.recorded(),
+            "model_config": config_to_ours(self.loss.model.config),
         }
 
     def check(self, path: Path, contents: Mapping[str, Any], tokenizer: str) -> None:

@@ -4,20 +4,17 @@ from ..files import FileError as CheckpointError
 from .files.hub import HubError
 from .files.torch_files import load_torch_file
 from .layout import WeightsError
-from .models import (
+from .libraries import (
     from_bridge,
     from_hf,
     from_hooked_transformer,
-    from_nanogpt,
-    from_pretrained,
-    from_tensorflow,
-    save_pretrained,
     to_bridge,
     to_bridge_state_dict,
     to_hf,
     to_hooked_state_dict,
     to_hooked_transformer,
 )
+from .pretrained import from_nanogpt, from_pretrained, from_tensorflow, save_pretrained
 from .processing import fold
 from .push import push_to_hub
 from .sources import Source, config_to_ours, open_source, resolve, tokenizer_folder

@@ -14,13 +14,13 @@ from torch import Tensor
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
 from ..files import FileError, sync_folder, write_whole
+from .building import unfilled_model
 from .companions import COMPANIONS, companions, tokenizer_of
 from .files.write import write_folder
 from .formats import gguf, hooked_transformer, huggingface, nanogpt
 from .layout import WeightsError, from_ours, rows, to_ours
 from .lazy import Lazy, layered
-from .models import unfilled
-from .sources import Source, config_to_ours, open_source
+from .sources import Source, config_to_ours, open_source, refuse_run
 
 Target = Literal["hf", "hooked", "ours", "nanogpt", "gguf"]
 
@@ -81,43 +81,33 @@ def convert(
             `companions.companions`).
         max_shard_size: bytes from which a folder's weights are split into several files.
         overwrite: replace a model that is there, with its tokenizer.
-        progress: is called with the number of tensors written, and the number of all.
+        progress: called with the number of tensors written, and the number of all.
 
     Raises:
-        WeightsError: weights that make no GPT-2, that the format or dtype cannot hold, or that came out otherwise.
+        WeightsError: weights that make no GPT-2, that the format or dtype cannot hold, or that were read back with
+            other numbers.
         FileError: a file that is missing, damaged or hostile; a model that is in the way.
         ImportError: a TensorFlow checkpoint or GGUF, and tensorflow or gguf is not installed.
         OSError: the disk is full or not writable.
     """
     if to in _ONE_FILE:
         _check_free(destination, _ONE_FILE[to], overwrite)
+    refuse_run(destination)
     opened = open_source(source, act_fn=act_fn if to != "nanogpt" else None)
-    done = 0
-
-    def watch(name: str, tensor: Tensor) -> None:
-        nonlocal done
-        if not tensor.isfinite().all():
-            raise WeightsError(
-                f"{name} holds numbers that are not finite, or are too large for {dtype or tensor.dtype}"
-            )
-        done += 1
-        progress(done, len(tensors))
-
     try:
+        # Write the tensors of the format one by one, and read all of them back before the result gets its name.
         written, fields, tensors = _in_format(opened, to, act_fn)
+        watch = _Watch(len(tensors), dtype, progress)
         if to == "gguf":
             return _write_gguf(opened, destination, written, tensors, dtype, tokenizer, watch)
         if isinstance(dtype, str):
             raise WeightsError(f"{dtype} is a type of GGUF alone, and has no place in the format {to!r}")
-        ours, verdict = _rounded(opened.state, dtype), list[Converted]()
-
-        def check(path: Path) -> None:
-            again = open_source(path)
-            verdict.append(_compare(opened, again.config, again.state, ours, dtype is not None))
-
+        check = _Check(opened, dtype)
         if to == "nanogpt":
             _write_file(destination, partial(_save_nanogpt, fields, tensors, dtype, watch, check))
-            return verdict[0]
+            return check.result
+
+        # A folder gets the files that belong beside the weights.
         if to == "hf":
             fields["dtype"] = str(dtype or tensors["transformer.wte.weight"].dtype).removeprefix("torch.")
         beside = companions(opened, tokenizer)
@@ -135,7 +125,7 @@ def convert(
         )
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
-    return dataclasses.replace(verdict[0], tokenizer=beside.origin)
+    return dataclasses.replace(check.result, tokenizer=beside.origin)
 
 
 def mapping(source: Path, *, to: Target, act_fn: ActFn | None = None) -> Iterator[tuple[str, list[int], str, str]]:
@@ -263,6 +253,51 @@ def _write_gguf(
 # What is checked
 
 
+class _Watch:
+    """Refuses a tensor that is not finite as it is written, and reports the progress.
+
+    Args:
+        total: number of tensors.
+        dtype: the dtype that is written.
+        progress: called with the number of tensors written, and the number of all.
+    """
+
+    def __init__(
+        self, total: int, dtype: torch.dtype | Literal["q8_0"] | None, progress: Callable[[int, int], None]
+    ) -> None:
+        self._done, self._total, self._dtype, self._progress = 0, total, dtype, progress
+
+    def __call__(self, name: str, tensor: Tensor) -> None:
+        if not tensor.isfinite().all():
+            raise WeightsError(
+                f"{name} holds numbers that are not finite, or are too large for {self._dtype or tensor.dtype}"
+            )
+        self._done += 1
+        self._progress(self._done, self._total)
+
+
+class _Check:
+    """Reads back what was written, and compares it with the source.
+
+    Args:
+        opened: the source.
+        dtype: the dtype that was written (None: each tensor's own).
+
+    Attributes:
+        result: what was found.
+    """
+
+    result: Converted
+
+    def __init__(self, opened: Source, dtype: torch.dtype | None) -> None:
+        self._opened, self._rounds = opened, dtype is not None
+        self._ours = _rounded(opened.state, dtype)
+
+    def __call__(self, path: Path) -> None:
+        again = open_source(path)
+        self.result = _compare(self._opened, again.config, again.state, self._ours, self._rounds)
+
+
 def _compare(
     opened: Source, config: GPT2Config, found: Mapping[str, Tensor], ours: Mapping[str, Tensor], rounds: bool
 ) -> Converted:
@@ -313,7 +348,7 @@ def streamed_logits(config: GPT2Config, state: Mapping[str, Tensor], tokens: Ten
         tokens: [batch seq].
         dtype: to compute in.
     """
-    model = unfilled(config)
+    model = unfilled_model(config)
     for part, module in model.named_children():
         if part != "blocks":
             names = [name for name in state if name.startswith(f"{part}.")]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..assembly.model import GPT2
-from .models import from_hooked_transformer, to_hooked_state_dict
+from .libraries import from_hooked_transformer, to_hooked_state_dict
 
 
 def fold(
@@ -25,20 +25,21 @@ def fold(
 ) -> GPT2:
     """Return a new model with processed weights and this one's log-probabilities; the defaults are TransformerLens's.
 
-    The projection is no longer the embedding's, and has a bias, as far as the flags need it. ``to_hooked_transformer``
-    hands the result on. The logits change by one constant for each position, and only with ``center_unembed``. Of the
-    activations inside, those change that the flags are there to change. Dropout is another after this: do not train
-    the result with any.
+    The output projection of the result is untied and has a bias, if the flags need that. The logits change only with
+    ``center_unembed``, by one constant for each position. Of the activations, only those change that a flag is meant to
+    change. Dropout acts differently on processed weights: do not train the result with dropout.
 
     Args:
-        fold_ln: gains and biases of layer norms go into the weights that read from them, leaving gain 1 and bias 0;
-            then those weights lose their mean over ``d_model``, which a layer norm's output has no part in.
-        center_writing_weights: what writes to the residual stream loses its mean over ``d_model``, which every reader's
-            layer norm takes away.
-        center_unembed: ``W_U`` and ``b_U`` lose their mean over the vocabulary, which the softmax takes away.
-        fold_value_biases: ``b_V`` goes through ``W_O`` into ``b_O``, as each row of an attention pattern sums to 1.
-        refactor_factored_attn_matrices: each head's ``W_Q W_K^T``, biases included, is halved by its singular value
-            decomposition, U sqrt(S) and V sqrt(S); ``W_V W_O`` becomes U S and V^T. Values beyond the rank are 0.
+        fold_ln: multiply gains and biases of layer norms into the weights that read from them, so that gain 1 and bias
+            0 remain; then subtract from those weights their mean over ``d_model``, which adds nothing, because a layer
+            norm's output has the mean 0.
+        center_writing_weights: subtract from the weights that write to the residual stream their mean over ``d_model``,
+            which the next layer norm would subtract.
+        center_unembed: subtract from ``W_U`` and ``b_U`` their mean over the vocabulary, which softmax ignores.
+        fold_value_biases: move ``b_V`` through ``W_O`` into ``b_O``, since each row of an attention pattern sums to 1.
+        refactor_factored_attn_matrices: replace each head's ``W_Q`` and ``W_K``, biases included, by U sqrt(S) and
+            V sqrt(S) of the singular value decomposition of ``W_Q W_K^T``, and ``W_V`` and ``W_O`` by U S and V^T of
+            that of ``W_V W_O``. Singular values beyond the rank are 0.
         dtype: dtype of the result (default: the model's). The arithmetic is float64, rounded once.
         fused: as for `GPT2`.
 
@@ -53,8 +54,7 @@ def fold(
         >>> bool((after - before).abs().max() < 1e-5)
         True
     """
-    tensors = to_hooked_state_dict(model)
-    dtype = dtype or model.embed.W_E.dtype
+    tensors, dtype = to_hooked_state_dict(model), dtype or model.embed.W_E.dtype
 
     def part(*prefixes: str) -> dict[str, Tensor]:  # in float64, one part of the model at a time
         return {name: tensor.double() for name, tensor in tensors.items() if name.startswith(prefixes)}
@@ -69,20 +69,18 @@ def fold(
             _fold_norm(block, "ln1", {"attn.W_Q": "attn.b_Q", "attn.W_K": "attn.b_K", "attn.W_V": "attn.b_V"})
             _fold_norm(block, "ln2", {"mlp.W_in": "mlp.b_in"})
         if fold_value_biases or refactor_factored_attn_matrices:
-            b_V = block["attn.b_V"]
-            block["attn.b_O"] = block["attn.b_O"] + torch.einsum("nh,nhd->d", b_V, block["attn.W_O"])
-            block["attn.b_V"] = torch.zeros_like(b_V)
+            _fold_value_bias(block)
         if center_writing_weights:
             _center(block, ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out"))
         if refactor_factored_attn_matrices:
             _refactor(block)
         put({prefix + name: tensor for name, tensor in block.items()})
 
+    # Before and after the blocks.
     tables = part("embed.", "pos_embed.")
     if center_writing_weights:
         _center(tables, tuple(tables))
     put(tables)
-
     end = part("ln_final.", "unembed.")
     if fold_ln:
         _fold_norm(end, "ln_final", {"unembed.W_U": "unembed.b_U"})
@@ -101,6 +99,13 @@ def _fold_norm(tensors: dict[str, Tensor], norm: str, readers: dict[str, str]) -
         W = w[:, None] * W
         tensors[weight] = W - W.mean(dim=-2, keepdim=True)
     tensors[f"{norm}.w"], tensors[f"{norm}.b"] = torch.ones_like(w), torch.zeros_like(b)
+
+
+def _fold_value_bias(block: dict[str, Tensor]) -> None:
+    """Fold the values' bias into the output's: each row of an attention pattern sums to 1."""
+    b_V = block["attn.b_V"]
+    block["attn.b_O"] = block["attn.b_O"] + torch.einsum("nh,nhd->d", b_V, block["attn.W_O"])
+    block["attn.b_V"] = torch.zeros_like(b_V)
 
 
 def _center(tensors: dict[str, Tensor], names: tuple[str, ...]) -> None:

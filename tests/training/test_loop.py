@@ -6,7 +6,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_the_evaluation_is_the_plain_one_over_all_batches(tmp_path: Path) -> Non
     run = trainer(tmp_path, model, val=lambda: evaluation_batches(val, seq=6, batch_size=3))
     judged = run.trainer.evaluate()
     model.eval()
-    tokens, targets = next(evaluation_batches(val, seq=6, batch_size=100))
+    tokens, targets = next(iter(evaluation_batches(val, seq=6, batch_size=100)))
     assert len(tokens) == 20
     logits = model(tokens)
     assert judged.loss == pytest.approx(F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), abs=1e-12)
@@ -245,6 +246,31 @@ def test_an_interrupt_ends_after_the_step_with_a_snapshot(tmp_path: Path, capfd:
     assert load_snapshot(tmp_path / "snapshots" / "snapshot_step_3.pt")["step"] == 3
     assert "Ctrl-C: ending after this step" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
+def test_a_run_whose_terminal_is_gone_ends_with_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Ctrl-C in `gptladder train 2>&1 | tee log` ends `tee` too, and a closed terminal sends SIGHUP."""
+
+    def broken(*_: object) -> NoReturn:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("gptladder.training.interruption.os", SimpleNamespace(write=broken))
+    run = trainer(tmp_path, train=Watched(lambda batch: os.kill(os.getpid(), number) if batch == 2 else None))
+    assert run.run() == "interrupted"
+    assert load_snapshot(tmp_path / "snapshots" / "snapshot_step_3.pt")["step"] == 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_run_under_nohup_goes_on_without_a_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = trainer(tmp_path, train=Watched(lambda batch: os.kill(os.getpid(), signal.SIGHUP)), max_steps=4)
+        assert run.run() == "max_steps"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:
@@ -425,8 +451,8 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
     run = trainer(tmp_path, val=lambda: evaluation_batches(down, seq=6, batch_size=3), max_steps=400, patience=2)
     assert run.run() == "patience"
     steps = [row.step for row in read_metrics(tmp_path) if row.val_loss is not None]
-    assert run.best is not None
-    assert run.step == steps[-1] == run.best.step + 2 * 3
+    assert run.models.best is not None
+    assert run.step == steps[-1] == run.models.best.step + 2 * 3
     assert load_snapshot(tmp_path / "snapshots" / f"snapshot_step_{run.step}.pt")["step"] == run.step
 
 

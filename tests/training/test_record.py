@@ -3,14 +3,13 @@
 import json
 import random
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import torch
+from time_limit import seconds
 
 from gptladder.cli import main
 from gptladder.files import FileError
@@ -168,20 +167,6 @@ def mutated(content: bytes, seed: int) -> bytes:
     else:
         return content.replace(b"1", rng.choice([b"NaN", b"Infinity", b"1e999", b"01", b"1" * 5000]), 1)
     return json.dumps(table).encode()
-
-
-@contextmanager
-def seconds(limit: int) -> Iterator[None]:
-    def late(*_: object) -> None:
-        raise AssertionError(f"not done within {limit} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(limit)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 Read = TypeVar("Read")

@@ -14,6 +14,7 @@ from gptladder.training.metrics import Metrics
 from gptladder.training.presets import Decay, OptimConfig
 from gptladder.training.schedule import (
     Ending,
+    divergence_limit,
     evaluations,
     is_due,
     last_step,
@@ -182,3 +183,20 @@ def test_a_model_learns_by_heart_if_only_training_improves(
     val_losses: dict[int, float], losses: list[float | None], verdict: bool
 ) -> None:
     assert learns_by_heart(rows(val_losses, losses)) is verdict
+
+
+@pytest.mark.parametrize(
+    ("val_losses", "limit"),
+    [
+        ({}, math.log(100) + 1),  # equal probabilities, and 1 nat
+        ({0: 4.0}, math.log(100) + 1),
+        ({0: 7.0}, 8.0),  # a model to start from was worse than that
+        ({0: 4.0, 1: 9.0}, math.log(100) + 1),  # the first evaluation alone counts
+    ],
+)
+def test_a_loss_far_above_the_first_and_above_chance_has_diverged(val_losses: dict[int, float], limit: float) -> None:
+    assert divergence_limit(rows(val_losses, [1.0] * 2), 100) == pytest.approx(limit)
+
+
+def test_without_metrics_chance_is_the_limit() -> None:
+    assert divergence_limit([], 10) == pytest.approx(math.log(10) + 1)

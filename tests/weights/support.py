@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from gptladder.assembly.config import GPT2Config
+from gptladder.assembly.model import GPT2
 from gptladder.ladder.numbers import randomize
 
 # TransformerLens's flags of weight processing.
@@ -53,3 +54,13 @@ def hf_model(
     hf.to(dtype).eval()  # the types of transformers take no dtype
     randomize(hf, torch.Generator().manual_seed(seed))
     return hf
+
+
+def our_model(dtype: torch.dtype = torch.float32, **changes: Any) -> GPT2:
+    """Return a small model of ours with random weights that matter, in ``eval()`` mode."""
+    config = GPT2Config(
+        **{"d_model": 6, "n_layers": 2, "n_heads": 2, "d_mlp": 10, "d_vocab": 11, "n_ctx": 7, **changes}
+    )
+    model = GPT2(config, dtype=dtype)
+    randomize(model, torch.Generator().manual_seed(0))
+    return model.eval()

@@ -1,25 +1,25 @@
 """Every reader of weights against mutated files: each is refused in one line, or read with the contents that it has.
 
-``python tests/weights/test_fuzz.py`` prints, for each reader, how many mutations were tried, and with which outcomes.
+``PYTHONPATH=tests/helpers python tests/weights/test_fuzz.py`` prints, for each reader, how many mutations were tried,
+and with which outcomes.
 """
 
 import json
 import pickle
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from time_limit import HangError, seconds
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
@@ -312,24 +312,6 @@ READERS: dict[str, Reader] = {
 # Trying
 
 
-class HangError(BaseException):
-    """A reader took longer than `PATIENCE`."""
-
-
-@contextmanager
-def patience() -> Iterator[None]:
-    def over(*_: object) -> None:
-        raise HangError
-
-    before = signal.signal(signal.SIGALRM, over)
-    signal.alarm(PATIENCE)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def same(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
@@ -367,7 +349,7 @@ def fuzz(name: str, folder: Path, count: int = MUTATIONS) -> tuple[Counter[str],
         outcomes["tried"] += 1
         path.write_bytes(changed)
         try:
-            with patience():
+            with seconds(PATIENCE):
                 found = reader.read(whole)
         except REFUSALS as error:
             text = str(error)

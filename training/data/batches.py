@@ -6,6 +6,8 @@ comes from the raw stream of NumPy's Philox generator, which NumPy guarantees no
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-__all__ = ["BatchState", "Batches", "evaluation_batches", "window_count"]
+__all__ = ["BatchState", "Batches", "EvaluationBatches", "evaluation_batches", "window_count"]
 
 Order = Literal["shuffled", "random", "documents"]
 Batch = tuple[Int64[Tensor, "batch seq"], Int64[Tensor, "batch seq"]]
@@ -150,6 +152,22 @@ class Batches:
         return np.argsort(bits, kind="stable").astype(np.uint64)
 
 
+@dataclass(frozen=True)
+class EvaluationBatches:
+    """Batches that can be iterated over any number of times; where their windows begin is computed once."""
+
+    tokens: npt.NDArray[np.integer]
+    starts: Indices
+    seq: int
+    batch_size: int
+    mine: slice
+    """The part of each batch that this process takes."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for first in range(0, len(self.starts), self.batch_size):
+            yield _windows(self.tokens, self.starts[first : first + self.batch_size][self.mine], self.seq)
+
+
 def evaluation_batches(
     tokens: npt.NDArray[np.integer],
     *,
@@ -160,8 +178,8 @@ def evaluation_batches(
     eot_id: int | None = None,
     rank: int = 0,
     world_size: int = 1,
-) -> Iterator[Batch]:
-    """Return all windows of a shard in the order of the text.
+) -> EvaluationBatches:
+    """Return all windows of a shard in the order of the text, as batches for any number of evaluations.
 
     The last batch may be smaller, or empty on some processes.
 
@@ -180,8 +198,7 @@ def evaluation_batches(
         raise ValueError(f"{most} windows to evaluate on; it must be at least 1")
     taken = count if most is None else min(most, count)
     places = np.arange(taken, dtype=np.uint64) * np.uint64(count) // np.uint64(taken)
-    starts = windows[places]
-    return (_windows(tokens, starts[i : i + batch_size][mine], seq) for i in range(0, taken, batch_size))
+    return EvaluationBatches(tokens, windows[places], seq, batch_size, mine)
 
 
 def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
@@ -194,6 +211,8 @@ def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
         raise ValueError(f"seq is {seq}; it must be at least 1")
     if len(tokens) <= seq:
         shorter = f"--seq {len(tokens) - 1} or less, or " if len(tokens) > 1 else ""
+        share = {"val.bin": "larger", "train.bin": "smaller"}.get(Path(getattr(tokens, "filename", None) or "").name)
+        shorter += f"a {share} --val-fraction, or " if share else ""
         raise ValueError(
             f"{getattr(tokens, 'filename', 'the text')} has {len(tokens)} tokens, fewer than the {seq + 1} of one "
             f"window ({seq} inputs, and the target of the last): give {shorter}more text"

@@ -7,10 +7,8 @@ Layout, little-endian:
     from byte 4096   the tokens, uint16 if every id fits, otherwise uint32
 
 Every document is followed by the end-of-text token, if the tokenizer has one. The two files are a contiguous split:
-joined, their tokens are those of the whole text. The validation part has its share of the tokens to within a hundredth
-of the text: it begins with a document if one begins that near, so that no validation document is also in the training
-data, and otherwise inside a document. Each file is read by itself, so no pair of an input and its target crosses the
-split.
+joined, their tokens are those of the whole text; `split` decides where. Each file is read by itself, so no pair of an
+input and its target crosses the split.
 """
 
 import json
@@ -21,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from io import BufferedRandom
 from pathlib import Path
 from typing import cast
@@ -31,6 +30,7 @@ import numpy.typing as npt
 from ...files import FileError, file_size, parse_json, sync_folder, unreadable
 from ...tokenizer import Tokenizer
 from .corpus import Corpus, CorpusRecord
+from .split import validation_start
 
 __all__ = ["Shard", "ShardHeader", "open_shards", "prepare_shards"]
 
@@ -39,7 +39,6 @@ _VERSION = 2
 _HEADER_BYTES = 4096
 _BLOCK = 1 << 20  # tokens
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-_SLACK = 100  # the split may be moved by one part in so many of the text
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
@@ -120,13 +119,14 @@ def prepare_shards(
     with _replacing([folder / "train.bin", folder / "val.bin"]) as (train, val):
         # Write all tokens to the train file, then move those beyond the split to the val file.
         tokens, documents = _encode(corpus, tokenizer, dtype, train, progress)
-        cut, divided = _cut(train, dtype, tokens, documents, val_fraction, tokenizer.eot_id)
+        ends = partial(_document_ends, train, dtype, tokenizer.eot_id)
+        cut, divided = validation_start(tokens, documents, val_fraction, ends)
         train.seek(_HEADER_BYTES + cut * dtype.itemsize)
         val.seek(_HEADER_BYTES)
         shutil.copyfileobj(train, val, _BLOCK)
         train.truncate(_HEADER_BYTES + cut * dtype.itemsize)
 
-        val_documents = sum(1 for _ in _document_ends(val, dtype, 0, tokens, tokenizer.eot_id)) if documents > 1 else 1
+        val_documents = sum(1 for _ in _document_ends(val, dtype, tokenizer.eot_id, 0, tokens)) if documents > 1 else 1
         train_documents = max(1, documents - val_documents + divided)
         sizes = (("train", train, cut, train_documents), ("val", val, tokens - cut, val_documents))
         for split, file, tokens_here, documents_here in sizes:
@@ -278,28 +278,7 @@ def _encode(
     return tokens, documents
 
 
-def _cut(
-    file: BufferedRandom, dtype: np.dtype, tokens: int, documents: int, val_fraction: float, eot_id: int | None
-) -> tuple[int, bool]:
-    """Return the first validation token, and whether it is inside a document.
-
-    It is the token at the requested share, moved to the next beginning of a document, or else to the one before, if
-    that is within a hundredth of the text.
-    """
-    if tokens < 2:
-        raise ValueError(f"the text has {tokens} tokens, too few to hold some back for validation: give more text")
-    cut = min(max(int(tokens * (1 - val_fraction)), 1), tokens - 1)
-    if documents > 1:
-        slack = tokens // _SLACK
-        first, last = max(1, cut - slack), min(tokens - 1, cut + slack)
-        ends = list(_document_ends(file, dtype, first - 1, last, eot_id))
-        near = [end for end in ends if end >= cut][:1] or ends[-1:]
-        if near:
-            return near[0], False
-    return cut, True
-
-
-def _document_ends(file: BufferedRandom, dtype: np.dtype, first: int, last: int, eot_id: int | None) -> Iterator[int]:
+def _document_ends(file: BufferedRandom, dtype: np.dtype, eot_id: int | None, first: int, last: int) -> Iterator[int]:
     """Return the position after each end-of-text token among tokens ``first`` to ``last``."""
     while first < last:
         file.seek(_HEADER_BYTES + first * dtype.itemsize)

@@ -141,6 +141,7 @@ def _from_hub(name: str, revision: str | None, token: str | None, endpoint: str,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]
     )
 
+    # Does the repository hold a model?
     files = model.files
     weights = next((file_name for file_name in WEIGHT_FILES if file_name in files), None)
     if weights is None or CONFIG_FILE not in files:
@@ -174,7 +175,8 @@ def _from_hub(name: str, revision: str | None, token: str | None, endpoint: str,
             _verify(path, files[file_name])
         return path
 
-    # By the name of the revision, so that the cache remembers which commit that is; all else by commit.
+    # Fetch the configuration, the tokenizer and the weights.
+    # The first by the name of the revision, so that the cache remembers which commit that is; all else by commit.
     folder = get(CONFIG_FILE, revision).parent
     if folder.name != model.commit:
         raise HubError(f"{name!r} changed on {endpoint} while it was fetched; try again")

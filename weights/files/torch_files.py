@@ -157,6 +157,8 @@ def _open_legacy(file: StableFile, opened: BinaryIO, records: bool) -> Any:
     head = b""
     while len(head) < MAX_PICKLE_BYTES and (chunk := opened.read(MAX_PICKLE_BYTES - len(head))):
         head += chunk
+
+    # At the beginning are five pickles: two marks, the system, the contents, and the names of the storages.
     magic, end = read_pickle(head)
     protocol, end = read_pickle(head, end)
     system, end = read_pickle(head, end)
@@ -172,7 +174,7 @@ def _open_legacy(file: StableFile, opened: BinaryIO, records: bool) -> Any:
     if missing := sorted(named.keys() - set(keys)):
         raise PickleError(f"the storage {listed(missing)} is missing")
 
-    # Behind the pickles: for each storage how many numbers it has, and these.
+    # Behind them: for each storage how many numbers it has, and these.
     places: dict[str, Storage] = {}
     for key in keys:
         opened.seek(end)

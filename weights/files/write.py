@@ -40,25 +40,25 @@ def write_folder(
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` (or shards and their index), as transformers reads them.
 
-    A new folder appears whole or not at all. In a folder that is there, other files (a tokenizer's) stay as they are,
-    and a model there is replaced: everything is written beside it first, so that a full disk or a kill leaves it as it
-    was; then ``config.json`` is removed, the weights are exchanged by renaming, and the new ``config.json`` is put
-    there. A program that reads in that moment, or after a crash in it, finds no ``config.json``, and never a mixture
-    of two models.
+    A new folder appears whole or not at all. In an existing folder, other files (a tokenizer's) stay as they are, and
+    the model is replaced. First everything is written to a temporary folder, so that a full disk or a kill leaves the
+    old model as it was. Then ``config.json`` is removed, the weights are exchanged by renaming, and the new
+    ``config.json`` is moved there. A program that reads at that moment, or after a crash then, finds no
+    ``config.json``, and never a mixture of two models.
 
     The tensors may come from the files that are replaced. At most one tensor is copied at a time, and only if it is not
     contiguous or not on the CPU. Each name is looked up twice, so a mapping may compute its tensors on demand.
 
     Args:
-        folder: where; its parents are made.
+        folder: the folder to write; missing parents are created.
         config: the fields of ``config.json``.
-        tensors: dense tensors by name; those sharing memory are written one by one.
-        dtype: the dtype to write floating-point numbers as (default: each tensor's own).
+        tensors: dense tensors by name; those that share memory are written one by one.
+        dtype: dtype of the floating-point numbers in the file (default: each tensor's own).
         files: more files of the folder, by name: a tokenizer's.
         replaces: names of files that belong to the model that is replaced, and go with it.
-        watch: is given each tensor as it is about to be written.
-        check: is given the folder that everything was written to, before any of it gets its name. What it or ``watch``
-            raises undoes the writing.
+        watch: called with each tensor's name and the tensor before it is written.
+        check: called with the temporary folder when everything is written. If it or ``watch`` raises an error, nothing
+            is changed.
         max_shard_size: bytes of tensors in one file; a tensor larger than that has a file of its own.
         overwrite: replace the config and weights that the folder holds, those of ``pytorch_model.bin`` included.
 
@@ -70,16 +70,10 @@ def write_folder(
     folder = Path(folder)
     config_text = json.dumps(dict(config), indent=2, sort_keys=True, allow_nan=False) + "\n"
     specs = _specs(folder, tensors, dtype)
-    exists = folder.is_dir()
-    if not exists and os.path.lexists(folder):
-        raise FileError(f"{folder}: is a file; choose another name for the folder")
-    if exists and not overwrite and (present := [path.name for path in _model_files(folder)]):
-        raise FileError(
-            f"{folder}: holds a model already ({listed(present)}); pass overwrite=True (or --overwrite) to replace it"
-        )
-    if blocked := [path for path in _model_files(folder) if path.is_dir() and not path.is_symlink()]:
-        raise FileError(f"{blocked[0]}: is a folder where a file belongs; remove it")
+    _check_place(folder, overwrite)
 
+    # Write everything to a temporary folder, which becomes the folder if there is none yet.
+    exists = folder.is_dir()
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = (folder if exists else folder.parent) / f".{folder.name}.{secrets.token_hex(4)}.partial"
     staging.mkdir()
@@ -101,7 +95,27 @@ def write_folder(
             raise OSError(error.errno, f"{error.strerror}; nothing was changed", str(folder)) from error
         raise
 
-    # From here on only names change, and what is staged is kept if that fails: it is the one whole copy.
+    # Replace the old model.
+    _exchange(folder, staging, written, replaces)
+
+
+def _check_place(folder: Path, overwrite: bool) -> None:
+    """Raise FileError if a folder cannot take a model."""
+    if not folder.is_dir() and os.path.lexists(folder):
+        raise FileError(f"{folder}: is a file; choose another name for the folder")
+    if not overwrite and (present := [path.name for path in _model_files(folder)]):
+        raise FileError(
+            f"{folder}: holds a model already ({listed(present)}); pass overwrite=True (or --overwrite) to replace it"
+        )
+    if blocked := [path for path in _model_files(folder) if path.is_dir() and not path.is_symlink()]:
+        raise FileError(f"{blocked[0]}: is a folder where a file belongs; remove it")
+
+
+def _exchange(folder: Path, staging: Path, written: Collection[str], replaces: Collection[str]) -> None:
+    """Replace the files of a model by those of a temporary folder.
+
+    Only names change. If that fails, the temporary folder stays, because it is the only complete copy.
+    """
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     sync_folder(folder)
     for path in [*_model_files(folder), *(folder / name for name in replaces)]:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.tokenizer import BPETokenizer
+from gptladder.training.data import batches as module
 from gptladder.training.data.batches import Batches, Order, evaluation_batches, window_count
 from gptladder.training.data.corpus import StoryCorpus
 from gptladder.training.data.shards import prepare_shards
@@ -304,6 +305,15 @@ def test_a_part_of_the_windows_is_spread_over_all() -> None:
     assert [start for batch in batches for start in starts(batch)] == [0, 200, 400, 600, 800]
     everything = evaluation_batches(counting(1001), seq=10, batch_size=50, most=10**9)
     assert sum(len(inputs) for inputs, _ in everything) == 100
+
+
+def test_an_evaluation_does_not_look_for_documents_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = np.array([1, 2, 0, 3, 4, 5, 0, 6, 7, 8], dtype=np.uint16)
+    batches = evaluation_batches(tokens, seq=3, batch_size=2, order="documents", eot_id=0)
+    monkeypatch.setattr(module, "_window_starts", None)
+    first, second = list(batches), list(batches)
+    assert sum(len(inputs) for inputs, _ in first) > 1
+    assert all(same(one, other) for one, other in zip(first, second, strict=True))
 
 
 def test_a_process_may_have_no_share_of_the_last_batch() -> None:

@@ -7,13 +7,12 @@ for text and JSON lines, Python's own readers say what is in the mutated file.
 import gzip
 import json
 import random
-import signal
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from time_limit import seconds
 
 from gptladder.files import FileError
 from gptladder.tokenizer import CharTokenizer
@@ -48,22 +47,6 @@ def mutated(data: bytes, seed: int) -> bytes:
         elif way == 5:
             result[at : at + 1] = rng.choice([b"\0", b"\xff", b'"', b"9" * 20, b"[" * 50, b"-", b"\n"])
     return bytes(result)
-
-
-@contextmanager
-def seconds(limit: int) -> Iterator[None]:
-    """Fail what takes longer than a limit."""
-
-    def late(*_: object) -> None:
-        raise AssertionError(f"not done within {limit} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(limit)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def outcome(read: Callable[[], object]) -> tuple[object, str]:

@@ -1,153 +1,27 @@
-"""Load and save whole models: folders, published names, and other libraries' models in memory.
+"""Take models from other libraries in memory, and hand them over: transformers, HookedTransformer, TransformerBridge.
 
-A loaded model is in ``eval()`` mode and has memory of its own. Loading is strict: a key that is missing, left over or
-of another shape raises an error that names it.
+A model that comes in has memory of its own. The conversion is strict: a key that is missing, left over or of another
+shape raises an error that names it.
 """
 
 import importlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from os import PathLike
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
-from ..components.mlp import ActFn
 from ..tokenizer import Tokenizer
-from .files.tensors import check_finite, is_finite
-from .files.write import write_folder
+from .building import filled_model, weights_of
 from .formats import bridge, hooked_transformer, huggingface
 from .layout import WeightsError
-from .sources import Source, open_source, open_tensorflow, resolve, tokenizer_folder
 
 # What HookedTransformer keeps beside its parameters; it fills them in itself.
 _CONSTANTS = ("attn.mask", "attn.IGNORE")
-
-
-def from_pretrained(
-    name_or_folder: str | PathLike[str],
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    local_files_only: bool = False,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    fused: bool = True,
-) -> GPT2:
-    """Load a model from a folder or file in any format that `open_source` knows, or from the hub by name.
-
-    Args:
-        name_or_folder: a folder with ``config.json`` and weights (``model.safetensors`` or ``pytorch_model.bin``,
-            sharded or not); a training run's folder or one of its snapshots; a nanoGPT checkpoint; or a name such as
-            ``gpt2``, ``gpt2-xl``, ``distilgpt2``, ``someone/model``, whose files are fetched once and then cached.
-        revision: branch, tag or commit on the hub.
-        token: for models that need one.
-        local_files_only: do not use the network.
-        device: where to hold the weights (default: the CPU).
-        dtype: what to hold them as (default: as they are stored).
-        fused: as for `GPT2`.
-
-    Returns:
-        The model. Its `tokenizer` is the folder's, read when it is first needed.
-
-    Raises:
-        WeightsError: the weights or the configuration do not make a GPT-2.
-        FileError: a file is missing, damaged or hostile, or changes while it is read.
-        HubError: the name cannot be fetched.
-
-    Example:
-        >>> import tempfile
-        >>> from gptladder import GPT2, GPT2Config
-        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.save_pretrained(folder)
-        ...     again = from_pretrained(folder)
-        >>> torch.equal(again.embed.W_E, model.embed.W_E)
-        True
-    """
-    path = resolve(name_or_folder, revision=revision, token=token, local_files_only=local_files_only)
-    return _loaded(open_source(path), device=device, dtype=dtype, fused=fused)
-
-
-def from_tensorflow(
-    folder: str | PathLike[str],
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    fused: bool = True,
-) -> GPT2:
-    """Load a model from OpenAI's TensorFlow checkpoint: ``hparams.json``, ``checkpoint`` and ``model.ckpt.*``.
-
-    `gptladder.tokenizer.load_tokenizer` loads its tokenizer from the same folder. Example: see `from_pretrained`.
-
-    Args:
-        device, dtype, fused: as for `from_pretrained`.
-
-    Raises:
-        WeightsError: the weights or sizes do not make a GPT-2.
-        FileError: a file is missing, damaged, or of another format.
-        ImportError: tensorflow is not installed.
-    """
-    path = Path(folder)
-    try:
-        source = open_tensorflow(path)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
-    return _loaded(source, device=device, dtype=dtype, fused=fused)
-
-
-def from_nanogpt(
-    path: str | PathLike[str],
-    *,
-    act_fn: ActFn | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    fused: bool = True,
-) -> GPT2:
-    """Load a model from a nanoGPT checkpoint, ``ckpt.pt``. Example: see `from_pretrained`, which reads it too.
-
-    Args:
-        act_fn: activation of the program that trained it, which nanoGPT does not record (default: ``gelu``, as nanoGPT
-            computes since June 2023; before that it was ``gelu_new``).
-        device, dtype, fused: as for `from_pretrained`.
-
-    Raises:
-        WeightsError: the weights or sizes do not make a GPT-2.
-        FileError: a file is missing, damaged, hostile, or of another format.
-    """
-    source = open_source(Path(path), act_fn=act_fn)
-    if source.kind != "nanogpt":
-        raise WeightsError(f"{path}: is not a nanoGPT checkpoint; load it with from_pretrained")
-    return _loaded(source, device=device, dtype=dtype, fused=fused)
-
-
-def save_pretrained(
-    model: GPT2, folder: str | PathLike[str], *, max_shard_size: int = 5 * 2**30, overwrite: bool = False
-) -> None:
-    """Write a folder that ``from_pretrained`` and transformers' ``AutoModelForCausalLM`` can read.
-
-    Args:
-        model: the model; only its weights and configuration are written, not its tokenizer.
-        folder: a new folder, or one that holds no model; its other files stay.
-        max_shard_size: weights of more bytes than this are split into several files.
-        overwrite: replace the model that the folder holds, which may be the one that this model was loaded from.
-
-    Raises:
-        WeightsError: transformers' GPT-2 cannot hold the model (``d_head * n_heads != d_model``, post-norm).
-        FileError: the folder holds a model already, and ``overwrite`` is false.
-
-    Example: see `from_pretrained`.
-    """
-    config, tensors = huggingface.state_to_hf(model.config, _state(model))
-    dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
-    fields = {**huggingface.config_to_hf(config), "dtype": dtype}
-    write_folder(Path(folder), fields, tensors, max_shard_size=max_shard_size, overwrite=overwrite)
 
 
 def from_hf(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
@@ -166,7 +40,7 @@ def from_hf(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
     """
     tensors, config = _parts(model, config, "config")
     ours = huggingface.config_from_hf(config if isinstance(config, Mapping) else config.to_dict())
-    return _filled(ours, huggingface.state_from_hf(ours, tensors), "the model", shared=True, fused=fused)
+    return filled_model(ours, huggingface.state_from_hf(ours, tensors), "the model", shared=True, fused=fused)
 
 
 def to_hf(model: GPT2) -> Any:
@@ -179,6 +53,7 @@ def to_hf(model: GPT2) -> Any:
         ImportError: transformers is not installed.
 
     Example:
+        >>> import torch
         >>> from gptladder import GPT2, GPT2Config
         >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
         >>> hf = to_hf(model)
@@ -186,7 +61,7 @@ def to_hf(model: GPT2) -> Any:
         True
     """
     transformers = _reference("transformers")
-    config, tensors = huggingface.state_to_hf(model.config, _state(model))
+    config, tensors = huggingface.state_to_hf(model.config, weights_of(model))
     hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**huggingface.config_to_hf(config)))
     hf = hf.to(model.embed.W_E.device, model.embed.W_E.dtype)
     _load_all(hf, tensors, may_lack=("lm_head.weight",) if config.tie_word_embeddings else ())
@@ -213,7 +88,7 @@ def from_hooked_transformer(model: Any, config: Any = None, *, fused: bool = Tru
     tensors, cfg = _parts(model, config, "cfg")
     ours = cfg if isinstance(cfg, GPT2Config) else hooked_transformer.config_from_hooked(cfg)
     ours, state = hooked_transformer.state_from_hooked(ours, tensors)
-    return _filled(ours, state, "the model", shared=True, fused=fused)
+    return filled_model(ours, state, "the model", shared=True, fused=fused)
 
 
 def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNPre"] = "LN") -> Any:
@@ -233,7 +108,7 @@ def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNP
     lens = _reference("transformer_lens")
     weight = model.embed.W_E
     fields = hooked_transformer.hooked_config_fields(model.config) | {"normalization_type": normalization_type}
-    tensors = hooked_transformer.state_to_hooked(model.config, _state(model))
+    tensors = hooked_transformer.state_to_hooked(model.config, weights_of(model))
     if normalization_type == "LNPre":
         tensors = hooked_transformer.without_norms(tensors)
     cfg = lens.HookedTransformerConfig(**fields, dtype=weight.dtype, device=str(weight.device), init_weights=False)
@@ -251,6 +126,7 @@ def to_hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
     Like any state dict it shares memory with the model, wherever the layouts allow it.
 
     Example:
+        >>> import torch
         >>> from gptladder import GPT2, GPT2Config
         >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
         >>> state = to_hooked_state_dict(model)
@@ -259,7 +135,7 @@ def to_hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
         >>> torch.equal(from_hooked_transformer(state, model.config).embed.W_E, model.embed.W_E)
         True
     """
-    return dict(hooked_transformer.state_to_hooked(model.config, _state(model)))
+    return dict(hooked_transformer.state_to_hooked(model.config, weights_of(model)))
 
 
 def from_bridge(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
@@ -280,7 +156,7 @@ def from_bridge(model: Any, config: Any = None, *, fused: bool = True) -> GPT2:
     tensors, cfg = _parts(model, config, "cfg")
     ours = cfg if isinstance(cfg, GPT2Config) else bridge.config_from_bridge(cfg)
     ours, state = bridge.state_from_bridge(ours, tensors)
-    return _filled(ours, state, "the model", shared=True, fused=fused)
+    return filled_model(ours, state, "the model", shared=True, fused=fused)
 
 
 def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
@@ -294,13 +170,14 @@ def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
             [out in].
 
     Example:
+        >>> import torch
         >>> from gptladder import GPT2, GPT2Config
         >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
         >>> state = to_bridge_state_dict(model, conv1d=False)
         >>> torch.equal(from_bridge(state, model.config).embed.W_E, model.embed.W_E)
         True
     """
-    return dict(bridge.state_to_bridge(model.config, _state(model), conv1d=conv1d))
+    return dict(bridge.state_to_bridge(model.config, weights_of(model), conv1d=conv1d))
 
 
 def to_bridge(model: GPT2) -> Any:
@@ -311,6 +188,7 @@ def to_bridge(model: GPT2) -> Any:
         ImportError: transformer-lens or transformers is not installed.
 
     Example:
+        >>> import torch
         >>> from gptladder import GPT2, GPT2Config
         >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
         >>> torch.equal(from_bridge(to_bridge(model)).embed.W_E, model.embed.W_E)
@@ -328,63 +206,20 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
         if config is None:
             raise TypeError("a bare state dict needs its configuration: give config")
         return model, config
+    if not hasattr(model, "state_dict"):
+        raise WeightsError(
+            f"a model or its state dict is expected, not {model!r:.60}: GPT2.from_pretrained loads folders and names"
+        )
     state = model.state_dict()
     while not hasattr(model, attribute) and hasattr(model, "module"):  # DistributedDataParallel and others
         model = model.module
+    if any(getattr(tensor, "is_meta", False) for tensor in state.values()):
+        raise WeightsError(
+            f"the {type(model).__name__} is on the meta device, so its weights have no values: load them first"
+        )
+    if config is None and not hasattr(model, attribute):
+        raise WeightsError(f"{type(model).__name__} has no {attribute!r}, so it is no such model; or give its config")
     return state, getattr(model, attribute) if config is None else config
-
-
-def _loaded(source: Source, *, device: torch.device | str | None, dtype: torch.dtype | None, fused: bool) -> GPT2:
-    try:
-        model = _filled(source.config, source.state, source.path, shared=False, device=device, dtype=dtype, fused=fused)
-    except WeightsError as error:
-        raise WeightsError(f"{source.path}: {error}") from None
-    model.tokenizer_source = source.path if source.kind == "tensorflow" else tokenizer_folder(source.path)
-    return model
-
-
-@torch.no_grad()
-def _filled(
-    config: GPT2Config,
-    state: Mapping[str, Tensor],
-    source: object,
-    *,
-    shared: bool,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    fused: bool = True,
-) -> GPT2:
-    """Return a model with weights of its own, made one after the other, so that hardly any is in memory twice.
-
-    Args:
-        config: what the weights fit.
-        state: the weights under our names; each is looked up once.
-        source: what the weights are from, for messages.
-        shared: another program holds the tensors of ``state``, so that all have to be copied.
-        device, dtype: where and as what to hold the weights (default: as in ``state``).
-        fused: as for `GPT2`.
-    """
-    filled: dict[str, Tensor] = {}
-    stored: dict[str, str] = {}
-    for name, tensor in state.items():
-        stored.setdefault(str(tensor.dtype), name)
-        own = tensor.to(device, dtype)
-        own = own.clone(memory_format=torch.contiguous_format) if own is tensor and shared else own.contiguous()
-        if not is_finite(own):
-            check_finite({name: tensor}, source)
-            raise WeightsError(f"{name} holds numbers that are too large for {dtype}; load it in another dtype")
-        filled[name] = own
-    if dtype is None and len(stored) > 1:
-        mixture = ", ".join(f"{name} is {its}" for its, name in sorted(stored.items()))
-        raise WeightsError(f"the weights are not of one dtype ({mixture}): convert them to one")
-    model = unfilled(config, fused=fused)
-    model.load_state_dict(filled, assign=True)
-    return model
-
-
-def unfilled(config: GPT2Config, *, fused: bool = True) -> GPT2:
-    """Return a model in ``eval()`` mode on the meta device: nothing is allocated, and no initial weights are drawn."""
-    return GPT2(config, fused=fused, device="meta").eval()
 
 
 @contextmanager
@@ -394,16 +229,6 @@ def _saved(tokenizer: Tokenizer) -> Iterator[Any]:
         tokenizer.save(folder)
         # TransformerLens's users write special tokens as text, which ours save as text that is split.
         yield _reference("transformers").AutoTokenizer.from_pretrained(folder, split_special_tokens=False)
-
-
-def _state(model: GPT2) -> dict[str, Tensor]:
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for name, tensor in state.items():
-        if tensor.is_meta:
-            raise WeightsError(
-                f"{name} has no values to save: the model was packed for decoding, or is on the meta device"
-            )
-    return state
 
 
 def _load_all(module: nn.Module, tensors: Mapping[str, Tensor], *, may_lack: tuple[str, ...]) -> None:

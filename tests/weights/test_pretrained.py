@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
-from gptladder.ladder.numbers import randomize
+from gptladder.files import FileError
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import (
     CheckpointError,
@@ -31,13 +31,13 @@ from gptladder.weights import (
     from_hf,
     from_hooked_transformer,
     from_pretrained,
-    models,
     save_pretrained,
     to_bridge_state_dict,
     to_hf,
     to_hooked_state_dict,
     to_hooked_transformer,
 )
+from gptladder.weights.convert import convert
 from gptladder.weights.formats import huggingface
 
 from . import support
@@ -52,15 +52,6 @@ transformers.utils.logging.disable_progress_bar()
 def hf_model(source: random.Random, dtype: torch.dtype = torch.float64, **changes: Any) -> transformers.GPT2LMHeadModel:
     config = support.hf_config(draw_case(source).config, source, **changes)
     return support.hf_model(config, source.getrandbits(32), dtype)
-
-
-def our_model(dtype: torch.dtype = torch.float32, **changes: Any) -> GPT2:
-    config = GPT2Config(
-        **{"d_model": 6, "n_layers": 2, "n_heads": 2, "d_mlp": 10, "d_vocab": 11, "n_ctx": 7, **changes}
-    )
-    model = GPT2(config, dtype=dtype)
-    randomize(model, torch.Generator().manual_seed(0))
-    return model.eval()
 
 
 @torch.no_grad()
@@ -177,7 +168,7 @@ def test_what_is_saved_is_read_by_transformers_bit_for_bit(
 
 
 def test_a_bias_on_the_logits_survives_a_folder(tmp_path: Path) -> None:
-    model = our_model(torch.float64, unembed_bias=True)
+    model = support.our_model(torch.float64, unembed_bias=True)
     model.save_pretrained(tmp_path / "model")
     read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", local_files_only=True).eval()
     assert largest_difference(model, read) <= 1e-11
@@ -205,7 +196,7 @@ def sources() -> dict[str, Callable[[GPT2, Path], GPT2]]:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("way", sources())
 def test_a_model_that_comes_in_is_ready(way: str, tied: bool, tmp_path: Path) -> None:
-    model = our_model(tie_word_embeddings=tied)
+    model = support.our_model(tie_word_embeddings=tied)
     hf = to_hf(model)
     for parameter in hf.parameters():
         parameter.requires_grad_(False)
@@ -230,7 +221,7 @@ def test_a_model_that_comes_in_is_ready(way: str, tied: bool, tmp_path: Path) ->
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_choice_of_kernels_reaches_the_layers(fused: bool, tmp_path: Path) -> None:
-    model = our_model()
+    model = support.our_model()
     save_pretrained(model, tmp_path / "model")
     hooked = to_hooked_state_dict(model)
     for loaded in (
@@ -243,7 +234,7 @@ def test_the_choice_of_kernels_reaches_the_layers(fused: bool, tmp_path: Path) -
 
 
 def test_dtype_is_what_is_asked_for(tmp_path: Path) -> None:
-    model = our_model()
+    model = support.our_model()
     save_pretrained(model, tmp_path / "model")
     half = from_pretrained(tmp_path / "model", dtype=torch.bfloat16, device="cpu")
     assert same_model(half, copy.deepcopy(model).to(torch.bfloat16))
@@ -264,29 +255,6 @@ def test_a_mixture_of_dtypes_needs_the_dtype_argument(tmp_path: Path) -> None:
 
 
 # Whose memory it is.
-
-
-def test_models_in_memory_share_nothing() -> None:
-    """Each of the two is changed in turn; the other must not move."""
-    ours = our_model()
-    hf, hooked = to_hf(ours), to_hooked_transformer(ours)
-    state = {name: tensor.clone() for name, tensor in to_bridge_state_dict(ours, conv1d=False).items()}
-    pairs: list[tuple[list[Tensor], GPT2]] = [
-        (list(hf.parameters()), ours),
-        (list(hooked.parameters()), ours),
-        (list(hf.parameters()), from_hf(hf)),
-        (list(hf.parameters()), from_hf(hf.state_dict(), hf.config)),
-        (list(hooked.parameters()), from_hooked_transformer(hooked)),
-        (list(state.values()), from_bridge(state, ours.config)),
-    ]
-    for theirs, model in pairs:
-        mine = [*model.parameters()]
-        for changed, other in ((theirs, mine), (mine, theirs)):
-            before = [tensor.detach().clone() for tensor in other]
-            with torch.no_grad():
-                for tensor in changed:
-                    tensor.add_(1)
-            assert all(torch.equal(tensor, kept) for tensor, kept in zip(other, before, strict=True))
 
 
 def files_in(folder: Path) -> dict[str, str]:
@@ -329,7 +297,7 @@ def test_a_model_can_be_saved_over_the_files_that_it_is_mapped_from(write: Calla
 
 
 def test_a_loaded_model_outlives_its_folder(tmp_path: Path) -> None:
-    model = our_model()
+    model = support.our_model()
     save_pretrained(model, tmp_path / "model")
     loaded = from_pretrained(tmp_path / "model")
     shutil.rmtree(tmp_path / "model")
@@ -453,21 +421,23 @@ def test_a_missing_path_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("changes", "message"), [({"d_head": 5}, r"2 \* 5 is not 6"), ({"norm": "post"}, "post-norm")])
 def test_what_the_format_cannot_hold_leaves_no_folder(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=message):
-        save_pretrained(our_model(**changes), tmp_path / "model")
+        save_pretrained(support.our_model(**changes), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("convert", [to_hf, to_hooked_transformer])
-def test_a_library_that_is_not_installed_is_named(convert: Callable[[GPT2], Any], monkeypatch: Any) -> None:
-    for name in ("transformers", "transformer_lens"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"is not installed: pip install 'gptladder\[reference\]'"):
-        convert(our_model())
+@pytest.mark.parametrize("dtype", ["float16", "auto", torch.int8, torch.complex64, torch.float8_e4m3fn])
+def test_a_dtype_that_weights_cannot_have_is_refused(tmp_path: Path, dtype: Any) -> None:
+    support.our_model().save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"it can be torch\.float64, torch\.float32"):
+        from_pretrained(tmp_path, dtype=dtype)
 
 
-def test_a_reference_with_other_parameters_than_ours_is_refused() -> None:
-    """A later version of transformers or TransformerLens, perhaps: nothing may stay unset, or be dropped."""
-    layer = torch.nn.Linear(2, 3)
-    with pytest.raises(WeightsError, match="version of Linear has other parameters than ours: scale, bias"):
-        models._load_all(layer, {"weight": torch.ones(3, 2), "scale": torch.ones(1)}, may_lack=())
-    models._load_all(layer, {"weight": torch.ones(3, 2)}, may_lack=("bias",))
+def test_a_model_is_not_written_over_the_settings_of_a_run(tmp_path: Path) -> None:
+    run_settings = '{"format": "gptladder-run", "version": 2}'
+    (tmp_path / "config.json").write_text(run_settings)
+    with pytest.raises(FileError, match="is the folder of a training run"):
+        save_pretrained(support.our_model(), tmp_path, overwrite=True)
+    support.our_model().save_pretrained(tmp_path / "final")
+    with pytest.raises(FileError, match="is the folder of a training run"):
+        convert(tmp_path / "final", tmp_path, to="hf", overwrite=True)
+    assert (tmp_path / "config.json").read_text() == run_settings

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components.kernels import linear, set_onednn_products
-from gptladder.training import kernels
-from gptladder.training.kernels import Trial, computing_by, settle, try_onednn
+from gptladder.training import precision
 from gptladder.training.loss import NextTokenLoss
+from gptladder.training.precision import Trial, computing_by, settle, try_onednn
 from gptladder.training.presets import PRESETS
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def test_second_derivatives_are_refused_not_wrong(by_onednn: None) -> None:
 def test_auto_takes_onednn_if_it_is_accurate_and_not_slower_or_recorded(
     monkeypatch: pytest.MonkeyPatch, trial: Trial, recorded: dict[str, str] | None, expected: str
 ) -> None:
-    monkeypatch.setattr(kernels, "try_onednn", lambda: trial)
+    monkeypatch.setattr(precision, "try_onednn", lambda: trial)
     assert settle(PLAIN, CPU, recorded).optim.products == expected
 
 
@@ -103,7 +103,7 @@ def test_auto_takes_onednn_if_it_is_accurate_and_not_slower_or_recorded(
 def test_auto_takes_bfloat16_if_it_is_much_faster_or_recorded(
     monkeypatch: pytest.MonkeyPatch, speedup: float, recorded: dict[str, str] | None, expected: str
 ) -> None:
-    monkeypatch.setattr(kernels, "bf16_speedup", lambda device: speedup)
+    monkeypatch.setattr(precision, "bf16_speedup", lambda device: speedup)
     settled = settle(PLAIN.replace(precision="auto"), CPU, recorded)
     assert settled.optim.precision == expected
     if expected == "bf16":
@@ -111,10 +111,10 @@ def test_auto_takes_bfloat16_if_it_is_much_faster_or_recorded(
 
 
 def test_an_explicit_choice_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "try_onednn", lambda: Trial(accurate=True, speedup=9.0))
+    monkeypatch.setattr(precision, "try_onednn", lambda: Trial(accurate=True, speedup=9.0))
     assert settle(PLAIN.replace(products="default"), CPU, None).optim.products == "default"
     assert settle(PLAIN.replace(compile=True), CPU, None).optim.products == "default"
-    monkeypatch.setattr(kernels, "try_onednn", lambda: Trial(accurate=False, speedup=9.0))
+    monkeypatch.setattr(precision, "try_onednn", lambda: Trial(accurate=False, speedup=9.0))
     with pytest.raises(ValueError, match="products=onednn is less accurate than float32 on this processor"):
         settle(PLAIN.replace(products="onednn"), CPU, None)
 

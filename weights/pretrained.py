@@ -1,0 +1,149 @@
+"""Load models from folders, files and the hub, and save them in folders.
+
+A loaded model is in ``eval()`` mode and has memory of its own. Loading is strict: a key that is missing, left over or
+of another shape raises an error that names it.
+"""
+
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from ..assembly.model import GPT2
+from ..components.mlp import ActFn
+from .building import filled_model, weights_of
+from .files.write import write_folder
+from .formats import huggingface
+from .layout import WeightsError
+from .sources import Source, open_source, open_tensorflow, refuse_run, resolve, tokenizer_folder
+
+
+def from_pretrained(
+    name_or_folder: str | PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    fused: bool = True,
+) -> GPT2:
+    """Load a model from a folder or file in any format that `open_source` knows, or from the hub by name.
+
+    Args:
+        name_or_folder: a folder with ``config.json`` and weights (``model.safetensors`` or ``pytorch_model.bin``,
+            sharded or not); a training run's folder or one of its snapshots; a nanoGPT checkpoint; or a name such as
+            ``gpt2``, ``gpt2-xl``, ``distilgpt2``, ``someone/model``, whose files are fetched once and then cached.
+        revision: branch, tag or commit on the hub.
+        token: for models that need one.
+        local_files_only: do not use the network.
+        device: where to hold the weights (default: the CPU).
+        dtype: what to hold them as (default: as they are stored).
+        fused: as for `GPT2`.
+
+    Returns:
+        The model. Its `tokenizer` is the folder's, read when it is first needed.
+
+    Raises:
+        WeightsError: the weights or the configuration do not make a GPT-2.
+        FileError: a file is missing, damaged or hostile, or changes while it is read.
+        HubError: the name cannot be fetched.
+
+    Example:
+        >>> import tempfile
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=6))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     again = from_pretrained(folder)
+        >>> torch.equal(again.embed.W_E, model.embed.W_E)
+        True
+    """
+    path = resolve(name_or_folder, revision=revision, token=token, local_files_only=local_files_only)
+    return _loaded(open_source(path), device=device, dtype=dtype, fused=fused)
+
+
+def from_tensorflow(
+    folder: str | PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    fused: bool = True,
+) -> GPT2:
+    """Load a model from OpenAI's TensorFlow checkpoint: ``hparams.json``, ``checkpoint`` and ``model.ckpt.*``.
+
+    `gptladder.tokenizer.load_tokenizer` loads its tokenizer from the same folder. Example: see `from_pretrained`.
+
+    Args:
+        device, dtype, fused: as for `from_pretrained`.
+
+    Raises:
+        WeightsError: the weights or sizes do not make a GPT-2.
+        FileError: a file is missing, damaged, or of another format.
+        ImportError: tensorflow is not installed.
+    """
+    path = Path(folder)
+    try:
+        source = open_tensorflow(path)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    return _loaded(source, device=device, dtype=dtype, fused=fused)
+
+
+def from_nanogpt(
+    path: str | PathLike[str],
+    *,
+    act_fn: ActFn | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    fused: bool = True,
+) -> GPT2:
+    """Load a model from a nanoGPT checkpoint, ``ckpt.pt``. Example: see `from_pretrained`, which reads it too.
+
+    Args:
+        act_fn: activation of the program that trained it, which nanoGPT does not record (default: ``gelu``, as nanoGPT
+            computes since June 2023; before that it was ``gelu_new``).
+        device, dtype, fused: as for `from_pretrained`.
+
+    Raises:
+        WeightsError: the weights or sizes do not make a GPT-2.
+        FileError: a file is missing, damaged, hostile, or of another format.
+    """
+    source = open_source(Path(path), act_fn=act_fn)
+    if source.kind != "nanogpt":
+        raise WeightsError(f"{path}: is not a nanoGPT checkpoint; load it with from_pretrained")
+    return _loaded(source, device=device, dtype=dtype, fused=fused)
+
+
+def save_pretrained(
+    model: GPT2, folder: str | PathLike[str], *, max_shard_size: int = 5 * 2**30, overwrite: bool = False
+) -> None:
+    """Write a folder that ``from_pretrained`` and transformers' ``AutoModelForCausalLM`` can read.
+
+    Args:
+        model: the model; only its weights and configuration are written, not its tokenizer.
+        folder: a new folder, or one that holds no model; its other files stay.
+        max_shard_size: weights of more bytes than this are split into several files.
+        overwrite: replace the model that the folder holds, which may be the one that this model was loaded from.
+
+    Raises:
+        WeightsError: transformers' GPT-2 cannot hold the model (``d_head * n_heads != d_model``, post-norm).
+        FileError: the folder holds a model already, and ``overwrite`` is false.
+
+    Example: see `from_pretrained`.
+    """
+    refuse_run(Path(folder))
+    config, tensors = huggingface.state_to_hf(model.config, weights_of(model))
+    dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
+    fields = {**huggingface.config_to_hf(config), "dtype": dtype}
+    write_folder(Path(folder), fields, tensors, max_shard_size=max_shard_size, overwrite=overwrite)
+
+
+def _loaded(source: Source, *, device: torch.device | str | None, dtype: torch.dtype | None, fused: bool) -> GPT2:
+    config, state, path = source.config, source.state, source.path
+    try:
+        model = filled_model(config, state, path, shared=False, device=device, dtype=dtype, fused=fused)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    model.tokenizer_source = path if source.kind == "tensorflow" else tokenizer_folder(path)
+    return model
