@@ -108,7 +108,7 @@ class Matched:
             pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
             complete = bool(pieces) and _within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
             for seen in pieces:
-                # Scores that are hidden are infinite: what is left of them says nothing of the mask.
+                # Scores that are hidden are infinite: what is left of them does not show the mask.
                 finite = seen.numbers.size == seen.event.value.numel()
                 seen.good |= complete or finite or quantity.visible is not None
                 seen.is_ += [quantity] if complete else []
