@@ -67,15 +67,16 @@ def as_batch(
     """
     if input is None:
         raise ValueError("the model was called without an input: give it tokens or a text")
-    if not isinstance(input, Tensor) and hasattr(input, "tolist"):  # NumPy's and pandas'
-        input = input.tolist()
-    if isinstance(input, list | tuple) and input and all(_holds_ids(item) for item in input):
-        input = torch.tensor(_plain(input), dtype=torch.int64, device=model.device)
-    if isinstance(input, Tensor):
-        return (input[None] if input.dim() == 1 else input), padding_mask
+    given: Any = input
+    if not isinstance(given, Tensor) and hasattr(given, "tolist"):  # NumPy's and pandas'
+        given = given.tolist()
+    if isinstance(given, list | tuple) and given and all(_holds_ids(item) for item in given):
+        given = torch.tensor(_plain(given), dtype=torch.int64, device=model.device)
+    if isinstance(given, Tensor):
+        return (given[None] if given.dim() == 1 else given), padding_mask
     if padding_mask is not None:
         raise ValueError("texts are padded here: leave out padding_mask, or give the tokens that it is of")
-    rows = [_ids(model, text, prepend_bos) for text in _texts(input)]
+    rows = [_ids(model, text, prepend_bos) for text in _texts(given)]
     longest = max(map(len, rows))
     if longest > model.config.n_ctx:
         raise ValueError(
