@@ -11,7 +11,7 @@ from ..components.taps import act_name
 from .labelled import Labelled
 from .prompt import Text, Texts, read_prompt, read_prompts
 
-Metric = Callable[[Tensor], Tensor]
+Metric = Callable[[Tensor], Tensor | float]
 """Logits [batch seq d_vocab] to one number for each row, [batch], or to one number, as TransformerLens's metrics."""
 
 Site = Literal["resid_pre", "resid_mid", "attn_out", "mlp_out", "q", "k", "v", "z"]

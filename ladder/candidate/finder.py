@@ -51,7 +51,7 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
             why: list[str] = []
             missing = _fits(cls, rung, namespace, chosen, why)
             if missing is None:
-                unfit.setdefault(name, (rung, *why))
+                unfit.setdefault(name, (rung, "; ".join(why)))
             else:
                 used = _used(name, classes)
                 # Of several models the outermost, of other layers the one that is used.

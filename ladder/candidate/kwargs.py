@@ -53,11 +53,11 @@ def _looked_up(constructor: Callable[..., Any], rest: str) -> Iterator[inspect.P
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key))) if name == rest:
                 yield inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY)
             case ast.Call(
-                func=ast.Attribute(value=ast.Name(id=name), attr="get" | "pop" | "setdefault"),
+                func=ast.Attribute(value=ast.Name(id=name), attr=("get" | "pop" | "setdefault") as method),
                 args=[ast.Constant(value=str(key)), *default],
             ) if name == rest and key.isidentifier():
                 value = default[0].value if default and isinstance(default[0], ast.Constant) else None
-                required = not default and node.func.attr == "pop"
+                required = not default and method == "pop"
                 given = inspect.Parameter.empty if required else value
                 yield inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=given)
             case _:

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -102,7 +102,7 @@ class Sandbox:
         """Return the reply of the layer of the request's rung."""
         return next(self.replies([request]))
 
-    def replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
+    def replies(self, requests: Iterable[Request]) -> Generator[Reply]:
         """Yield the reply to each request.
 
         While the caller reads one reply, and makes the request after the next, the layer works on the next.

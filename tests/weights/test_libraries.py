@@ -92,7 +92,7 @@ def test_a_model_with_other_layers_is_not_saved_in_part(tmp_path: Path) -> None:
             self.base, self.A = layer, nn.Linear(6, 6)
 
     adapted, cut, extended = our_model(), our_model(), our_model()
-    adapted.blocks[1].mlp = Adapted(adapted.blocks[1].mlp)
+    adapted.blocks[1].mlp = Adapted(adapted.blocks[1].mlp)  # pyright: ignore[reportAttributeAccessIssue]
     del cut.blocks[1]
     extended.head = nn.Linear(6, 2)
     for model, name in ((adapted, "blocks.1.mlp.A.bias"), (cut, "blocks.1.attn.W_O"), (extended, "head.bias")):
@@ -105,7 +105,7 @@ def test_a_model_with_other_layers_is_not_saved_in_part(tmp_path: Path) -> None:
 def test_a_model_whose_blocks_are_compiled_is_saved(tmp_path: Path) -> None:
     model = our_model()
     expected = to_hooked_state_dict(model)
-    model.blocks[0] = torch.compile(model.blocks[0], backend="eager")
+    model.blocks[0] = torch.compile(model.blocks[0], backend="eager")  # pyright: ignore[reportArgumentType]
     found = to_hooked_state_dict(model)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
