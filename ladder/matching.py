@@ -51,6 +51,7 @@ class Seen:
         is_: the quantities that it holds.
         good: its numbers are right: those of a quantity, of a parameter, or right ones moved.
         depends: it depends on the layer's input or parameters.
+        piece: its numbers are some of a quantity's: those of one head, say.
     """
 
     event: Event
@@ -59,6 +60,7 @@ class Seen:
     is_: list[Quantity]
     good: bool = False
     depends: bool = False
+    piece: bool = False
 
 
 class Matched:
@@ -110,7 +112,8 @@ class Matched:
             for seen in pieces:
                 # Scores that are hidden are infinite: what is left of them does not show the mask.
                 finite = seen.numbers.size == seen.event.value.numel()
-                seen.good |= complete or finite or quantity.visible is not None
+                seen.piece = complete or finite or quantity.visible is not None
+                seen.good |= seen.piece
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
@@ -134,7 +137,7 @@ class Matched:
 
     def culprit(self) -> Seen | None:
         """Return the first event that is wrong: no quantity, on the way to none, and needed for the output."""
-        leading = self.sources(seen.index for seen in self.seen if seen.is_)
+        leading = self.sources(seen.index for seen in self.seen if seen.is_ or seen.piece)
         used = self.sources([self.last] if self.whole else range(len(self.seen)))
         suspects = [
             seen

@@ -1,6 +1,7 @@
 """The user's layer: built for given sizes, filled with given parameters, run forwards and backwards."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -232,11 +233,10 @@ class Candidate:
         masks = masks_of(layer)
         # The likeliest ways come first: of a wrong layer only the first are looked into.
         self._ways = len(reading) * len(masks)
-        asked = min(request.layout, self._ways - 1)
-        if masks[0]:
-            which, mask = divmod(asked, len(masks))
-        else:  # it can do without one
-            mask, which = divmod(asked, len(reading))
+        every = itertools.product(range(len(reading)), range(len(masks)))
+        # Among the first are both every mask and the likely layouts.
+        ways = sorted(every, key=lambda way: way[0] + 2 * way[1]) if len(masks) > 1 else list(every)
+        which, mask = ways[min(request.layout, self._ways - 1)]
         layout = reading[which]
         self._reading, self._oddity = layout.label, layout.oddity
         return layout, masks[mask]
