@@ -138,15 +138,15 @@ def _sample(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int, see
     return prompt + completions[0].text
 
 
-def _documents(text: str) -> Iterator[Iterator[str]]:
+def _documents(text: str, encoding: str | None) -> Iterator[Iterator[str]]:
     """Return the documents of a text for ``evaluate``: of a file or folder, read as ``train`` does, or of "-"."""
     corpus = importlib.import_module(".training.data.corpus", __package__)
     if text != "-":
-        return corpus.TextFiles(os.path.expanduser(text)).documents()
-    return _standard_input(corpus)
+        return corpus.TextFiles(os.path.expanduser(text), encoding=encoding).documents()
+    return _standard_input(corpus, encoding)
 
 
-def _standard_input(corpus: Any) -> Iterator[Iterator[str]]:
+def _standard_input(corpus: Any, encoding: str | None) -> Iterator[Iterator[str]]:
     """Yield the documents of standard input, by way of a file: it may be larger than memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "standard input"
@@ -154,7 +154,7 @@ def _standard_input(corpus: Any) -> Iterator[Iterator[str]]:
             shutil.copyfileobj(sys.stdin.buffer, file)
         if not path.stat().st_size:
             raise ValueError("standard input is empty: give a text to evaluate on")
-        yield from corpus.TextFiles(path).documents()
+        yield from corpus.TextFiles(path, encoding=encoding).documents()
 
 
 # What a command takes from a part of the package that its own part does not import.
@@ -191,7 +191,9 @@ def _completion(arguments: list[str]) -> int:
 
 
 def _prepare_streams() -> None:
-    """Make printing never fail: a closed stream is replaced, and a character that an encoding lacks is escaped."""
+    """Replace closed streams, and escape what an encoding lacks, so that reading and printing never fail."""
+    if sys.stdin is None:  # closed by the shell: `gptladder … <&-`; it is empty
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 (open until the process ends)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: `gptladder … >&-`

@@ -28,7 +28,7 @@ def pick_device(name: str | None = None) -> torch.device:
         ) from None
     if not present.get(device.type):
         there = ", ".join(kind for kind, is_there in present.items() if is_there)
-        raise ValueError(f"there is no {device.type} here: this machine has {there}")
+        raise ValueError(f"there is no device {name!r} here: this machine has {there}")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda" and device.index >= torch.cuda.device_count():

@@ -17,6 +17,9 @@ MAX_JSON_BYTES = 25_000_000
 """Largest JSON file that is read. The largest genuine one here, GPT-2's ``tokenizer.json``, has 4 MB."""
 
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
 class FileError(ValueError):
     """A file or folder that cannot or must not be read. The message names it, the fault, and the fix in one line.
 
@@ -53,9 +56,23 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
     if (size := file_size(path)) > limit:
         raise FileError(f"{path}: has {size:,} bytes, where at most {limit:,} are expected; fetch it or save it again")
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from error
+    refuse_pointer(path, content)
+    return content
+
+
+def refuse_pointer(path: Path, start: bytes) -> None:
+    """Raise FileError if a file that begins with ``start`` is only a pointer to the real one: a clone without Git LFS.
+
+    Example:
+        >>> refuse_pointer(Path("model.safetensors"), b"version https://git-lfs.github.com/spec/v1")
+        Traceback (most recent call last):
+        gptladder.files.FileError: model.safetensors: is a pointer of Git LFS, not the file itself; run git lfs pull
+    """
+    if start.startswith(_LFS_POINTER):
+        raise FileError(f"{path}: is a pointer of Git LFS, not the file itself; run git lfs pull")
 
 
 def read_json(path: Path, *, limit: int | None = None) -> dict[str, Any]:

@@ -28,6 +28,16 @@ _PATHS = frozenset(
     }
 )  # fmt: skip
 
+# What users of nanoGPT and transformers type, and its name here.
+_ELSEWHERE = {
+    "--learning-rate": "--lr", "--block-size": "--n-ctx", "--n-embd": "--d-model", "--max-iters": "--max-steps",
+    "--epochs": "--max-epochs", "--num-train-epochs": "--max-epochs", "--eval-interval": "--eval-every",
+    "--dataset": "--corpus", "--data": "--corpus", "--text": "--corpus", "--input": "--corpus",
+    "--out-dir": "--runs-dir", "--output-dir": "--runs-dir", "--num-samples": "--n", "--num-return-sequences": "--n",
+    "--max-length": "--max-new-tokens", "--num-beams": "--beams", "--model-name-or-path": "--model",
+    "--checkpoint": "--model",
+}  # fmt: skip
+
 _BOX = re.compile(r"^[│╭╰]\s?|\s*[│╮╯]$")
 _RULE = re.compile(r"^[─\-]{8,}$")
 _OPTION = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
@@ -61,8 +71,14 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = 
     except SystemExit as stopped:
         if stopped.code in (None, 0):
             raise
-        known = _known_options(kind, prog, rest)
-        message = _unknown_option(argv, known) or _sentence(errors.getvalue())
+        described = _help_text(kind, prog, rest)
+        known = _known_options(described)
+        if "positional arguments" in described:
+            texts, stray = "; put a text that begins with - last, after --", "put a text of several words in quotes"
+        else:
+            texts, stray = "", "each value stands after the name of its option"
+            stray += ", such as --corpus TEXT" if "--corpus" in known else ""
+        message = _unknown_option(argv, known, texts) or _sentence(errors.getvalue(), stray)
     else:
         sys.stderr.write(errors.getvalue())
         return options
@@ -196,32 +212,49 @@ def _with_home(argv: Sequence[str]) -> Iterator[str]:
         path_follows = word.replace("_", "-") in _PATHS
 
 
-def _known_options(kind: type[Any], prog: str, rest: dict[str, Any]) -> list[str]:
-    """Return the names of all options, read off the help text: tyro has no public list of them."""
+def _help_text(kind: type[Any], prog: str, rest: dict[str, Any]) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], prog=prog, config=(tyro.conf.OmitArgPrefixes,), **rest)
+    return text.getvalue()
+
+
+def _known_options(described: str) -> list[str]:
+    """Return the names of all options, read off the help text: tyro has no public list of them."""
     # An option stands at the beginning of its line; its help text may mention others.
-    lines = (_BOX.sub("", line).strip() for line in text.getvalue().splitlines())
+    lines = (_BOX.sub("", line).strip() for line in described.splitlines())
     return sorted({option for line in lines if line.startswith("-") for option in _OPTION.findall(line)} | {"--help"})
 
 
-def _unknown_option(argv: Sequence[str], known: Sequence[str]) -> str:
-    """Return what is wrong with the first option that the command does not have, or "" if it has all."""
+def _unknown_option(argv: Sequence[str], known: Sequence[str], texts: str) -> str:
+    """Return what is wrong with the first option that the command does not have, or "" if it has all.
+
+    Args:
+        argv: the command line.
+        known: the command's options.
+        texts: how a text that looks like an option is given; empty if the command takes no text.
+    """
     for word in argv:
         name = word.partition("=")[0].replace("_", "-")
         if word == "--":
             break
         if re.fullmatch(r"--?[A-Za-z][\w-]*", name):
             if name not in known:
-                hint = nearest(name, known) or "; put a text that begins with - last, after --"
-                return f"there is no option {name}{hint}"
+                elsewhere = _ELSEWHERE.get(name)
+                likely = [option for option in known if option != "--help" or name.startswith("--h")]
+                hint = f"; did you mean {elsewhere}?" if elsewhere in known else nearest(name, likely)
+                return f"there is no option {name}{hint or texts}"
         elif word.startswith("--"):
-            return f"{word!r} is no option: put a text that begins with -- last, after --"
+            return f"{word!r} is no option" + (": put a text that begins with -- last, after --" if texts else "")
     return ""
 
 
-def _sentence(text: str) -> str:
-    """Return tyro's message without its box, its help text and its layout, in words for users of the command line."""
+def _sentence(text: str, stray: str) -> str:
+    """Return tyro's message without its box, its help text and its layout, in words for users of the command line.
+
+    Args:
+        text: the message.
+        stray: what to do about a word that no option takes.
+    """
     title = ""
     parts: list[list[str]] = [[]]
     for line in text.splitlines():
@@ -238,11 +271,24 @@ def _sentence(text: str) -> str:
     if title == "Required options":
         missing = [line for line in parts[0][1:] if re.match(r"--[a-z]|[A-Z][A-Z|]+$", line)]
         return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing"
+    if found := re.fullmatch(r"Unrecognized options: ?(.*)", first):
+        return f"there is no use for {found[1] or repr('')}: {stray}"
+    if found := re.match(_NO_TYPE, first):
+        return f"{found[1]} takes {_kinds(found[2])}, not {found[3]!r}"
     for pattern, words in _WORDINGS:
         if found := re.fullmatch(pattern, first, flags=re.DOTALL):
             return words.format(*found.groups())
     return first or text.strip() or "the command line cannot be read"
 
+
+def _kinds(metavar: str) -> str:
+    """Return in words what an option of several types takes, such as ``{None}|INT|{epoch}``."""
+    words = {"INT": "a whole number", "FLOAT": "a number"}
+    kinds = [words.get(kind, kind.strip("{}").replace(",", ", ")) for kind in metavar.split("|") if kind != "{None}"]
+    return " or ".join(kinds)
+
+
+_NO_TYPE = r"Error parsing (--?\S+): no type matching (\S+) could be instantiated from \['(.*?)'\]"
 
 _WORDINGS = [
     (r"Error parsing (--?\S+): invalid literal for int\(\) with base 10: (.*)", "{0} takes a whole number, not {1}"),
@@ -250,5 +296,4 @@ _WORDINGS = [
     (r"Error parsing \S+: (.*)", "{0}"),
     (r"invalid choice '(.*)' for argument '(--?\S+)'\. Expected one of \((.*?),?\)\.", "{1} is '{0}'; it can be {2}"),
     (r"Missing value for argument '(\S+)'\. Expected 1 values\.", "{0} needs a value"),
-    (r"Unrecognized options: (.*)", "there is no use for {0}: put a text of several words in quotes"),
 ]

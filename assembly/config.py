@@ -1,6 +1,7 @@
 """The configuration of a GPT-2: sizes, and the few choices that change the arithmetic."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -83,8 +84,8 @@ class GPT2Config:
             if not 0 <= getattr(self, probability) < 1:
                 raise ValueError(f"{probability} is {getattr(self, probability)}; it must be in [0, 1)")
         for positive in ("layer_norm_eps", "init_range"):
-            if not getattr(self, positive) > 0:
-                raise ValueError(f"{positive} is {getattr(self, positive)}; it must be above 0")
+            if not 0 < getattr(self, positive) < math.inf:
+                raise ValueError(f"{positive} is {getattr(self, positive)}; it must be a finite number above 0")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "GPT2Config":

@@ -143,7 +143,7 @@ class HookedModel(nn.Module):
 
         ``model(residual, start_at_layer=0)`` goes on from the first.
         """
-        mask = None if attention_mask is None else attention_mask.bool()
+        mask = None if attention_mask is None else text.as_padding_mask(attention_mask, None)
         tokens, mask = text.as_batch(self, input, mask, prepend_bos, padding_side)
         return self(tokens, padding_mask=mask, stop_at_layer=0), tokens, None, mask
 

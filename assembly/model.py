@@ -71,6 +71,10 @@ class GPT2(HookedModel):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, GPT2Config):
+            raise TypeError(
+                f"GPT2 is made from a GPT2Config, not from {config!r:.60}; GPT2.from_pretrained loads a model by name"
+            )
         self.config = config
         self.d_vocab = config.d_vocab
         self.checkpoint_blocks = False

@@ -6,7 +6,7 @@ position as a resting place for attention.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -67,10 +67,12 @@ def as_batch(
     """
     if input is None:
         raise ValueError("the model was called without an input: give it tokens or a text")
+    if not isinstance(input, Tensor) and hasattr(input, "tolist"):  # NumPy's and pandas'
+        input = input.tolist()
+    if isinstance(input, list | tuple) and input and all(_holds_ids(item) for item in input):
+        input = torch.tensor(_plain(input), dtype=torch.int64, device=model.device)
     if isinstance(input, Tensor):
         return (input[None] if input.dim() == 1 else input), padding_mask
-    if not isinstance(input, str) and len(input) and all(isinstance(item, int) for item in input):
-        return torch.tensor([list(input)], device=model.device), padding_mask
     if padding_mask is not None:
         raise ValueError("texts are padded here: leave out padding_mask, or give the tokens that it is of")
     rows = [_ids(model, text, prepend_bos) for text in _texts(input)]
@@ -87,11 +89,37 @@ def as_padding_mask(attention_mask: Tensor, padding_mask: Tensor | None) -> Bool
     """Return an attention mask of numbers, as TransformerLens and transformers have it, as our padding mask.
 
     Raises:
-        ValueError: there is a padding mask too.
+        ValueError: there is a padding mask too; the mask has other numbers than 0 and 1.
     """
     if padding_mask is not None:
         raise ValueError("attention_mask means what padding_mask means: give one of padding_mask and attention_mask")
-    return attention_mask.bool()
+    mask = torch.as_tensor(attention_mask)
+    # A mask that is added to scores (0 at tokens, -10000 at padding) would mean its opposite.
+    if mask.dtype != torch.bool and not torch.compiler.is_compiling() and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            f"attention_mask has numbers from {mask.min():g} to {mask.max():g}; it must be 1 at tokens and 0 at padding"
+        )
+    return mask.bool()
+
+
+def one_row(tokens: Any) -> list[int]:
+    """Return the ids of one text's tokens, which may be in a list, a tensor or an array, [seq] or [1 seq].
+
+    Raises:
+        ValueError: several rows, or other things than whole numbers.
+
+    Example:
+        >>> one_row(torch.tensor([[3, 1]])), one_row([3, 1])
+        ([3, 1], [3, 1])
+    """
+    ids = _plain(tokens)
+    if isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], list):
+        ids = ids[0]
+    if isinstance(ids, int) or not all(isinstance(i, int) for i in ids):
+        raise ValueError(
+            f"the tokens of one text are expected, [seq] or [1 seq], not {tokens!r:.60}: give one text at a time"
+        )
+    return ids
 
 
 def to_tokens(
@@ -265,7 +293,12 @@ def tokenizer_of(model: ReadsText) -> Tokenizer:
 
 
 def _texts(input: str | Sequence[Any]) -> list[str]:
-    texts = [input] if isinstance(input, str) else list(input)
+    if isinstance(input, Mapping):  # its keys would be read as texts
+        raise ValueError(
+            f"a text or tokens are expected, not a {type(input).__name__}: if a tokenizer of transformers returned it, "
+            "give its ['input_ids'], and attention_mask=… beside it"
+        )
+    texts = list(input) if isinstance(input, Iterable) and not isinstance(input, str) else [input]
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"text is expected, or a list of texts, not {type(text).__name__}: {text!r:.40}")
@@ -320,11 +353,15 @@ def _padded(model: ReadsText, rows: list[list[int]], padding_side: PaddingSide |
     return Batch(tokens, torch.tensor(is_token, device=model.device))
 
 
+def _holds_ids(item: Any) -> bool:
+    return isinstance(item, int | float | list | tuple) or hasattr(item, "tolist")
+
+
 def _plain(tokens: Any) -> Any:
     """Return tokens as a number, a list, or a list of lists, whatever holds them."""
     plain = tokens.tolist() if hasattr(tokens, "tolist") else tokens
-    if isinstance(plain, list | tuple):
+    if isinstance(plain, list | tuple | range):
         return [_plain(item) for item in plain]
-    if isinstance(plain, int | float) and plain == int(plain):
+    if isinstance(plain, int | float) and not isinstance(plain, bool) and plain % 1 == 0:  # not of NaN or infinity
         return int(plain)
     raise ValueError(f"token ids are expected, not {plain!r:.40}")

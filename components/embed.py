@@ -56,6 +56,8 @@ class Embed(nn.Module):
             ValueError: a token outside the vocabulary. (On a GPU the device raises its own error: to check the tokens
                 first would stall every step.)
         """
+        if tokens.dtype not in (torch.int64, torch.int32):  # PyTorch looks up no others
+            tokens = tokens.long()
         try:
             return F.embedding(tokens, self.W_E)
         except IndexError:

@@ -32,7 +32,6 @@ from types import FunctionType
 from typing import Any, TypeVar, cast
 
 import torch
-from beartype import beartype
 from jaxtyping import TypeCheckError, jaxtyped
 from torch import Tensor
 
@@ -87,7 +86,14 @@ def shape_checked(method: F) -> F:
         ...
         jaxtyping.TypeCheckError: Type-check error whilst checking the parameters of ...
     """
-    checked = jaxtyped(typechecker=beartype)(method)
+
+    @functools.cache
+    def checked() -> Callable[..., Any]:
+        """Return the method with the check. It is made for the first call, since beartype takes long to import."""
+        from beartype import beartype
+
+        return jaxtyped(typechecker=beartype)(method)
+
     sizes = sorted(set(re.findall(r"\{self\.(\w+)\}", str(inspect.signature(method)))))
 
     @functools.wraps(method)
@@ -99,7 +105,7 @@ def shape_checked(method: F) -> F:
         if shapes in seen:
             return method(self, *args, **kwargs)
         try:
-            result = checked(self, *args, **kwargs)
+            result = checked()(self, *args, **kwargs)
         except TypeCheckError as error:
             if sizes and not hasattr(error, "sizes"):  # a layer inside this one may have named its sizes already
                 error.sizes = {name: getattr(self, name) for name in sizes}  # pyright: ignore[reportAttributeAccessIssue]

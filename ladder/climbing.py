@@ -10,17 +10,22 @@ from typing import Any
 import torch
 
 from .candidate.finder import rungs_of
-from .candidate.layer import Candidate, Reply, Request
+from .candidate.layer import Candidate
 from .candidate.limits import Limits
 from .candidate.sandbox import Sandbox
 from .candidate.source import CandidateError, Code
 from .report.notebook import ShownClimb
 from .results import Climb, Hint, Tried
-from .rungs import RUNGS
+from .rungs import RUNGS, Rung
 from .trying import try_layer
+from .under_test import Ask
 
 Layer = str | Callable[..., Any]
 
+_NO_LAYER = (
+    "no layer was given: give a file, such as my_file.py, or a layer, such as --attention my.py:Attention "
+    "(attention=… in Python)"
+)
 _DTYPES = {None: None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -84,24 +89,17 @@ def climb(
     given = (embed, pos_embed, layer_norm or layernorm, attention, mlp, block, unembed, model)
     layers = {rung.name: layer for rung, layer in zip(RUNGS, given, strict=True) if layer is not None}
     if not layers and not sources:
-        raise ValueError(
-            "no layer was given: give a file, such as my_file.py, or a layer, such as --attention my.py:Attention "
-            "(attention=… in Python)"
-        )
+        raise ValueError(_NO_LAYER)
     _check(cases, time_limit, hint, reference, dtype)
+    library = None if reference == "gptladder" else reference
     climbed = ShownClimb(hint=hint)
     with _Bench(layers, sources, time_limit, dict(chosen or {}), limits, copy_process, only) as bench:
         bench.ready()
         climbed.taken, climbed.left_out = bench.taken, bench.left_out
-        for rung in RUNGS:
-            if rung.name not in bench.shown or only not in (None, rung.name):
-                continue
+        for rung in bench.rungs:
             on_start(rung.name)
-            library = None if reference in (None, "gptladder") else reference
-            name = bench.shown[rung.name]
-            tried = try_layer(
-                rung, bench.respond, name, reference=library, number=cases, seed=seed, dtype=_DTYPES[dtype]
-            )
+            layer, name, precision = bench.layer(rung.name), bench.shown[rung.name], _DTYPES[dtype]
+            tried = try_layer(rung, layer, name, reference=library, number=cases, seed=seed, dtype=precision)
             climbed.rungs.append(tried)
             on_end(tried)
             if not tried.passed:
@@ -149,7 +147,7 @@ class _Bench:
         self.taken: dict[str, str] = {}
         self.left_out: tuple[str, ...] = ()
         self.here: dict[str, Candidate] = {}
-        self._file = ""
+        self._file, self._only = "", only
         for rung, layer in layers.items():
             if not isinstance(layer, str):
                 self._place(rung, layer, chosen)
@@ -177,21 +175,24 @@ class _Bench:
         self.left_out = self.sandbox.notes
         for rung, classes in self.sandbox.layers.items():
             if rung not in self.shown and rung not in self.here:
-                file = (
-                    self._file.rpartition(":")[0]
-                    if not Path(self._file).is_file() and ":" in self._file
-                    else self._file
-                )
+                file, colon, _ = self._file.rpartition(":")
+                file = file if colon and not Path(self._file).is_file() else self._file
                 self.shown[rung] = f"{file}:{classes[0]}"
                 others = f" (also fitting: {', '.join(classes[1:])})" if classes[1:] else ""
                 self.taken[rung] = f"{classes[0]}{others}"
 
-    def respond(self, request: Request) -> Reply:
-        """Ask the layer of the request's rung."""
-        if request.rung in self.here:
-            return self.here[request.rung].respond(request)
+    @property
+    def rungs(self) -> list[Rung]:
+        """The rungs that have a layer and are wanted, in order."""
+        return [rung for rung in RUNGS if rung.name in self.shown and self._only in (None, rung.name)]
+
+    def layer(self, rung: str) -> Ask:
+        """Return what answers requests for the layer of a rung."""
+        if rung in self.here:
+            respond = self.here[rung].respond
+            return lambda requests: map(respond, requests)
         assert self.sandbox is not None
-        return self.sandbox.respond(request)
+        return self.sandbox.replies
 
     @property
     def printed(self) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from rich.console import Console
 from ..extras import import_extra
 from ..options import parse
 from .results import Hint, Tried
+from .rungs import RUNGS
 
 Layer = Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")]
 
@@ -96,7 +97,7 @@ def climb(argv: list[str]) -> int:
     """Run ``gptladder climb``; the exit status is 0 if every layer is right."""
     arguments = parse(ClimbArguments, argv, prog="gptladder climb")
     _at_least_one(arguments.cases)
-    layers = {name: getattr(arguments, name) for name in _RUNGS}
+    layers = {name: getattr(arguments, name) for name in (each.name.replace("-", "_") for each in RUNGS)}
     console = Console(quiet=arguments.json, highlight=False)
     if arguments.reference == "transformer-lens":
         import_extra("transformer_lens")
@@ -151,9 +152,6 @@ def climb(argv: list[str]) -> int:
     return 0 if climbed.passed else 1
 
 
-_RUNGS = ("embed", "pos_embed", "layer_norm", "attention", "mlp", "block", "unembed", "model")
-
-
 def _setting(text: str) -> tuple[str, Any]:
     """Return the name and the value in ``NAME=VALUE``; a value that is no Python literal is text."""
     name, equals, value = text.partition("=")
@@ -172,7 +170,6 @@ def ladder(argv: list[str]) -> int:
     console = Console()
     with _progress(console, "loading the references") as say, _references():
         from .report.tables import verdict_table
-        from .rungs import RUNGS
         from .verdicts import judge_in_order
 
         verdicts = list(

@@ -16,29 +16,30 @@ from .candidate.trace import Trace
 from .experiments import row_facts, shrink, sized, wrong_parts
 from .location import locate
 from .naming import Naming
-from .numbers import Answer, close
+from .numbers import Answer, close, same
 from .quantities import quantities
 from .results import Diagnosis, Finding, listed
-from .rungs import Build, Case, Rung, Trial, altered
-from .subject import Subject, is_right, without
+from .rungs import Build, Case, Trial, altered
+from .under_test import UnderTest
 
 
-def diagnose(rung: Rung, subject: Subject, *, seed: int = 0) -> Diagnosis:
+def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosis:
     """Find out what a layer does wrong.
 
     Args:
-        subject: the layer.
+        layer: the layer.
         seed: of the cases.
+        wide: widen its steps of lower precision, so that rounding does not hide which mistake it is.
     """
-    drawn = _drawn(subject, seed)
+    drawn = _drawn(layer, seed)
     answered: list[tuple[Trial, Answer]] = []
     wrong: list[tuple[Trial, Answer]] = []
     answers = 0
     for chosen in (_ordinary_trials, _trials_of_every_choice):
-        trials = chosen(rung, drawn, subject)
-        answered = [(trial, found) for trial in trials if (found := subject.respond(trial)) is not None]
+        trials = chosen(layer, drawn)
+        answered = [(trial, found) for trial in trials if (found := layer.answer(trial, wide=wide)) is not None]
         answers += len(answered)
-        wrong = [(trial, found) for trial, found in answered if not is_right(found, trial)]
+        wrong = [(trial, found) for trial, found in answered if not _is_right(found, trial)]
         if wrong:
             break
     else:
@@ -47,38 +48,43 @@ def diagnose(rung: Rung, subject: Subject, *, seed: int = 0) -> Diagnosis:
     # If the output is wrong, that is what to look at; a gradient that is wrong besides is wrong for the same reason.
     failing, first = next((pair for pair in wrong if not close(pair[1].output, pair[0].expected.output)), wrong[0])
     output_wrong = not close(first.output, failing.expected.output)
-    trace = subject.trace(failing) if subject.trace else None
-    parts = wrong_parts(failing, trace) if trace else None
-    named = Naming(rung, subject, answered, parts).named()
+    trace = layer.trace(failing, wide=wide)
+    parts = wrong_parts(failing, trace)
+    named = Naming(layer.rung, layer.missing, answered, parts).named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
-    finding = locate(failing, trace) if trace and output_wrong else None
+    finding = locate(failing, trace) if output_wrong else None
     if not named and finding is None and parts:
         finding = Finding(None, None, (), f"the output of {parts[0][0]}")
     return replace(
         found,
         finding=finding,
-        smallest=_smallest(rung, subject, failing.case, output_wrong),
+        smallest=_smallest(layer, failing.case, output_wrong, wide),
         patterns=_patterns(failing, trace, build),
     )
 
 
-def _drawn(subject: Subject, seed: int) -> list[Case]:
+def _is_right(found: Answer, trial: Trial) -> bool:
+    """Return whether an answer is the expected one, and no gradient is missing."""
+    return same(found, trial.expected) and found.gradients.keys() >= trial.expected.gradients.keys()
+
+
+def _drawn(layer: UnderTest, seed: int) -> list[Case]:
     source = random.Random(seed)
-    drawn = [subject.draw(source) for _ in range(60)]
+    drawn = [layer.draw(source) for _ in range(60)]
     # First those in which every mistake shows that can: a mask needs positions, a softmax over the batch a batch.
     drawn.sort(key=lambda case: case.batch < 2 or case.seq < 4 or case.config.n_heads < 2)
     return drawn
 
 
-def _smallest(rung: Rung, subject: Subject, case: Case, output_wrong: bool) -> dict[str, int]:
+def _smallest(layer: UnderTest, case: Case, output_wrong: bool, wide: bool) -> dict[str, int]:
     def fails(case: Case) -> bool:
-        trial = showing(subject.trial(rung, case))
-        found = subject.respond(trial)
+        trial = showing(layer.own_trial(case, gradients=not output_wrong))
+        found = layer.answer(trial, wide=wide, gradients=not output_wrong)
         if found is None:
             return False
-        return not (close(found.output, trial.expected.output) if output_wrong else is_right(found, trial))
+        return not (close(found.output, trial.expected.output) if output_wrong else _is_right(found, trial))
 
-    square = all(c.config.d_model == c.config.n_heads * c.config.d_head for c in (case, *_drawn(subject, 1)[:5]))
+    square = all(c.config.d_model == c.config.n_heads * c.config.d_head for c in (case, *_drawn(layer, 1)[:5]))
     if not fails(case):
         return {}
     least = shrink(case, fails, square)
@@ -86,7 +92,7 @@ def _smallest(rung: Rung, subject: Subject, case: Case, output_wrong: bool) -> d
     return {"batch": least.batch, "seq": least.seq} | {name: getattr(least.config, name) for name in sizes}
 
 
-def _ordinary_trials(rung: Rung, drawn: Sequence[Case], subject: Subject) -> list[Trial]:
+def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> list[Trial]:
     """Return trials of GPT-2's own choices."""
     plain = {"act_fn": "gelu_new", "scale_attn_weights": True, "layer_norm_eps": 1e-5, "n_layers": 3}
     cases = [
@@ -96,10 +102,10 @@ def _ordinary_trials(rung: Rung, drawn: Sequence[Case], subject: Subject) -> lis
     # A matrix that is square shows as transposed.
     config = cases[0].config
     cases.append(sized(cases[0], d_model=config.n_heads * config.d_head))
-    trials = [showing(subject.trial(rung, case)) for case in cases]
-    if rung.name in ("layer-norm", "block", "model"):
+    trials = [showing(layer.own_trial(case)) for case in cases]
+    if layer.rung.name in ("layer-norm", "block", "model"):
         trials.append(small_stream(trials[0]))
-    return [_less(trial, subject.missing) for trial in trials]
+    return [layer.fair(trial) for trial in trials]
 
 
 def small_stream(trial: Trial) -> Trial:
@@ -113,18 +119,14 @@ def small_stream(trial: Trial) -> Trial:
 _WRITING = ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")
 
 
-def _less(trial: Trial, missing: frozenset[str]) -> Trial:
-    return replace(trial, expected=without(trial.expected, missing))
-
-
-def _trials_of_every_choice(rung: Rung, drawn: Sequence[Case], subject: Subject) -> list[Trial]:
+def _trials_of_every_choice(layer: UnderTest, drawn: Sequence[Case]) -> list[Trial]:
     """Return trials that have among them every value that is drawn of each choice."""
     chosen = {
         (name, getattr(case.config, name)): case
         for case in reversed(drawn)
         for name in ("act_fn", "scale_attn_weights", "layer_norm_eps")
     }
-    return [_less(showing(subject.trial(rung, case)), subject.missing) for case in chosen.values()]
+    return [layer.fair(showing(layer.own_trial(case))) for case in chosen.values()]
 
 
 def showing(trial: Trial) -> Trial:
@@ -151,18 +153,35 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
     if unread:
         them = "it" if len(unread) == 1 else "them"
         facts.append(f"No gradient reaches {listed(unread)}: the output does not depend on {them}.")
+    if trial.rung == "attention":
+        facts += _unread_heads(trial, found)
     if trial.rung in ("embed", "pos-embed") and found.output.shape == trial.expected.output.shape:
         facts += row_facts(trial, found.output)
 
     return tuple(facts)
 
 
-def _patterns(trial: Trial, trace: Trace | None, build: Build | None) -> dict[str, Tensor]:
+def _unread_heads(trial: Trial, found: Answer) -> list[str]:
+    """Return which heads of attention the output does not depend on, if it does depend on others."""
+    unread: set[int] = set()
+    for name, right in trial.expected.gradients.items():
+        if name not in ("W_Q", "W_K", "W_V", "W_O") or name not in found.gradients:
+            continue
+        own = found.gradients[name]
+        if own.any():
+            unread |= {head for head, each in enumerate(own) if not each.any() and right[head].any()}
+    if not unread:
+        return []
+    heads = f"head {min(unread)}" if len(unread) == 1 else f"heads {listed([str(head) for head in sorted(unread)])}"
+    return [f"No gradient reaches a matrix of {heads}, counted from 0: the output does not depend on it."]
+
+
+def _patterns(trial: Trial, trace: Trace, build: Build | None) -> dict[str, Tensor]:
     """Return the right pattern, and the layer's own: from its trace, else from a layer with its mistake."""
     if trial.rung != "attention":
         return {}
     right = next(each.value for each in quantities(trial) if each.key == "pattern")
-    for event in reversed(trace.events if trace else []):
+    for event in reversed(trace.events):
         if event.function in ("softmax", "softmax_") and event.value.shape == right.shape:
             return {"the right one": right[0], "yours": event.value[0]}
     if build is None:

@@ -1,11 +1,15 @@
-"""Cases for a layer, by what it reads of its configuration and what it lacks."""
+"""Cases and trials for a layer, by what it reads of its configuration and what it lacks."""
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .rungs import RANGES, Case, draw_case
+import torch
+
+from .numbers import Answer
+from .rungs import RANGES, Case, Rung, Trial, altered, draw_case, make_trial
 
 # GPT-2's own choices. Others are tried on a layer that reads the field of that name.
 _GPT2: dict[str, tuple[str, Any]] = {
@@ -27,9 +31,8 @@ def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
 
     def draw(source: random.Random, seq: tuple[int, int] = RANGES["seq"]) -> Case:
         while True:
-            case = as_gpt2(draw_case(source, seq=seq), but)
-            config = replace(case.config, tie_word_embeddings=tied, unembed_bias=not lacks)
-            case = replace(case, config=config)
+            case = as_gpt2(draw_case(source, seq=seq), but, tie_word_embeddings=tied, unembed_bias=not lacks)
+            config = case.config
             sizes = [case.batch, case.seq, *(getattr(config, name) for name in RANGES if hasattr(config, name))]
             tables = {config.n_ctx, config.d_model, 3 * config.d_model, config.d_mlp, config.d_vocab}
             # So that no two axes, and no two tables, can be taken for one another.
@@ -39,11 +42,32 @@ def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
     return draw
 
 
-def as_gpt2(case: Case, but: frozenset[str]) -> Case:
-    """Return the case with GPT-2's own choices, but for some fields."""
-    config = replace(case.config, **dict(value for name, value in _GPT2.items() if name not in but))
+def as_gpt2(case: Case, but: frozenset[str], **choices: Any) -> Case:
+    """Return the case with GPT-2's own choices, but for some fields, and with other choices."""
+    changed = dict(value for name, value in _GPT2.items() if name not in but) | choices
     if "d_head" not in but:
-        config = replace(config, d_model=config.n_heads * config.d_head)
+        changed["d_model"] = case.config.n_heads * case.config.d_head
     if "d_mlp" not in but:
-        config = replace(config, d_mlp=4 * config.d_model)
-    return replace(case, config=config)
+        changed["d_mlp"] = 4 * changed.get("d_model", case.config.d_model)
+    return replace(case, config=replace(case.config, **changed))
+
+
+def own_trial(
+    rung: Rung, case: Case, dtype: torch.dtype, missing: frozenset[str] = frozenset(), *, gradients: bool = True
+) -> Trial:
+    """Draw the numbers of a case, judged by our own layer, for a layer that lacks some of the parameters."""
+    trial = make_trial(rung, rung.own, case, dtype, gradients=gradients)
+    lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in missing}
+    if lacking:
+        trial = altered(trial, given=None, **lacking)
+    return replace(trial, expected=without(trial.expected, missing))
+
+
+def without(found: Answer, missing: frozenset[str]) -> Answer:
+    """Return the answer less the gradients of parameters that a layer does not have."""
+    return replace(found, gradients={n: g for n, g in found.gradients.items() if in_any_block(n) not in missing})
+
+
+def in_any_block(name: str) -> str:
+    """Return the name of a parameter whatever block it is in: what one block lacks, all lack."""
+    return re.sub(r"^blocks\.\d+\.", "blocks.#.", name)

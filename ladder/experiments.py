@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .candidate.trace import Trace
-from .numbers import close
+from .numbers import Answer, close
 from .rungs import Case, Trial, altered
 
 
@@ -75,15 +75,15 @@ def shrink(case: Case, fails: Callable[[Case], bool], square: bool) -> Case:
 
 
 def part_trial(trial: Trial, part: str, part_rung: str, given: Tensor) -> Trial:
-    """Return the trial of one layer inside another: its parameters, and the input that it had there."""
+    """Return the trial of one layer inside another: its parameters, and the input that it had there; no gradients."""
     prefix = f"{part}."
     parameters = {name.removeprefix(prefix): p for name, p in trial.parameters.items() if name.startswith(prefix)}
     cotangent = torch.zeros(
         (*given.shape[:2], trial.config.d_vocab if part_rung == "unembed" else trial.config.d_model), dtype=trial.dtype
     )
     case = replace(trial.case, batch=given.shape[0], seq=given.shape[1])
-    inner = replace(trial, rung=part_rung, parameters=parameters, given=given, cotangent=cotangent, case=case)
-    return altered(inner)
+    numbers = {"parameters": parameters, "given": given, "cotangent": cotangent, "expected": Answer(given, {})}
+    return altered(replace(trial, rung=part_rung, case=case, **numbers))
 
 
 def part_rung(part: str) -> str | None:

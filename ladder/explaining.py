@@ -42,16 +42,21 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
     """
     kind, diagnosis = fault.kind, None
     if kind in _NOTED and not fault.at:
-        at, code = layer.ask(trial, look=True).trace.places.get(_NOTED[kind], (None, None))
+        at, code = layer.trace(trial).places.get(_NOTED[kind], (None, None))
         fault = replace(fault, at=at, code=code)
     if kind in ("shape", "type") and not fault.at:
-        trace = layer.ask(trial, look=True, gradients=False).trace
+        trace = layer.trace(trial)
         lines = [event.at for event in trace.events[: trace.output + 1] if event.at]
         at, code = lines[-1] if lines else (None, None)
         fault = replace(fault, at=at, code=code)
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
         fault, diagnosis = _diagnosed(layer, fault, trial)
-    elif kind in ("large", "context", "state") and not fault.at:
+    elif kind == "raises":
+        finding = locate(trial, layer.trace(trial), raised=True)
+        diagnosis = Diagnosis(finding=finding) if finding else None
+    elif kind == "context" and not fault.at:
+        diagnosis = _too_long(layer, trial)
+    elif kind in ("large", "state") and not fault.at:
         finding = layer.finding(trial, before)
         diagnosis = Diagnosis(finding=finding) if finding else None
     smallest = dict(diagnosis.smallest) if diagnosis else {}
@@ -66,26 +71,59 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
     """Return the fault, made clearer if rounding or a random step explains it, and the diagnosis otherwise."""
     first, second = layer.ask(trial), layer.ask(trial)
     if first.answer and second.answer and not close(first.answer.output, second.answer.output):
-        finding = locate(trial, *(layer.ask(trial, look=True, gradients=False).trace for _ in range(2)))
+        finding = locate(trial, layer.trace(trial), layer.trace(trial))
         message = f"{fault.message}; it gives another output each time, in eval mode too"
         at, code = (finding.at, finding.code) if finding else (None, None)
         return Fault("random", message, at, code), None
-    place = layer.ask(trial, look=True, gradients=False).trace.places.get("dtype")
+    place = layer.trace(trial).places.get("dtype")
     wide = layer.ask(trial, wide=True).answer if place else None
     if fault.kind == "output" and place and wide is not None and _is_rounding(layer, trial):
         message = f"{fault.message}; computed in {trial.dtype} throughout, it would be right: {place[0]} rounds"
         return Fault("half", message, *place), None
     # What rounding does would hide which mistake it is.
-    found = diagnose(layer.rung, layer.subject(**({"wide": True} if wide is not None else {})))
+    found = diagnose(layer, wide=wide is not None)
     if found.right:  # only the case that failed shows it
-        found = Diagnosis(finding=layer.finding(trial))
+        found = _only_there(layer, trial)
     return fault, found
+
+
+def _is_wrong(layer: UnderTest, case: Case) -> bool:
+    trial = layer.own_trial(case, gradients=False)
+    found = layer.answer(trial, gradients=False)
+    return found is not None and not close(found.output, trial.expected.output)
+
+
+def _only_there(layer: UnderTest, trial: Trial) -> Diagnosis:
+    """Return the diagnosis of a layer that is wrong on a trial, but not on those that are made for diagnosis."""
+    case = trial.case
+    if not _is_wrong(layer, case):
+        return Diagnosis(finding=layer.finding(trial))
+    least = shrink(case, lambda smaller: _is_wrong(layer, smaller), square="d_head" not in layer.asked)
+    sizes = {"batch": least.batch, "seq": least.seq}
+    sizes |= {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
+    short = replace(case, seq=least.seq)  # in all else as it was: in small tensors many numbers are alike
+    trial = layer.own_trial(short, gradients=False) if _is_wrong(layer, short) else trial
+    return Diagnosis(finding=layer.finding(trial), smallest=sizes)
+
+
+def _too_long(layer: UnderTest, trial: Trial) -> Diagnosis:
+    """Return the diagnosis of a layer that is right for short sequences alone."""
+    right, wrong = 1, trial.case.seq
+    while wrong - right > 1:
+        seq = (right + wrong) // 2
+        if _is_wrong(layer, replace(trial.case, seq=seq)):
+            wrong = seq
+        else:
+            right = seq
+    trial = layer.own_trial(replace(trial.case, seq=wrong), gradients=False)
+    fact = f"With n_ctx = {trial.config.n_ctx}, {right} positions are right and {wrong} are not."
+    return Diagnosis(finding=layer.finding(trial), facts=(fact,) if right > 1 else ())
 
 
 def _is_rounding(layer: UnderTest, trial: Trial) -> bool:
     """Return whether a layer is right if no step of it rounds: on the trial that it failed, and on others."""
     source = random.Random(layer.seed + 4)
-    for tried in (trial, *(layer.trial(layer.draw(source)) for _ in range(5))):
+    for tried in (trial, *(layer.trial(layer.draw(source), gradients=False) for _ in range(5))):
         answer = layer.ask(tried, wide=True, gradients=False).answer
         if answer is None or not close(answer.output, tried.expected.output):
             return False

@@ -10,7 +10,6 @@ from torch import Tensor
 from .diagnosis import small_stream
 from .results import Fault, Verdict
 from .rungs import Case, Trial, altered
-from .subject import without
 from .under_test import FATAL, UnderTest
 
 # A fault, the trial that shows it, and the inputs that the layer must be called with before.
@@ -36,8 +35,7 @@ def _limit(verdict: Verdict, factor: float = 1.0) -> float:
 
 
 def _small_stream(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
-    trial = small_stream(layer.trial(case))
-    trial = replace(trial, expected=without(trial.expected, layer.missing))
+    trial = layer.fair(small_stream(layer.trial(case, gradients=False)))
     fault, off = layer.off(trial, _limit(verdict, 100))
     message = f"right for large inputs, off by {off:.1e} where the residual stream is small, so that eps counts"
     if off:
@@ -46,7 +44,7 @@ def _small_stream(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
 
 def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
     long = replace(case, seq=11, config=replace(case.config, n_ctx=max(case.config.n_ctx, 17)))
-    trial = layer.trial(long)
+    trial = layer.trial(long, gradients=False)
     for seq, length in ((5, "a shorter"), (11, "an equally long"), (16, "a longer")):
         before = replace(long, seq=seq, batch=3 if seq == 16 else 2)
         earlier = layer.rung.input(before, torch.float64, torch.Generator().manual_seed(seq))
@@ -70,7 +68,8 @@ def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[H
 
 def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
     small = layer.draw(random.Random(layer.seed + 2))
-    trial = layer.trial(Case(replace(small.config, n_ctx=1024, n_layers=1), 1, 1024, small.seed))
+    whole = Case(replace(small.config, n_ctx=1024, n_layers=1), 1, 1024, small.seed)
+    trial = layer.trial(whole, gradients=False)
     fault, off = layer.off(trial, _limit(verdict, 10))
     if off:
         what = fault.message if fault else f"off by {off:.1e}"
@@ -80,7 +79,8 @@ def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
 
 
 def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
-    base = layer.trial(replace(case, seq=7, config=replace(case.config, n_ctx=max(7, case.config.n_ctx))))
+    longer = replace(case, seq=7, config=replace(case.config, n_ctx=max(7, case.config.n_ctx)))
+    base = layer.trial(longer, gradients=False)
     large = {name: 20.0 * p for name, p in base.parameters.items() if name.endswith(("W_Q", "W_K"))}
     trial = altered(base, **large)
     fault, off = layer.off(trial, 1e-2 if verdict.lenient else 1e-8)

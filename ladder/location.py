@@ -4,35 +4,53 @@ import torch
 
 from .candidate.trace import Event, Trace
 from .experiments import part_rung, wrong_parts
-from .matching import MOVES, TOLERANCE, Matched, Seen, line_of, sorted_numbers
+from .masks import mask_fault
+from .matching import MOVES, Matched, Seen, equal, line_of, sorted_numbers
 from .numbers import close
 from .results import Finding
 from .rungs import Trial
 
+# What torch's modules compute with their weights alone: nothing that they were built with can make it wrong.
+_BY_WEIGHTS = ("linear", "embedding", "conv1d", "conv2d", "bilinear")
 
-def locate(trial: Trial, trace: Trace, again: Trace | None = None) -> Finding | None:
+
+_RESHAPES = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "rearrange")
+
+
+def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bool = False) -> Finding | None:
     """Return where a layer first departs from GPT-2, and how; None if every step is right.
 
     Args:
         trial: the trial that was recorded.
         trace: of the layer.
         again: of the layer, the same trial run a second time: what differs is random.
+        raised: the layer raised an error, and gave no output.
     """
     if again is not None and (random := _random(trace, again)) is not None:
         return random
-    matched = Matched(trial, trace)
+    if not trace.whole:  # what is right before a step, or missing, is then not known
+        return None
+    matched = Matched(trial, trace, whole=not raised)
     culprit = matched.culprit()
     if culprit is None:
-        return _ends_early(matched)
+        return _before_error(matched) if raised else _ends_early(matched)
     event = culprit.event
     # Inside a layer that is right by itself, what it is given is wrong: look at the line that calls it.
     wrong = {part for part, _, _ in wrong_parts(trial, trace)}
     for part, at in event.within:
         if at is not None and part not in wrong and part_rung(part) is not None:
             return _wrong_input(matched, culprit, part, at)
+    if mask := mask_fault(matched, culprit):
+        what, detail, origin = mask
+        at, code = (origin.at if origin else event.at) or (None, None)
+        return Finding(at, code, matched.right_steps(culprit.index), what, tuple(detail))
     what, detail = _how(matched, culprit)
+    if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
+        event = turned.event
     # Where torch's module was built, unless what is wrong is what it was given.
-    given = event.function == "softmax" and "pattern" not in matched.next_step(culprit.index)
+    given = event.function in _BY_WEIGHTS or (
+        event.function == "softmax" and "pattern" not in matched.next_step(culprit.index)
+    )
     moved = event.made is None or event.function in MOVES or given
     at, code = (event.at if moved else event.made) or (None, None)
     if not moved and event.at is not None and event.made != event.at:
@@ -52,15 +70,30 @@ def _random(one: Trace, other: Trace) -> Finding | None:
     return None
 
 
+def _before_error(matched: Matched) -> Finding | None:
+    """Return what is right before an error, and the axes of what was made last, if that was split into heads."""
+    right = matched.right_steps(len(matched.seen))
+    last = next((seen for seen in reversed(matched.seen) if seen.is_ or seen.depends), None)
+    axes = matched.axes(last) if last else ""
+    if not right or last is None or not axes:
+        return Finding(None, None, right, "") if right else None
+    detail = f"{_capital(last.is_[0].words)} are {axes} there (line {line_of(last.event)})."
+    return Finding(None, None, right, "", (detail,))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def _ends_early(matched: Matched) -> Finding | None:
     """Return where the output is taken from, if every step is right and the last is not the formula's last."""
     if matched.last < 0 or any(quantity.key == "output" for quantity in matched.seen[matched.last].is_):
         return None
     last = matched.seen[matched.last]
-    at, code = (last.event.within[0][1] if last.event.within else last.event.at) or (None, None)
+    at, code = matched.trace.places.get("returned") or last.event.at or (None, None)
     missing = matched.next_step(last.index + 1)
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
-    detail = (f"GPT-2 has {missing} next.",) if missing else ()
+    detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
     return Finding(at, code, matched.right_steps(last.index), what, detail)
 
 
@@ -68,18 +101,13 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
     """Return the call of a layer inside that is right by itself and gives what GPT-2 does not have."""
     detail = []
     for name, given, _ in reversed(matched.trace.parts):
-        known = [each.words for each in matched.steps if _same_numbers(each.value, given)]
+        known = [each.words for each in matched.steps if equal(sorted_numbers(each.value), sorted_numbers(given))]
         if name == part and known:
             detail.append(f"{part} is given {known[-1]} there.")
             break
     missing = matched.next_step(culprit.index)
     wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
     return Finding(*at, matched.right_steps(culprit.index), wrong, tuple(detail))
-
-
-def _same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
-    a, b = sorted_numbers(a), sorted_numbers(b)
-    return a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * (1 + b.abs())).all())
 
 
 def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
@@ -91,8 +119,9 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         return f"the layer's input, moved by {name}", [sentence] if matched.trial.rung == "attention" else []
     if event.function in MOVES and culprit.is_:
         words = culprit.is_[0].words
-        moved = f"The numbers of {words} are right, but {name} on line {line} puts them into another order: the result"
-        return f"the order of {words}", [f"{moved} of shape {list(event.value.shape)} mixes axes."]
+        moved = f"The numbers of {words} are right, but {name} on line {line} puts them into another order"
+        mixed = f": the result of shape {list(event.value.shape)} mixes axes" if event.function in _RESHAPES else ""
+        return f"the order of {words}", [f"{moved}{mixed}."]
     complete = [seen for seen in matched.seen[: culprit.index] if any(q.key == "output" for q in seen.is_)]
     if complete and complete[-1].index in matched.sources([culprit.index]):
         return f"what {name} gives", [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
@@ -103,75 +132,43 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         if quantity.key.endswith(("raw", "Q", "K")):
             sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
         return f"{quantity.words}, times a factor", [sentence]
-    if mask := _mask(matched, culprit):
-        return mask
     taken = [words for i in dict.fromkeys(event.inputs) if (words := _called(matched, i))]
     missing = matched.next_step(culprit.index, event.function)
     what = f"what {name} gives" + (f" (GPT-2 has {missing} next)" if missing else "")
-    what += _transposed(matched, event)
+    turned = _transposed(matched, event)
+    if turned is not None:
+        scores = f"{turned.is_[0].words} (line {line_of(turned.event)})"
+        what += f"; the rows of {scores} are keys, and GPT-2's are queries"
     return what, [f"{name} on line {line} takes {' and '.join(taken)}."] if taken else []
 
 
-def _transposed(matched: Matched, event: Event) -> str:
-    """Return that scores that an event takes have keys along their rows, as a clause; empty if they have not."""
-    for seen in (matched.seen[i] for i in event.inputs if i >= 0):
+def _transposed(matched: Matched, event: Event) -> Seen | None:
+    """Return the first event of those that it takes that has scores with keys along their rows; None if none has."""
+    for seen in (matched.seen[i] for i in sorted(matched.sources(event.inputs))):
         for quantity in seen.is_:
             value, right = seen.event.value, quantity.value
             turned = value.shape == right.shape and not close(value, right) and close(value.mT, right)
             if turned and quantity.key.endswith(("raw", "scores")):
-                return f"; the rows of {quantity.words} (line {line_of(seen.event)}) are keys, and GPT-2's are queries"
-    return ""
+                return seen
+    return None
 
 
 def _called(matched: Matched, index: int) -> str:
     """Return what an input of an event is, in words; empty if it is not known."""
     if index < 0:
         return "the layer's input"
-    event = matched.seen[index].event
+    event, first = matched.seen[index].event, index
     line = f" (line {line_of(event)})"
     while index >= 0:
         seen = matched.seen[index]
         if seen.is_:
-            return seen.is_[0].words + ("" if seen.is_[0].key == "input" and seen.event.at is None else line)
+            taken = matched.seen[first]
+            axes = matched.axes(taken)
+            words = seen.is_[0].words + (f" as {axes}" if axes else "")
+            if taken.event.value.numel() < min(quantity.value.numel() for quantity in seen.is_):
+                words = f"a part of {words}"
+            return words + ("" if seen.is_[0].key == "input" and seen.event.at is None else line)
         if seen.event.function not in MOVES or not seen.event.inputs:
             return ""
         index = seen.event.inputs[0]
     return f"the layer's input, moved{line}"
-
-
-def _mask(matched: Matched, culprit: Seen) -> tuple[str, list[str]] | None:
-    """Return how a mask is wrong, if the culprit is what masks the right scores."""
-    value = culprit.event.value
-    for quantity in matched.steps:
-        right = quantity.visible
-        if right is None or quantity.value.shape != value.shape:
-            continue
-        kept = (value - quantity.value).abs() <= TOLERANCE * (1 + quantity.value.abs())
-        shown, every = kept.flatten(0, -3).all(0), value.flatten(0, -3)
-        # A key is hidden by a very negative number, or by any number that is the same in all heads and sequences.
-        hidden = (every < -1e3).all(0) | ((every == every[0]).all(0) & (len(every) > 1))
-        changed = right & ~shown & ~hidden  # scores that are neither right nor hidden: that is no mask
-        if bool(changed.any()) or not shown.any() or bool(kept.all()):
-            continue
-        detail = []
-        if bool((shown & ~right).any()):
-            query, key = (int(i) for i in (shown & ~right).nonzero()[0])
-            detail.append(f"Query {query} sees key {key}, a later position.")
-        if bool((~shown & right).any()):
-            query, key = (int(i) for i in (~shown & right).nonzero()[0])
-            what = "its own position" if query == key else f"key {key}, an earlier position"
-            detail.append(f"Query {query} does not see {what}.")
-        if not detail:
-            most, least = value[..., ~right].max().item(), quantity.value[..., right].min().item()
-            amounts = f"Hidden scores are {most:.4g} at most, and visible ones {least:.4g} at least"
-            detail.append(f"{amounts}: hidden keys still get weight.")
-        return f"which keys each query sees (line {_mask_line(matched, culprit.event)})", detail
-    return None
-
-
-def _mask_line(matched: Matched, event: Event) -> str:
-    """Return the lines of a mask: where it is made, if that is another line than where it is used."""
-    used = line_of(event)
-    made = [matched.seen[i].event for i in event.inputs if i >= 0 and not matched.seen[i].depends]
-    lines = [line_of(each) for each in made if line_of(each) != used]
-    return f"{used}, with the mask of line {lines[-1]}" if lines else used

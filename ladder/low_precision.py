@@ -6,7 +6,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .candidate.trace import Trace
 from .results import Fault, Finding
 from .rungs import RANGES, Trial, altered, answer
 from .under_test import UnderTest
@@ -27,11 +26,11 @@ def low_precision(layer: UnderTest, dtype: torch.dtype, number: int) -> tuple[Fa
     source = random.Random(layer.seed + 3)
     most, times = 0.0, 0.0
     for _ in range(number):
-        low, exact = _rounded(layer.trial(layer.draw(source, RANGES["seq"])), dtype)
+        low, exact = _rounded(layer.trial(layer.draw(source, RANGES["seq"]), gradients=False), dtype)
         found = layer.ask(low, gradients=False)
         if found.answer is None:
             return _named(found.fault, name), None, ""
-        own = answer(layer.rung.build(low.config, dtype), low).output
+        own = answer(layer.rung.build(low.config, dtype), low, gradients=False).output
         right = exact.expected.output
         off, allowed = _distance(found.answer.output, right), _distance(own, right) + _rounding(right, dtype)
         most, times = max(most, off), max(times, off / allowed)
@@ -80,8 +79,7 @@ def _rounding(right: Tensor, dtype: torch.dtype) -> float:
 
 def _first_loss(layer: UnderTest, low: Trial, exact: Trial) -> Finding | None:
     """Return the first line whose numbers are further off than rounding, against the same layer in float64."""
-    traces: list[Trace] = [layer.ask(trial, look=True, gradients=False).trace for trial in (low, exact)]
-    for one, other in zip(traces[0].events, traces[1].events, strict=False):
+    for one, other in zip(layer.trace(low).events, layer.trace(exact).events, strict=False):
         if one.function != other.function or one.value.shape != other.value.shape:
             return None
         right = other.value.double()
@@ -105,12 +103,13 @@ def _first_loss(layer: UnderTest, low: Trial, exact: Trial) -> Finding | None:
 def _low_scores(layer: UnderTest, dtype: torch.dtype, name: str) -> tuple[Fault | None, Finding | None]:
     """Try a layer where all scores are lower than what hides keys in half precision."""
     case = layer.new_case(batch=2, seq=6)
-    trial = layer.trial(replace(case, config=replace(case.config, n_ctx=max(6, case.config.n_ctx))))
+    longer = replace(case, config=replace(case.config, n_ctx=max(6, case.config.n_ctx)))
+    trial = layer.trial(longer, gradients=False)
     low, exact = _rounded(_with_scores(trial, _LOW_SCORE, 0.0), dtype)
     found = layer.ask(low, gradients=False)
     if found.answer is None:
         return _named(found.fault, name), None
-    own = answer(layer.rung.build(low.config, dtype), low).output
+    own = answer(layer.rung.build(low.config, dtype), low, gradients=False).output
     right = exact.expected.output
     off, allowed = _distance(found.answer.output, right), _distance(own, right) + _rounding(right, dtype)
     if off <= _TIMES * allowed:

@@ -6,9 +6,11 @@ No layout matters: a tensor is a quantity if it holds the same numbers, whatever
 import itertools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,6 +36,10 @@ _FUSED = {
 }
 TOLERANCE = 1e-9
 
+# A tensor's finite numbers, sorted. (In NumPy: on sets as small as these, each step of torch's takes several times as
+# long.)
+Numbers = npt.NDArray[np.float64]
+
 
 @dataclass
 class Seen:
@@ -48,7 +54,7 @@ class Seen:
 
     event: Event
     index: int
-    numbers: Tensor
+    numbers: Numbers
     is_: list[Quantity]
     good: bool = False
     depends: bool = False
@@ -60,18 +66,22 @@ class Matched:
     Args:
         trial: the trial that was recorded.
         trace: of the layer.
+        steps: the trial's quantities, if the caller has them.
+        whole: the layer gave its output; otherwise it raised an error after the last event.
     """
 
-    def __init__(self, trial: Trial, trace: Trace) -> None:
+    def __init__(self, trial: Trial, trace: Trace, steps: Sequence[Quantity] = (), whole: bool = True) -> None:
         self.trial, self.trace = trial, trace
-        self.steps = quantities(trial)
+        self.steps = steps or quantities(trial)
         self.sets = [sorted_numbers(each.value if each.visible is None else _visible(each)) for each in self.steps]
         self.seen = [Seen(event, i, sorted_numbers(event.value), []) for i, event in enumerate(trace.events)]
         self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
+        self.whole = whole
         self._match()
 
+    @np.errstate(all="ignore")  # masks may be as large as numbers go
     def _match(self) -> None:
-        known = torch.cat(self.sets).sort().values
+        known = np.sort(np.concatenate(self.sets))
         given = (self.trial.given, *self.trial.parameters.values())
         own = [sorted_numbers(each) for each in given if each.is_floating_point()]
         parts: dict[str, list[Seen]] = {}
@@ -79,7 +89,7 @@ class Matched:
             event = seen.event
             seen.depends = bool(event.parameters) or any(i < 0 or self.seen[i].depends for i in event.inputs)
             moved = event.function in MOVES and bool(event.inputs or event.parameters)
-            moved = moved and all(i < 0 or self.seen[i].good for i in event.inputs)
+            moved = moved and not event.foreign and all(i < 0 or self.seen[i].good for i in event.inputs)
             if event.value.is_floating_point() and _varied(seen.numbers):
                 for quantity, numbers in zip(self.steps, self.sets, strict=True):
                     match _compared(seen, quantity, numbers, known):
@@ -87,16 +97,16 @@ class Matched:
                             seen.is_.append(quantity)
                         case "part":
                             parts.setdefault(quantity.key, []).append(seen)
-                moved = moved or any(_equal(seen.numbers, each) for each in own)
+                moved = moved or any(equal(seen.numbers, each) for each in own)
             seen.good = bool(seen.is_) or moved
         # One head at a time, or one block of keys: together they are the quantity.
         whole = {seen.index for seen in self.seen if seen.good}
         for quantity, numbers in zip(self.steps, self.sets, strict=True):
             pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
-            if pieces and _within(numbers, torch.cat([seen.numbers for seen in pieces]).sort().values):
-                for seen in pieces:
-                    seen.good = True
-                    seen.is_.append(quantity)
+            complete = pieces and _within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
+            for seen in pieces:
+                seen.good = True
+                seen.is_ += [quantity] if complete else []
         for seen in self.seen:
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
             seen.is_.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
@@ -120,7 +130,7 @@ class Matched:
     def culprit(self) -> Seen | None:
         """Return the first event that is wrong: no quantity, on the way to none, and needed for the output."""
         leading = self.sources(seen.index for seen in self.seen if seen.is_)
-        used = self.sources([self.last])
+        used = self.sources([self.last] if self.whole else range(len(self.seen)))
         suspects = [
             seen
             for seen in self.seen
@@ -134,7 +144,8 @@ class Matched:
     def _scrambled(self, before: Seen | None) -> Seen | None:
         """Return the event that first puts right numbers into a wrong order, on the way to a wrong one."""
         stop = before.index if before is not None else len(self.seen)
-        stack = list(before.event.inputs if before is not None else [self.last])
+        every = [self.last] if self.whole else range(len(self.seen))
+        stack = list(before.event.inputs if before is not None else every)
         visited: set[int] = set()
         found = None
         while stack:
@@ -155,7 +166,20 @@ class Matched:
     def arranged(self, seen: Seen) -> bool:
         """Return whether an event's numbers lie as a quantity's do, with axes exchanged or merged at most."""
         fitting = [quantity for quantity in seen.is_ if quantity.value.numel() == seen.event.value.numel()]
-        return not fitting or any(_arranged(seen.event.value, quantity.value) for quantity in fitting)
+        return not fitting or any(_arrangement(seen.event.value, each.value) is not None for each in fitting)
+
+    def axes(self, seen: Seen) -> str:
+        """Return the axes of queries, keys, values, scores or z in an event, in words; empty if it is none of them."""
+        for quantity in seen.is_:
+            names = next((axes for keys, axes in _AXES.items() if re.search(keys, quantity.key)), ())
+            if names and quantity.value.numel() == seen.event.value.numel():
+                if min(quantity.value.shape) < 2:
+                    return ""
+                order = _arrangement(seen.event.value, quantity.value)
+                return (
+                    "" if order is None else f"[{', '.join(_grouped(seen.event.value, quantity.value, order, names))}]"
+                )
+        return ""
 
     def next_step(self, before: int, function: str = "") -> str:
         """Return the first step of the formula that no event before this one is, after the last that one is.
@@ -191,8 +215,8 @@ class Matched:
         return next((each for each in found if self.size_of(*each)), found[-1] if found else None)
 
     def size_of(self, quantity: Quantity, c: float) -> str:
-        """Return what a factor of queries, keys or scores is, in terms of a size; empty if it is none."""
-        if not re.search(r"(raw|scores|masked|Q|K)$", quantity.key):
+        """Return what a factor of a step of attention is, in terms of a size; empty if it is none."""
+        if not re.search(r"(raw|scores|masked|pattern|z|Q|K|V)$", quantity.key):
             return ""
         config, seq = self.trial.config, self.trial.given.shape[1]
         sizes = {"d_head": config.d_head, "d_model": config.d_model, "n_heads": config.n_heads, "seq": seq}
@@ -204,20 +228,21 @@ class Matched:
         return ""
 
 
-def sorted_numbers(value: Tensor) -> Tensor:
+def sorted_numbers(value: Tensor) -> Numbers:
     """Return a tensor's finite numbers, sorted."""
-    flat = value.double().flatten()
-    return flat[flat.isfinite()].sort().values
+    flat: Numbers = value.detach().double().flatten().numpy()
+    return np.sort(flat[np.isfinite(flat)])
 
 
+@np.errstate(all="ignore")
 def factor_of(found: Tensor, right: Tensor) -> float | None:
     """Return ``c`` if the numbers are ``c`` times the right ones, each one; None if they are not, or c is 1."""
     a, b = sorted_numbers(right), sorted_numbers(found)
     if a.shape != b.shape or not _varied(a):
         return None
-    for sign, signed in ((1, b), (-1, -b.flip(0))):
+    for sign, signed in ((1, b), (-1, -b[::-1])):
         c = float((signed @ a) / (a @ a))
-        alike = ((c * a - signed).abs() <= 1e-8 * (1e-6 + signed.abs().max())).all()
+        alike = (np.abs(c * a - signed) <= 1e-8 * (1e-6 + np.abs(signed).max())).all()
         if c > 0 and bool(alike) and (sign < 0 or abs(c - 1) > 1e-9):
             return sign * c
     return None
@@ -228,32 +253,31 @@ def line_of(event: Event) -> str:
     return event.at[0].rpartition(":")[2] if event.at else "?"
 
 
-def _compared(seen: Seen, quantity: Quantity, numbers: Tensor, known: Tensor) -> str:
+def _compared(seen: Seen, quantity: Quantity, numbers: Numbers, known: Numbers) -> str:
     """Return whether an event holds the ``whole`` of a quantity or a ``part`` of it; empty if neither."""
     if quantity.visible is not None:
-        return _compared_masked(seen.event.value, quantity.visible, numbers)
-    if _equal(seen.numbers, numbers):
+        return _compared_masked(seen, quantity.visible.numpy(), numbers)
+    if equal(seen.numbers, numbers):
         return "whole"
-    if seen.numbers.numel() > numbers.numel():
+    if seen.numbers.size > numbers.size:
         # A larger tensor (queries, keys and values in one) must hold nothing but quantities.
         return "whole" if _within(numbers, seen.numbers) and _within(seen.numbers, known) else ""
-    smaller = seen.numbers.numel() < numbers.numel() and _varied(numbers)
-    return "part" if smaller and _within(seen.numbers, numbers) else ""
+    smaller = seen.numbers.size < numbers.size and _within(seen.numbers, numbers)
+    return "part" if smaller and _varied(numbers) else ""
 
 
 def _visible(quantity: Quantity) -> Tensor:
     return quantity.value[..., quantity.visible]
 
 
-def _compared_masked(value: Tensor, visible: Tensor, numbers: Tensor) -> str:
+def _compared_masked(seen: Seen, visible: npt.NDArray[np.bool_], numbers: Numbers) -> str:
     """Return the same of masked scores: where a query may not look, any very negative number will do."""
-    every = value.double().flatten()
-    shown = sorted_numbers(every[every >= -1e3])
-    if shown.numel() * visible.numel() != every.numel() * int(visible.sum()):
+    shown = seen.numbers[seen.numbers.searchsorted(-1e3) :]
+    if shown.size * visible.size != seen.event.value.numel() * np.count_nonzero(visible):
         return ""
-    if shown.numel() == numbers.numel():
-        return "whole" if _equal(shown, numbers) else ""
-    return "part" if shown.numel() < numbers.numel() and _within(shown, numbers) else ""
+    if shown.size == numbers.size:
+        return "whole" if equal(shown, numbers) else ""
+    return "part" if shown.size < numbers.size and _within(shown, numbers) else ""
 
 
 def _factor(event: Event, quantity: Quantity) -> float | None:
@@ -266,32 +290,59 @@ def _factor(event: Event, quantity: Quantity) -> float | None:
     return factor_of(event.value[event.value > -1e4], quantity.value[..., quantity.visible])
 
 
-def _within(a: Tensor, b: Tensor) -> bool:
-    """Return whether every number of ``a`` is among those of ``b``; both are sorted."""
-    if not a.numel() or not b.numel():
+def _within(a: Numbers, b: Numbers) -> bool:
+    """Return whether every number of ``a`` is among those of ``b``."""
+    if not a.size or not b.size:
         return False
-    after = torch.searchsorted(b, a).clamp(max=b.numel() - 1)
-    nearest = torch.minimum((b[after] - a).abs(), (b[(after - 1).clamp(min=0)] - a).abs())
-    return bool((nearest <= TOLERANCE * (1 + a.abs())).all())
+    # Most sets that are not within another show that at their ends.
+    if b[0] - a[0] > TOLERANCE * (1 + abs(a[0])) or a[-1] - b[-1] > TOLERANCE * (1 + abs(a[-1])):
+        return False
+    after = np.minimum(b.searchsorted(a), b.size - 1)
+    nearest = np.minimum(np.abs(b[after] - a), np.abs(b[np.maximum(after - 1, 0)] - a))
+    return bool((nearest <= TOLERANCE * (1 + np.abs(a))).all())
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(((a - b).abs() <= TOLERANCE * (1 + b.abs())).all())
+def equal(a: Numbers, b: Numbers) -> bool:
+    """Return whether two sets of numbers are the same."""
+    if a.shape != b.shape or (a.size and abs(a[0] - b[0]) > TOLERANCE * (1 + abs(b[0]))):
+        return False
+    return bool((np.abs(a - b) <= TOLERANCE * (1 + np.abs(b))).all())
 
 
-def _varied(value: Tensor) -> bool:
+def _varied(value: Numbers) -> bool:
     """Return whether a set of numbers is worth comparing: masks, zeros and ones are found in everything."""
-    return value.numel() >= 3 and value[:: max(1, value.numel() // 50)].unique().numel() >= 3
+    return value.size >= 3 and np.unique(value[:: max(1, value.size // 50)]).size >= 3
 
 
-def _arranged(value: Tensor, right: Tensor) -> bool:
+# The axes of what is split into heads.
+_AXES = {
+    r"(^|\.)([QKV]0?|z)$": ("batch", "seq", "n_heads", "d_head"),
+    r"(^|\.)(raw|scores|pattern)$": ("batch", "n_heads", "query", "key"),
+}
+
+
+def _arrangement(value: Tensor, right: Tensor) -> tuple[int, ...] | None:
+    """Return the order of the right tensor's axes in which its numbers lie as these do; None if they lie otherwise."""
     shape = [size for size in value.shape if size != 1]
     right = right.squeeze()
     for order in itertools.permutations(range(right.ndim)):
         turned = right.permute(order)
         if _merged(list(turned.shape), shape) and close(turned.flatten().double(), value.double().flatten(), TOLERANCE):
-            return True
-    return False
+            return order
+    return None
+
+
+def _grouped(value: Tensor, right: Tensor, order: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Return the name of each of a tensor's axes: of those that were merged, their product."""
+    left = [(right.shape[i], names[i]) for i in order]
+    found = []
+    for size in value.shape:
+        product, merged = 1, []
+        while left and product < size:
+            product *= left[0][0]
+            merged.append(left.pop(0)[1])
+        found.append("*".join(merged) or "1")
+    return found
 
 
 def _merged(axes: list[int], shape: list[int]) -> bool:

@@ -39,7 +39,7 @@ def quantities(trial: Trial) -> list[Quantity]:
     if trial.rung == "embed":
         return [Quantity("output", "the output", p["W_E"][x])]
     if trial.rung == "pos-embed":
-        return [Quantity("output", "the output", p["W_pos"][: x.shape[1]])]
+        return [Quantity("output", "the output", p["W_pos"][: x.shape[1]].expand(*x.shape, -1))]
     if trial.rung == "unembed":
         logits = x @ p["W_U"]
         bias = p.get("b_U", torch.zeros(()).to(logits))
@@ -54,23 +54,31 @@ def quantities(trial: Trial) -> list[Quantity]:
     return [Quantity("input", "the input", x), *steps(p, "", "", x, config)]
 
 
-def _layer_norm(p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config) -> Iterator[Quantity]:
+# The steps of each layer: its parameters' names begin with ``of``, and words for its steps end with ``where``.
+
+
+def _layer_norm(
+    p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config, output: str = "the output"
+) -> Iterator[Quantity]:
     mean = x.mean(-1, keepdim=True)
     variance = (x - mean).pow(2).mean(-1, keepdim=True)
     scale = (variance + config.layer_norm_eps).sqrt()
     normalised = (x - mean) / scale
     yield Quantity(f"{of}mean", f"the mean{where}", mean)
     yield Quantity(f"{of}centred", f"the input less its mean{where}", x - mean)
+    yield Quantity(f"{of}squares", f"the squares of that{where}", (x - mean).pow(2), step=False)
     yield Quantity(f"{of}variance", f"the variance{where}", variance)
     yield Quantity(f"{of}variance+eps", f"the variance plus eps{where}", variance + config.layer_norm_eps)
     yield Quantity(f"{of}scale", f"the standard deviation{where}", scale)
     yield Quantity(f"{of}1/scale", f"one over the standard deviation{where}", 1 / scale, step=False)
     yield Quantity(f"{of}normalised", f"the normalised vector{where}", normalised)
     yield Quantity(f"{of}gained", f"the normalised vector times w{where}", normalised * p[f"{of}w"])
-    yield Quantity(f"{of}output", f"the output{where}", normalised * p[f"{of}w"] + p[f"{of}b"])
+    yield Quantity(f"{of}output", output, normalised * p[f"{of}w"] + p[f"{of}b"])
 
 
-def _attention(p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config) -> Iterator[Quantity]:
+def _attention(
+    p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config, output: str = "the output"
+) -> Iterator[Quantity]:
     made = {}
     for letter, words in (("Q", "queries"), ("K", "keys"), ("V", "values")):
         bare = torch.einsum("bsm,nmh->bsnh", x, p[f"{of}W_{letter}"])
@@ -93,12 +101,12 @@ def _attention(p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config
     yield Quantity(f"{of}z", f"the gathered values z{where}", z)
     yield Quantity(f"{of}z W_O", f"each head's output{where}", each, step=False)
     yield Quantity(f"{of}projected", f"the output without b_O{where}", out)
-    yield Quantity(
-        f"{of}output", f"{'the output' if not where else 'the output of attention' + where}", out + p[f"{of}b_O"]
-    )
+    yield Quantity(f"{of}output", output, out + p[f"{of}b_O"])
 
 
-def _mlp(p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config) -> Iterator[Quantity]:
+def _mlp(
+    p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config, output: str = "the output"
+) -> Iterator[Quantity]:
     bare = x @ p[f"{of}W_in"]
     pre = bare + p[f"{of}b_in"]
     if config.act_fn == "gelu_new":
@@ -121,30 +129,21 @@ def _mlp(p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config) -> I
     yield Quantity(f"{of}pre", f"the hidden layer before the activation{where}", pre)
     yield Quantity(f"{of}post", f"the hidden layer after the activation{where}", post)
     yield Quantity(f"{of}projected", f"the output without b_out{where}", out)
-    yield Quantity(
-        f"{of}output", f"{'the output' if not where else 'the output of the MLP' + where}", out + p[f"{of}b_out"]
-    )
+    yield Quantity(f"{of}output", output, out + p[f"{of}b_out"])
 
 
-def _block(p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config) -> Iterator[Quantity]:
-    def last(steps: Iterator[Quantity], words: str) -> Iterator[Quantity]:
-        for each in steps:
-            named = Quantity(each.key, f"{words}{where}", each.value) if each.key.endswith("output") else each
-            yield named
-
-    first = list(last(_layer_norm(p, f"{of}ln1.", f" of ln1{where}", x, config), "the output of ln1"))
-    attn = list(_attention(p, f"{of}attn.", where, first[-1].value, config))
-    attn[-1] = Quantity(attn[-1].key, f"the output of attention{where}", attn[-1].value)
+def _block(
+    p: Parameters, of: str, where: str, x: Tensor, config: GPT2Config, output: str = "the output"
+) -> Iterator[Quantity]:
+    first = list(_layer_norm(p, f"{of}ln1.", f" of ln1{where}", x, config, f"the output of ln1{where}"))
+    attn = list(_attention(p, f"{of}attn.", where, first[-1].value, config, f"the output of attention{where}"))
     mid = x + attn[-1].value
-    second = list(last(_layer_norm(p, f"{of}ln2.", f" of ln2{where}", mid, config), "the output of ln2"))
-    mlp = list(_mlp(p, f"{of}mlp.", where, second[-1].value, config))
-    mlp[-1] = Quantity(mlp[-1].key, f"the output of the MLP{where}", mlp[-1].value)
+    second = list(_layer_norm(p, f"{of}ln2.", f" of ln2{where}", mid, config, f"the output of ln2{where}"))
+    mlp = list(_mlp(p, f"{of}mlp.", where, second[-1].value, config, f"the output of the MLP{where}"))
     yield from [*first, *attn]
     yield Quantity(f"{of}mid", f"the stream after attention{where}", mid)
     yield from [*second, *mlp]
-    yield Quantity(
-        f"{of}output", f"the output{where}" if not where else f"the stream after the block{where}", mid + mlp[-1].value
-    )
+    yield Quantity(f"{of}output", output, mid + mlp[-1].value)
 
 
 def _model(p: Parameters, tokens: Tensor, config: GPT2Config) -> Iterator[Quantity]:
@@ -154,12 +153,12 @@ def _model(p: Parameters, tokens: Tensor, config: GPT2Config) -> Iterator[Quanti
     yield Quantity("pos_embed", "the position embedding", positions)
     yield Quantity("start", "the stream before the blocks", x)
     for layer in range(config.n_layers):
-        steps = list(_block(p, f"blocks.{layer}.", f" (block {layer})", x, config))
+        where = f" (block {layer})"
+        steps = list(_block(p, f"blocks.{layer}.", where, x, config, f"the stream after the block{where}"))
         yield from steps
         x = steps[-1].value
-    final = list(_layer_norm(p, "ln_final.", " of ln_final", x, config))
-    yield from final[:-1]
-    yield Quantity("ln_final.output", "the output of ln_final", final[-1].value)
+    final = list(_layer_norm(p, "ln_final.", " of ln_final", x, config, "the output of ln_final"))
+    yield from final
     W_U = p["unembed.W_U"] if "unembed.W_U" in p else p["embed.W_E"].T
     logits = final[-1].value @ W_U
     if "unembed.b_U" in p:

@@ -104,7 +104,7 @@ class Finding:
         at: ``file:line`` in the user's source; None if the line is not known.
         code: that line.
         right: the last quantities that are right, with their lines: ``the queries (line 37)``.
-        wrong: the quantity that is wrong there, or what the line gives instead.
+        wrong: the quantity that is wrong there, or what the line gives instead; empty if all is right before an error.
         detail: how it is wrong, in sentences; each was checked.
     """
 
@@ -114,17 +114,12 @@ class Finding:
     wrong: str
     detail: tuple[str, ...] = ()
 
-    @property
-    def line(self) -> int | None:
-        """The line's number."""
-        number = (self.at or "").rpartition(":")[2]
-        return int(number) if number.isdigit() else None
-
     def lines(self, hint: Hint) -> list[Line]:
         """The finding in words."""
         lines: list[Line] = [("look", f"{self.at}: {self.code}")] if self.at else []
-        right = f"Right up to there: {listed(self.right)}. " if self.right and self.at else ""
-        lines.append(("text", f"{right}First wrong: {self.wrong}."))
+        right = f"Right up to there: {listed(self.right)}." if self.right and (self.at or not self.wrong) else ""
+        wrong = f"First wrong: {self.wrong}." if self.wrong else ""
+        lines.append(("text", " ".join(filter(None, (right, wrong)))))
         return lines + [("text", each) for each in self.detail if hint != "where"]
 
 
@@ -183,7 +178,6 @@ class Tried:
         fault: what is wrong with it; None if nothing is.
         diagnosis: of numbers that are wrong.
         smallest: the sizes of the smallest case that shows the fault.
-        asked: the fields of the configuration that it reads.
         missing: the parameters of GPT-2 that it does not have.
         reading: how its parameters were read, in a line; empty if they have TransformerLens's names.
         notes: what to know of a layer that passed, and of how it was tried.
@@ -197,7 +191,6 @@ class Tried:
     fault: Fault | None = None
     diagnosis: Diagnosis | None = None
     smallest: Mapping[str, int] = field(default_factory=dict)
-    asked: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     reading: str = ""
     notes: tuple[str, ...] = ()

@@ -167,7 +167,7 @@ class Trial:
         parameters: under TransformerLens's names, as `answer` and our layers' ``load_state_dict`` take them.
         given: the input.
         cotangent: factor of each entry of the output, before the backward pass.
-        expected: the reference's answer.
+        expected: the reference's answer; without gradients if they are not wanted.
     """
 
     rung: str
@@ -184,8 +184,8 @@ class Trial:
         return self.case.config
 
 
-def make_trial(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype) -> Trial:
-    """Draw the numbers of a case, and run the reference on them, forwards and backwards."""
+def make_trial(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, *, gradients: bool = True) -> Trial:
+    """Draw the numbers of a case, and run the reference on them: forwards, and backwards if gradients are wanted."""
     generator = torch.Generator().manual_seed(case.seed)
     config = reference.adapt(case.config)
     case = dataclasses.replace(case, config=config)
@@ -194,15 +194,18 @@ def make_trial(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype)
     parameters = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
     given = rung.input(case, dtype, generator)
     leaf = given.clone().requires_grad_(given.is_floating_point())
-    with typecheck(False):  # every layer is new, and its shapes would be checked anew
+    # Every layer is new, and its shapes would be checked anew.
+    with typecheck(False), torch.set_grad_enabled(gradients):
         output = reference.call(theirs, leaf)
     cotangent = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(dtype)
     # Divided, so that a gradient's size, and with it its rounding error, does not grow with the number of outputs.
     cotangent /= math.sqrt(cotangent.numel() / case.batch / case.seq)
-    backward(output, cotangent)
-    gradients = _lens_names(reference.parameters(config, _gradients(theirs)))
-    if leaf.grad is not None:
-        gradients["input"] = leaf.grad
+    expected: dict[str, Tensor] = {}
+    if gradients:
+        backward(output, cotangent)
+        expected = _lens_names(reference.parameters(config, _gradients(theirs)))
+        if leaf.grad is not None:
+            expected["input"] = leaf.grad
     return Trial(
         rung=rung.name,
         case=case,
@@ -210,40 +213,44 @@ def make_trial(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype)
         parameters=_lens_names(reference.parameters(config, parameters)),
         given=given,
         cotangent=cotangent,
-        expected=Answer(output.detach(), gradients),
+        expected=Answer(output.detach(), expected),
     )
 
 
 def altered(trial: Trial, *, given: Tensor | None = None, **parameters: Tensor | float) -> Trial:
     """Return the trial with another input, or with parameters of other values (by name, or its last part).
 
-    The expected answer is our own layer's.
+    The expected answer is our own layer's; it has gradients if the trial's has.
     """
     changed = dict(trial.parameters)
     for name, value in parameters.items():
         for each in [each for each in changed if each == name or each.endswith("." + name)]:
             changed[each] = torch.zeros_like(changed[each]) + value
     trial = dataclasses.replace(trial, parameters=changed, given=trial.given if given is None else given)
-    return dataclasses.replace(trial, expected=answer(rung(trial.rung).build(trial.config, trial.dtype), trial))
+    own, gradients = rung(trial.rung).build(trial.config, trial.dtype), bool(trial.expected.gradients)
+    return dataclasses.replace(trial, expected=answer(own, trial, gradients=gradients))
 
 
-def answer(layer: nn.Module, trial: Trial) -> Answer:
+def answer(layer: nn.Module, trial: Trial, *, gradients: bool = True) -> Answer:
     """Return the answer of a layer that keeps its parameters as ours or as TransformerLens does.
+
+    Args:
+        gradients: run the backward pass too.
 
     Raises:
         RuntimeError: its parameters are not the trial's.
     """
     layer.eval().load_state_dict(dict(trial.parameters))
     leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
-    with typecheck(False):
+    with typecheck(False), torch.set_grad_enabled(gradients):
         output = layer(leaf)
     if output.requires_grad:  # a layer that cuts the graph has no gradients
         backward(output, trial.cotangent)
-    gradients = {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
-    gradients = _lens_names(gradients)
+    found = {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
+    found = _lens_names(found)
     if leaf.grad is not None:
-        gradients["input"] = leaf.grad
-    return Answer(output.detach(), gradients)
+        found["input"] = leaf.grad
+    return Answer(output.detach(), found)
 
 
 @dataclass(frozen=True)

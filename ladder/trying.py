@@ -2,13 +2,11 @@
 
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from .candidate.layer import Reply, Request
 from .drawing import Draw, as_gpt2
 from .explaining import explained, lacking
 from .hidden import hidden_faults
@@ -16,7 +14,7 @@ from .low_precision import low_precision
 from .numbers import Answer
 from .results import Diagnosis, Fault, Tried, Verdict
 from .rungs import RANGES, Case, Difference, Rung, Trial, distance
-from .under_test import FATAL, OPTIONAL, UnderTest, as_sentence
+from .under_test import FATAL, OPTIONAL, Ask, UnderTest, as_sentence
 from .verdicts import limit, wrongness
 
 # Long enough for a mask or a table that was made too short.
@@ -25,19 +23,13 @@ _LONG = (33, 130)
 _KINDS = ("some nan", "nan", "output", "missing", "gradient", "float32")
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """The result of one run over the cases: how far off, what is most wrong, and the trial that shows it."""
-
-    verdict: Verdict | None = None
-    fault: Fault | None = None
-    trial: Trial | None = None
-    before: tuple[Tensor, ...] = ()
+# Of one run over the cases: how far off, what is most wrong, and the trial that shows it.
+Attempt = tuple[Verdict | None, Fault | None, Trial | None]
 
 
 def try_layer(
     rung: Rung,
-    ask: Callable[[Request], Reply],
+    ask: Ask,
     name: str,
     *,
     reference: str | None = None,
@@ -59,61 +51,57 @@ def try_layer(
     began = time.perf_counter()
     layer = UnderTest(rung, ask, reference, seed)
     layer.begin()
-    fault, notes = layer.first.fault, []
+    verdict, fault, trial, before = None, layer.first.fault, None, ()
+    finding, notes = None, []
     if fault and (fault.kind in (*FATAL, "parameters") or (fault.kind == "build" and fault.names)):
-        attempt = Attempt(fault=fault, trial=layer.trial(layer.new_case()))
+        trial = layer.trial(layer.new_case())
     else:
-        attempt, notes = _attempts(layer, number)
-    if attempt.fault is None and attempt.verdict is not None:
-        if attempt.verdict.lenient and attempt.trial is not None:
-            notes.append(_float32_note(layer, attempt.verdict, attempt.trial))
-        for found in hidden_faults(layer, attempt.verdict):
-            attempt = Attempt(attempt.verdict, *found)
-            break
-    finding = None
-    if attempt.fault is None and dtype is not None:
+        (verdict, fault, trial), notes = _attempts(layer, number)
+    if fault is None and verdict is not None:
+        if verdict.lenient and trial is not None:
+            notes.append(_float32_note(layer, verdict, trial))
+        fault, trial, before = next(hidden_faults(layer, verdict), (None, None, ()))
+    if fault is None and dtype is not None:
         fault, finding, note = low_precision(layer, dtype, number)
-        attempt = Attempt(attempt.verdict, fault)
         notes += [note] if note else []
     if layer.widened:
-        right = "" if attempt.fault else "right in float32 arithmetic: "
+        right = "" if fault else "right in float32 arithmetic: "
         notes.insert(0, as_sentence(right + layer.widened))
     tried = Tried(
         rung=rung.name,
         layer=name,
-        verdict=attempt.verdict,
-        fault=attempt.fault,
-        asked=tuple(sorted(layer.asked)),
+        verdict=verdict,
+        fault=fault,
         missing=tuple(sorted(layer.missing - set(OPTIONAL))),
         reading=layer.reading,
         notes=tuple(dict.fromkeys([*map(as_sentence, layer.notes), *notes])),
         borrowed=layer.first.borrowed,
-        diagnosis=Diagnosis(finding=finding) if attempt.fault else None,
+        diagnosis=Diagnosis(finding=finding) if fault else None,
     )
-    if attempt.fault is not None and attempt.trial is not None:
-        tried = explained(layer, tried, attempt.fault, attempt.trial, attempt.before)
+    if fault is not None and trial is not None:
+        tried = explained(layer, tried, fault, trial, before)
     return replace(lacking(tried), seconds=time.perf_counter() - began)
 
 
 def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, list[str]]:
     """Try the layer on all that it reads; if it fails, on GPT-2's own choices alone."""
-    attempt = _attempt(layer, number)
+    attempt = verdict, fault, _ = _attempt(layer, number)
     varied = layer.asked & {"d_head", "act_fn", "scale"}
-    if attempt.fault is None or attempt.fault.kind in FATAL or not varied:
+    if fault is None or fault.kind in FATAL or not varied:
         return attempt, []
     everything = layer.draw
     layer.draw = _as_gpt2(everything, layer.asked & {"layer_norm_eps", "d_mlp"})
     # A few cases show whether all are worth the time.
     again = _attempt(layer, min(number, 3))
-    if again.fault is None or attempt.verdict is None:
+    if again[1] is None or verdict is None:
         again = _attempt(layer, number)
-    if again.fault is None:
+    if again[1] is None:
         note = (
             "It is right for GPT-2's own choices (gelu_new, scores divided by sqrt(d_head), n_heads * d_head = "
-            f"d_model), but not for others that it reads: {attempt.fault.message}."
+            f"d_model), but not for others that it reads: {fault.message}."
         )
         return again, [note]
-    if attempt.verdict is None and again.verdict is not None:
+    if verdict is None and again[0] is not None:
         # Numbers that are wrong show more than a fault that only other choices bring about.
         return again, []
     layer.draw = everything
@@ -127,30 +115,34 @@ def _as_gpt2(draw: Draw, but: frozenset[str]) -> Draw:
     return draw_gpt2
 
 
+def _trials(layer: UnderTest, number: int) -> Iterator[Trial]:
+    """Yield the trials of ``number`` cases, each in float64 and in float32."""
+    source = random.Random(layer.seed)
+    for index in range(number):
+        long = index % 5 == 4 or index == number - 1
+        case = layer.draw(source, _LONG if long else RANGES["seq"])
+        for dtype in (torch.float64, torch.float32):
+            yield layer.trial(case, dtype)
+
+
 def _attempt(layer: UnderTest, number: int) -> Attempt:
     """Run over the cases, in float64 and float32."""
-    source = random.Random(layer.seed)
     largest = {torch.float64: 0.0, torch.float32: 0.0}
     gradient, worst = 0.0, 0
     wrong: dict[str, tuple[Trial, str]] = {}
     exact: list[tuple[Trial, Answer, Difference]] = []
-    for index in range(number):
-        long = index % 5 == 4 or index == number - 1
-        case = layer.draw(source, _LONG if long else RANGES["seq"])
-        for dtype in largest:
-            trial = layer.trial(case, dtype)
-            reply = layer.ask(trial)
-            if reply.answer is None:
-                return Attempt(fault=reply.fault, trial=trial)
-            off = distance(reply.answer, trial.expected)
-            if dtype == torch.float64:
-                gradient = max(gradient, off.gradient)
-                worst = case.seed if off.output >= largest[dtype] else worst
-                exact.append((trial, reply.answer, off))
-            largest[dtype] = max(largest[dtype], off.output)
-            kind, message = wrongness(layer.rung, trial, reply.answer, off)
-            if kind and (kind not in wrong or (kind == "output" and off.output >= largest[dtype])):
-                wrong[kind] = (trial, message)
+    for trial, reply in layer.ask_each(_trials(layer, number)):
+        if reply.answer is None:
+            return None, reply.fault, trial
+        off, dtype = distance(reply.answer, trial.expected), trial.dtype
+        if dtype == torch.float64:
+            gradient = max(gradient, off.gradient)
+            worst = trial.case.seed if off.output >= largest[dtype] else worst
+            exact.append((trial, reply.answer, off))
+        largest[dtype] = max(largest[dtype], off.output)
+        kind, message = wrongness(layer.rung, trial, reply.answer, off)
+        if kind and (kind not in wrong or (kind == "output" and off.output >= largest[dtype])):
+            wrong[kind] = (trial, message)
     verdict = Verdict(
         rung=layer.rung.name,
         reference=layer.reference,
@@ -168,20 +160,20 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
         judged = ((trial, wrongness(layer.rung, trial, found, off, lenient=True)) for trial, found, off in exact)
         wrong = {kind: (trial, message) for trial, (kind, message) in judged if kind}
         if not wrong:
-            return Attempt(verdict, trial=shown)
+            return verdict, None, shown
     for kind in _KINDS:
         if kind in wrong:
             trial, message = wrong[kind]
             if kind == "output":
                 message = f"the output is off by {verdict.float64:.1e}, where {verdict.tolerance64:.0e} is allowed"
-            return Attempt(verdict, Fault(kind, message), trial)
-    return Attempt(verdict)
+            return verdict, Fault(kind, message), trial
+    return verdict, None, None
 
 
 def _float32_note(layer: UnderTest, verdict: Verdict, trial: Trial) -> str:
     """Return where float32 comes in; whether that is all, was tried."""
     amount = f"off by {verdict.float64:.0e} in float64"
-    place = layer.ask(trial, look=True, gradients=False).trace.places.get("dtype")
+    place = layer.trace(trial).places.get("dtype")
     wide = layer.ask(trial, wide=True).answer
     alone = wide is not None and distance(wide, trial.expected).output <= verdict.tolerance64
     if place and alone:

@@ -1,7 +1,8 @@
 """The user's layer on its rung, wherever it runs: what it answers, what it reads, and how its parameters lie."""
 
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -9,14 +10,17 @@ import torch
 from torch import Tensor
 
 from .candidate.layer import Reply, Request
-from .drawing import Draw, as_gpt2, drawing
+from .candidate.trace import Trace
+from .drawing import Draw, as_gpt2, drawing, in_any_block, own_trial, without
 from .location import locate
 from .matching import Matched
 from .numbers import Answer, close
+from .quantities import quantities
 from .results import Fault, Finding
 from .rungs import Case, Rung, Trial, distance, make_trial
-from .subject import Subject, in_any_block, own_trial, without
 
+# Answers requests of one rung, in order.
+Ask = Callable[[Iterable[Request]], Iterator[Reply]]
 # After these, another case would cost a new process.
 FATAL = ("hang", "died", "limit")
 # Ways to read the parameters of a wrong layer that are traced.
@@ -33,15 +37,26 @@ class UnderTest:
         ask: the layer.
         library: whose layers to judge by; our own if None.
         seed: of every case.
+        draw: draws cases that the layer can be built for (default: those of a layer that reads nothing; `begin` finds
+            out more). Of a case it draws, the diagnosis may also try ``act_fn="gelu_new"``,
+            ``scale_attn_weights=True``, and other sizes; if all that it draws have ``d_model = n_heads * d_head``, so
+            will those.
     """
 
-    def __init__(self, rung: Rung, ask: Callable[[Request], Reply], library: str | None, seed: int) -> None:
+    def __init__(
+        self,
+        rung: Rung,
+        ask: Ask,
+        library: str | None = None,
+        seed: int = 0,
+        draw: Draw | None = None,
+    ) -> None:
         self.rung, self._ask, self._library, self.seed = rung, ask, library, seed
-        self.missing: frozenset[str] = frozenset()
+        self.missing: frozenset[str] = frozenset()  # parameters that it does not have; they are 0 in every trial
         self.layout, self.dead, self.wide = 0, False, False
         self.widened = ""  # why steps of it were widened to float64
         self.first = Reply()
-        self.draw: Draw = drawing(frozenset(), frozenset())
+        self.draw = draw or drawing(frozenset(), frozenset())
 
     @property
     def asked(self) -> frozenset[str]:
@@ -65,21 +80,57 @@ class UnderTest:
     # ---- asking ----
 
     def ask(self, trial: Trial, **how: Any) -> Reply:
-        """Ask for the layer's answer to a trial; nothing more is asked of a layer that hung or died."""
-        if self.dead:
-            return Reply()
-        how = {"layout": self.layout, "wide": self.wide and trial.dtype == torch.float64, **how}
-        numbers = (trial.rung, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
-        reply = self._ask(Request(*numbers, **how))
-        self.dead |= reply.fault is not None and reply.fault.kind in FATAL
-        return reply
+        """Ask for the layer's answer to a trial."""
+        return next(self._replies([self._request(trial, **how)]), Reply())
 
-    def trial(self, case: Case, dtype: torch.dtype = torch.float64) -> Trial:
+    def ask_each(self, trials: Iterable[Trial]) -> Iterator[tuple[Trial, Reply]]:
+        """Ask for the layer's answers to trials. It may work on one while the next is made."""
+        asked: deque[Trial] = deque()
+
+        def requests() -> Iterator[Request]:
+            for trial in trials:
+                asked.append(trial)
+                yield self._request(trial)
+
+        for reply in self._replies(requests()):
+            yield asked.popleft(), reply
+
+    def _replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """Yield the layer's replies. Nothing more is asked of a layer that hung or died."""
+        if self.dead:
+            return
+        for reply in self._ask(requests):
+            self.dead = reply.fault is not None and reply.fault.kind in FATAL
+            yield reply
+            if self.dead:
+                return
+
+    def _request(self, trial: Trial, *, wide: bool = False, **how: Any) -> Request:
+        how = {"layout": self.layout, "wide": wide or (self.wide and trial.dtype == torch.float64), **how}
+        numbers = (trial.rung, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
+        return Request(*numbers, **how)
+
+    def answer(self, trial: Trial, **how: Any) -> Answer | None:
+        """Return the layer's answer, with no gradient of what it does not have; None if it gives none."""
+        answer = self.ask(trial, **how).answer
+        return None if answer is None else without(answer, self.missing)
+
+    def trace(self, trial: Trial, **how: Any) -> Trace:
+        """Return what the layer computes on a trial, as far as that can be recorded."""
+        return self.ask(trial, look=True, gradients=False, **how).trace
+
+    def trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
         """Return the trial of a case, judged by the reference."""
         if self._by_ours:
-            trial = own_trial(self.rung, case, dtype, self.missing)
-        else:
-            trial = make_trial(self.rung, self._theirs, case, dtype)
+            return self.own_trial(case, dtype, gradients=gradients)
+        return self.fair(make_trial(self.rung, self._theirs, case, dtype, gradients=gradients))
+
+    def own_trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
+        """Return the trial of a case, judged by our own layer."""
+        return own_trial(self.rung, case, dtype, self.missing, gradients=gradients)
+
+    def fair(self, trial: Trial) -> Trial:
+        """Return the trial with no gradient expected of a parameter that the layer does not have."""
         return replace(trial, expected=without(trial.expected, self.missing))
 
     def new_case(self, **sizes: int) -> Case:
@@ -96,18 +147,7 @@ class UnderTest:
 
     def finding(self, trial: Trial, before: tuple[Tensor, ...] = ()) -> Finding | None:
         """Return where the layer first departs from GPT-2 on a trial."""
-        return locate(trial, self.ask(trial, look=True, gradients=False, before=before).trace)
-
-    def subject(self, **how: Any) -> Subject:
-        """Return the layer as the diagnosis knows it."""
-
-        def respond(trial: Trial) -> Answer | None:
-            answer = self.ask(trial, **how).answer
-            return None if answer is None else without(answer, self.missing)
-
-        return Subject(
-            respond, self.draw, lambda trial: self.ask(trial, look=True, gradients=False, **how).trace, self.missing
-        )
+        return locate(trial, self.trace(trial, before=before))
 
     # ---- what it reads ----
 
@@ -118,7 +158,7 @@ class UnderTest:
         self.draw = drawing(self.asked, self.missing)
         if self.first.fault and self.first.fault.kind in ("raises", "dtype"):
             self._try_float32(self.first.fault)
-        if len(self.first.layouts) > 1:
+        if self.first.ways > 1:
             self._choose_layout()
 
     def _try_float32(self, fault: Fault) -> None:
@@ -135,49 +175,56 @@ class UnderTest:
         source = random.Random(self.seed)
         # With one head, or at one position, ways to read look alike that are not.
         cases = (as_gpt2(self.draw(source), frozenset()) for _ in range(100))
-        trial = self.trial(next(case for case in cases if case.config.n_heads > 1 and case.seq > 2))
-        found: dict[int, tuple[bool, int]] = {}
-        notes = {0: self.first.notes}
-        for layout in range(len(self.first.layouts)):
-            reply = self.ask(trial, layout=layout, gradients=False)
+        case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
+        trial = self.trial(case, gradients=False)
+        traced: dict[int, Reply] = {}
+        ways = range(self.first.ways)
+        requests = (
+            self._request(trial, layout=layout, look=len(traced) < _MOST_TRACED, gradients=False) for layout in ways
+        )
+        for layout, reply in enumerate(self._replies(requests)):
             if reply.answer is not None and distance(reply.answer, trial.expected).output <= 1e-4:
-                self.layout = layout
-                self.first = replace(self.first, notes=reply.notes)
+                self._choose(layout, reply)
                 return
-            if reply.answer is not None and len(found) < _MOST_TRACED:
-                trace = self.ask(trial, layout=layout, look=True, gradients=False).trace
-                # A mask that forward takes is given in a way that hides the future, if there is one.
-                found[layout] = self._is_causal(trial, reply.answer, layout), len(Matched(trial, trace).found)
-                notes[layout] = reply.notes
-        self.layout = max(found, key=lambda layout: found[layout], default=0)
-        self.first = replace(self.first, notes=notes[self.layout])
+            if reply.answer is not None and len(traced) < _MOST_TRACED:
+                traced[layout] = reply
+        # A mask that forward takes is given in a way that hides the future, if there is one. The notes name the mask;
+        # which numbers the parameters are makes no difference.
+        causal: dict[tuple[str, ...], bool] = {}
+        for layout, reply in traced.items():
+            if reply.notes not in causal:
+                causal[reply.notes] = self._is_causal(trial, reply, layout)
+        steps = quantities(trial)
+        found = {i: (causal[reply.notes], len(Matched(trial, reply.trace, steps).found)) for i, reply in traced.items()}
+        best = max(found, key=lambda layout: found[layout], default=0)
+        self._choose(best, traced.get(best, self.first))
 
-    def _is_causal(self, trial: Trial, answer: Answer, layout: int) -> bool:
+    def _choose(self, layout: int, reply: Reply) -> None:
+        self.layout = layout
+        self.first = replace(self.first, notes=reply.notes, reading=reply.reading, oddity=reply.oddity)
+
+    def _is_causal(self, trial: Trial, reply: Reply, layout: int) -> bool:
         """Return whether another last position changes nothing before it."""
         given = trial.given.clone()
         given[:, -1] = given[:, 0]
         again = self.ask(replace(trial, given=given), layout=layout, gradients=False).answer
-        return again is not None and close(again.output[:, :-1], answer.output[:, :-1])
+        answer = reply.answer
+        return again is not None and answer is not None and close(again.output[:, :-1], answer.output[:, :-1])
 
     # ---- what to know of it ----
 
     @property
     def reading(self) -> str:
         """How its parameters were read, in a line; empty if they have TransformerLens's names."""
-        label = self._layout[0]
-        return "" if label in ("by TransformerLens's names", "by the adapter") else label
-
-    @property
-    def _layout(self) -> tuple[str, str]:
-        layouts = self.first.layouts or (("", ""),)
-        return layouts[min(self.layout, len(layouts) - 1)]
+        plain = ("by TransformerLens's names", "by the adapter")
+        return "" if self.first.reading in plain else self.first.reading
 
     @property
     def notes(self) -> list[str]:
         """What to know of how the layer was built, read and called, as clauses."""
         notes = list(self.first.notes)
-        if oddity := self._layout[1]:
-            notes.append(f"GPT-2's weights do not fit as they are stored: {oddity}")
+        if self.first.oddity:
+            notes.append(f"GPT-2's weights do not fit as they are stored: {self.first.oddity}")
         if "unembed.W_U" in self.missing:
             notes.append("its logits are tied to W_E, as GPT-2's are")
         elif self.missing & {"b_U", "unembed.b_U"}:

@@ -12,7 +12,7 @@ import tyro
 from ..device import pick_device
 from ..options import parse
 from ..tokenizer import load_tokenizer
-from ..weights import from_pretrained, resolve, tokenizer_folder
+from ..weights import from_pretrained, open_source, resolve, tokenizer_folder
 from .page import look as look_at
 
 
@@ -20,7 +20,7 @@ from .page import look as look_at
 class LookArguments:
     """Write one page that shows what a model does with a text: surprise, next tokens, attention, layers, parts."""
 
-    text: Annotated[str, tyro.conf.Positional]
+    text: Annotated[str, tyro.conf.arg(metavar="TEXT"), tyro.conf.Positional]
     """The text to look at."""
     model: Annotated[str, tyro.conf.arg(metavar="NAME|FOLDER")]
     """A run folder, a model folder such as runs/x/final, a snapshot, or a published model's name such as gpt2."""
@@ -42,6 +42,7 @@ def look(argv: list[str]) -> int:
     """
     arguments = parse(LookArguments, argv, prog="gptladder look")
     source = resolve(arguments.model)
+    open_source(source)  # another kind of model is reported as such, and not as one without a tokenizer
     folder = arguments.tokenizer or tokenizer_folder(source)
     if folder is None:
         raise ValueError(f"{arguments.model} brings no tokenizer: give one with --tokenizer")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..assembly.model import GPT2
 from .labelled import Labelled
-from .prompt import Text, as_tokenizer, read_prompt, token_label
+from .prompt import Text, as_tokenizer, read_batch, read_prompt, token_label
 
 HeadKind = Literal["previous token", "duplicate token", "induction"]
 """A pattern that `head_scores` looks for."""
@@ -57,7 +57,7 @@ def wanted_keys(tokens: Tensor, kind: HeadKind) -> Tensor:
 
 
 @torch.no_grad()
-def head_scores(model: GPT2, tokens: Tensor, kind: HeadKind) -> Labelled:
+def head_scores(model: GPT2, tokens: Text, kind: HeadKind, *, tokenizer: Any = None) -> Labelled:
     """Return how much of its attention each head gives to the keys that a head of a kind looks at.
 
     The mean is over the queries that have such a key. ``transformer_lens.head_detector.detect_head`` takes the mean
@@ -65,8 +65,9 @@ def head_scores(model: GPT2, tokens: Tensor, kind: HeadKind) -> Labelled:
 
     Args:
         model: in evaluation mode.
-        tokens: [batch seq]; random tokens that come twice show induction best.
+        tokens: [batch seq]; random tokens that come twice show induction best. Or one prompt, as text or token ids.
         kind: see `wanted_keys`.
+        tokenizer: reads a text; see `read_prompt`.
 
     Raises:
         ValueError: no query has such a key, as for induction in a text without repetition.
@@ -78,6 +79,7 @@ def head_scores(model: GPT2, tokens: Tensor, kind: HeadKind) -> Labelled:
         >>> head_scores(model, torch.tensor([[3, 1, 4, 3, 1, 4]]), "induction").values.shape
         torch.Size([2, 2])
     """
+    tokens = read_batch(model, tokens, tokenizer)
     wanted = wanted_keys(tokens, kind)
     asking = wanted.any(-1).sum()
     if not asking:

@@ -1,7 +1,7 @@
 """What changes when a part of the model is replaced: activation patching and ablation."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from torch import Tensor
 from ..assembly.model import GPT2
 from ..components.taps import act_name
 from .labelled import Labelled
-from .prompt import Text, read_prompt
+from .prompt import Text, read_batch, read_prompt
 
 Metric = Callable[[Tensor], Tensor]
-"""Logits [batch seq d_vocab] to one number for each row, [batch]."""
+"""Logits [batch seq d_vocab] to one number for each row, [batch], or to one number, as TransformerLens's metrics."""
 
 Site = Literal["resid_pre", "resid_mid", "attn_out", "mlp_out", "q", "k", "v", "z"]
 """What is patched: the stream or a layer's output at one position, or one head's vectors."""
@@ -42,7 +42,8 @@ def activation_patching(
         model: in evaluation mode.
         clean: a prompt that the model answers well.
         corrupted: one of as many tokens, in which something that matters is changed.
-        metric: logits [batch seq d_vocab] to one number for each row, [batch].
+        metric: logits [batch seq d_vocab] to one number for each row, [batch]. A metric that returns a single number is
+            called for each row by itself.
         site: which activation is patched.
         by_position: patch one position at a time; False patches all positions of a head at once.
         tokenizer: reads the prompts and gives the labels; see `read_prompt`.
@@ -52,7 +53,8 @@ def activation_patching(
         The metric, with the axes ``layer``, for heads ``head``, and by position ``position``.
 
     Raises:
-        ValueError: the prompts have different numbers of tokens, or all positions of a whole layer are to be patched.
+        ValueError: the prompts have different numbers of tokens; all positions of a whole layer are to be patched; an
+            unknown site; a metric that returns something else.
 
     Example:
         >>> from gptladder import GPT2, GPT2Config
@@ -61,6 +63,8 @@ def activation_patching(
         >>> activation_patching(model, [3, 1, 4], [3, 2, 4], answer).values.shape  # layer, head, position
         torch.Size([2, 2, 3])
     """
+    if site not in get_args(Site):
+        raise ValueError(f"site is {site!r}; it can be {', '.join(map(repr, get_args(Site)))}")
     # Read the prompts, and keep the activations of the clean one.
     good, bad = read_prompt(model, clean, tokenizer), read_prompt(model, corrupted, tokenizer)
     seq = good.tokens.shape[1]
@@ -85,7 +89,7 @@ def activation_patching(
                 some = positions[first : first + batch]
                 patch = _patch_from(cache[name][0], some, head if of_heads else None)
                 logits = model.run_with_hooks(bad.tokens.expand(len(some), -1), fwd_hooks=[(name, patch)])
-                values[layer, head, first : first + len(some)] = metric(logits)
+                values[layer, head, first : first + len(some)] = _of_each_row(metric, logits)
 
     # Name the axes.
     axes: dict[str, Sequence[str]] = {"layer": [str(layer) for layer in range(len(names))]}
@@ -95,6 +99,23 @@ def activation_patching(
         axes["position"] = good.positions
     shape = [len(labels) for labels in axes.values()]
     return Labelled(values.reshape(shape), axes, title=f"metric with {site} from the clean prompt")
+
+
+def _of_each_row(metric: Metric, logits: Tensor) -> Tensor:
+    """Return the metric of each row, [batch]. A metric of all rows together would mix the patches."""
+    found = _as_tensor(metric(logits))
+    if found.dim() == 0:
+        found = torch.stack([_as_tensor(metric(row[None])) for row in logits])
+    if found.shape != logits.shape[:1]:
+        raise ValueError(
+            f"the metric has the shape {list(found.shape)} for {len(logits)} rows of logits; it must be one number for "
+            "each row, such as logits[:, -1, 5]"
+        )
+    return found
+
+
+def _as_tensor(number: Any) -> Tensor:
+    return number if isinstance(number, Tensor) else torch.tensor(number, dtype=torch.float64)
 
 
 def _patch_from(source: Tensor, positions: Sequence[Any], head: int | None) -> Callable[..., Tensor]:
@@ -116,7 +137,9 @@ def _patch_from(source: Tensor, positions: Sequence[Any], head: int | None) -> C
 
 
 @torch.no_grad()
-def ablation(model: GPT2, tokens: Tensor, loss: Metric, *, kind: Literal["zero", "mean"] = "mean") -> Labelled:
+def ablation(
+    model: GPT2, tokens: Text, loss: Metric, *, kind: Literal["zero", "mean"] = "mean", tokenizer: Any = None
+) -> Labelled:
     """Return by how much a loss rises without each head.
 
     Zero ablation replaces a head's ``z`` by 0. Mean ablation replaces it by its mean over the prompts at each position,
@@ -124,15 +147,17 @@ def ablation(model: GPT2, tokens: Tensor, loss: Metric, *, kind: Literal["zero",
 
     Args:
         model: in evaluation mode.
-        tokens: [batch seq]; mean ablation needs several prompts.
+        tokens: [batch seq]; mean ablation needs several prompts. Or one prompt, as text or token ids.
         loss: logits [batch seq d_vocab] to one number.
         kind: what takes the place of the head's output.
+        tokenizer: reads a text; see `read_prompt`.
 
     Returns:
         The rise, with the axes ``layer`` and ``head``.
 
     Raises:
-        ValueError: mean ablation of a single prompt, which would change nothing; an unknown kind.
+        ValueError: mean ablation of a single prompt, which would change nothing; an unknown kind; a loss of more than
+            one number.
 
     Example:
         >>> import torch
@@ -144,10 +169,13 @@ def ablation(model: GPT2, tokens: Tensor, loss: Metric, *, kind: Literal["zero",
     """
     if kind not in ("zero", "mean"):
         raise ValueError(f"kind is {kind!r}; it can be 'zero' or 'mean'")
+    tokens = read_batch(model, tokens, tokenizer)
     if kind == "mean" and len(tokens) == 1:
         raise ValueError("mean ablation takes the mean over prompts, and there is one: give several, or kind='zero'")
     config = model.config
-    plain = loss(model(tokens))
+    plain = _as_tensor(loss(model(tokens)))
+    if plain.numel() != 1:
+        raise ValueError(f"the loss has the shape {list(plain.shape)}; it must be one number: take its mean")
     rise = torch.empty(config.n_layers, config.n_heads, dtype=plain.dtype)
     for layer in range(config.n_layers):
         for head in range(config.n_heads):

@@ -16,6 +16,9 @@ from ..files import write_whole
 # positive, orange for what is negative. Light and dark pages mix them with their own background.
 _POSITIVE, _NEGATIVE = (0, 90, 181), (213, 94, 0)
 
+# More than this of a vocabulary, or of every head's pattern, is too much to look at, and too large for a notebook.
+_MOST_COLUMNS, _MOST_ROWS = 64, 400
+
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8" /><title>{title}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'" />
@@ -33,7 +36,8 @@ class Labelled:
     """Numbers with a name for each axis and a label for each place along it.
 
     In a notebook it shows itself as a heat map. Colours are on a square-root scale, so that a weight of 0.02 can still
-    be seen.
+    be seen. Of many columns, such as a vocabulary, the 64 with the largest values are drawn; of many rows, the first
+    400.
 
     Args:
         values: the numbers.
@@ -83,6 +87,19 @@ class Labelled:
             labels = [f"{before} {label}".strip() for before in labels for label in named]
         return labels, self.values.reshape(-1, self.values.shape[-1])
 
+    def _drawn(self) -> tuple[list[str], list[str], Tensor, str]:
+        """Return labels of rows and of columns, the values to draw, and the title, which names what is left out."""
+        labels, values = self.rows()
+        columns, title = list(list(self.axes.values())[-1]), self.title
+        if len(columns) > _MOST_COLUMNS:
+            title += f"; {_MOST_COLUMNS} of {len(columns):,} columns, those with the largest values"
+            places = values.amax(0).topk(_MOST_COLUMNS).indices.sort().values
+            columns, values = [columns[place] for place in places.tolist()], values[:, places]
+        if len(labels) > _MOST_ROWS:
+            title += f"; the first {_MOST_ROWS} of {len(labels):,} rows"
+            labels, values = labels[:_MOST_ROWS], values[:_MOST_ROWS]
+        return labels, columns, values, title
+
     def html(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the heat map as one page, and write it to ``path`` if that is given. It fetches nothing."""
         page = _PAGE.format(title=escape(self.title), body=self._table())
@@ -91,7 +108,7 @@ class Labelled:
         return page
 
     def _repr_html_(self) -> str:
-        return framed(self.html(), height=90 + 24 * len(self.rows()[0]), scripts=False)
+        return framed(self.html(), height=90 + 24 * min(len(self.rows()[0]), _MOST_ROWS), scripts=False)
 
     def figure(self) -> Any:
         """Return the heat map as a ``matplotlib.figure.Figure``.
@@ -102,8 +119,7 @@ class Labelled:
         from matplotlib.colors import LinearSegmentedColormap
         from matplotlib.figure import Figure
 
-        labels, values = self.rows()
-        across, columns = list(self.axes.items())[-1]
+        labels, columns, values, title = self._drawn()
         drawn = Figure(figsize=(2.5 + 0.35 * len(columns), 1.6 + 0.28 * len(labels)), layout="constrained")
         plot = drawn.subplots()
         most = values.abs().max().item() or 1.0
@@ -116,17 +132,19 @@ class Labelled:
             vmin=-most if signed else 0,
             vmax=most,
         )
-        plot.set_title(self.title, fontsize=9)
-        plot.set_xlabel(across)
+        # parse_math: a token may be "$$"
+        plot.set_title(title, fontsize=9, parse_math=False)
+        plot.set_xlabel(list(self.axes)[-1])
         plot.set_ylabel(", ".join(list(self.axes)[:-1]))
-        plot.set_xticks(range(len(columns)), [repr(c)[1:-1] for c in columns], rotation=90, fontsize=7)
-        plot.set_yticks(range(len(labels)), [repr(label)[1:-1] for label in labels], fontsize=7)
+        plot.set_xticks(
+            range(len(columns)), [repr(c)[1:-1] for c in columns], rotation=90, fontsize=7, parse_math=False
+        )
+        plot.set_yticks(range(len(labels)), [repr(label)[1:-1] for label in labels], fontsize=7, parse_math=False)
         drawn.colorbar(image, ax=plot)
         return drawn
 
     def _table(self) -> str:
-        labels, values = self.rows()
-        across, columns = list(self.axes.items())[-1]
+        labels, columns, values, title = self._drawn()
         most = values.abs().max().item() or 1.0
         head = "".join(f"<th>{escape(visible(label))}</th>" for label in columns)
         body = "".join(
@@ -135,9 +153,10 @@ class Labelled:
             + "</tr>"
             for label, row in zip(labels, values.tolist(), strict=True)
         )
-        corner = f"{escape(', '.join(list(self.axes)[:-1]))} ↓ {escape(across)} →"
+        *down, across = self.axes
+        corner = f"{escape(', '.join(down))} ↓ {escape(across)} →"
         return (
-            f"<h1>{escape(self.title)}</h1><table><thead><tr><th>{corner}</th>{head}</tr></thead>"
+            f"<h1>{escape(title)}</h1><table><thead><tr><th>{corner}</th>{head}</tr></thead>"
             f"<tbody>{body}</tbody></table>"
         )
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..assembly.model import GPT2
+from ..assembly.text import one_row
 from ..tokenizer import Tokenizer, load_tokenizer
 
 Text = str | Sequence[int] | Tensor
@@ -43,7 +44,7 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
 
     Raises:
         ValueError: there is text and no tokenizer, or no token, or a token outside the vocabulary, or more tokens than
-            ``n_ctx``.
+            ``n_ctx``; there is more than one prompt.
 
     Example:
         >>> from gptladder import GPT2, GPT2Config
@@ -60,13 +61,27 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
             )
         ids = tokenizer.encode(text)
     else:
-        ids = torch.as_tensor(text).flatten().tolist()
+        ids = one_row(text)
     if not ids:
         raise ValueError("the prompt has no token: give at least one")
     if len(ids) > model.config.n_ctx:
         raise ValueError(f"the prompt has {len(ids)} tokens and the model {model.config.n_ctx} positions: shorten it")
     labels = [str(i) for i in ids] if tokenizer is None else [token_label(tokenizer, i) for i in ids]
     return Prompt(torch.tensor([ids], device=model.embed.W_E.device), labels)
+
+
+def read_batch(model: GPT2, tokens: Text, tokenizer: Any = None) -> Tensor:
+    """Return tokens [batch seq] as they are, and one prompt in any other form as `read_prompt` reads it.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=10, n_ctx=8))
+        >>> read_batch(model, [3, 1, 4])
+        tensor([[3, 1, 4]])
+    """
+    if isinstance(tokens, Tensor) and tokens.dim() == 2:
+        return tokens
+    return read_prompt(model, tokens, tokenizer).tokens
 
 
 def as_tokenizer(model: GPT2, tokenizer: Any) -> Tokenizer | None:

@@ -14,8 +14,8 @@ from .evaluation import Evaluation
 from .evaluation import evaluate as evaluate_model
 from .model_options import load_with_tokenizer
 
-Documents = Callable[[str], Iterable[Iterable[str]]]
-"""The documents of a file, of a folder, or, by the name "-", of standard input."""
+Documents = Callable[[str, str | None], Iterable[Iterable[str]]]
+"""The documents of a file, of a folder, or, by the name "-", of standard input, and their encoding if not UTF-8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ class EvaluateArguments:
     """A text file, a folder of texts, or - for standard input. <|endoftext|> separates documents."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
     """A folder with a tokenizer, or gpt2 (default: the model's own)."""
+    encoding: str | None = None
+    """Encoding of files that are not UTF-8, such as cp1252 (default: such a file is refused)."""
     stride: int | None = None
     """Number of tokens that each window of n_ctx tokens predicts (default: n_ctx / 2). Each token is predicted from all
     tokens before it in its document, or from at least n_ctx - stride of them."""
@@ -52,7 +54,7 @@ def evaluate(argv: list[str], documents: Documents) -> int:
         ValueError, OSError: A model, a tokenizer or a text cannot be used.
     """
     options = parse(EvaluateArguments, argv, prog="gptladder evaluate")
-    texts = documents(options.text)
+    texts = documents(options.text, options.encoding)
     model, tokenizer, _ = load_with_tokenizer(options.model, options.tokenizer, options.device)
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.fields[done]:,} tokens"), TimeElapsedColumn())

@@ -20,7 +20,7 @@ from .batch import RowBatch
 from .draw import greedy, inverse_cdf, multinomial, row_uniforms
 from .memory import check_memory
 from .params import SamplingParams
-from .rows import Chunk, Completion, FinishReason, Logprobs, Row, check_fits, check_lengths, collect
+from .rows import Chunk, Completion, FinishReason, Logprobs, Row, check_fits, check_lengths, checked_seed, collect
 from .text import Prompt, as_tokenizer, end_tokens, only_text, prompt_tokens, text_stream, vocabulary
 from .transforms import Chain, LogitsTransform
 from .transforms.base import whole
@@ -180,11 +180,11 @@ def _prompt_tokens(
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Return prompts as a list. Text, a list of ids, and a tensor with one axis are one prompt each."""
-    if isinstance(prompts, Tensor):
-        one = prompts.dim() == 1
+    """Return prompts as a list. Text, a list of ids, and a tensor or array with one axis are one prompt each."""
+    if hasattr(prompts, "ndim"):
+        one = cast(Tensor, prompts).ndim == 1
     else:
-        one = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(item, int) for item in prompts))
+        one = isinstance(prompts, str) or (len(prompts) > 0 and not any(hasattr(item, "__len__") for item in prompts))
     return [cast(Prompt, prompts)] if one else list(cast(Sequence[Prompt], prompts))
 
 
@@ -200,7 +200,11 @@ def _check_draw(draw: Draw, *, rows: int) -> None:
 
 def _seeds(seed: int | Sequence[int], *, prompts: int, n: int) -> list[int]:
     """Return a seed for each row."""
-    seeds = [seed + sample for _ in range(prompts) for sample in range(n)] if isinstance(seed, int) else list(seed)
+    if isinstance(seed, Sequence):
+        seeds = list(seed)
+    else:
+        first = checked_seed(seed)
+        seeds = [first + sample for _ in range(prompts) for sample in range(n)]
     if len(seeds) != prompts * n:
         raise ValueError(f"there are {len(seeds)} seeds for {prompts} prompts with {n} samples each")
     return seeds

@@ -10,7 +10,7 @@ import tyro
 
 from ..assembly import GPT2, GPT2Config, pick_device
 from ..tokenizer import END_OF_TEXT, BPETokenizer, Tokenizer, load_tokenizer
-from ..weights import from_pretrained, resolve, tokenizer_folder
+from ..weights import from_pretrained, open_source, resolve, tokenizer_folder
 
 __all__ = ["ModelOptions", "Models", "load", "load_with_tokenizer"]
 
@@ -79,6 +79,7 @@ def load_with_tokenizer(name: str, tokenizer: str | None = None, device: str | N
     """
     place = pick_device(device)
     path = resolve(name)
+    open_source(path)  # another kind of model is reported as such, and not as one without a tokenizer
     words = _tokenizer(name, path, tokenizer)
     model = from_pretrained(path, device=place)
     shown = str(path) if path == Path(name) else f"{name} ({path})"
@@ -94,7 +95,8 @@ def _tokenizer(name: str | None, path: Path | None, given: str | None) -> Tokeni
     if folder is None:
         raise ValueError(
             f"no tokenizer in {path if path.is_dir() else path.parent}: it has neither tokenizer.json nor vocab.json "
-            f"and merges.txt; give the tokenizer that {name} was trained with: --tokenizer FOLDER, or --tokenizer gpt2"
+            f"and merges.txt; give the tokenizer that {name} was trained with: --tokenizer FOLDER (of a nanoGPT model "
+            "of characters, the one with meta.pkl), or --tokenizer gpt2"
         )
     return load_tokenizer(folder)
 

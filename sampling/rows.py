@@ -1,8 +1,9 @@
 """One text that is being generated: its chunks, its completion, and the conditions that end it."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -10,7 +11,17 @@ from .params import SamplingParams
 from .text import TextStream
 from .transforms.base import whole
 
-__all__ = ["Chunk", "Completion", "FinishReason", "Logprobs", "Row", "check_fits", "check_lengths", "collect"]
+__all__ = [
+    "Chunk",
+    "Completion",
+    "FinishReason",
+    "Logprobs",
+    "Row",
+    "check_fits",
+    "check_lengths",
+    "checked_seed",
+    "collect",
+]
 
 _LEAST_SEED, _LARGEST_SEED = -(2**63), 2**64 - 1  # what torch.Generator takes
 
@@ -107,6 +118,21 @@ def check_fits(prompt: Sequence[int], n_ctx: int, name: str = "the prompt", advi
         raise ValueError(f"{name} has {len(prompt)} tokens, and the model reads at most n_ctx={n_ctx}: {advice}")
 
 
+def checked_seed(seed: Any) -> int:
+    """Return a seed as an int, or raise ValueError if it is no whole number that a generator takes.
+
+    >>> checked_seed(torch.tensor(3))
+    3
+    """
+    try:
+        found = operator.index(seed)
+    except TypeError:
+        found = None
+    if found is None or not _LEAST_SEED <= found <= _LARGEST_SEED:
+        raise ValueError(f"seed must be a whole number from -2**63 to 2**64 - 1, not {seed!r:.40}")
+    return found
+
+
 class Row:
     """One text that is being generated: counts its tokens, and decides when it ends.
 
@@ -137,10 +163,8 @@ class Row:
         n_ctx: int | None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not _LEAST_SEED <= seed <= _LARGEST_SEED:
-            raise ValueError(f"seed must be from -2**63 to 2**64 - 1, not {seed}")
         self.index, self.length = index, prompt_length
-        self.generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(checked_seed(seed))
         self.finished = False
         self._text, self._eos_token_ids, self._n_ctx = text, frozenset(eos_token_ids), n_ctx
         self._most = prompt_length + max_new_tokens

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..assembly import GPT2
+from ..assembly.text import one_row
 from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from .transforms import BadWords, LogitsTransform
 
@@ -58,7 +59,7 @@ def prompt_tokens(prompt: Prompt, model: GPT2, tokenizer: Tokenizer | None, *, n
         if not tokens and tokenizer.start_id is not None:
             tokens = [tokenizer.start_id]
     else:
-        tokens = list(map(int, prompt))
+        tokens = one_row(prompt)
     if not tokens:
         raise ValueError(
             f"{name} is empty, and a model needs at least one token to read: give some text, such as a space"
@@ -87,10 +88,11 @@ def end_tokens(eos_token_ids: Sequence[int] | None, model: GPT2, tokenizer: Toke
     if eos_token_ids is None:
         eot_id = None if tokenizer is None else tokenizer.eot_id
         return () if eot_id is None or eot_id >= model.d_vocab else (eot_id,)
-    for token in eos_token_ids:
+    tokens = one_row([eos_token_ids] if isinstance(eos_token_ids, int) else eos_token_ids)
+    for token in tokens:
         if not 0 <= token < model.d_vocab:
             raise ValueError(f"eos_token_ids holds {token}, but the model's vocabulary ends at {model.d_vocab - 1}")
-    return tuple(eos_token_ids)
+    return tuple(tokens)
 
 
 def vocabulary(model: GPT2, tokenizer: Tokenizer | None) -> int:
@@ -127,7 +129,7 @@ def only_text(
     return [BadWords([[i] for i in unused]), *transforms] if unused else transforms
 
 
-def text_stream(tokenizer: Tokenizer | None, stop: str | Sequence[str]) -> "TextStream | None":
+def text_stream(tokenizer: Tokenizer | None, stop: str | Sequence[str] | None) -> "TextStream | None":
     """Return a `TextStream` for a row, or None without a tokenizer.
 
     Raises:
@@ -136,6 +138,7 @@ def text_stream(tokenizer: Tokenizer | None, stop: str | Sequence[str]) -> "Text
     >>> text_stream(None, ()) is None
     True
     """
+    stop = () if stop is None else stop
     if tokenizer is not None:
         return TextStream(tokenizer, (stop,) if isinstance(stop, str) else stop)
     if stop or stop == "":
@@ -152,7 +155,7 @@ class TextStream:
     back until that is decided.
 
     Raises:
-        ValueError: A stop string is empty.
+        ValueError: A stop string is empty, or is no text.
 
     >>> from gptladder.tokenizer import CharTokenizer
     >>> text = TextStream(CharTokenizer("abc"), stop=["bc"])
@@ -161,6 +164,8 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        if strange := [text for text in stop if not isinstance(text, str)]:
+            raise ValueError(f"stop strings are text, not {strange[0]!r:.40}; tokens that end a text are eos_token_ids")
         if "" in stop:
             raise ValueError("a stop string is empty, and would end every text at once: leave it out")
         self._stop = tuple(stop)

@@ -146,6 +146,14 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert writer.returncode == 141
 
 
+def test_a_closed_standard_input_is_empty() -> None:
+    read = "lambda argv: len(sys.stdin.buffer.read())"
+    code = f"import sys, types, gptladder.cli as cli; cli._imported = lambda name: types.SimpleNamespace(look={read})\n"
+    code += "sys.stdin = None; sys.exit(cli.main(['look']))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 def test_no_case_is_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ladder", "--cases", "0"]) == 1
     assert "--cases is 0; at least 1 is needed" in capsys.readouterr().err

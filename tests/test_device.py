@@ -10,7 +10,7 @@ def test_a_device_is_picked_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device() == pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="there is no cuda here: this machine has cpu"):
+    with pytest.raises(ValueError, match="there is no device 'cuda' here: this machine has cpu"):
         pick_device("cuda")
     with pytest.raises(ValueError, match="'gpu' names no device; it can be cuda, mps, cpu"):
         pick_device("gpu")

@@ -35,6 +35,10 @@ class Options:
     """How fast."""
     stop: tuple[str, ...] = ()
     """Where to end."""
+    beams: int | None = None
+    """How wide."""
+    every: float | Literal["epoch"] = "epoch"
+    """How often, in steps."""
 
     def __post_init__(self) -> None:
         if self.top_k < 0:
@@ -77,6 +81,12 @@ def test_a_text_arrives_as_it_was_typed(prompt: str) -> None:
         (["x", "--top-k", "abc"], "--top-k takes a whole number, not 'abc'"),
         (["x", "--top-k", "0.5"], "--top-k takes a whole number, not '0.5'"),
         (["x", "--scale", "large"], "--scale takes a number, not 'large'"),
+        (["x", "--beams", "many"], "--beams takes a whole number, not 'many'"),
+        (["x", "--every", "2,5"], "--every takes a number or epoch, not '2,5'"),
+        (["x", "--num-beams", "3"], "there is no option --num-beams; did you mean --beams?"),
+        (["x", "--text", "y"], "there is no option --text; put a text that begins with - last, after --"),
+        (["x", ""], "there is no use for '': put a text of several words in quotes"),
+        (["x", "--hepl"], "there is no option --hepl; did you mean --help?"),
         (["x", "--top-kk", "3"], "there is no option --top-kk; did you mean --top-k?"),
         (["x", "--top_kk=3"], "there is no option --top-kk; did you mean --top-k?"),
         (["--dashes here"], "'--dashes here' is no option: put a text that begins with -- last, after --"),
@@ -93,6 +103,25 @@ def test_a_wrong_command_line_is_refused_in_one_sentence(
 ) -> None:
     monkeypatch.setenv("COLUMNS", width)
     assert refused(capsys, *argv) == message
+
+
+def test_a_command_without_arguments_names_the_option_for_a_text(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Training:
+        corpus: str = ""
+
+    for argv, message in (
+        (
+            ["text.txt"],
+            "there is no use for text.txt: each value stands after the name of its option, such as",
+        ),
+        (["--zzz"], "there is no option --zzz ("),
+        (["--model", "x"], "there is no option --model ("),
+        (["--dataset", "x"], "there is no option --dataset; did you mean --corpus?"),
+    ):
+        with pytest.raises(SystemExit):
+            options.parse(Training, argv, prog="gptladder train")
+        assert message in capsys.readouterr().err
 
 
 def test_help_is_tyros_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,10 +63,10 @@ def read_folder(folder: Path, *, as_written: bool = False) -> tuple[Backend, dic
     """
     folder = Path(folder)
     if not has_tokenizer(folder):
-        found = "has neither" if folder.is_dir() else "does not exist, so it has neither"
+        why = "" if folder.is_dir() else "is a file, so it " if folder.exists() else "does not exist, so it "
         raise FileError(
-            f"no tokenizer in {folder}: it {found} tokenizer.json nor both of vocab.json and merges.txt; give a folder "
-            "that has them"
+            f"no tokenizer in {folder}: it {why}has neither tokenizer.json nor both of vocab.json and merges.txt; give "
+            "a folder that has them"
         )
     names = ("tokenizer_config.json", "config.json", "special_tokens_map.json", "added_tokens.json")
     config, model, special_map, added = (_optional(folder, name) for name in names)

@@ -15,6 +15,7 @@ from .base import END_OF_TEXT, Tokenizer
 from .byte_pairs import BPETokenizer
 from .characters import CharTokenizer
 from .folder import TOKENIZER_FILES, has_tokenizer, read_folder
+from .nanogpt import META_FILE, read_meta
 from .network import OfflineError, answer_within
 from .pipeline import PipelineTokenizer
 
@@ -44,8 +45,8 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
 
     Args:
         source: a model folder, which has ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, or OpenAI's
-            ``encoder.json`` and ``vocab.bpe``; a run's folder; ``"gpt2"`` or a model's name on the hub; a tokenizer of
-            transformers or of ``tokenizers``; or one of ours, which is returned as it is.
+            ``encoder.json`` and ``vocab.bpe``, or nanoGPT's ``meta.pkl``; a run's folder; ``"gpt2"`` or a model's name
+            on the hub; a tokenizer of transformers or of ``tokenizers``; or one of ours, which is returned as it is.
 
     Raises:
         ValueError: no such files, files that are damaged, or a kind of tokenizer that cannot be read.
@@ -84,6 +85,9 @@ def _by_name(source: str | os.PathLike[str]) -> Tokenizer:
             return BPETokenizer.gpt2()
         if _HUB_NAME.fullmatch(source) and not folder.exists():
             places = [_from_hub(source)]
+    meta = folder if folder.name == META_FILE else folder / META_FILE
+    if not places and meta.is_file():
+        return read_meta(meta)
     return _of_pipeline(*read_folder(places[0] if places else folder))
 
 

@@ -191,9 +191,10 @@ def _values(argv: list[str], option: str) -> list[str]:
 def _number(text: str | None) -> float:
     """Return the fraction that an option gives; a wrong one is reported when all options are read."""
     try:
-        return min(max(float(text or 1), 1e-9), 1.0)
+        fraction = float(text or 1)
     except ValueError:
         return 1.0
+    return fraction if 0 < fraction <= 1 else 1.0
 
 
 def look_command(model: Path, prompt: str) -> str:

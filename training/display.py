@@ -49,7 +49,7 @@ class TerminalDisplay(Display):
     """A progress line with step, loss, tokens per second and the time left; messages appear above it."""
 
     def __init__(self, file: TextIO | None = None) -> None:
-        self.console = Console(file=file, highlight=False, soft_wrap=True)
+        self.console = Console(file=file, highlight=False, soft_wrap=True, emoji=False)  # a sample may hold ":x:"
         self._progress = Progress(
             TextColumn("step {task.completed}"),
             BarColumn(),

@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and SIGTERM: end a run at a point from which it can continue."""
+"""Handle Ctrl-C, SIGTERM and a closed terminal: end a run at a point from which it can continue."""
 
 import contextlib
 import os
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed, or its connection broke; Windows has none
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([] if _HANGUP is None else [_HANGUP]))
 
 
 class Interrupted(BaseException):
@@ -16,7 +17,7 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Handle Ctrl-C and SIGTERM within a ``with`` block.
+    """Handle Ctrl-C, SIGTERM and SIGHUP within a ``with`` block.
 
     While a run prepares, a signal ends it at once, as Ctrl-C ends any program. Within `between_steps`, the first signal
     requests an end after the current step, and a second signal ends the program at once. Within `at_once`, the first
@@ -38,7 +39,9 @@ class Interruption:
         if self._depth > 1:
             return self
         if threading.current_thread() is threading.main_thread():  # no other thread may handle signals
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            # A program that `nohup` started goes on when its terminal is closed.
+            handled = [n for n in _SIGNALS if n != _HANGUP or signal.getsignal(n) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
     def __exit__(
@@ -86,5 +89,7 @@ class Interruption:
 
 
 def _print(line: str) -> None:
-    # os.write, because the signal may arrive during a print, and print is not reentrant.
-    os.write(2, f"\n{line}\n".encode())
+    # os.write, because the signal may arrive during a print, and print is not reentrant. The terminal may be gone, and
+    # so may `tee`, which Ctrl-C ends too.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())

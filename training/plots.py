@@ -1,5 +1,6 @@
 """The picture of a run: its losses, and the perplexity of each loss."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def draw_losses(rows: Sequence[Metrics], path: Path, *, title: str) -> None:
     last = trained[-max(1, len(trained) // _SMOOTHED_OVER) :, 1].mean() if len(trained) else None
     axes.plot(*means.T, color="tab:blue", label=_with_value("train, smoothed", last))
     _draw_evaluations(axes, evaluated)
-    axes.set(title=title, xlabel="step", ylabel="cross-entropy (nats per token)")
+    axes.set(xlabel="step", ylabel="cross-entropy (nats per token)")
+    axes.set_title(title, parse_math=False)  # a run may be called a$b$
     if falls_early:
         _set_log_steps(axes, trained[trained[:, 0] > 0, 0].min())
     _set_log_losses(axes, np.concatenate([means[:, 1], evaluated[:, 1]]))
@@ -49,7 +51,9 @@ def draw_losses(rows: Sequence[Metrics], path: Path, *, title: str) -> None:
     axes.legend()
     _add_perplexity(axes)
     temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # the title may have characters that the font lacks
+        figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(path)
 
 

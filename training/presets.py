@@ -4,7 +4,10 @@ A field's docstring is its help text on the command line.
 """
 
 import dataclasses
+import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..assembly.config import GPT2Config
@@ -97,6 +100,9 @@ class OptimConfig:
         for name, choices in (("optimizer", get_args(OptimizerName)), ("decay", get_args(Decay))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
+        for name in ("max_epochs", "target_loss", "lr", "muon_lr", "min_lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name) or 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
         for name in ("min_lr", "warmup_steps", "weight_decay"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
@@ -153,6 +159,10 @@ class RunConfig:
         _require_positive(
             self, "log_every", "eval_every", "eval_batches", "snapshot_every", "keep", "sample_every", "sample_tokens"
         )
+        if self.name is not None and not _is_folder_name(self.name):
+            raise ValueError(f"name is {self.name[:40]!r}; it must be the name of a folder, such as mine")
+        if not self.runs_dir:
+            raise ValueError("runs_dir is ''; it must be a folder, such as runs")
         if self.final_samples < 0:
             raise ValueError(f"final_samples is {self.final_samples}; it must not be negative")
         if self.overwrite and self.resume:
@@ -178,6 +188,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.dropout is not None:
+            if not 0 <= self.dropout < 1:
+                raise ValueError(f"dropout is {self.dropout}; it must be in [0, 1)")
             everywhere: Any = dict.fromkeys(DROPOUTS, self.dropout)
             object.__setattr__(self, "model", dataclasses.replace(self.model, **everywhere))
         # The sequence of a model to start from is checked when that model's sizes are known.
@@ -249,6 +261,12 @@ def resized(model: GPT2Config, **changes: Any) -> GPT2Config:
     follows = {"d_head": model.d_model // model.n_heads, "d_mlp": 4 * model.d_model}
     again = {name: 0 for name, size in follows.items() if getattr(model, name) == size}
     return dataclasses.replace(model, **{**again, **changes}) if changes else model
+
+
+def _is_folder_name(name: str) -> bool:
+    """Return whether a run's folder can have this name, and the files beside it a longer one."""
+    last = Path(name).name  # empty for "." and "/"
+    return last not in ("", "..") and "\0" not in name and len(os.fsencode(last)) <= 200
 
 
 def _require_positive(config: Any, *names: str) -> None:

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
+from ..files import listed
 from .files.tensors import check_finite, is_finite
-from .layout import WeightsError
+from .layout import WeightsError, rows
+from .wrapper_prefixes import unwrapped
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()
@@ -44,6 +48,8 @@ def filled_model(
         >>> torch.equal(again.embed.W_E, model.embed.W_E)
         True
     """
+    if dtype is not None and dtype not in _DTYPES:
+        raise WeightsError(f"dtype is {dtype!r}; it can be {', '.join(map(str, _DTYPES))}")
     filled: dict[str, Tensor] = {}
     stored: dict[str, str] = {}
     for name, tensor in state.items():
@@ -71,12 +77,19 @@ def weights_of(model: GPT2) -> dict[str, Tensor]:
     """Return a model's weights under our names; they share its memory.
 
     Raises:
-        WeightsError: the model has no values to save.
+        WeightsError: the model has no values to save, or other layers than its configuration describes.
     """
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    state = {name: state[key].detach() for name, key in unwrapped(state).items()}  # blocks may be compiled one by one
     for name, tensor in state.items():
         if tensor.is_meta:
             raise WeightsError(
                 f"{name} has no values to save: the model was packed for decoding, or is on the meta device"
             )
+    expected = {name for name, _, _ in rows("ours", model.config)}
+    if changed := sorted(expected ^ state.keys()):
+        raise WeightsError(
+            f"the model has other layers than its configuration describes ({listed(changed)}), which no format has a "
+            "place for: save its state_dict() with torch.save"
+        )
     return state

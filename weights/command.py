@@ -34,10 +34,10 @@ _DTYPES: dict[str, torch.dtype | Literal["q8_0"]] = {
 class ConvertArguments:
     """Convert a model from one format into another. The result appears when it is whole and has the same logits."""
 
-    source: Annotated[str, tyro.conf.Positional]
+    source: Annotated[str, tyro.conf.arg(metavar="SOURCE"), tyro.conf.Positional]
     """A folder or file of any format (transformers, ours, HookedTransformer, OpenAI's TensorFlow checkpoint, nanoGPT's
     ckpt.pt, a snapshot of a training run), or a name on the hub."""
-    destination: Annotated[Path, tyro.conf.Positional]
+    destination: Annotated[Path, tyro.conf.arg(metavar="DESTINATION"), tyro.conf.Positional]
     """A new folder; for nanogpt and gguf a file, such as out/ckpt.pt or stories.gguf."""
     to: Target
     """hf: what transformers reads. hooked: HookedTransformer's configuration and state dict. ours: our own names, which
@@ -75,6 +75,8 @@ def convert(argv: list[str]) -> int:
         raise ValueError("--tokenizer does nothing with --to nanogpt, whose checkpoint is one file; leave it out")
     if not arguments.shard_gb > 0:
         raise ValueError(f"--shard-gb is {arguments.shard_gb}; it must be above 0")
+    if "" in argv:  # which would be the present folder
+        raise ValueError("SOURCE or DESTINATION is empty: give a folder or a file")
     source = resolve(arguments.source)
     if arguments.dry_run:
         _print_mapping(source, arguments)
@@ -138,9 +140,9 @@ def _print_mapping(source: Path, arguments: ConvertArguments) -> None:
 class PushArguments:
     """Push a model folder to the hub: model, tokenizer and card in one commit, in place of what was there."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Annotated[Path, tyro.conf.arg(metavar="FOLDER"), tyro.conf.Positional]
     """A model folder in transformers' format, or a training run's folder, whose best model is pushed."""
-    name: Annotated[str, tyro.conf.Positional]
+    name: Annotated[str, tyro.conf.arg(metavar="NAME"), tyro.conf.Positional]
     """Where: owner/name. The repository is made if it does not exist."""
     private: bool = False
     """Make a new repository private."""

@@ -20,7 +20,7 @@ from .files.write import write_folder
 from .formats import gguf, hooked_transformer, huggingface, nanogpt
 from .layout import WeightsError, from_ours, rows, to_ours
 from .lazy import Lazy, layered
-from .sources import Source, config_to_ours, open_source
+from .sources import Source, config_to_ours, open_source, refuse_run
 
 Target = Literal["hf", "hooked", "ours", "nanogpt", "gguf"]
 
@@ -92,6 +92,7 @@ def convert(
     """
     if to in _ONE_FILE:
         _check_free(destination, _ONE_FILE[to], overwrite)
+    refuse_run(destination)
     opened = open_source(source, act_fn=act_fn if to != "nanogpt" else None)
     try:
         # Write the tensors of the format one by one, and read all of them back before the result gets its name.

@@ -206,9 +206,19 @@ def _parts(model: Any, config: Any, attribute: str) -> tuple[Mapping[str, Tensor
         if config is None:
             raise TypeError("a bare state dict needs its configuration: give config")
         return model, config
+    if not hasattr(model, "state_dict"):
+        raise WeightsError(
+            f"a model or its state dict is expected, not {model!r:.60}: GPT2.from_pretrained loads folders and names"
+        )
     state = model.state_dict()
     while not hasattr(model, attribute) and hasattr(model, "module"):  # DistributedDataParallel and others
         model = model.module
+    if any(getattr(tensor, "is_meta", False) for tensor in state.values()):
+        raise WeightsError(
+            f"the {type(model).__name__} is on the meta device, so its weights have no values: load them first"
+        )
+    if config is None and not hasattr(model, attribute):
+        raise WeightsError(f"{type(model).__name__} has no {attribute!r}, so it is no such model; or give its config")
     return state, getattr(model, attribute) if config is None else config
 
 

@@ -15,7 +15,7 @@ from .building import filled_model, weights_of
 from .files.write import write_folder
 from .formats import huggingface
 from .layout import WeightsError
-from .sources import Source, open_source, open_tensorflow, resolve, tokenizer_folder
+from .sources import Source, open_source, open_tensorflow, refuse_run, resolve, tokenizer_folder
 
 
 def from_pretrained(
@@ -132,6 +132,7 @@ def save_pretrained(
 
     Example: see `from_pretrained`.
     """
+    refuse_run(Path(folder))
     config, tensors = huggingface.state_to_hf(model.config, weights_of(model))
     dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
     fields = {**huggingface.config_to_hf(config), "dtype": dtype}

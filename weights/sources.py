@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
-from ..files import FileError, file_in, read_json, unreadable
+from ..files import FileError, file_in, listed, read_json, unreadable
 from .files import hub
 from .files.folders import CONFIG_FILE, WEIGHT_FILES, open_tensors, open_training_checkpoint, read_config
 from .files.hub import HubError
@@ -29,6 +29,7 @@ RUN_FORMAT = "gptladder-run"
 SNAPSHOTS = "snapshots"
 _SNAPSHOT = re.compile(r"snapshot_step_(\d+)\.pt")
 _NANOGPT_FILE = "ckpt.pt"
+_ADAPTER = "adapter_config.json"
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 Kind = Literal["hf", "ours", "hooked", "nanogpt", "tensorflow", "snapshot"]
@@ -121,6 +122,8 @@ def resolve(
         Traceback (most recent call last):
         gptladder.weights.files.hub.HubError: there is no file or folder 'runs/no-such-run/final'; ...
     """
+    if name_or_path == "":  # which would be the present folder
+        raise HubError("the name of the model is empty: give a folder, a file, or a name on the hub")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         return _in_folder(path, name_or_path)
@@ -192,6 +195,16 @@ def is_run(folder: Path) -> bool:
     )
 
 
+def refuse_run(folder: Path) -> None:
+    """Raise FileError for the folder of a training run, before a model is written into it in place of its settings.
+
+    Example:
+        >>> refuse_run(Path("no-such-folder"))
+    """
+    if is_run(folder):
+        raise FileError(f"{folder}: is the folder of a training run, which has its models in it; give another folder")
+
+
 def _has_tokenizer(folder: Path) -> bool:
     return any(all((folder / name).exists() for name in names) for names in _TOKENIZERS)
 
@@ -204,12 +217,20 @@ def _in_folder(folder: Path, given: str | os.PathLike[str]) -> Path:
         return folder
     if (folder / _NANOGPT_FILE).exists():
         return folder / _NANOGPT_FILE
+    if (folder / _ADAPTER).exists():
+        raise FileError(
+            f"{folder}: this folder holds an adapter (LoRA), and its base model is elsewhere; merge them with peft, as "
+            "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(NEW), and give NEW"
+        )
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    one_of_them = f", such as {listed(inside)} in it" if inside else ""
     on_the_hub = ""
     if isinstance(given, str) and folder == Path(given) and given.count("/") <= 1:
         names = given if "/" in given else f"openai-community/{given}"
         on_the_hub = f", or for the hub's model of this name change the directory or write {names!r}"
     raise FileError(
-        f"{folder}: this folder holds no model, as there is no {CONFIG_FILE} in it; give one that does{on_the_hub}"
+        f"{folder}: this folder holds no model, as there is no {CONFIG_FILE} in it; give one that does"
+        f"{one_of_them}{on_the_hub}"
     )
 
 

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...assembly.config import GPT2Config
-from .layouts import Given, Layout, Parameter, Parameters, Unreadable, segments
+from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, segments
 
 
 def _called(letters: str, more: str) -> re.Pattern[str]:
@@ -52,6 +52,7 @@ _FUSED = {
 }
 _SINGLE = {"out in": ["(n h) m", "(h n) m", "n h m"], "in out": ["n m h", "m (n h)", "m n h", "m (h n)", "n (m) h"]}
 _HEAD = {"out in": ["h m"], "in out": ["m h"]}
+_OUT_OF_HEAD = {"out in": ["m h"], "in out": ["h m"]}
 _OUT = {"out in": ["m (n h)", "m (h n)", "m n h", "n m h"], "in out": ["n h m", "(n h) m", "(h n) m", "h n m"]}
 
 
@@ -90,14 +91,17 @@ class _Attention:
             role = _role(name) or ("O" if lonely else None)
             if role is None:
                 raise Unreadable(f"{parameter} is none of attention's parameters")
-            head = re.search(r"\.(\d+)\.", f".{name.removeprefix(common)}") if role != "O" else None
+            head = re.search(r"\.(\d+)(\.|$)", f".{name.removeprefix(common)}")
             is_bias = parameter.tensor.numel() <= largest and (
                 parameter.tensor.ndim == 1 or "b" in name.rpartition(".")[2][:1]
             )
             kind = self.biases if is_bias else self.matrices
             kind.setdefault(role, []).append((int(head[1]) if head else None, parameter))
+        for kind in (self.matrices, self.biases):
+            if len(kind.get("O", [])) == 1:  # the number is that of a place in an nn.Sequential
+                kind["O"] = [(None, kind["O"][0][1])]
 
-    def layouts(self) -> list[Layout]:
+    def layouts(self) -> Layouts:
         """Return every layout."""
         ways = list(self._fused() if "QKV" in self.matrices else self._separate())
         if not ways:
@@ -106,8 +110,8 @@ class _Attention:
             )
         if "O" not in self.matrices:
             raise Unreadable("it has nothing that could be W_O")
-        out = self.matrices["O"][0][1]
-        outs = self._fitting(_patterns(_OUT, out.known), out.shape)
+        head, out = self.matrices["O"][0]
+        outs = self._fitting(_patterns(_OUT if head is None else _OUT_OF_HEAD, out.known), out.shape)
         if not outs:
             raise Unreadable(f"{out} fits no layout of W_O")
         for letter in "QKV":
@@ -117,7 +121,8 @@ class _Attention:
                 raise Unreadable(f"it has nothing that could be {self.of}W_{letter}")
         if "O" not in self.biases:
             self.missing.add(f"{self.of}b_O")
-        return [self._layout(order, way, pattern) for order, way in ways for pattern in outs]
+        every = [(order, way, pattern) for order, way in ways for pattern in outs]
+        return Layouts(len(every), lambda index: self._layout(*every[index]))
 
     def _listed(self, *roles: str) -> str:
         found = [p for role in roles for _, p in self.matrices.get(role, [])]
@@ -165,6 +170,9 @@ class _Attention:
     ) -> tuple[Tensor, str, str]:
         """Return the numbers for one parameter, their axes, and how they lie in it."""
         is_matrix = letter == "W"
+        if role == "O" and head is not None:  # what the heads add up to
+            source = given[f"{self.of}{letter}_O"]
+            return (source[head], "h m", out) if is_matrix else (source / len(self.biases["O"]), "m", "m")
         if role == "O":
             return given[f"{self.of}{letter}_O"], "n h m" if is_matrix else "m", out if is_matrix else "m"
         if role == "QKV":
@@ -198,7 +206,7 @@ class _Attention:
         return " and ".join(found)
 
 
-def attention_layouts(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
+def attention_layouts(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     """Return every way to read the parameters of an attention layer, the likeliest first.
 
     Args:

@@ -76,14 +76,19 @@ def call(layer: nn.Module, given: Tensor, mask: str, extras: set[str]) -> Any:
         return output
     if isinstance(output, tuple | list) and output:
         return output[0]
+    if isinstance(output, Mapping) and output:
+        return output.get("logits", next(iter(output.values())))
     return getattr(output, "logits", output)
 
 
 def parts_of(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     """Return the submodules that hold one of GPT-2's layers each, by our layer's name (``blocks.0.attn``)."""
+    if not any("." in leaf for leaf in leaves):
+        return {}
     holds: dict[str, set[str]] = {}
+    places = dict(layer.named_parameters(remove_duplicate=False))
     for name, tensor in state.items():
-        if tensor.requires_grad and name in dict(layer.named_parameters(remove_duplicate=False)):
+        if tensor.requires_grad and name in places:
             found = torch.autograd.grad(tensor.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
             ours = {leaf for leaf, gradient in zip(leaves, found, strict=True) if gradient is not None}
             path = name.rpartition(".")[0]

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ...assembly.config import GPT2Config
+from .kwargs import in_kwargs
 from .standins import StandIn
 
 SIZES = ("d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_layers")
@@ -64,6 +65,13 @@ def _flat(name: str) -> str:
     return name.lower().replace("_", "")
 
 
+# Names that are made of such words; those above come first.
+_PATTERNS = {
+    "drop(?!_?(last|path))": "dropout",
+    r"^(n|num|nb|number_of)_(.*_)?(layers?|blocks)$": "n_layers",
+    r"^(?!.*(kv|key|value|group))(n|num|nb|number_of)_(.*_)?heads?$": "n_heads",
+    r"(layer_?norm|norm|ln).*eps": "layer_norm_eps",
+}
 _CANONICAL = {_flat(name): ours for ours, names in _NAMES.items() for name in names.split()}
 # Left at their defaults if they have one: passing them would hide what the layer does by itself.
 _OPTIONAL = {"act_fn", "scale", "init_range", "device", "debug", "none", "ratio"}
@@ -97,7 +105,7 @@ CLASS_NAMES = {
 def canonical(name: str) -> str | None:
     """Return our name for a size or choice, however it is spelled; None if it is not known."""
     found = _CANONICAL.get(_flat(name))
-    return found or ("dropout" if re.search("drop(?!_?(last|path))", name, re.I) else None)
+    return found or next((ours for pattern, ours in _PATTERNS.items() if re.search(pattern, name, re.I)), None)
 
 
 class Refused(Exception):
@@ -282,13 +290,13 @@ class Builder:
 
     def _call(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
         try:
-            arguments = inspect.signature(make).parameters.values()
+            arguments = list(inspect.signature(make).parameters.values())
         except (TypeError, ValueError):
             raise Refused(f"{getattr(make, '__name__', make)} is neither a class nor a function") from None
         named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         given: dict[str, Any] = {}
         positional: list[Any] = []
-        for each in named:
+        for each in [*named, *in_kwargs(make, bool(named))]:
             value = self._argument(each, named, sizes, rung)
             if value is _MISSING:
                 continue

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ...assembly.config import GPT2Config
-from .configuration import CLASS_NAMES, Builder, Sizes
+from .configuration import CLASS_NAMES, Builder, Refused, Sizes
 from .layouts import Unreadable
 from .parameters import read
-from .source import Loaded
+from .source import Loaded, one_line
 
 # Sizes that are all different, with heads that fill the model.
 _CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ctx=97, n_layers=2)
@@ -39,6 +39,7 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
     fits: dict[str, list[_Fit]] = {}
     matched: set[str] = set()
     named: set[str] = set()
+    unfit: dict[str, tuple[str, str]] = {}
     for order, (name, cls) in enumerate(classes.items()):
         rungs = [rung for rung, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)]
         rungs = _narrowed(rungs, name)
@@ -47,8 +48,11 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
             named.add(rungs[0])
             continue
         for rung in rungs:
-            missing = _fits(cls, rung, namespace, chosen)
-            if missing is not None:
+            why: list[str] = []
+            missing = _fits(cls, rung, namespace, chosen, why)
+            if missing is None:
+                unfit.setdefault(name, (rung, *why))
+            else:
                 used = _used(name, classes)
                 # Of several models the outermost, of other layers the one that is used.
                 fits.setdefault(rung, []).append((missing, used == (rung == "model"), -order, name))
@@ -66,6 +70,9 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
         for name in (rung.replace("-", "_"), rung.replace("-", "")):
             if _is_adapter(namespace.get(name)):
                 found[rung] = [name, *[each for each in found.get(rung, []) if each != name]]
+    for name, (rung, why_not) in unfit.items():
+        if name not in matched and rung not in found and only in (None, rung):
+            loaded.notes.append(f"{name} could not be tried as {rung}: {why_not}")
     return {rung: found[rung] for rung in CLASS_NAMES if rung in found and only in (None, rung)}
 
 
@@ -94,22 +101,39 @@ def _narrowed(rungs: list[str], name: str) -> list[str]:
     return [rung for rung in rungs if not (rung == "attention" and "wrapper" in lower and len(rungs) > 1)]
 
 
-def _fits(make: Callable[..., Any], rung: str, namespace: dict[str, Any], chosen: Mapping[str, Any]) -> int | None:
-    """Return how many parameters a class lacks on a rung; None if it cannot be built or read there."""
+def _fits(
+    make: Callable[..., Any],
+    rung: str,
+    namespace: dict[str, Any],
+    chosen: Mapping[str, Any],
+    why: list[str] | None = None,
+) -> int | None:
+    """Return how many parameters a class lacks on a rung; None if it cannot be built or read there.
+
+    Args:
+        why: gets the reason why it cannot, in a clause.
+    """
+    why = [] if why is None else why
     state = torch.get_rng_state()
     try:
         sizes = Sizes.of(_CONFIG, chosen, set())
         layer = Builder(make, rung, namespace).build(sizes)
         if not isinstance(layer, nn.Module):
+            why.append("it makes no nn.Module")
             return None
         missing = len(read(layer, rung, _CONFIG)[0].missing)
         return missing if _runs(layer, rung) else missing + 50
     except Unreadable as error:
         # One block many times over is a fault to report, and no reason to look elsewhere.
+        why.append(str(error))
         return 99 if "one and the same block" in str(error) else None
+    except Refused as error:
+        why.append(f"it asks for {error}, which is not known (give it with --set {error}=VALUE)")
+        return None
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:
+    except BaseException as error:
+        why.append(f"to build it raises {one_line(error)}")
         return None
     finally:
         torch.set_rng_state(state)

@@ -1,7 +1,7 @@
 """The user's layer: built for given sizes, filled with given parameters, run forwards and backwards."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,28 +51,33 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A layer's reply to a request.
+    """A layer's reply to a request, or a file's that was read.
 
     Args:
         answer: None if there is a fault.
         asked: the fields of the configuration that it has read so far; the others make no difference to it.
         missing: TransformerLens's names of the parameters that it does not have.
-        layouts: a label and an oddity for each way to read its parameters; see `Layout`.
+        ways: how many ways to read its parameters there are.
+        reading, oddity: label and oddity of the way that was used; see `Layout`.
         passed: arguments that were given another value than the file's default: ``(value, default)``.
-        notes: how it was called, if not in the plain way.
+        notes: how it was called, if not in the plain way; of a file, what was left out or replaced.
         trace: if one was asked for.
         borrowed: what it takes ready-made from libraries.
+        layers: of a file that was read, the classes that fit each rung, the best first.
     """
 
     answer: Answer | None = None
     fault: Fault | None = None
     asked: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
-    layouts: tuple[tuple[str, str], ...] = ()
+    ways: int = 0
+    reading: str = ""
+    oddity: str = ""
     passed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     trace: Trace = field(default_factory=Trace)
     borrowed: tuple[str, ...] = ()
+    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class _Faulty(Exception):
@@ -120,7 +125,7 @@ class Candidate:
         self._notes: dict[str, None] = {}
         self._passed: dict[str, tuple[Any, Any]] = {}
         self._missing: frozenset[str] = frozenset()
-        self._layouts: tuple[tuple[str, str], ...] = ()
+        self._ways, self._reading, self._oddity = 0, "", ""
         self._borrowed: set[str] = set()
         self._called_once = False
 
@@ -138,7 +143,9 @@ class Candidate:
             fault=fault,
             asked=frozenset(self.asked),
             missing=self._missing,
-            layouts=self._layouts,
+            ways=self._ways,
+            reading=self._reading,
+            oddity=self._oddity,
             passed=dict(self._passed),
             notes=tuple(self._notes),
             trace=trace,
@@ -191,7 +198,9 @@ class Candidate:
     def _build(self, request: Request, leaves: dict[str, Tensor]) -> tuple[nn.Module, list[Layout] | None]:
         """Return the layer, and how its parameters are read if it comes from an adapter."""
         sizes = Sizes.of(request.config, self.chosen, self.asked)
-        builder = self._builders.setdefault(request.rung, Builder(self.make, request.rung, self.namespace))
+        if request.rung not in self._builders:
+            self._builders[request.rung] = Builder(self.make, request.rung, self.namespace)
+        builder = self._builders[request.rung]
         if self.is_adapter:
             builder.set_constants(sizes)
             config = Configuration(sizes, [])
@@ -208,7 +217,7 @@ class Candidate:
             raise _Faulty("build", f"{self.name} makes {kind_of(layer)}, which is no nn.Module")
         return layer, reading
 
-    def _layout(self, layer: nn.Module, reading: list[Layout] | None, request: Request) -> tuple[Layout, str]:
+    def _layout(self, layer: nn.Module, reading: Sequence[Layout] | None, request: Request) -> tuple[Layout, str]:
         """Return the requested way to read the parameters, and to make the mask that forward takes."""
         if reading is None:
             try:
@@ -222,9 +231,11 @@ class Candidate:
             self._missing = reading[0].missing
         masks = masks_of(layer)
         # The likeliest layouts come first, each with every mask: of a wrong layer only the first ways are looked into.
-        ways = [(layout, mask) for layout in reading for mask in masks]
-        self._layouts = tuple((layout.label, layout.oddity) for layout, _ in ways)
-        return ways[min(request.layout, len(ways) - 1)]
+        self._ways = len(reading) * len(masks)
+        which, mask = divmod(min(request.layout, self._ways - 1), len(masks))
+        layout = reading[which]
+        self._reading, self._oddity = layout.label, layout.oddity
+        return layout, masks[mask]
 
     def _run(self, what: str, run: Callable[[], Any], kind: str = "raises") -> Any:
         """Call the user's code; what it raises is its fault."""
@@ -246,7 +257,7 @@ class Candidate:
         state: Mapping[str, Tensor],
         leaves: dict[str, Tensor],
         request: Request,
-        reading: list[Layout] | None,
+        reading: Sequence[Layout] | None,
     ) -> None:
         """Copy parameters in; every place must get one."""
         places = dict(layer.named_parameters(remove_duplicate=False))
@@ -276,7 +287,7 @@ class Candidate:
 
     def _checked(self, output: Any, given: Tensor, request: Request) -> Tensor:
         if not isinstance(output, Tensor):
-            must = "it must return a tensor, or a tuple that begins with one"
+            must = "it must return a tensor, or a tuple or a dictionary that begins with one"
             raise _Faulty("type", f"forward returns {kind_of(output)}; {must}")
         shared = output.shape[:-2] in ((), (1,)) and output.shape[-2:] == request.cotangent.shape[-2:]
         if request.rung == "pos-embed" and shared and output.shape != request.cotangent.shape:

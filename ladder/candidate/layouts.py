@@ -1,8 +1,9 @@
 """Layouts: the ways in which a layer's parameters can hold GPT-2's, and GPT-2's own names and shapes."""
 
-import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,12 +51,14 @@ class Parameter:
     def kept(self) -> str:
         """How its module keeps a matrix: ``out in``, ``in out``, or unknown."""
         name = type(self.owner).__name__.lower()
-        return self.known or ("out in" if "linear" in name else "in out" if "conv1d" in name else "")
+        return self.known or (
+            "out in" if "linear" in name or isinstance(self.owner, nn.Conv1d) else "in out" if "conv1d" in name else ""
+        )
 
     @property
     def known(self) -> str:
         """The same, if its module is torch's own and no other of such a name."""
-        return "out in" if isinstance(self.owner, nn.Linear | nn.MultiheadAttention) else ""
+        return "out in" if isinstance(self.owner, nn.Linear | nn.MultiheadAttention | nn.Conv1d) else ""
 
     def __str__(self) -> str:
         return f"{self.name} {list(self.shape)}"
@@ -102,16 +105,50 @@ def shapes(rung: str, config: GPT2Config, of: str = "") -> dict[str, tuple[int, 
     return {of + name: shape for name, shape in found.items()}
 
 
-def joined(parts: Sequence[Sequence[Layout]]) -> list[Layout]:
+# More are not tried.
+_MOST = 300
+
+
+class Layouts(Sequence[Layout]):
+    """Layouts that are made when they are read: there may be hundreds, and a run of the layer needs one.
+
+    Args:
+        count: how many there are.
+        make: returns the layout of a number.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Layout]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return self._make(index)
+
+
+def joined(parts: Sequence[Sequence[Layout]]) -> Layouts:
     """Return the layouts of several parts together: every combination, up to 300."""
 
-    def join(layouts: Sequence[Layout]) -> Layout:
-        def fill(given: Given) -> dict[str, Tensor]:
-            return {name: tensor for layout in layouts for name, tensor in layout.fill(given).items()}
+    def make(index: int) -> Layout:
+        chosen: list[Layout] = []
+        for part in reversed(parts):
+            index, own = divmod(index, len(part))
+            chosen.insert(0, part[own])
+        return together(chosen)
 
-        labels = dict.fromkeys(layout.label for layout in layouts if layout.label)
-        oddities = dict.fromkeys(layout.oddity for layout in layouts if layout.oddity)
-        missing = frozenset().union(*[layout.missing for layout in layouts])
-        return Layout(fill, missing, "; ".join(labels), " and ".join(oddities))
+    return Layouts(min(math.prod(map(len, parts)), _MOST), make)
 
-    return [join(way) for way in itertools.islice(itertools.product(*parts), 300)]
+
+def together(layouts: Sequence[Layout]) -> Layout:
+    """Return one layout of several parts as one."""
+
+    def fill(given: Given) -> dict[str, Tensor]:
+        return {name: tensor for layout in layouts for name, tensor in layout.fill(given).items()}
+
+    labels = dict.fromkeys(layout.label for layout in layouts if layout.label)
+    oddities = dict.fromkeys(layout.oddity for layout in layouts if layout.oddity)
+    missing = frozenset().union(*[layout.missing for layout in layouts])
+    return Layout(fill, missing, "; ".join(labels), " and ".join(oddities))

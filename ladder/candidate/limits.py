@@ -1,4 +1,4 @@
-"""What a submission may use, and what this system can keep it from."""
+"""What a submission may use."""
 
 from dataclasses import dataclass
 
@@ -27,11 +27,3 @@ class Limits:
     cpu_seconds: int = 600
     hidden: tuple[str, ...] = ()
     visible: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Isolation:
-    """What this system can do: parts of ``processes``, ``network``, ``files`` and ``memory``."""
-
-    available: tuple[str, ...]
-    missing: tuple[str, ...]

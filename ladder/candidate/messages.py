@@ -9,7 +9,7 @@ import json
 import threading
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -85,13 +85,14 @@ def read(stream: BinaryIO, kind: type[Record]) -> Record:
     return unpack(_exactly(stream, size), kind)
 
 
-def exchange(requests: BinaryIO, record: Any, replies: BinaryIO, kind: type[Record], timeout: float) -> Record:
-    """Send a record (or nothing, if it is None) and return the reply.
+def exchange(requests: BinaryIO, record: Any, replies: BinaryIO, kind: type[Record]) -> Callable[[float], Record]:
+    """Begin to send a record (or nothing, if it is None), and return a function that waits so many seconds for a reply.
 
-    Writing can block as long as reading, if the other side does not read, so both happen in a thread.
+    Writing can block as long as reading, if the other side does not read, so both happen in a thread. It ends when the
+    streams are closed.
 
-    Raises:
-        TimeoutError: no reply within the time. The thread ends when the streams are closed.
+    Raises (when the reply is waited for):
+        TimeoutError: no reply within the time.
         EOFError: the other side has ended.
         MessageError: it sent something else.
     """
@@ -108,14 +109,18 @@ def exchange(requests: BinaryIO, record: Any, replies: BinaryIO, kind: type[Reco
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(timeout)
-    if result:
-        return result[0]
-    if not errors:
-        raise TimeoutError
-    if isinstance(errors[0], MessageError):
-        raise errors[0]
-    raise EOFError from errors[0]  # a broken pipe, a closed stream
+
+    def wait(timeout: float) -> Record:
+        thread.join(timeout)
+        if result:
+            return result[0]
+        if not errors:
+            raise TimeoutError
+        if isinstance(errors[0], MessageError):
+            raise errors[0]
+        raise EOFError from errors[0]  # a broken pipe, a closed stream
+
+    return wait
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytearray:

@@ -2,13 +2,13 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
 from .attention_parameters import attention_layouts
-from .layouts import Given, Layout, Parameter, Parameters, Unreadable, joined, segments, shapes
+from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, joined, segments, shapes, together
 
 _FIRST = re.compile(
     r"^(c_fc|fc_?1|fc_?in|linear_?1|lin_?1|l1|w_?1|w_?in|b_?in|.*(up|inner|expand|first|hidden|in)(_.*)?)$", re.I
@@ -21,8 +21,8 @@ _SECOND = re.compile(
 def _mlp(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     picked: dict[str, Parameter] = {}
     for name, parameter in found.items():
-        shape = parameter.shape
-        if parameter.tensor.ndim == 2 and sorted(shape) == sorted((config.d_mlp, config.d_model)):
+        shape = tuple(size for size in parameter.shape if size != 1)  # a convolution of one position has a third axis
+        if sorted(shape) == sorted((config.d_mlp, config.d_model)):
             if parameter.kept:
                 first: bool | None = shape[0 if parameter.kept == "out in" else 1] == config.d_mlp
             else:
@@ -92,10 +92,9 @@ def _picked(picked: Mapping[str, Parameter], of: str, roles: Iterable[str]) -> l
         state = {}
         for role, parameter in picked.items():
             right = given[of + role]
-            turned = (
-                right.ndim == 2 and tuple(right.shape) != parameter.shape and tuple(right.T.shape) == parameter.shape
-            )
-            state[parameter.name] = right.T if turned else right.reshape(parameter.shape)
+            shape = tuple(size for size in parameter.shape if size != 1)
+            turned = right.ndim == 2 and tuple(right.shape) != shape and tuple(right.T.shape) == shape
+            state[parameter.name] = (right.T if turned else right).reshape(parameter.shape)
         return state
 
     named = [(p.name.removesuffix(".weight"), role) for role, p in picked.items() if role.startswith("W_")]
@@ -103,7 +102,7 @@ def _picked(picked: Mapping[str, Parameter], of: str, roles: Iterable[str]) -> l
     return [Layout(fill, frozenset(of + role for role in roles if role not in picked), label)]
 
 
-def _block(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
+def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     groups: dict[str, list[str]] = {}
     for name in found:
         groups.setdefault(name.rpartition(".")[0], []).append(name)
@@ -153,7 +152,7 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     )
 
 
-def _model(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
+def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     # The blocks: what stands under a number and is as wide as an MLP.
     numbers: dict[str, set[int]] = {}
     for name, parameter in found.items():
@@ -171,7 +170,7 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
         own = {name: p for name, p in found.items() if name.startswith(f"{before}{index}.")}
         per_block.append(_block(own, f"blocks.{layer}.", config))
     # All blocks are of one class: they lie alike.
-    blocks = [joined([[each] for each in alike])[0] for alike in zip(*per_block, strict=True)]
+    blocks = Layouts(min(map(len, per_block)), lambda index: together([block[index] for block in per_block]))
     rest = {name: p for name, p in found.items() if not re.match(rf"{re.escape(before)}\d+\.", name)}
     tables = {name: p for name, p in rest.items() if config.d_vocab in p.shape and p.tensor.ndim == 2}
     tied = len({id(p.tensor) for p in tables.values()}) == 1
@@ -188,8 +187,12 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     if not embeds or not positions:
         lacking = "embed.W_E" if not embeds else f"pos_embed.W_pos (a table of n_ctx={config.n_ctx} rows)"
         raise Unreadable(f"it has nothing that could be {lacking}")
-    parts = [_table("W_E")(embeds, "embed.", config), _table("W_pos")(positions, "pos_embed.", config), blocks]
-    parts.append(_norm(norm, "ln_final.", config))
+    parts: list[Sequence[Layout]] = [
+        _table("W_E")(embeds, "embed.", config),
+        _table("W_pos")(positions, "pos_embed.", config),
+        blocks,
+        _norm(norm, "ln_final.", config),
+    ]
     head = {**({} if tied else {n: tables[n] for n in heads}), **bias}
     parts.append(
         _unembed(head, "unembed.", config)
@@ -199,7 +202,7 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     return joined(parts)
 
 
-_READERS: dict[str, Callable[[Parameters, str, GPT2Config], list[Layout]]] = {
+_READERS: dict[str, Callable[[Parameters, str, GPT2Config], Sequence[Layout]]] = {
     "embed": _table("W_E"),
     "pos-embed": _table("W_pos"),
     "layer-norm": _norm,
@@ -211,7 +214,7 @@ _READERS: dict[str, Callable[[Parameters, str, GPT2Config], list[Layout]]] = {
 }
 
 
-def read(layer: nn.Module, rung: str, config: GPT2Config) -> list[Layout]:
+def read(layer: nn.Module, rung: str, config: GPT2Config) -> Sequence[Layout]:
     """Find GPT-2's parameters in a layer: every layout that fits, the likeliest first.
 
     Raises:
@@ -233,7 +236,10 @@ def read(layer: nn.Module, rung: str, config: GPT2Config) -> list[Layout]:
             found[name] = Parameter(name, tensor, owners[name.rpartition(".")[0]])
         seen.add(id(tensor))
     if not found:
-        raise Unreadable("it has no parameters")
+        learned = (
+            "; GPT-2's positions are a table that is learned, W_pos [n_ctx, d_model]" if rung == "pos-embed" else ""
+        )
+        raise Unreadable(f"it has no parameters{learned}")
     layouts = _READERS[rung](found, "", config)
     _check_matrices(layouts[0].missing, rung)
     return layouts

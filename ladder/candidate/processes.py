@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from . import linux, windows
-from .limits import OVER_LIMIT, Isolation, Limits
+from .limits import OVER_LIMIT, Limits
 
 _SYSTEMS = {"linux": "linux", "win32": "windows", "darwin": "macos"}
 
@@ -131,13 +131,12 @@ def remove(folder: Path) -> None:
         subprocess.run(["rm", "-rf", str(folder)], capture_output=True, check=False)
 
 
-def probe() -> Isolation:
-    """Return what this system can do, by trying it."""
-    found = {"processes": SYSTEM in ("windows", "macos"), "memory": SYSTEM != "portable"}
+def probe() -> dict[str, bool]:
+    """Return whether this system can isolate ``processes``, ``network``, ``files`` and ``memory``, by trying it."""
+    able = {"processes": SYSTEM in ("windows", "macos"), "network": False, "files": False}
     if SYSTEM == "linux":
-        found |= linux.probe()
-    names = ("processes", "network", "files", "memory")
-    return Isolation(tuple(n for n in names if found.get(n)), tuple(n for n in names if not found.get(n)))
+        able |= linux.probe()
+    return {**able, "memory": SYSTEM != "portable"}
 
 
 def context_of_judges() -> Any:

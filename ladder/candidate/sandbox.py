@@ -7,9 +7,9 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from .limits import OVER_LIMIT, Limits
 from .messages import MessageError, exchange
 from .processes import Process, ended_by, remove, start
 from .source import CandidateError, Code, split
-from .worker import START, Found, Order, Start
+from .worker import START, Start
 
 # Seconds to read the user's file and what it imports.
 _START_LIMIT = 120.0
@@ -34,8 +34,6 @@ _VARIABLES = re.compile(
     r"APPDATA|LOCALAPPDATA|PROGRAMDATA|PROGRAMFILES\S*|NUMBER_OF_PROCESSORS|PROCESSOR_\w+)",
     re.IGNORECASE,
 )
-
-Record = TypeVar("Record")
 
 
 class Sandbox:
@@ -67,7 +65,7 @@ class Sandbox:
         self.time_limit, self.chosen = time_limit, dict(chosen or {})
         self.printed, self.printed_bytes, self._last = b"", 0, b""
         self._code = Code(*(split(source)[0] for source in sources.values()))
-        self.layers: dict[str, list[str]] = {}
+        self.layers: Mapping[str, tuple[str, ...]] = {}
         self.notes: tuple[str, ...] = ()
         self._process: Process | None = None
         self._start()
@@ -87,30 +85,63 @@ class Sandbox:
         if self._ready:
             return
         limit = _START_LIMIT if self.limits is None else min(_START_LIMIT, self.time_limit)
-        first = Start(self.sources, self.chosen, self.only, self._trace.name, limit)
+        first = Start(self.sources, self.chosen, self.only, self._trace.name, limit, self.time_limit)
         assert self._process is not None
         grace = _START_LIMIT if self._process.imports else _GRACE
-        found = self._exchange(first, Found, limit, "reading it", grace)
-        if isinstance(found, Fault):
+        reply = self._begun(first, limit, "reading it", grace)()
+        if isinstance(reply, Fault):
             files = sorted({str(split(source)[0]) for source in self.sources.values()})
-            raise CandidateError(f"{', '.join(files)}: {found}", found.kind, found.at)
-        if found.error:
+            raise CandidateError(f"{', '.join(files)}: {reply}", reply.kind, reply.at)
+        if reply.fault is not None:
             self.close()
-            raise CandidateError(found.error, found.kind)
-        self.layers, self.notes = found.layers, tuple(found.notes)
+            raise CandidateError(reply.fault.message, reply.fault.kind)
+        self.layers, self.notes = reply.layers, reply.notes
         self._ready = True
 
     def respond(self, request: Request) -> Reply:
         """Return the reply of the layer of the request's rung."""
+        return next(self.replies([request]))
+
+    def replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """Yield the reply to each request.
+
+        While the caller reads one reply, and makes the request after the next, the layer works on the next.
+        """
+        waiting: Callable[[], Reply] | None = None
+        try:
+            for request in requests:
+                reply = waiting() if waiting else None
+                waiting = None
+                if reply and self._process is None:  # it has ended: perhaps the caller wants no other
+                    yield reply
+                    reply = None
+                waiting = self._sent(request)
+                if reply:
+                    yield reply
+            if waiting:
+                reply, waiting = waiting(), None
+                yield reply
+        except GeneratorExit:
+            if waiting and self._process:  # the caller wants no more replies, but one is on its way
+                waiting()
+            raise
+
+    def _sent(self, request: Request) -> Callable[[], Reply]:
+        """Send a request, and return a function that waits for the reply."""
         if self._process is None:
             self._start()
         self.ready()
         doing = "forward or the backward pass"
-        reply = self._exchange(Order(self.time_limit, request), Reply, self.time_limit, doing)
-        if isinstance(reply, Fault):
-            return Reply(fault=reply)
-        if not _fits(reply, request):
-            return Reply(fault=self._fault(doing, f"{doing} sent an answer of another shape than it must have"))
+        wait = self._begun(request, self.time_limit, doing)
+
+        def reply() -> Reply:
+            found = wait()
+            if isinstance(found, Fault):
+                return Reply(fault=found)
+            if not _fits(found, request):
+                return Reply(fault=self._fault(doing, f"{doing} sent an answer of another shape than it must have"))
+            return found
+
         return reply
 
     def close(self) -> None:
@@ -150,19 +181,24 @@ class Sandbox:
                 self.printed_bytes += len(chunk)
                 self._last = (self._last + chunk)[-_PRINTED:]
 
-    def _exchange(
-        self, record: Any, kind: type[Record], limit: float, doing: str, grace: float = _GRACE
-    ) -> Record | Fault:
-        """Return the worker's reply; a fault if there is none."""
+    def _begun(
+        self, message: Start | Request, limit: float, doing: str, grace: float = _GRACE
+    ) -> Callable[[], Reply | Fault]:
+        """Send a message, and return a function that waits for the worker's reply; a fault if there is none."""
         assert self._process is not None
-        try:
-            return exchange(self._process.requests, record, self._process.replies, kind, limit + grace)
-        except TimeoutError:
-            return self._fault(doing, f"no end of {doing} within {limit:g} s", "hang")
-        except MessageError as error:
-            return self._fault(doing, f"{doing} sent what is no answer ({error})")
-        except EOFError:
-            return self._fault(doing, limit=limit)
+        wait = exchange(self._process.requests, message, self._process.replies, Reply)
+
+        def reply() -> Reply | Fault:
+            try:
+                return wait(limit + grace)
+            except TimeoutError:
+                return self._fault(doing, f"no end of {doing} within {limit:g} s", "hang")
+            except MessageError as error:
+                return self._fault(doing, f"{doing} sent what is no answer ({error})")
+            except EOFError:
+                return self._fault(doing, limit=limit)
+
+        return reply
 
     def _fault(self, doing: str, message: str = "", kind: str = "died", limit: float = 0.0) -> Fault:
         """End the process, and return what is wrong with the layer: ``message``, or how the process ended."""

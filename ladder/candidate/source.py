@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import linecache
+import os
 import re
 import sys
 import traceback
@@ -18,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from .calling import call
 from .modules import free_name, make_packages, module_file, package_of
 from .slicing import binds, is_docstring, is_main, keeps, parts, reachable
 from .standins import StandIn
@@ -73,6 +75,15 @@ class Code:
                 return self.first([(frame.f_code.co_filename, frame.f_lineno)])
             frame = frame.f_back
         return None
+
+    def outermost(self) -> tuple[str, int] | None:
+        """Return file and number of the line that is being run in the method that the ladder called itself."""
+        frame, found = sys._getframe(1), None
+        while frame is not None and frame.f_code is not call.__code__:
+            if self.owns(frame.f_code.co_filename):
+                found = frame.f_code.co_filename, frame.f_lineno
+            frame = frame.f_back
+        return found
 
     def owns(self, name: str) -> bool:
         """Return whether a file is the user's."""
@@ -160,8 +171,7 @@ def _shown(name: str) -> str:
     typed = re.match(r"<ipython-input-(\d+)-|.*\Wipykernel_\d+\W", name)
     if typed:
         return f"cell {typed[1]}" if typed[1] else "cell"
-    path = Path(name)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return name.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 def find(source: str) -> tuple[Callable[..., Any], Code]:

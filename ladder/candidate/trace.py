@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,23 +17,26 @@ Place = tuple[str, str]
 
 # They make a tensor of their own like another one, and so have no gradient to pass on.
 _LIKE = ("_like", "new_")
+# Attributes of a tensor that are tensors made of it.
+_VIEWS = ("T", "mT", "H", "mH", "data", "real")
 # No more is kept: of a layer that loops over positions, the beginning shows how it works.
-_MOST_EVENTS, _MOST_NUMBERS = 3000, 50_000
+_MOST_EVENTS, _MOST_NUMBERS, _MOST_IN_ALL = 3000, 250_000, 5_000_000
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
 
 
 @dataclass(frozen=True)
 class Event:
-    """One call of a torch function.
+    """One call of a torch function; or a buffer, at its first use.
 
     Args:
-        function: its name.
-        at: ``file:line`` in the user's source, and that line.
+        function: its name; ``buffer`` of a buffer.
+        at: ``file:line`` in the user's source, and that line; of a buffer, those where it was registered.
         made: where the module that made the call was built, if it is one of torch's (an ``nn.Linear``, say).
         value: what it gave, or changed in place.
         inputs: the events that it took values from; -1 is the layer's input.
         parameters: the names of the parameters that it took.
         within: the submodules that ran, from the outermost: their names, and the line that called each.
+        foreign: it took a tensor that is neither of these: one that the layer has kept, say.
     """
 
     function: str
@@ -43,6 +46,7 @@ class Event:
     inputs: tuple[int, ...]
     parameters: tuple[str, ...]
     within: tuple[tuple[str, Place | None], ...] = ()
+    foreign: bool = False
 
 
 @dataclass
@@ -52,27 +56,32 @@ class Trace:
     Args:
         events: in order.
         places: the first line that changes the layer's ``input``, makes ``nan`` from none, computes with a lower
-            ``dtype``, or cuts the ``gradient``.
+            ``dtype``, or cuts the ``gradient``; and the line of the layer's own ``forward`` that its output is
+            ``returned`` from.
         parts: input and output of each call of a submodule, by the submodule's name.
         output: the event that gave the layer's output; -1 if it is not known.
+        whole: no event was left out, for its size or their number.
     """
 
     events: list[Event] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     parts: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
     output: int = -1
+    whole: bool = True
 
 
 class Births:
-    """Notes where in the user's source each module is built, while the layer is built."""
+    """Notes where in the user's source each module is built and each buffer registered, while the layer is built."""
 
     def __init__(self, code: Code) -> None:
         self.code = code
         self.places: dict[int, Place | None] = {}
+        self.buffers: dict[tuple[int, str], Place | None] = {}
 
     def __enter__(self) -> "Births":
         self._init = init = nn.Module.__init__
-        places, code = self.places, self.code
+        self._register = register = nn.Module.register_buffer
+        places, buffers, code = self.places, self.buffers, self.code
 
         def noting(module: nn.Module, *args: Any, **kwargs: Any) -> None:
             init(module, *args, **kwargs)
@@ -81,11 +90,17 @@ class Births:
             if not any(code.owns(method.__code__.co_filename) for method in methods):
                 places[id(module)] = code.running()
 
+        def registering(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
+            register(module, name, *args, **kwargs)
+            buffers[id(module), name] = code.running()
+
         nn.Module.__init__ = noting  # pyright: ignore[reportAttributeAccessIssue]
+        nn.Module.register_buffer = registering  # pyright: ignore[reportAttributeAccessIssue]
         return self
 
     def __exit__(self, *_: object) -> None:
         nn.Module.__init__ = self._init
+        nn.Module.register_buffer = self._register
 
 
 class Recorder(TorchFunctionMode):
@@ -106,6 +121,12 @@ class Recorder(TorchFunctionMode):
         self.births = births.places
         self.trace = Trace()
         self._names = {id(tensor): name for name, tensor in layer.named_parameters()}
+        self._buffers = {
+            id(buffer): (buffer, births.buffers.get((id(module), name)))
+            for module in layer.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        }
+        self._outermost: dict[int, tuple[str, int] | None] = {}
         self._made_by: dict[int, int] = {id(given): -1}
         self._kept: list[Any] = [given]  # so that no id is used again
         self._running: list[nn.Module] = []
@@ -121,7 +142,11 @@ class Recorder(TorchFunctionMode):
         had_nan = any(each.is_floating_point() and bool(each.isnan().any()) for each in taken)
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
-        if name == "__get__" or name.startswith("_is"):
+        if name == "__get__":  # an attribute, such as x.mT
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+            if name not in _VIEWS:
+                return result
+        if name.startswith("_is"):
             return result
         if not torch.equal(self.given, self.before):
             self._note("input")
@@ -134,32 +159,44 @@ class Recorder(TorchFunctionMode):
         return result
 
     def ended(self, output: Any) -> None:
-        """Note which event gave the layer's output."""
+        """Note which event gave the layer's output, and the line of ``forward`` itself that it comes from."""
         self.trace.output = self._made_by.get(id(output), -1)
+        if line := self._outermost.get(self.trace.output):
+            place = self.code.first([line])
+            self.trace.places |= {"returned": place} if place else {}
 
     def _record(self, name: str, taken: list[Tensor], outputs: list[Tensor]) -> None:
+        for each in taken:
+            if id(each) in self._buffers and id(each) not in self._made_by:
+                self._keep(Event("buffer", self._buffers[id(each)][1], None, each, (), ()), each)
         inputs = tuple(self._made_by[id(each)] for each in taken if id(each) in self._made_by)
         parameters = tuple(self._names[id(each)] for each in taken if id(each) in self._names)
+        module = self._running[-1] if self._running else None
+        made = self.births.get(id(module)) if module is not None else None
+        foreign = any(self._is_foreign(each) for each in taken)
         for output in outputs:
-            if len(self.trace.events) >= _MOST_EVENTS or output.numel() < 2 or output.is_complex():
-                continue
-            value = output.detach().as_subclass(Tensor)
-            self._numbers += value.numel()
-            if value.numel() > _MOST_NUMBERS or self._numbers > 100 * _MOST_NUMBERS:
-                continue
-            module = self._running[-1] if self._running else None
-            event = Event(
-                name,
-                self.code.running(),
-                self.births.get(id(module)) if module is not None else None,
-                value.double().clone() if value.is_floating_point() else value.clone(),
-                inputs,
-                parameters,
-                tuple(self._within),
-            )
-            self._made_by[id(output)] = len(self.trace.events)
-            self._kept.append(output)
-            self.trace.events.append(event)
+            event = Event(name, self.code.running(), made, output, inputs, parameters, tuple(self._within), foreign)
+            self._keep(event, output)
+
+    def _is_foreign(self, tensor: Tensor) -> bool:
+        known = id(tensor) in self._made_by or id(tensor) in self._names
+        return not known and tensor.is_floating_point() and tensor.numel() > 1
+
+    def _keep(self, event: Event, output: Tensor) -> None:
+        if output.numel() < 2 or output.is_complex():
+            return
+        value = output.detach().as_subclass(Tensor)
+        self._numbers += value.numel()
+        too_much = value.numel() > _MOST_NUMBERS or self._numbers > _MOST_IN_ALL
+        if too_much or len(self.trace.events) >= _MOST_EVENTS:
+            self.trace.whole = False
+            return
+        value = value.double().clone() if value.is_floating_point() else value.clone()
+        index = len(self.trace.events)
+        self._made_by[id(output)] = index
+        self._kept.append(output)
+        self.trace.events.append(replace(event, value=value))
+        self._outermost[index] = self.code.outermost()
 
     def _look(self, name: str, output: Tensor, taken: list[Tensor], had_nan: bool) -> None:
         """Note the first line that makes NaN, that computes with a lower dtype, and that cuts the gradient."""

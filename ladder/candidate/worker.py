@@ -4,15 +4,16 @@ import faulthandler
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..results import Fault
 from . import messages
 from .finder import find_layers, rungs_of
-from .layer import Candidate, Request
+from .layer import Candidate, Reply, Request
 from .processes import take_streams
 from .source import CandidateError, Loaded, load, split
 
@@ -21,46 +22,23 @@ START = f"{__name__}:main"
 
 @dataclass(frozen=True)
 class Start:
-    """The first message: what to read.
+    """The first message: what to read. Requests follow, and each message gets a `Reply`.
 
     Args:
         sources: ``FILE.py:NAME`` by rung; under ``""`` a whole file, in which the layers are to be found.
         chosen: values for what constructors ask for, by name.
         only: the one rung that is wanted (default: all that the sources hold).
         trace: file for the place at which the process was when it hung or crashed.
-        time_limit: seconds for reading.
+        reading_limit: seconds for reading.
+        time_limit: seconds for each request.
     """
 
     sources: Mapping[str, str]
     chosen: Mapping[str, Any]
     only: str | None
     trace: str
+    reading_limit: float
     time_limit: float
-
-
-@dataclass
-class Found:
-    """The reply to it: which classes were taken for which rung, and what was left out.
-
-    Args:
-        error: why nothing can be tried.
-        kind: of the `CandidateError`.
-        layers: the classes that fit each rung, the best first.
-        notes: what was left out or replaced, as sentences.
-    """
-
-    error: str | None = None
-    kind: str = ""
-    layers: dict[str, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Order:
-    """A request, and the seconds that the layer has for it."""
-
-    time_limit: float
-    request: Request
 
 
 def main() -> None:
@@ -68,39 +46,33 @@ def main() -> None:
     requests, replies = take_streams()
     torch.set_num_threads(1)
     start = messages.read(requests, Start)
-    found = Found()
     candidates: dict[str, Candidate] = {}
     with open(start.trace, "r+b") as trace:
         os.set_inheritable(trace.fileno(), False)
         faulthandler.enable(trace)
-        faulthandler.dump_traceback_later(start.time_limit, exit=True, file=trace)
+        faulthandler.dump_traceback_later(start.reading_limit, exit=True, file=trace)
         try:
-            candidates = _candidates(start, found)
+            candidates, reply = _candidates(start)
         except CandidateError as refused:
-            found.error, found.kind = str(refused), refused.kind
-        faulthandler.cancel_dump_traceback_later()
-        _send(replies, found)
+            reply = Reply(fault=Fault(refused.kind, str(refused)))
         while True:
+            faulthandler.cancel_dump_traceback_later()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            messages.write(replies, reply)
             try:
-                order = messages.read(requests, Order)
+                request = messages.read(requests, Request)
             except EOFError:
                 return
-            faulthandler.dump_traceback_later(order.time_limit, exit=True, file=trace)
-            reply = candidates[order.request.rung].respond(order.request)
-            faulthandler.cancel_dump_traceback_later()
-            _send(replies, reply)
+            faulthandler.dump_traceback_later(start.time_limit, exit=True, file=trace)
+            reply = candidates[request.rung].respond(request)
 
 
-def _send(replies: Any, record: Any) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    messages.write(replies, record)
-
-
-def _candidates(start: Start, reply: Found) -> dict[str, Candidate]:
-    """Read the sources; note in ``reply`` which class was taken for which rung, and what was left out."""
+def _candidates(start: Start) -> tuple[dict[str, Candidate], Reply]:
+    """Read the sources; return the layers, and which class was taken for which rung and what was left out."""
     sources, chosen = start.sources, start.chosen
     found: dict[str, Candidate] = {}
+    fitting: dict[str, tuple[str, ...]] = {}
     loaded: dict[Path, Loaded] = {}
     names: dict[Path, set[str]] = {}
     for source in sources.values():
@@ -112,7 +84,7 @@ def _candidates(start: Start, reply: Found) -> dict[str, Candidate]:
         path, name = split(source)
         if rung:
             found[rung] = _candidate(loaded[path], name or _first(loaded[path], rung, chosen, source), source, chosen)
-            reply.layers.setdefault(rung, []).append(found[rung].name)
+            fitting[rung] = (found[rung].name,)
     if "" in sources:
         path, name = split(sources[""])
         layers = _layers(loaded[path], name, sources[""], chosen, start.only)
@@ -128,9 +100,9 @@ def _candidates(start: Start, reply: Found) -> dict[str, Candidate]:
         for rung, classes in layers.items():
             if rung not in found:
                 found[rung] = _candidate(loaded[path], classes[0], sources[""], chosen)
-                reply.layers[rung] = classes
-    reply.notes = list(dict.fromkeys(note for each in loaded.values() for note in each.notes))
-    return found
+                fitting[rung] = tuple(classes)
+    notes = dict.fromkeys(note for each in loaded.values() for note in each.notes)
+    return found, Reply(layers=fitting, notes=tuple(notes))
 
 
 def _layers(

@@ -3,7 +3,7 @@
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,15 +13,14 @@ from rich.console import Console
 
 from ... import __version__
 from ...options import parse
-from ..candidate.limits import Isolation
 from ..candidate.processes import probe
+from ..rungs import RUNGS, rung
 from .grade import Settings
 from .grade import grade as grade_all
+from .judge import judge
 from .outcomes import Outcome
 from .result_files import write_results
 from .submissions import Submission, find_submissions
-
-_RUNGS = ("embed", "pos-embed", "layer-norm", "attention", "mlp", "block", "unembed", "model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +68,8 @@ def grade(argv: list[str]) -> int:
     for name in ("time_limit", "memory_mb", "processes", "cases"):
         if getattr(arguments, name) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be above 0")
-    isolation = probe()
+    able = probe()
+    isolation = _described(able)
     settings = Settings(
         points=points,
         version=__version__,
@@ -79,7 +79,7 @@ def grade(argv: list[str]) -> int:
         memory=arguments.memory_mb * 2**20,
         processes=arguments.processes,
         hint=arguments.hint,
-        unlimited=tuple(each for each in isolation.missing if each in ("memory", "processes")),
+        unlimited=tuple(each for each in ("processes", "memory") if not able[each]),
     )
     out = arguments.out.expanduser()
     with tempfile.TemporaryDirectory(prefix="gptladder-unpacked-", ignore_cleanup_errors=True) as unpacked:
@@ -87,11 +87,11 @@ def grade(argv: list[str]) -> int:
             arguments.folder.expanduser(), single=arguments.single, leave_out=[out], unpack_into=Path(unpacked)
         )
         out.mkdir(parents=True, exist_ok=True)
-        outcomes = _judged(submissions, settings, out, arguments.jobs or os.cpu_count() or 1, _described(isolation))
+        outcomes = _judged(submissions, settings, out, arguments.jobs or os.cpu_count() or 1, isolation)
     write_results(
         out,
         outcomes,
-        isolation=_described(isolation),
+        isolation=isolation,
         gradescope=arguments.gradescope,
         classroom=arguments.classroom,
         withhold_hints=arguments.withhold_hints,
@@ -108,8 +108,6 @@ def _judged(
     """Judge all, print each as it ends, and return the outcomes in the order of the students and rungs."""
     console = Console(stderr=True, highlight=False)
     console.print(isolation, soft_wrap=True)
-
-    from .judge import judge  # imports torch
 
     total, outcomes = len(submissions) * len(settings.points), []
     judging = grade_all(submissions, judge, settings, folder=out / "outcomes", jobs=jobs)
@@ -137,9 +135,11 @@ def _points(rungs: str) -> dict[str, float]:
     points: dict[str, float] = {}
     for part in rungs.split(","):
         name, _, number = part.strip().partition("=")
-        name = {"layernorm": "layer-norm", "layer_norm": "layer-norm", "pos_embed": "pos-embed"}.get(name, name)
-        if name not in _RUNGS:
-            raise ValueError(f"--rungs names {name!r}; the rungs are {', '.join(_RUNGS)}")
+        try:
+            name = rung(name).name
+        except ValueError:
+            known = ", ".join(each.name for each in RUNGS)
+            raise ValueError(f"--rungs names {name!r}; the rungs are {known}") from None
         if name in points:
             raise ValueError(f"--rungs names {name} twice")
         try:
@@ -151,15 +151,16 @@ def _points(rungs: str) -> dict[str, float]:
     return points
 
 
-def _described(isolation: Isolation) -> str:
+def _described(able: Mapping[str, bool]) -> str:
+    """Return how submissions are isolated, as a sentence or two."""
     what = {
         "processes": "nothing of a submission outlives it",
         "network": "it has no network",
         "files": "it reads no other submission and writes to a folder of its own alone",
         "memory": "its memory is limited",
     }
-    text = "Sandbox: " + "; ".join([*(what[name] for name in isolation.available), "its time is limited"]) + "."
-    if isolation.missing:
-        missing = ", ".join(isolation.missing)
+    text = "Sandbox: " + "; ".join([*(what[name] for name in able if able[name]), "its time is limited"]) + "."
+    missing = ", ".join(name for name in able if not able[name])
+    if missing:
         text += f" Not available on this system: isolation of {missing}; grade in a container (docs/teachers.md)."
     return text

@@ -48,6 +48,22 @@ class Settings:
     hint: str = "what"
     unlimited: tuple[str, ...] = ()
 
+    def outcome(self, submission: Submission, rung: str, status: Status, **known: Any) -> Outcome:
+        """Return the outcome of a submission on a rung; without points, unless a score is among what is known."""
+        outcome = Outcome(
+            student=submission.student,
+            file="",
+            sha256=submission.sha256,
+            rung=rung,
+            status=status,
+            score=0.0,
+            max_score=self.points[rung],
+            limit=self.limit_of(status),
+            version=self.version,
+            seed=self.seed,
+        )
+        return dataclasses.replace(outcome, **known)
+
     def limit_of(self, status: Status) -> str | None:
         """Return the limits that a layer was run with, if it was stopped or ended its process; else None."""
         if status not in ("hung", "crashed", "over a limit"):
@@ -155,24 +171,14 @@ def _outcome_of(each: _Running, settings: Settings) -> Outcome:
     _stop(each)
     if message is not None and "failed" not in message:
         return dataclasses.replace(outcome_from_json(message), seconds=seconds)
-    empty = Outcome(
-        student=each.submission.student,
-        file="",
-        sha256=each.submission.sha256,
-        rung=each.rung,
-        status="not graded",
-        score=0.0,
-        max_score=settings.points[each.rung],
-        seconds=seconds,
-        version=settings.version,
-        seed=settings.seed,
-    )
+    status: Status = "not graded"
     if message is not None:
-        return dataclasses.replace(empty, hint=message["failed"])
-    if each.late:
-        hint = f"the rung did not end within {settings.time_limit + _GRACE_SECONDS:g} s"
-        return dataclasses.replace(empty, status="hung", limit=settings.limit_of("hung"), hint=hint)
-    return dataclasses.replace(empty, hint=f"the judging process ended with status {each.process.exitcode}")
+        hint = message["failed"]
+    elif each.late:
+        status, hint = "hung", f"the rung did not end within {settings.time_limit + _GRACE_SECONDS:g} s"
+    else:
+        hint = f"the judging process ended with status {each.process.exitcode}"
+    return settings.outcome(each.submission, each.rung, status, seconds=seconds, hint=hint)
 
 
 def _printable(outcome: Outcome) -> Outcome:

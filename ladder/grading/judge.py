@@ -5,7 +5,6 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -51,11 +50,11 @@ def judge(submission: Submission, rung: str, settings: Settings) -> Outcome:
     torch.set_num_threads(1)  # other submissions are judged beside this one
     began = time.monotonic()
     if submission.fault and not submission.files:
-        return _empty(submission, rung, settings, "cannot be read", submission.fault)
+        return settings.outcome(submission, rung, "cannot be read", hint=submission.fault)
     if not submission.files:
         hint = "the submission has no .py file, no notebook and no zip file"
-        return _empty(submission, rung, settings, "no layer", hint)
-    best = _empty(submission, rung, settings, "no layer", f"no class for {rung} was found in the submission")
+        return settings.outcome(submission, rung, "no layer", hint=hint)
+    best = _no_layer(submission, rung, settings)
     for file in _likely_first(submission.files, rung):
         found = _tried(submission, file, rung, settings)
         if _ORDER.index(found.status) > _ORDER.index(best.status):
@@ -102,30 +101,23 @@ def _tried(submission: Submission, file: Path, rung: str, settings: Settings) ->
         )
     except CandidateError as error:
         if error.kind == "no layer":
-            hint = f"no class for {rung} was found in the submission"
-            return _empty(submission, rung, settings, "no layer", hint)
-        status = _STATUS_OF_FAULT.get(error.kind, "cannot be read")
-        found = _empty(submission, rung, settings, status, _shown(str(error), submission), file.name)
-        return replace(found, mistake=error.kind, line=Path(error.at or "").name)
+            return _no_layer(submission, rung, settings)
+        return settings.outcome(
+            submission,
+            rung,
+            _STATUS_OF_FAULT.get(error.kind, "cannot be read"),
+            file=file.name,
+            mistake=error.kind,
+            line=Path(error.at or "").name,
+            hint=_shown(str(error), submission),
+        )
     if not climbed.rungs:
-        return _empty(submission, rung, settings, "no layer", f"no class for {rung} was found in the submission")
+        return _no_layer(submission, rung, settings)
     return _outcome(submission, file, climbed, climbed.rungs[0], settings)
 
 
-def _empty(submission: Submission, rung: str, settings: Settings, status: Status, hint: str, file: str = "") -> Outcome:
-    return Outcome(
-        student=submission.student,
-        file=file,
-        sha256=submission.sha256,
-        rung=rung,
-        status=status,
-        score=0.0,
-        max_score=settings.points[rung],
-        limit=settings.limit_of(status),
-        version=settings.version,
-        seed=settings.seed,
-        hint=hint,
-    )
+def _no_layer(submission: Submission, rung: str, settings: Settings) -> Outcome:
+    return settings.outcome(submission, rung, "no layer", hint=f"no class for {rung} was found in the submission")
 
 
 def _outcome(submission: Submission, file: Path, climbed: Climb, tried: Tried, settings: Settings) -> Outcome:
@@ -134,23 +126,18 @@ def _outcome(submission: Submission, file: Path, climbed: Climb, tried: Tried, s
         status = "right in float32" if tried.verdict is not None and tried.verdict.lenient else "right"
     else:
         status = _STATUS_OF_FAULT.get(tried.fault.kind if tried.fault else "", "wrong")
-    verdict, points = tried.verdict, settings.points[tried.rung]
-    error = None if verdict is None or not math.isfinite(verdict.float64) else verdict.float64
-    return Outcome(
-        student=submission.student,
+    verdict = tried.verdict
+    return settings.outcome(
+        submission,
+        tried.rung,
+        status,
         file=f"{file.name}:{tried.layer.rpartition(':')[2]}",
-        sha256=submission.sha256,
-        rung=tried.rung,
-        status=status,
-        score=points if tried.passed else 0.0,
-        max_score=points,
+        score=settings.points[tried.rung] if tried.passed else 0.0,
         mistake="; ".join(tried.mistakes) or (tried.fault.kind if tried.fault else ""),
         line=Path(tried.at or "").name,
-        error=error,
+        error=None if verdict is None or not math.isfinite(verdict.float64) else verdict.float64,
         limit=settings.limit_of(status) or (None if verdict is None else verdict.tolerance64),
         borrowed="; ".join(tried.borrowed),
-        version=settings.version,
-        seed=settings.seed,
         hint=_shown(tried.text(climbed.hint) if not tried.passed else tried.note, submission),
     )
 

@@ -151,9 +151,10 @@ ATTENTION: tuple[Mistake, ...] = (
         fill=-10.0,
     ),
     _wrong(
-        "ones added to the past for a mask",
-        "A lower triangle of ones is added to the scores; that masks nothing. Fill the scores with -inf where key > "
-        "query, or add a matrix that is -inf there and 0 elsewhere.",
+        "mask of 1 for one of infinity",
+        "The scores of the past are 1 larger than they should be against those of the future: a triangle of ones was "
+        "added, or taken away, for a mask; that hides nothing. Fill the scores with -inf where key > query, or add a "
+        "matrix that is -inf there and 0 elsewhere.",
         masked=lambda self, scores: scores + ones(scores).tril(),
     ),
     _wrong(

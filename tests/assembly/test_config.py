@@ -70,6 +70,7 @@ def test_the_scale_of_the_scores_follows_the_flags(flags: dict[str, Any], scales
         ({"attn_dropout": 1.0}, r"attn_dropout is 1.0; it must be in \[0, 1\)"),
         ({"resid_dropout": float("nan")}, "resid_dropout is nan"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps is 0.0"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps is inf; it must be a finite number above 0"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_number(wrong: dict[str, Any], message: str) -> None:

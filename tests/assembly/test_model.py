@@ -331,3 +331,10 @@ def test_a_loader_that_moved_to_weights_names_the_import(name: str) -> None:
     assert not hasattr(GPT2, name)
     with pytest.raises(AttributeError, match=f"from gptladder.weights import {name}"):
         getattr(GPT2, name)
+
+
+def test_another_configuration_than_ours_is_refused() -> None:
+    other: Any
+    for other in ("gpt2", None, {"n_layers": 2}):
+        with pytest.raises(TypeError, match=r"made from a GPT2Config, not from .*; GPT2\.from_pretrained loads"):
+            GPT2(other)

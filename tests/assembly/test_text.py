@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
+from gptladder.assembly.text import one_row
 from gptladder.components import HookPoint
 from gptladder.ladder.numbers import randomize
 from gptladder.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
@@ -225,6 +226,8 @@ def test_without_a_tokenizer_one_sentence_tells_what_to_do() -> None:
         ([], "there is no text"),
         (["a", 3.5], "text is expected, or a list of texts, not float"),
         ([None], "not NoneType"),
+        (3, "not int"),
+        ({"input_ids": [[1, 2]]}, r"not a dict: .* give its \['input_ids'\]"),
     ],
 )
 def test_what_is_no_text_is_refused(ours: GPT2, given: Any, message: str) -> None:
@@ -232,6 +235,47 @@ def test_what_is_no_text_is_refused(ours: GPT2, given: Any, message: str) -> Non
         ours(given)
     with pytest.raises(ValueError, match=message):
         ours.to_tokens(given)
+
+
+def test_tokens_are_taken_from_arrays_and_lists(ours: GPT2) -> None:
+    tokens = torch.tensor([[1, 2], [3, 4]])
+    for given in (tokens.numpy(), tokens.tolist(), list(tokens), [list(row) for row in tokens], list(tokens.numpy())):
+        assert torch.equal(ours(given), ours(tokens))
+    for given in (tokens[0].numpy(), list(tokens[0].numpy()), list(tokens[0])):
+        assert torch.equal(ours(given), ours(tokens[0]))
+
+
+@pytest.mark.parametrize("given", [[1.5], [True], [float("nan")], [float("inf")], torch.tensor([0.5]).numpy()])
+def test_what_is_no_token_id_is_refused(ours: GPT2, given: Any) -> None:
+    for call in (ours, ours.to_string, ours.to_str_tokens):
+        with pytest.raises(ValueError, match="token ids are expected"):
+            call(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "row"),
+    [([3, 1], [3, 1]), (torch.tensor([[3, 1]]), [3, 1]), (torch.tensor([3, 1]).numpy(), [3, 1]), (range(2), [0, 1])],
+)
+def test_the_tokens_of_one_text_are_a_row(given: Any, row: list[int]) -> None:
+    assert one_row(given) == row
+
+
+@pytest.mark.parametrize("given", [[[1, 2], [3, 4]], torch.zeros(1, 1, 2), 3, [[1], 2], {"a": 1}, b"ab", None, ["a"]])
+def test_several_texts_are_no_row(given: Any) -> None:
+    with pytest.raises(ValueError, match="expected, "):
+        one_row(given)
+
+
+def test_a_mask_that_is_added_to_scores_is_refused(ours: GPT2) -> None:
+    tokens, mask = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 1, 0]])
+    padded = ours(tokens, padding_mask=mask.bool())
+    for same in (mask, mask.bool(), mask.double(), mask.tolist()):
+        assert torch.equal(ours(tokens, attention_mask=same)[:, :2], padded[:, :2])
+    for wrong in ((1.0 - mask) * -1e4, mask * 0.5, mask + 1):
+        with pytest.raises(ValueError, match="it must be 1 at tokens and 0 at padding"):
+            ours(tokens, attention_mask=wrong)
+        with pytest.raises(ValueError, match="it must be 1 at tokens and 0 at padding"):
+            ours.input_to_embed(tokens, attention_mask=wrong)
 
 
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused() -> None:

@@ -37,3 +37,10 @@ def test_fresh_weights_have_the_standard_deviation_asked_for() -> None:
     weights = Embed(d_vocab=500, d_model=200, init_range=0.07).W_E
     assert weights.std().item() == pytest.approx(0.07, rel=0.02)
     assert weights.mean().item() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32])
+def test_tokens_may_be_small_integers(dtype: torch.dtype) -> None:
+    embed = Embed(d_vocab=10, d_model=4)
+    tokens = torch.tensor([[3, 1, 3]])
+    assert torch.equal(embed(tokens.to(dtype)), embed(tokens))

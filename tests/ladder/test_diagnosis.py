@@ -1,6 +1,7 @@
 """Diagnosis: every mistake by its name and no other, right layers as right, what is not listed by its line."""
 
 import random
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
-from gptladder.ladder.candidate.layer import Candidate, Request
+from gptladder.ladder.candidate.layer import Candidate, Reply, Request
 from gptladder.ladder.candidate.source import Code
 from gptladder.ladder.candidate.trace import Trace
 from gptladder.ladder.diagnosis import diagnose
@@ -26,7 +27,7 @@ from gptladder.ladder.numbers import Answer
 from gptladder.ladder.quantities import quantities
 from gptladder.ladder.results import Diagnosis, as_text
 from gptladder.ladder.rungs import RUNGS, Build, Case, Rung, Trial, answer, draw_case, make_trial, rung
-from gptladder.ladder.subject import Respond, Subject
+from gptladder.ladder.under_test import UnderTest
 
 SPELLED = [(mistake, build) for mistake in MISTAKES for build in mistake.builds]
 NAMES = [f"{mistake.rung}: {mistake.name}" for mistake, _ in SPELLED]
@@ -38,12 +39,25 @@ def untied(source: random.Random) -> Case:
     return replace(case, config=replace(case.config, tie_word_embeddings=False, unembed_bias=True))
 
 
-def responding(build: Build) -> Respond:
-    return lambda trial: answer(build(trial.config, trial.dtype), trial)
+def under_test(
+    name: str, respond: Callable[[Trial], Answer | None], draw: Callable[[random.Random], Case] = untied
+) -> UnderTest:
+    def ask(requests: Iterable[Request]) -> Iterator[Reply]:
+        for request in requests:
+            case = Case(request.config, *request.given.shape[:2], seed=0)
+            expected = Answer(request.cotangent, {})
+            numbers = (request.parameters, request.given, request.cotangent)
+            yield Reply(answer=respond(Trial(name, case, request.dtype, *numbers, expected)))
+
+    return UnderTest(rung(name), ask, draw=draw)
+
+
+def built(name: str, build: Build) -> UnderTest:
+    return under_test(name, lambda trial: answer(build(trial.config, trial.dtype), trial))
 
 
 def examine(base: type[nn.Module], name: str, **steps: object) -> Diagnosis:
-    return diagnose(rung(name), Subject(responding(with_steps(base, steps)), untied))
+    return diagnose(built(name, with_steps(base, steps)))
 
 
 def named(mistakes: tuple[Mistake, ...], name: str) -> Mistake:
@@ -52,7 +66,7 @@ def named(mistakes: tuple[Mistake, ...], name: str) -> Mistake:
 
 @pytest.mark.parametrize(("mistake", "build"), SPELLED, ids=NAMES)
 def test_every_mistake_is_named_and_no_other(mistake: Mistake, build: Build) -> None:
-    found = diagnose(rung(mistake.rung), Subject(responding(build), untied))
+    found = diagnose(built(mistake.rung, build))
     assert found.mistakes == (mistake.name,)
     assert (*found.what, *found.fix) == tuple(text for text in (mistake.what, mistake.fix) if text)
     assert not found.right
@@ -63,7 +77,7 @@ def test_every_mistake_is_named_and_no_other(mistake: Mistake, build: Build) -> 
 @pytest.mark.parametrize("seed", range(1, 20))
 def test_every_mistake_is_named_whatever_the_seed(seed: int) -> None:
     for mistake, build in SPELLED:
-        found = diagnose(rung(mistake.rung), Subject(responding(build), untied), seed=seed)
+        found = diagnose(built(mistake.rung, build), seed=seed)
         assert found.mistakes == (mistake.name,), mistake
 
 
@@ -71,7 +85,7 @@ def test_every_mistake_is_named_whatever_the_seed(seed: int) -> None:
 def test_right_layers_are_right_fused_or_written_out(each: Rung) -> None:
     for build in (each.build, BASES[each.name]):
         for seed in (0, 1):
-            assert diagnose(each, Subject(responding(build), untied), seed=seed) == Diagnosis(right=True)
+            assert diagnose(built(each.name, build), seed=seed) == Diagnosis(right=True)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +102,7 @@ def test_right_layers_are_right_fused_or_written_out(each: Rung) -> None:
 )
 def test_a_layers_mistake_is_found_inside_a_larger_layer(name: str, mistake: str) -> None:
     made = named(INSIDE[name], mistake)
-    found = diagnose(rung(name), Subject(responding(made.build), untied))
+    found = diagnose(built(name, made.build))
     assert found.mistakes == (mistake,)
 
 
@@ -125,7 +139,7 @@ def test_a_layer_that_takes_few_configurations_is_diagnosed_on_those(mistake: st
             return None
         return answer(build(config, trial.dtype), trial)
 
-    found = diagnose(rung("attention"), Subject(respond, square_only))
+    found = diagnose(under_test("attention", respond, square_only))
     assert found.mistakes == (mistake,)
     assert found.smallest["d_model"] == found.smallest["n_heads"] * found.smallest["d_head"]
 
@@ -137,7 +151,7 @@ def test_the_smallest_case_is_as_small_as_the_mistake_allows() -> None:
         "heads transposed before W_O": {"batch": 1, "seq": 1, "n_heads": 2, "d_head": 2},
     }.items():
         build = named(MISTAKES, mistake).build
-        smallest = diagnose(rung("attention"), Subject(responding(build), untied)).smallest
+        smallest = diagnose(built("attention", build)).smallest
         assert {**smallest, **sizes} == smallest, mistake
 
 
@@ -161,7 +175,7 @@ def test_an_answer_of_the_wrong_shape_is_no_crash(each: Rung) -> None:
         found = answer(each.build(trial.config, trial.dtype), trial)
         return Answer(found.output[..., :-1], found.gradients)
 
-    found = diagnose(each, Subject(respond, untied))
+    found = diagnose(under_test(each.name, respond))
     assert not found.right
     assert found.mistakes == ()
 
@@ -392,7 +406,7 @@ def test_the_quantities_end_in_the_layers_own_output(each: Rung) -> None:
 
 
 def test_whose_pattern_is_shown_is_reported() -> None:
-    masked = diagnose(rung("attention"), Subject(responding(named(MISTAKES, "no causal mask").build), untied))
+    masked = diagnose(built("attention", named(MISTAKES, "no causal mask").build))
     assert list(masked.patterns) == ["the right one", "of a layer with your mistake"]
     assert masked.patterns["the right one"].triu(1).abs().max() == 0
     assert examine(PlainMLP, "mlp", widen=lambda self, x: x @ self.W_in).patterns == {}
@@ -400,6 +414,6 @@ def test_whose_pattern_is_shown_is_reported() -> None:
 
 def test_wrong_parts_and_wrong_wiring_are_named_together() -> None:
     steps = {"after_mlp": lambda self, x, mid: self.mlp(self.ln2(mid))}
-    found = diagnose(rung("block"), Subject(responding(with_steps(PlainBlock, steps)), untied))
+    found = diagnose(built("block", with_steps(PlainBlock, steps)))
     assert found.mistakes == ("residual added once",)
     assert PlainModel.__name__ == "PlainModel"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gptladder import GPT2Config
 from gptladder.ladder.numbers import difference, randomize
-from gptladder.ladder.rungs import RANGES, RUNGS, Rung, cases, check, compare, draw_case, rung
+from gptladder.ladder.rungs import RANGES, RUNGS, Rung, altered, cases, check, compare, draw_case, make_trial, rung
 
 EVERY = pytest.mark.parametrize("each", RUNGS, ids=lambda each: each.name)
 
@@ -113,3 +113,14 @@ def test_every_parameter_is_drawn_at_a_size_that_matters() -> None:
     linear = nn.Linear(64, 64)
     randomize(linear, torch.Generator().manual_seed(0))
     assert linear.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
+
+
+@EVERY
+def test_a_trial_without_gradients_has_the_same_numbers_and_output(each: Rung) -> None:
+    case = draw_case(random.Random(5))
+    whole, bare = (make_trial(each, each.own, case, torch.float64, gradients=wanted) for wanted in (True, False))
+    assert whole.expected.gradients.keys() >= whole.parameters.keys()
+    assert not bare.expected.gradients
+    assert not altered(bare, given=bare.given).expected.gradients
+    assert torch.equal(bare.cotangent, whole.cotangent)
+    assert difference(bare.expected.output, whole.expected.output) <= 1e-14

@@ -7,6 +7,7 @@ import torch
 
 from gptladder import GPT2
 from gptladder.lens import HeadKind, attention_patterns, head_scores, ov_circuit, qk_circuit, wanted_keys
+from gptladder.tokenizer import BPETokenizer
 
 TOKENS = torch.tensor(
     [[3, 1, 4, 15, 9, 3, 1, 4, 15, 9], [2, 7, 16, 8, 0, 2, 7, 16, 8, 0], [5, 5, 6, 5, 6, 1, 1, 2, 1, 6]]
@@ -56,3 +57,12 @@ def test_circuits_are_theirs(ours: GPT2, theirs: Any) -> None:
         found = ov_circuit(ours, layer, head, TOKENS[2])
         assert (found.values - ov).abs().max() < 1e-12
         assert found.axes["attended"] == ["1", "2", "5", "6"]
+
+
+def test_scores_of_one_prompt_in_any_form(text_model: GPT2, reader: BPETokenizer) -> None:
+    text = "abcabc"
+    tokens = torch.tensor([reader.encode(text)])
+    expected = head_scores(text_model, tokens, "induction").values
+    for given in (tokens[0], tokens[0].tolist()):
+        assert torch.equal(head_scores(text_model, given, "induction").values, expected)
+    assert torch.equal(head_scores(text_model, text, "induction", tokenizer=reader).values, expected)

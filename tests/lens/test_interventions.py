@@ -91,3 +91,33 @@ def test_mean_ablation_of_one_prompt_is_refused(ours: GPT2) -> None:
         ablation(ours, CLEAN, lambda logits: -metric(logits).mean())
     with pytest.raises(ValueError, match="it can be 'zero' or 'mean'"):
         ablation(ours, CLEAN, metric, kind="none")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_metric_of_one_number_is_taken_row_by_row(ours: GPT2) -> None:
+    expected = activation_patching(ours, CLEAN, CORRUPTED, metric).values
+    for single in (
+        lambda logits: metric(logits)[0],
+        lambda logits: metric(logits).mean(),
+        lambda x: metric(x)[0].item(),
+    ):
+        found = activation_patching(ours, CLEAN, CORRUPTED, single, batch=3)
+        assert (found.values - expected).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="one number for each row, such as logits"):
+        activation_patching(ours, CLEAN, CORRUPTED, lambda logits: logits[:, -1])
+
+
+def test_a_site_that_is_not_patched_is_refused(ours: GPT2) -> None:
+    with pytest.raises(ValueError, match="site is 'pattern'; it can be 'resid_pre', "):
+        activation_patching(ours, CLEAN, CORRUPTED, metric, site="pattern")  # pyright: ignore[reportArgumentType]
+
+
+def test_one_prompt_is_ablated_in_any_form(ours: GPT2) -> None:
+    def loss(logits: Tensor) -> Tensor:
+        return -metric(logits).mean()
+
+    expected = ablation(ours, CLEAN, loss, kind="zero").values
+    for given in (CLEAN[0], CLEAN[0].tolist()):
+        assert torch.equal(ablation(ours, given, loss, kind="zero").values, expected)
+    assert torch.equal(ablation(ours, CLEAN, lambda logits: loss(logits).item(), kind="zero").values, expected)
+    with pytest.raises(ValueError, match="it must be one number: take its mean"):
+        ablation(ours, torch.cat([CLEAN, CORRUPTED]), metric)

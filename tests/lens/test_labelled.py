@@ -1,5 +1,6 @@
 """Labelled numbers: shapes that must fit, where the largest stands, and the heat maps that they draw."""
 
+import io
 import re
 from pathlib import Path
 
@@ -73,3 +74,27 @@ def test_a_figure_has_the_colours_of_the_page() -> None:
     (image,) = plot.images
     assert [round(255 * part) for part in image.cmap(1.0)[:3]] == [0, 90, 181]  # positive: blue
     assert [round(255 * part) for part in image.cmap(0.0)[:3]] == [213, 94, 0]  # negative: orange
+
+
+def test_of_a_large_vocabulary_the_largest_values_are_drawn() -> None:
+    values = torch.zeros(500, 5000)
+    values[3, 4321], values[499, 7] = 5.0, 4.0
+    axes = {"position": [str(i) for i in range(500)], "token": [f"t{i}" for i in range(5000)]}
+    labelled = Labelled(values, axes, title="logits")
+    frame = labelled._repr_html_()
+    assert len(frame) < 5_000_000
+    page = labelled.html()
+    assert "logits; 64 of 5,000 columns, those with the largest values; the first 400 of 500 rows" in page
+    assert "<th>t4321</th>" in page
+    assert page.index("<th>t7</th>") < page.index("<th>t4321</th>")  # in the order of the axis
+    assert len(re.findall("<td", page)) == 64 * 400
+    pytest.importorskip("matplotlib")
+    labelled.figure().savefig(io.BytesIO())
+
+
+def test_text_with_dollars_is_no_formula() -> None:
+    pytest.importorskip("matplotlib")
+    axes = {"layer": ["$$", "a$\\frac$"], "head": ["$$", "$x_$"], "position": ["$$ <b>", "1 $\\frac$"]}
+    figure = Labelled(VALUES, axes, title="added to the logit of '$$'").figure()
+    figure.savefig(io.BytesIO())  # matplotlib would raise an error about the formula here
+    assert figure.axes[0].get_title() == "added to the logit of '$$'"

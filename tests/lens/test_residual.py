@@ -89,3 +89,9 @@ def test_the_models_own_tokenizer_is_the_default(text_model: GPT2, reader: BPETo
         own = logit_lens(text_model, text)
         assert torch.equal(own.values, given.values)
         assert own.axes == given.axes
+
+
+@pytest.mark.parametrize("given", [[[1, 2], [3, 4]], torch.tensor([[1, 2], [3, 4]]), torch.tensor([1.5]), None, 3])
+def test_several_prompts_or_other_numbers_are_refused(ours: GPT2, given: Any) -> None:
+    with pytest.raises(ValueError, match="are expected, "):
+        logit_lens(ours, given)

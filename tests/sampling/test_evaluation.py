@@ -207,6 +207,20 @@ def test_the_command_reads_files_folders_and_standard_input(
     assert max(map(len, from_file.splitlines())) <= 60
 
 
+def test_the_command_takes_another_encoding(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("Füchse „hier“ ".encode("cp1252") * 9)
+    assert cli.main(["evaluate", str(folder), str(path)]) == 1
+    assert "add --encoding cp1252" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(folder), str(path), "--encoding", "cp1252"]) == 0
+    read = capsys.readouterr().out
+    path.write_text("Füchse „hier“ " * 9, encoding="utf-8")
+    assert cli.main(["evaluate", str(folder), str(path)]) == 0
+    assert capsys.readouterr().out == read
+    assert cli.main(["evaluate", str(folder), str(path), "--encoding", "nope"]) == 1
+    assert "--encoding is 'nope', which Python does not know" in capsys.readouterr().err
+
+
 def test_the_command_refuses_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     for argv, message in (

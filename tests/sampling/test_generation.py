@@ -437,11 +437,27 @@ def test_ids_that_the_tokenizer_lacks_are_never_generated(
         [torch.tensor([3, 1, 4])],
         torch.tensor([[3, 1, 4]]),
         [(3, 1, 4)],
+        torch.tensor([3, 1, 4]).numpy(),
+        torch.tensor([[3, 1, 4]]).numpy(),
+        list(torch.tensor([3, 1, 4]).numpy()),
     ],
-    ids=["list", "tensor", "lists", "tensors", "matrix", "tuples"],
+    ids=["list", "tensor", "lists", "tensors", "matrix", "tuples", "array", "array of rows", "array's items"],
 )
 def test_one_prompt_in_every_form(model: GPT2, prompts: Any) -> None:
     assert generate(model, prompts, GREEDY) == generate(model, [3, 1, 4], GREEDY)
+
+
+def test_seeds_and_end_tokens_in_every_form(model: GPT2) -> None:
+    plain = generate(model, [3, 1, 4], seed=7, max_new_tokens=20)
+    end = plain[0].tokens[4]
+    ended = generate(model, [3, 1, 4], seed=7, max_new_tokens=20, eos_token_ids=[end])
+    assert ended[0].finish_reason == "eos"
+    forms: list[Any] = [end, torch.tensor([end]), torch.tensor([end]).numpy(), (end,)]
+    for form in forms:
+        assert generate(model, [3, 1, 4], seed=7, max_new_tokens=20, eos_token_ids=form) == ended
+    seeds: list[Any] = [torch.tensor(7), torch.tensor(7).numpy(), [torch.tensor(7)], torch.tensor([7]).tolist()]
+    for seed in seeds:
+        assert generate(model, [3, 1, 4], seed=seed, max_new_tokens=20, stop=()) == plain
 
 
 def test_text_and_tokens_in_one_batch(byte_model: GPT2, byte_tokenizer: BPETokenizer) -> None:
@@ -459,6 +475,9 @@ def test_text_and_tokens_in_one_batch(byte_model: GPT2, byte_tokenizer: BPEToken
         ([[1], []], {}, "prompt 1 is empty"),
         ([256, 257], {}, "the prompt holds token 257.*0 to 256"),
         ([[1], [-1]], {}, "prompt 1 holds token -1"),
+        ([1.5], {}, "token ids are expected, not 1.5"),
+        (torch.tensor([[0.5, 1.0]]), {}, "token ids are expected, not 0.5"),
+        ([[[1, 2], [3, 4]]], {}, "give one text at a time"),
         ([1] * 129, {}, "129 tokens.*n_ctx=128.*slide"),
         ([1], {"stop": ""}, "a stop string is empty"),
         ([1], {"stop": ["a", ""]}, "a stop string is empty"),
@@ -471,7 +490,13 @@ def test_text_and_tokens_in_one_batch(byte_model: GPT2, byte_tokenizer: BPEToken
         ([1], {"logprobs": 258}, "logprobs must be from 0 to the vocabulary's 257"),
         ([1], {"logprobs": -1}, "logprobs must be"),
         ([1], {"seed": [1, 2]}, "2 seeds for 1 prompts with 1 samples"),
+        ([1], {"seed": 1.5}, "seed must be a whole number from"),
+        ([1], {"seed": [None]}, "seed must be a whole number from"),
+        ([1], {"seed": -(2**63) - 1}, "seed must be a whole number from"),
+        ([1], {"stop": [3]}, "stop strings are text, not 3"),
+        ([1], {"stop": b"a"}, "stop strings are text, not 97"),
         ([1], {"eos_token_ids": [257]}, "eos_token_ids holds 257"),
+        ([1], {"eos_token_ids": [0.5]}, "token ids are expected, not 0.5"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(

@@ -1,5 +1,6 @@
 """`load_tokenizer` finds a tokenizer by whatever the user calls it."""
 
+import pickle
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -82,3 +83,46 @@ def test_files_of_an_older_tokenizer_do_not_mix_with_a_new_one(tmp_path: Path) -
     CharTokenizer("abc").save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
     assert transformers.AutoTokenizer.from_pretrained(tmp_path)("abc")["input_ids"] == [0, 1, 2]
+
+
+def test_the_characters_of_nanogpt_are_read(tmp_path: Path) -> None:
+    characters = sorted(set("Zwei Füchse\n"))
+    meta = {"vocab_size": len(characters), "itos": dict(enumerate(characters)), "stoi": {}}
+    meta["stoi"] = {character: i for i, character in enumerate(characters)}
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta, protocol))
+        for source in (tmp_path, tmp_path / "meta.pkl", str(tmp_path / "meta.pkl")):
+            assert load_tokenizer(source).fingerprint == CharTokenizer(characters).fingerprint
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a pickle",
+        pickle.dumps({"stoi": {"a": 0, "b": 1}})[:-8],
+        pickle.dumps([1]),
+        pickle.dumps({"itos": {0: "a"}}),
+        pickle.dumps({"stoi": {"a": 0, "b": 2}}),
+        pickle.dumps({"stoi": {"ab": 0}}),
+        pickle.dumps({"stoi": {}}),
+        pickle.dumps({"stoi": {"a": 0, "\ud800": 1}}),
+        pickle.dumps({"stoi": {"a": 0}, "path": Path("x")}),
+        b"cos\nsystem\n(S'touch owned'\ntR.",
+        b"\x80\x02}r\xff\xff\xff\x7f.",
+    ],
+)
+def test_what_is_no_file_of_characters_is_refused(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "meta.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"meta\.pkl: "):
+        load_tokenizer(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_file_is_not_reported_as_missing(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"words\.txt: it is a file, so it has neither"):
+        load_tokenizer(tmp_path / "words.txt")

@@ -190,7 +190,7 @@ WRONG = {
     "no such tokenizer": (None, ["--tokenizer", "words"], "--tokenizer words: there is no such folder"),
     "heads that do not divide": (None, ["--n-heads", "3"], "--n-heads 3 does not divide --d-model 8"),
     "no such snapshot": (None, ["--resume", "snapshot_step_3.pt"], "there is no snapshot snapshot_step_3.pt"),
-    "no such device": (None, ["--device", "cuda:77"], "there is no cuda"),
+    "no such device": (None, ["--device", "cuda:77"], "there is no device 'cuda:77'"),
 }  # fmt: skip
 
 
@@ -423,12 +423,12 @@ def test_the_terminal_shows_step_loss_speed_and_time_left() -> None:
         display.console.width = 120
         display.progress(3, 10, 2.0, 12345.6)
         display.metrics(ROW)
-        display.say("[not] markup")
+        display.say("[not] markup, and :x: no emoji")
         time.sleep(0.2)
     said = out.getvalue()
     assert re.search(r"step 3 .*30% loss 2\.0000 +12,346 tokens/s .*left", said)
     assert "step 3  epoch 0.50  train loss 2.0000  validation loss 1.5000  accuracy 50.0%  perplexity 4.50" in said
-    assert "[not] markup" in said
+    assert "[not] markup, and :x: no emoji" in said
 
 
 def test_tensorboard_gets_every_number_or_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -245,6 +246,31 @@ def test_an_interrupt_ends_after_the_step_with_a_snapshot(tmp_path: Path, capfd:
     assert load_snapshot(tmp_path / "snapshots" / "snapshot_step_3.pt")["step"] == 3
     assert "Ctrl-C: ending after this step" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
+def test_a_run_whose_terminal_is_gone_ends_with_a_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Ctrl-C in `gptladder train 2>&1 | tee log` ends `tee` too, and a closed terminal sends SIGHUP."""
+
+    def broken(*_: object) -> NoReturn:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("gptladder.training.interruption.os", SimpleNamespace(write=broken))
+    run = trainer(tmp_path, train=Watched(lambda batch: os.kill(os.getpid(), number) if batch == 2 else None))
+    assert run.run() == "interrupted"
+    assert load_snapshot(tmp_path / "snapshots" / "snapshot_step_3.pt")["step"] == 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_run_under_nohup_goes_on_without_a_terminal(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = trainer(tmp_path, train=Watched(lambda batch: os.kill(os.getpid(), signal.SIGHUP)), max_steps=4)
+        assert run.run() == "max_steps"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path: Path) -> None:

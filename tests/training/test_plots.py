@@ -84,3 +84,9 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ModuleNotFoundError, match=r'pip install "gptladder\[plot\]"'):
         draw_losses(ROWS, tmp_path / "loss.png", title="a run")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_name_of_a_run_is_no_formula(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    draw_losses(ROWS, tmp_path / "loss.png", title="a$\\frac$b 文本")
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

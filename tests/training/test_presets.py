@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import math
 import textwrap
 from typing import Any
 
@@ -112,6 +113,23 @@ def test_replace_finds_the_part() -> None:
         ),
         (OptimConfig, {"max_steps": 1, "batch": -4}, "batch is -4; it must be above 0"),
         (OptimConfig, {"max_steps": 1, "lr": float("nan")}, "lr is nan; it must be above 0"),
+        *(
+            (OptimConfig, {"max_steps": 1, n: value}, f"{n} is {value}; it must be a finite number")
+            for n, value in (
+                ("max_epochs", math.inf),
+                ("lr", math.inf),
+                ("muon_lr", math.inf),
+                ("min_lr", math.nan),
+                ("weight_decay", math.nan),
+            )
+        ),
+        *(
+            (RunConfig, {"name": name}, "name is .*; it must be the name of a folder")
+            for name in ("", ".", "..", "a/..", "a\0b", "x" * 201)
+        ),
+        (RunConfig, {"runs_dir": ""}, "runs_dir is ''"),
+        (DataConfig, {"tokenizer": ""}, "--tokenizer has no value"),
+        (DataConfig, {"data_dir": ""}, "--data-dir has no value"),
         *(
             (OptimConfig, {"max_steps": 1, n: -1}, f"{n} is -1; it must not be negative")
             for n in ("min_lr", "warmup_steps", "weight_decay")

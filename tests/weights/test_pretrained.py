@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
+from gptladder.files import FileError
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import (
     CheckpointError,
@@ -36,6 +37,7 @@ from gptladder.weights import (
     to_hooked_state_dict,
     to_hooked_transformer,
 )
+from gptladder.weights.convert import convert
 from gptladder.weights.formats import huggingface
 
 from . import support
@@ -421,3 +423,21 @@ def test_what_the_format_cannot_hold_leaves_no_folder(changes: dict[str, Any], m
     with pytest.raises(WeightsError, match=message):
         save_pretrained(support.our_model(**changes), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "auto", torch.int8, torch.complex64, torch.float8_e4m3fn])
+def test_a_dtype_that_weights_cannot_have_is_refused(tmp_path: Path, dtype: Any) -> None:
+    support.our_model().save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"it can be torch\.float64, torch\.float32"):
+        from_pretrained(tmp_path, dtype=dtype)
+
+
+def test_a_model_is_not_written_over_the_settings_of_a_run(tmp_path: Path) -> None:
+    run_settings = '{"format": "gptladder-run", "version": 2}'
+    (tmp_path / "config.json").write_text(run_settings)
+    with pytest.raises(FileError, match="is the folder of a training run"):
+        save_pretrained(support.our_model(), tmp_path, overwrite=True)
+    support.our_model().save_pretrained(tmp_path / "final")
+    with pytest.raises(FileError, match="is the folder of a training run"):
+        convert(tmp_path / "final", tmp_path, to="hf", overwrite=True)
+    assert (tmp_path / "config.json").read_text() == run_settings

@@ -331,3 +331,32 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
     weights.write_bytes(content[:-1] + b"x")
     with pytest.raises(FileError, match="was changed while it was read"):
         state[names[1]]
+
+
+def test_a_folder_of_models_names_those_in_it(tmp_path: Path) -> None:
+    for name in ("checkpoint-1", "checkpoint-2"):
+        model(1).save_pretrained(tmp_path / "out" / name)
+    with pytest.raises(FileError, match=r"out: .* give one that does, such as 'checkpoint-1', 'checkpoint-2' in it"):
+        resolve(tmp_path / "out")
+
+
+def test_an_adapter_is_refused_with_the_way_to_merge_it(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "gpt2"}')
+    with pytest.raises(FileError, match=r"holds an adapter \(LoRA\).*merge_and_unload"):
+        resolve(tmp_path)
+
+
+def test_an_empty_name_is_not_the_present_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model(1).save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert resolve(".") == Path()
+    with pytest.raises(OSError, match="the name of the model is empty"):
+        resolve("")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    model(1).save_pretrained(tmp_path)
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(FileError, match=f"{name}: is a pointer of Git LFS, not the file itself; run git lfs pull"):
+        from_pretrained(tmp_path)

@@ -7,6 +7,7 @@ comes from the raw stream of NumPy's Philox generator, which NumPy guarantees no
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypedDict, get_args
 
 import numpy as np
@@ -210,6 +211,8 @@ def window_count(tokens: npt.NDArray[np.integer], seq: int) -> int:
         raise ValueError(f"seq is {seq}; it must be at least 1")
     if len(tokens) <= seq:
         shorter = f"--seq {len(tokens) - 1} or less, or " if len(tokens) > 1 else ""
+        share = {"val.bin": "larger", "train.bin": "smaller"}.get(Path(getattr(tokens, "filename", None) or "").name)
+        shorter += f"a {share} --val-fraction, or " if share else ""
         raise ValueError(
             f"{getattr(tokens, 'filename', 'the text')} has {len(tokens)} tokens, fewer than the {seq + 1} of one "
             f"window ({seq} inputs, and the target of the last): give {shorter}more text"

@@ -33,6 +33,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.corpus:
             raise ValueError("--corpus has no value: give a text file or a folder")
+        for option, value in (("--tokenizer", self.tokenizer), ("--data-dir", self.data_dir)):
+            if not value:
+                raise ValueError(f"{option} has no value: give a folder")
         if not 0 < self.stories_mb < 1e6:
             raise ValueError(f"--stories-mb is {self.stories_mb}; it must be above 0")
         if self.vocab_size < 257:
@@ -41,8 +44,7 @@ class DataConfig:
             raise ValueError(f"--fraction is {self.fraction}; it must be above 0 and at most 1")
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"--val-fraction is {self.val_fraction}; it must be between 0 and 1")
-        if self.encoding is not None and not _is_encoding(self.encoding):
-            raise ValueError(f"--encoding is {self.encoding!r}, which Python does not know: try cp1252 or utf-16")
+        check_encoding(self.encoding)
 
     @property
     def name(self) -> str:
@@ -50,6 +52,12 @@ class DataConfig:
         first = self.corpus if isinstance(self.corpus, str) else self.corpus[0]
         stem = Path(os.path.abspath(os.path.expanduser(first))).name.split(".")[0]
         return re.sub(r"[^\w-]+", "-", stem).strip("-")[:60] or "text"
+
+
+def check_encoding(name: str | None) -> None:
+    """Raise ValueError for an encoding that Python does not know."""
+    if name is not None and not _is_encoding(name):
+        raise ValueError(f"--encoding is {name!r}, which Python does not know: try cp1252 or utf-16")
 
 
 def _is_encoding(name: str) -> bool:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from ...tokenizer import OfflineError
+from .config import check_encoding
 from .hub import tinystories_file
 from .readers import end_of_share
 from .stories import stories
@@ -87,7 +88,8 @@ class TextFiles(Corpus):
         encoding: encoding of files that are not UTF-8 (default: such a file is refused).
 
     Raises:
-        ValueError: a path does not exist, there is no text, a file cannot be read, or the fraction is outside (0, 1].
+        ValueError: a path does not exist, there is no text, a file cannot be read, the fraction is outside (0, 1], or
+            there is no such encoding.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class TextFiles(Corpus):
     ):
         if not 0 < fraction <= 1:
             raise ValueError(f"the fraction of the text to read is {fraction}; it must be above 0 and at most 1")
+        check_encoding(encoding)
         paths = [paths] if isinstance(paths, str | os.PathLike) else paths
         found = find_text_files(paths, encoding=encoding)
         self._files, self._left_out = found.files, found.left_out

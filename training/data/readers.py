@@ -17,7 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from ...files import FileError, first_sentence, unreadable
+from ...files import FileError, first_sentence, refuse_pointer, unreadable
 from ...tokenizer import END_OF_TEXT
 from .records import json_records, parquet_records
 
@@ -39,7 +39,6 @@ _SIGNATURES = {
     b"%PDF": "a PDF: save its text as .txt",
     b"PAR1": "a Parquet file: let its name end in .parquet",
 }
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -121,8 +120,8 @@ class TextFile:
         position = 0
         first = True
         for block in chain(self._unpacked(), (b"",)):
-            if first and block.startswith(_LFS_POINTER):
-                raise FileError(f"{self.path} is a pointer of Git LFS, not the text itself: run git lfs pull")
+            if first:
+                refuse_pointer(self.path, block)
             pending = len(decoder.getstate()[0])
             try:
                 text = newlines.decode(decoder.decode(block, final=not block), final=not block)

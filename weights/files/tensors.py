@@ -16,7 +16,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from ...files import FileError, file_size, listed, unreadable
+from ...files import FileError, file_size, listed, refuse_pointer, unreadable
 
 DTYPES = {
     "F64": torch.float64,
@@ -54,6 +54,7 @@ class StableFile:
         self.verified: set[int] = set()  # offsets of the storages whose checksum was found right
         with self._opened() as file:
             self._stamp = _stamp(file)
+            refuse_pointer(path, file.read(64))
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:

@@ -68,10 +68,11 @@ def config_from_hf(fields: Mapping[str, Any]) -> GPT2Config:
     """
     kinds: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(GPT2Config)}
     check_type("config", "reorder_and_upcast_attn", fields.get("reorder_and_upcast_attn", False), bool)
-    for name, value in fields.items():
+    # The kind of model first: of another kind, every field is unknown.
+    for name, value in sorted(fields.items(), key=lambda field: field[0] != "model_type"):
         if name in _MUST_BE:
             if value != _MUST_BE[name] and value is not None:
-                raise WeightsError(f"config: {name}={value!r} is not supported, only {_MUST_BE[name]!r}")
+                raise WeightsError(f"config: {name}={value!r:.200} is not supported, only {_MUST_BE[name]!r}")
         elif name in _SAME:
             kind = kinds[_SAME[name]]
             right = isinstance(value, (int, float) if kind is float else kind)

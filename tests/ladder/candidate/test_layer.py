@@ -176,7 +176,10 @@ FAULTY = {
         "RaisesWhenBuilt raises AttributeError: the configuration has no 'n_odd': give it with --set n_odd=VALUE",
     ),
     Exits: ("exit", "forward calls exit()."),
-    ReturnsNothing: ("type", "forward returns None; it must return a tensor, or a tuple that begins with one."),
+    ReturnsNothing: (
+        "type",
+        "forward returns None; it must return a tensor, or a tuple or a dictionary that begins with one.",
+    ),
     ReturnsTheWrongShape: (
         "shape",
         "forward returns [batch d_model seq]; it must return [batch seq d_model].",

@@ -15,9 +15,9 @@ import torch
 from gptladder.ladder.candidate import messages
 from gptladder.ladder.candidate.layer import Reply, Request
 from gptladder.ladder.candidate.messages import MessageError, exchange, pack, read, unpack, write
+from gptladder.ladder.drawing import own_trial
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import draw_case
-from gptladder.ladder.subject import own_trial
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def test_a_sender_that_neither_reads_nor_writes_costs_its_time_alone() -> None:
     with os.fdopen(requests, "wb", buffering=0) as sending, os.fdopen(replies, "rb", buffering=0) as receiving:
         began = time.monotonic()
         with pytest.raises(TimeoutError):  # the message is larger than the pipe
-            exchange(sending, Outer({"x": torch.zeros(1 << 20)}), receiving, Inner, 0.3)
+            exchange(sending, Outer({"x": torch.zeros(1 << 20)}), receiving, Inner)(0.3)
         assert time.monotonic() - began < 20
         os.close(their_requests)
         os.close(their_replies)
         with pytest.raises(EOFError):
-            exchange(sending, Inner("x"), receiving, Inner, 10)
+            exchange(sending, Inner("x"), receiving, Inner)(10)

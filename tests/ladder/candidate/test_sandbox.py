@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +144,24 @@ def test_it_answers_as_the_layer_does_in_this_process() -> None:
     assert sandbox.printed_bytes == 2 * (len("scores: \nto the other stream\n") + 3_000_000)
     assert sandbox.printed.startswith(b"scores: xxx")
     assert len(sandbox.printed) == 1000
+
+
+def test_the_next_request_is_on_its_way_while_a_reply_is_read() -> None:
+    asked = [question(), replace(question(), look=True), question()]
+    made = []
+
+    def making() -> Iterator[Request]:
+        for each in asked:
+            made.append(each)
+            yield each
+
+    with Sandbox({"attention": "mine.py:Odd"}, 60, copy=True) as sandbox:
+        replies = sandbox.replies(making())
+        assert not next(replies).trace.events
+        assert len(made) == 2
+        assert next(replies).trace.events
+        replies.close()  # the third reply is on its way, and belongs to no later request
+        assert [bool(each.trace.events) for each in sandbox.replies(asked)] == [False, True, False]
 
 
 def test_a_layer_that_exits_or_reads_leaves_the_process_running() -> None:

@@ -1,0 +1,102 @@
+"""How a causal mask is wrong, and the line that makes it wrong, by the values of a trace."""
+
+import torch
+from torch import Tensor
+
+from .candidate.trace import Event
+from .matching import TOLERANCE, Matched, Seen, line_of
+
+# What a mask does wrong, sentences about it, and the step that first makes it wrong, if that is known.
+MaskFault = tuple[str, list[str], Event | None]
+
+
+def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
+    """Return how a mask is wrong, if the culprit is what masks the right scores; None if it is something else."""
+    if culprit.event.function == "scaled_dot_product_attention":
+        return _given_mask(matched, culprit.event)
+    value = culprit.event.value
+    for quantity in matched.steps:
+        right = quantity.visible
+        if right is None or quantity.value.shape != value.shape:
+            continue
+        kept = (value - quantity.value).abs() <= TOLERANCE * (1 + quantity.value.abs())
+        shown, every = kept.flatten(0, -3).all(0), value.flatten(0, -3)
+        # A key is hidden by a very negative number, or by any number that is the same in all heads and sequences.
+        hidden = (every < -1e3).all(0) | ((every == every[0]).all(0) & (len(every) > 1))
+        changed = right & ~shown & ~hidden  # scores that are neither right nor hidden: that is no mask
+        if bool(changed.any()) or not shown.any() or bool(kept.all()):
+            continue
+        detail = _seen_wrongly(shown, right)
+        if not detail:
+            most, least = value[..., ~right].max().item(), quantity.value[..., right].min().item()
+            amounts = f"Hidden scores are {most:.4g} at most, and visible ones {least:.4g} at least"
+            detail.append(f"{amounts}: hidden keys still get weight.")
+        origin = _origin(matched, culprit.event)
+        lines = _lines(matched, culprit.event, origin)
+        return f"which keys each query sees (line {lines})", detail, origin
+    return None
+
+
+def _given_mask(matched: Matched, event: Event) -> MaskFault | None:
+    """Return how the mask is wrong that torch's attention is given."""
+    for seen in (matched.seen[i] for i in event.inputs if i >= 0):
+        square = None if seen.depends else _square(seen.event.value)
+        right = next((each.visible for each in matched.steps if each.visible is not None), None)
+        if square is None or right is None or square.shape != right.shape:
+            continue
+        # Of booleans, True is visible; numbers are added to the scores.
+        shown = square if square.dtype == torch.bool else square > -1e3
+        if detail := _seen_wrongly(shown, right):
+            origin = _origin(matched, event)
+            return f"which keys each query sees (line {_lines(matched, event, origin)})", detail, origin
+    return None
+
+
+def _seen_wrongly(shown: Tensor, right: Tensor) -> list[str]:
+    """Return a query that sees what it may not, and one that does not see what it may, in sentences."""
+    detail = []
+    if bool((shown & ~right).any()):
+        query, key = (int(i) for i in (shown & ~right).nonzero()[0])
+        detail.append(f"Query {query} sees key {key}, a later position.")
+    if bool((~shown & right).any()):
+        query, key = (int(i) for i in (~shown & right).nonzero()[0])
+        what = "its own position" if query == key else f"key {key}, an earlier position"
+        detail.append(f"Query {query} does not see {what}.")
+    return detail
+
+
+def _lines(matched: Matched, event: Event, origin: Event | None) -> str:
+    """Return the line that uses a mask, and the one that makes it, if that is another."""
+    used = line_of(event)
+    made = [origin] if origin else [matched.seen[i].event for i in event.inputs if i >= 0]
+    others = [line_of(each) for each in made if each.at and line_of(each) != used and not _depends(matched, each)]
+    return f"{used}, with the mask of line {others[-1]}" if others else used
+
+
+def _depends(matched: Matched, event: Event) -> bool:
+    return next(seen.depends for seen in matched.seen if seen.event is event)
+
+
+def _origin(matched: Matched, event: Event) -> Event | None:
+    """Return the step that first makes a wrong mask: from a right one, or from none."""
+    sources = matched.sources(i for i in event.inputs if i >= 0 and not matched.seen[i].depends)
+    right_before = False
+    for index in sorted(sources):
+        square = _square(matched.seen[index].event.value)
+        if square is None or square.shape[0] < 2:
+            continue
+        visible = torch.ones(square.shape, dtype=torch.bool).tril()
+        nonzero = square != 0
+        if torch.equal(nonzero, visible) or torch.equal(nonzero, ~visible):
+            right_before = True
+        elif right_before or bool(nonzero.any() and not nonzero.all()):
+            return matched.seen[index].event if matched.seen[index].event.at else None
+    return None
+
+
+def _square(value: Tensor) -> Tensor | None:
+    """Return a mask's two last axes, if they are as long, and the mask is the same along all others."""
+    if value.ndim < 2 or value.shape[-1] != value.shape[-2]:
+        return None
+    every = value.flatten(0, -3) if value.ndim > 2 else value[None]
+    return every[0] if bool((every == every[0]).all()) else None
