@@ -129,7 +129,7 @@ notebooks: $(VENV)/.ready ## run the notebooks, and store what they show
 docs: $(VENV)/.ready ## build the documentation site in build/site/html
 	$(BIN)/python docs/site/gather.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "Open build/site/html/index.html"
+	@echo "Open build/site/html/index.html (its search needs a server: python -m http.server --directory build/site/html)"
 
 wheel: $(VENV)/.ready ## build dist/*.whl
 	@rm -rf dist

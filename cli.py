@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         if isinstance(error, OSError) and _cannot_flush():
             _silence_stdout()
-        print(f"{_name(arguments)}: {_one_line(error)}", file=sys.stderr)
+        print(f"{_name(arguments)}: {_one_line(error)}{_advice(error, arguments)}", file=sys.stderr)
         return 1
 
 
@@ -228,6 +228,13 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and type(error).__str__ is OSError.__str__:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__
+
+
+def _advice(error: BaseException, arguments: list[str]) -> str:
+    """Return what to type when training needs too much memory; an empty string for every other error."""
+    if isinstance(error, MemoryError | RuntimeError) and arguments[:1] == ["train"]:
+        return "; try --micro-batch 1, --gradient-checkpointing, or a smaller --seq"
+    return ""
 
 
 def _name(arguments: list[str]) -> str:

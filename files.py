@@ -172,6 +172,10 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:  # a full disk names no file, and others the temporary one
+        if error.filename is None or str(error.filename) == str(temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

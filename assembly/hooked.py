@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..components import Attention, Embed, LayerNorm, PosEmbed, Unembed, caching, taps
+from ..components.tap import Direction
 from ..components.taps import Hook, HookFunction, Names, Tap
 from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
 from . import text
@@ -105,14 +106,30 @@ class HookedModel(nn.Module):
         return taps.hooks(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts)
 
     def add_hook(
-        self, name: Names, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd", *, prepend: bool = False
+        self,
+        name: Names,
+        hook: HookFunction,
+        dir: Literal["fwd", "bwd"] = "fwd",
+        is_permanent: bool = False,
+        *,
+        prepend: bool = False,
     ) -> None:
         """Put a hook on activations until `reset_hooks`. See `components.taps.add_hook`."""
-        taps.add_hook(self, name, hook, dir, prepend=prepend)
+        taps.add_hook(self, name, hook, dir, prepend=prepend, is_permanent=is_permanent)
 
-    def reset_hooks(self, clear_contexts: bool = True) -> None:
-        """Remove what `add_hook` added, and empty each ``hook.ctx``."""
-        taps.reset_hooks(self, clear_contexts)
+    def add_perma_hook(self, name: Names, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd") -> None:
+        """Put a hook on activations that stays until hooks are removed with ``including_permanent=True``."""
+        self.add_hook(name, hook, dir, is_permanent=True)
+
+    def reset_hooks(
+        self, clear_contexts: bool = True, direction: Direction = "both", including_permanent: bool = False
+    ) -> None:
+        """Remove hooks, and empty each ``hook.ctx``. See `components.taps.reset_hooks`."""
+        taps.reset_hooks(self, clear_contexts, direction, including_permanent)
+
+    def remove_all_hook_fns(self, direction: Direction = "both", including_permanent: bool = False) -> None:
+        """Remove hooks as `reset_hooks` does, and leave each ``hook.ctx`` as it is."""
+        self.reset_hooks(False, direction, including_permanent)
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         """Let caches and predicates on names find ``hook_result``, what each head adds to the stream, or no longer.
@@ -190,8 +207,8 @@ class HookedModel(nn.Module):
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that reads and writes text for the model, or None. `from_pretrained` finds it with the model.
 
-        Set it to one of ours, to one of transformers or tokenizers, or to a folder that holds one. It is no part of
-        the weights, and is not saved with them.
+        Set it to one of ours, to one of transformers or tokenizers, or to a folder that holds one. `save_pretrained`
+        writes it beside the weights.
         """
         if not isinstance(self.tokenizer_source, Tokenizer | None):
             self.tokenizer_source = load_tokenizer(self.tokenizer_source)

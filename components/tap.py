@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+Direction = Literal["fwd", "bwd", "both"]
 
 
 class HookFunction(Protocol):
@@ -77,11 +79,25 @@ class Tap(nn.Module):
         self.ctx: dict[Any, Any] = {}
 
     @property
+    def fwd_hooks(self) -> list[HookFunction]:
+        """The functions on this activation that act in this thread, by `add_hook` or in a block of `hooks`."""
+        return [hook.function for hook in self._acting() if hook.dir == "fwd"]
+
+    @property
+    def bwd_hooks(self) -> list[HookFunction]:
+        """The functions on its gradient that act in this thread."""
+        return [hook.function for hook in self._acting() if hook.dir == "bwd"]
+
+    def _acting(self) -> list["ActingHook"]:
+        in_blocks = [hook for functions in _in_this_thread.get() for hook in functions.get(self, ())]
+        return in_blocks + [added.hook for added in self._forward_hooks.values() if isinstance(added, _Added)]
+
+    @property
     def active(self) -> bool:
         """Whether a hook needs this activation, so that a fused kernel, which never forms it, must not be used."""
         if self._forward_hooks or self._forward_pre_hooks:
             return True
-        return any_hooks() and any(self in functions for functions in _in_this_thread.get())
+        return any_hooks() and any(functions.get(self) for functions in _in_this_thread.get())
 
     def forward(self, activation: Tensor) -> Tensor:
         """Return the activation as hooks leave it."""
@@ -89,8 +105,8 @@ class Tap(nn.Module):
             activation = activation.clone()
         if any_hooks():
             for functions in _in_this_thread.get():
-                for call in functions.get(self, ()):
-                    activation = call(activation)
+                for hook in functions.get(self, ()):
+                    activation = hook.call(activation)
         return activation
 
     def add_hook(
@@ -99,6 +115,7 @@ class Tap(nn.Module):
         dir: Literal["fwd", "bwd"] = "fwd",
         *,
         prepend: bool = False,
+        is_permanent: bool = False,
         name: str | None = None,
     ) -> Callable[[], None]:
         """Call a function on this activation from now on, in every thread, and return a function that removes it.
@@ -107,6 +124,7 @@ class Tap(nn.Module):
             hook: the function.
             dir: ``fwd`` for the activation, ``bwd`` for its gradient.
             prepend: call it before those that were added earlier.
+            is_permanent: keep it when hooks are removed, unless that includes permanent ones.
             name: the ``hook.name`` that it gets (default: `name`).
 
         Raises:
@@ -115,17 +133,41 @@ class Tap(nn.Module):
         if dir not in ("fwd", "bwd"):
             raise ValueError(f"dir is {dir!r}; it can be 'fwd' or 'bwd'")
         point = HookPoint(self.name if name is None else name, self.ctx)
-        call = on_activation(hook, point) if dir == "fwd" else on_gradient(hook, point, None)
-        return self.register_forward_hook(_Added(call), prepend=prepend).remove
+        acting_hook = on_activation(hook, point) if dir == "fwd" else on_gradient(hook, point, None)
+        return self.register_forward_hook(_Added(acting_hook, is_permanent), prepend=prepend).remove
 
-    def remove_hooks(self) -> None:
-        """Remove what `add_hook` added."""
-        for key in [key for key, hook in self._forward_hooks.items() if isinstance(hook, _Added)]:
-            del self._forward_hooks[key]
+    def remove_hooks(self, dir: Direction = "both", *, including_permanent: bool = False) -> None:
+        """Remove what `add_hook` added, and the hooks of this thread's blocks of `hooks`.
+
+        Args:
+            dir: ``fwd`` or ``bwd`` for hooks on the activation or on its gradient alone.
+            including_permanent: remove permanent hooks too.
+
+        Raises:
+            ValueError: another ``dir``.
+        """
+        if dir not in ("fwd", "bwd", "both"):
+            raise ValueError(f"dir is {dir!r}; it can be 'fwd', 'bwd' or 'both'")
+        for key, added in list(self._forward_hooks.items()):
+            if not isinstance(added, _Added) or (added.is_permanent and not including_permanent):
+                continue
+            if dir in (added.hook.dir, "both"):
+                del self._forward_hooks[key]
+        for functions in _in_this_thread.get():
+            if self in functions:
+                functions[self] = [hook for hook in functions[self] if dir not in (hook.dir, "both")]
+
+
+class ActingHook(NamedTuple):
+    """A hook function at a tap, and what the tap calls for it."""
+
+    function: HookFunction
+    dir: Literal["fwd", "bwd"]
+    call: Callable[[Tensor], Tensor]
 
 
 # What each block of hooks wants at each tap, outermost block first. Each thread and asyncio task has its own.
-Functions = dict[Tap, list[Callable[[Tensor], Tensor]]]
+Functions = dict[Tap, list[ActingHook]]
 _in_this_thread: ContextVar[tuple[Functions, ...]] = ContextVar("gptladder_hooks", default=())
 
 # Blocks of hooks under way in any thread: usually none, and a tap, of which a model has hundreds, then only looks here.
@@ -157,26 +199,26 @@ def acting(functions: Functions) -> Iterator[None]:
 class _Added:
     """A hook function as PyTorch calls it, recognisable as `add_hook`'s."""
 
-    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
-        self.call = call
+    def __init__(self, hook: ActingHook, is_permanent: bool) -> None:
+        self.hook, self.is_permanent = hook, is_permanent
 
     def __call__(self, tap: Tap, args: tuple[Tensor], activation: Tensor) -> Tensor:
-        return self.call(activation)
+        return self.hook.call(activation)
 
 
-def on_activation(function: HookFunction, point: HookPoint) -> Callable[[Tensor], Tensor]:
-    """Return what a tap calls for a hook on its activation."""
+def on_activation(function: HookFunction, point: HookPoint) -> ActingHook:
+    """Return a hook on an activation, with what the tap calls for it."""
 
     def call(activation: Tensor) -> Tensor:
         activation = activation.clone()  # the hook may change it in place
         replacement = function(activation, hook=point)
         return activation if replacement is None else replacement
 
-    return call
+    return ActingHook(function, "fwd", call)
 
 
-def on_gradient(function: HookFunction, point: HookPoint, handles: list[Any] | None) -> Callable[[Tensor], Tensor]:
-    """Return what a tap calls for a hook on its gradient; ``handles`` gets what removes the hook from the gradient."""
+def on_gradient(function: HookFunction, point: HookPoint, handles: list[Any] | None) -> ActingHook:
+    """Return a hook on a gradient, with what the tap calls; ``handles`` gets what removes it from the gradient."""
 
     def replaced(gradient: Tensor) -> Tensor | None:
         replacement = function(gradient, hook=point)
@@ -190,4 +232,4 @@ def on_gradient(function: HookFunction, point: HookPoint, handles: list[Any] | N
                 handles.append(handle)
         return activation
 
-    return call
+    return ActingHook(function, "bwd", call)

@@ -29,7 +29,7 @@ from torch import nn
 
 from .act_names import act_name
 from .eager import uncompiled
-from .tap import Functions, HookFunction, HookPoint, Tap, acting, on_activation, on_gradient
+from .tap import Direction, Functions, HookFunction, HookPoint, Tap, acting, on_activation, on_gradient
 
 __all__ = [
     "Hook",
@@ -155,6 +155,7 @@ def add_hook(
     dir: Literal["fwd", "bwd"] = "fwd",
     *,
     prepend: bool = False,
+    is_permanent: bool = False,
 ) -> Callable[[], None]:
     """Call a function on activations from now on, in every thread, until `reset_hooks`.
 
@@ -167,6 +168,7 @@ def add_hook(
         function: as for `hooks`.
         dir: ``fwd`` for the activation, ``bwd`` for its gradient.
         prepend: call it before those that were added earlier.
+        is_permanent: keep it until `reset_hooks` is called with ``including_permanent``.
 
     Returns:
         A function that removes this hook alone.
@@ -184,7 +186,8 @@ def add_hook(
         tensor([0.])
     """
     removes = [
-        tap.add_hook(function, dir, prepend=prepend, name=name) for name, tap in _matching(named_taps(module), names)
+        tap.add_hook(function, dir, prepend=prepend, is_permanent=is_permanent, name=name)
+        for name, tap in _matching(named_taps(module), names)
     ]
 
     def remove() -> None:
@@ -194,14 +197,28 @@ def add_hook(
     return remove
 
 
-def reset_hooks(module: nn.Module, clear_contexts: bool = True) -> None:
-    """Remove every hook that `add_hook` added to a module's taps, and empty each ``hook.ctx``.
+def reset_hooks(
+    module: nn.Module,
+    clear_contexts: bool = True,
+    direction: Direction = "both",
+    including_permanent: bool = False,
+) -> None:
+    """Remove the hooks on a module's taps: those of `add_hook`, and of this thread's blocks of `hooks`.
+
+    Args:
+        module: anything that contains taps.
+        clear_contexts: empty each ``hook.ctx``.
+        direction: ``fwd`` or ``bwd`` for hooks on activations or on gradients alone.
+        including_permanent: remove permanent hooks too.
+
+    Raises:
+        ValueError: another ``direction``.
 
     Example: see `add_hook`.
     """
     taps = named_taps(module)
     for tap in taps.values():
-        tap.remove_hooks()
+        tap.remove_hooks(direction, including_permanent=including_permanent)
     if clear_contexts:
         _clear_contexts(taps)
 

@@ -7,7 +7,7 @@ from .experiments import part_rung, wrong_parts
 from .masks import mask_fault
 from .matching import MOVES, Matched, Seen, equal, line_of, sorted_numbers
 from .numbers import close
-from .results import Finding
+from .results import Finding, listed
 from .rungs import Trial
 
 # What torch's modules compute with their weights alone: nothing that they were built with can make it wrong.
@@ -48,9 +48,9 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
         event = turned.event
     # Where torch's module was built, unless what is wrong is what it was given.
-    given = event.function in _BY_WEIGHTS or (
-        event.function == "softmax" and "pattern" not in matched.next_step(culprit.index)
-    )
+    following = matched.next_step(culprit.index)
+    given = event.function in _BY_WEIGHTS or "before the activation" in following
+    given |= event.function == "softmax" and "pattern" not in following
     moved = event.made is None or event.function in MOVES or given
     at, code = (event.at if moved else event.made) or (None, None)
     if not moved and event.at is not None and event.made != event.at:
@@ -165,7 +165,10 @@ def _called(matched: Matched, index: int) -> str:
             taken = matched.seen[first]
             axes = matched.axes(taken)
             words = seen.is_[0].words + (f" as {axes}" if axes else "")
-            if taken.event.value.numel() < min(quantity.value.numel() for quantity in seen.is_):
+            fused = [each.words for each in seen.is_ if each.step and seen.event.value.numel() > each.value.numel()]
+            if len(fused) > 1 and taken is not seen:
+                words = f"numbers of {listed(fused)}"
+            elif taken.event.value.numel() < min(quantity.value.numel() for quantity in seen.is_):
                 words = f"a part of {words}"
             return words + ("" if seen.is_[0].key == "input" and seen.event.at is None else line)
         if seen.event.function not in MOVES or not seen.event.inputs:

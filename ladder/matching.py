@@ -26,6 +26,7 @@ _MOVES = """
     unfold roll flip expand_as view_as reshape_as index_select gather embedding select rearrange __get__
 """
 MOVES = frozenset(_MOVES.split())
+_JOINS = ("cat", "concat", "stack")
 # What functions that compute several steps in one end with.
 _FUSED = {
     "scaled_dot_product_attention": "z",
@@ -97,15 +98,19 @@ class Matched:
                             seen.is_.append(quantity)
                         case "part":
                             parts.setdefault(quantity.key, []).append(seen)
+                        case "repeated":  # some of its numbers stand for the others
+                            moved = moved and event.function not in _JOINS
                 moved = moved or any(equal(seen.numbers, each) for each in own)
             seen.good = bool(seen.is_) or moved
         # One head at a time, or one block of keys: together they are the quantity.
         whole = {seen.index for seen in self.seen if seen.good}
         for quantity, numbers in zip(self.steps, self.sets, strict=True):
             pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
-            complete = pieces and _within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
+            complete = bool(pieces) and _within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
             for seen in pieces:
-                seen.good = True
+                # Scores that are hidden are infinite: what is left of them says nothing of the mask.
+                finite = seen.numbers.size == seen.event.value.numel()
+                seen.good |= complete or finite or quantity.visible is not None
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
@@ -136,6 +141,8 @@ class Matched:
             for seen in self.seen
             if seen.index in used and seen.index not in leading and seen.depends and not seen.good
             if seen.event.value.is_floating_point()
+            # Queries may be scaled in place of scores; before an error, the scores that show it are not there.
+            if self.whole or self.factor(seen.event) is None
         ]
         # Ones and zeros (of one-hot tokens) only if there is nothing else: they may be right steps of another way.
         first = next((seen for seen in suspects if _varied(seen.numbers)), suspects[0] if suspects else None)
@@ -262,8 +269,9 @@ def _compared(seen: Seen, quantity: Quantity, numbers: Numbers, known: Numbers) 
     if seen.numbers.size > numbers.size:
         # A larger tensor (queries, keys and values in one) must hold nothing but quantities.
         return "whole" if _within(numbers, seen.numbers) and _within(seen.numbers, known) else ""
-    smaller = seen.numbers.size < numbers.size and _within(seen.numbers, numbers)
-    return "part" if smaller and _varied(numbers) else ""
+    if not _within(seen.numbers, numbers) or not _varied(numbers):
+        return ""
+    return "part" if seen.numbers.size < numbers.size else "repeated"
 
 
 def _visible(quantity: Quantity) -> Tensor:

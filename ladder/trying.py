@@ -101,7 +101,7 @@ def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, list[str]]:
             f"d_model), but not for others that it reads: {fault.message}."
         )
         return again, [note]
-    if verdict is None and again[0] is not None:
+    if verdict is None and (again[0] is not None or fault.kind == "parameters"):
         # Numbers that are wrong show more than a fault that only other choices bring about.
         return again, []
     layer.draw = everything

@@ -7,7 +7,7 @@ from .heads import HeadKind, attention_patterns, head_scores, ov_circuit, qk_cir
 from .interventions import Metric, Site, ablation, activation_patching
 from .labelled import Labelled
 from .page import Look, look
-from .prompt import Prompt, Text, read_prompt
+from .prompt import Prompt, Text, Texts, read_prompt, read_prompts
 from .residual import direct_logit_attribution, logit_lens
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Prompt",
     "Site",
     "Text",
+    "Texts",
     "ablation",
     "activation_patching",
     "attention_patterns",
@@ -28,5 +29,6 @@ __all__ = [
     "ov_circuit",
     "qk_circuit",
     "read_prompt",
+    "read_prompts",
     "wanted_keys",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..assembly.model import GPT2
 from .labelled import Labelled
-from .prompt import Text, as_tokenizer, read_batch, read_prompt, token_label
+from .prompt import Text, Texts, as_tokenizer, read_prompt, read_prompts, token_label
 
 HeadKind = Literal["previous token", "duplicate token", "induction"]
 """A pattern that `head_scores` looks for."""
@@ -57,7 +57,7 @@ def wanted_keys(tokens: Tensor, kind: HeadKind) -> Tensor:
 
 
 @torch.no_grad()
-def head_scores(model: GPT2, tokens: Text, kind: HeadKind, *, tokenizer: Any = None) -> Labelled:
+def head_scores(model: GPT2, tokens: Texts, kind: HeadKind, *, tokenizer: Any = None) -> Labelled:
     """Return how much of its attention each head gives to the keys that a head of a kind looks at.
 
     The mean is over the queries that have such a key. ``transformer_lens.head_detector.detect_head`` takes the mean
@@ -65,9 +65,10 @@ def head_scores(model: GPT2, tokens: Text, kind: HeadKind, *, tokenizer: Any = N
 
     Args:
         model: in evaluation mode.
-        tokens: [batch seq]; random tokens that come twice show induction best. Or one prompt, as text or token ids.
+        tokens: one prompt or several of as many tokens, as text or tokens [batch seq]; random tokens that come twice
+            show induction best.
         kind: see `wanted_keys`.
-        tokenizer: reads a text; see `read_prompt`.
+        tokenizer: reads text; see `read_prompt`.
 
     Raises:
         ValueError: no query has such a key, as for induction in a text without repetition.
@@ -79,7 +80,7 @@ def head_scores(model: GPT2, tokens: Text, kind: HeadKind, *, tokenizer: Any = N
         >>> head_scores(model, torch.tensor([[3, 1, 4, 3, 1, 4]]), "induction").values.shape
         torch.Size([2, 2])
     """
-    tokens = read_batch(model, tokens, tokenizer)
+    tokens = read_prompts(model, tokens, tokenizer)
     wanted = wanted_keys(tokens, kind)
     asking = wanted.any(-1).sum()
     if not asking:
@@ -94,6 +95,12 @@ def qk_circuit(model: GPT2, layer: int, head: int, text: Text, *, tokenizer: Any
 
     ``W_E W_Q W_Kᵀ W_Eᵀ / sqrt(d_head)`` for the given tokens (Elhage et al. 2021), without positions, layer norm and
     biases. TransformerLens: ``model.W_E @ model.QK[layer, head] @ model.W_E.T``, which is not scaled.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=10, n_ctx=8)).eval()
+        >>> qk_circuit(model, 0, 1, [3, 1, 4]).axes["key"]  # distinct tokens, in the order of their ids
+        ['1', '3', '4']
     """
     embedded, labels = _embedded(model, text, tokenizer)
     attn: Any = model.blocks[layer].attn
@@ -108,6 +115,12 @@ def ov_circuit(model: GPT2, layer: int, head: int, text: Text, *, tokenizer: Any
 
     ``W_E W_V W_O W_U`` for the given tokens (Elhage et al. 2021), without layer norm and biases. A head that copies has
     a large diagonal. TransformerLens: ``model.W_E @ model.OV[layer, head] @ model.W_U``.
+
+    Example:
+        >>> from gptladder import GPT2, GPT2Config
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=10, n_ctx=8)).eval()
+        >>> ov_circuit(model, 0, 1, [3, 1, 4]).values.shape  # attended token, logit
+        torch.Size([3, 3])
     """
     embedded, labels = _embedded(model, text, tokenizer)
     tokens = read_prompt(model, text, tokenizer).tokens[0].unique()

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..assembly.model import GPT2
 from ..components.taps import act_name
 from .labelled import Labelled
-from .prompt import Text, read_batch, read_prompt
+from .prompt import Text, Texts, read_prompt, read_prompts
 
 Metric = Callable[[Tensor], Tensor]
 """Logits [batch seq d_vocab] to one number for each row, [batch], or to one number, as TransformerLens's metrics."""
@@ -138,7 +138,7 @@ def _patch_from(source: Tensor, positions: Sequence[Any], head: int | None) -> C
 
 @torch.no_grad()
 def ablation(
-    model: GPT2, tokens: Text, loss: Metric, *, kind: Literal["zero", "mean"] = "mean", tokenizer: Any = None
+    model: GPT2, tokens: Texts, loss: Metric, *, kind: Literal["zero", "mean"] = "mean", tokenizer: Any = None
 ) -> Labelled:
     """Return by how much a loss rises without each head.
 
@@ -147,10 +147,10 @@ def ablation(
 
     Args:
         model: in evaluation mode.
-        tokens: [batch seq]; mean ablation needs several prompts. Or one prompt, as text or token ids.
+        tokens: one prompt or several of as many tokens, as text or tokens [batch seq]; mean ablation needs several.
         loss: logits [batch seq d_vocab] to one number.
         kind: what takes the place of the head's output.
-        tokenizer: reads a text; see `read_prompt`.
+        tokenizer: reads text; see `read_prompt`.
 
     Returns:
         The rise, with the axes ``layer`` and ``head``.
@@ -169,7 +169,7 @@ def ablation(
     """
     if kind not in ("zero", "mean"):
         raise ValueError(f"kind is {kind!r}; it can be 'zero' or 'mean'")
-    tokens = read_batch(model, tokens, tokenizer)
+    tokens = read_prompts(model, tokens, tokenizer)
     if kind == "mean" and len(tokens) == 1:
         raise ValueError("mean ablation takes the mean over prompts, and there is one: give several, or kind='zero'")
     config = model.config

@@ -22,7 +22,8 @@ _MOST_COLUMNS, _MOST_ROWS = 64, 400
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8" /><title>{title}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'" />
-<style>:root{{color-scheme:light dark}}body{{font:13px system-ui,sans-serif;margin:8px}}h1{{font-size:14px}}
+<style>:root{{color-scheme:light dark;background:Canvas;color:CanvasText}}
+body{{font:13px system-ui,sans-serif;margin:8px}}h1{{font-size:14px}}
 table{{border-collapse:collapse}}th{{font-weight:normal;padding:1px 6px;white-space:pre}}
 thead th{{vertical-align:bottom}}tbody th{{text-align:right}}
 td{{min-width:3.2em;height:1.6em;text-align:center;padding:0 3px;
@@ -179,5 +180,6 @@ def _colour(share: float) -> str:
     """Return the style of a cell for a value's share of the largest one, from -1 to 1."""
     red, green, blue = _POSITIVE if share >= 0 else _NEGATIVE
     strength = math.sqrt(min(1.0, abs(share))) if math.isfinite(share) else 1.0
-    text = ";color:#fff" if strength > 0.6 else ""
+    # Dark letters are readable on all oranges and on light blue, white ones on dark blue (contrast above 4).
+    text = ";color:#fff" if share >= 0 and strength > 0.75 else ""
     return f"background:rgba({red},{green},{blue},{strength:.3f}){text}"

@@ -32,6 +32,8 @@ class Look:
     Args:
         prompt: the text as the model reads it.
         data: the numbers of the page, as plain values that JSON can hold.
+
+    Example: see `look`.
     """
 
     prompt: Prompt

@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..assembly.model import GPT2
 from ..assembly.text import one_row
-from ..tokenizer import Tokenizer, load_tokenizer
+from ..sampling.text import as_tokenizer
+from ..tokenizer import Tokenizer
 
 Text = str | Sequence[int] | Tensor
 """One prompt: its text, or its token ids, [seq] or [1 seq]."""
+
+Texts = Text | Sequence[Text]
+"""One prompt or several of as many tokens: texts, token ids, or a batch of these, [batch seq]."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,9 @@ class Prompt:
 
     Args:
         tokens: [1 seq], on the model's device.
-        labels: the text of each token, or its id where no tokenizer is given.
+        labels: the text of each token, or its id without a tokenizer.
+
+    Example: see `read_prompt`.
     """
 
     tokens: Tensor
@@ -70,23 +76,37 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
     return Prompt(torch.tensor([ids], device=model.embed.W_E.device), labels)
 
 
-def read_batch(model: GPT2, tokens: Text, tokenizer: Any = None) -> Tensor:
-    """Return tokens [batch seq] as they are, and one prompt in any other form as `read_prompt` reads it.
+def read_prompts(model: GPT2, texts: Texts, tokenizer: Any = None) -> Tensor:
+    """Return the tokens of one prompt or several, [batch seq].
+
+    Args:
+        model, tokenizer: as for `read_prompt`.
+        texts: the prompts.
+
+    Raises:
+        ValueError: as `read_prompt` does; no prompt, or prompts of different numbers of tokens.
 
     Example:
         >>> from gptladder import GPT2, GPT2Config
         >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=10, n_ctx=8))
-        >>> read_batch(model, [3, 1, 4])
-        tensor([[3, 1, 4]])
+        >>> read_prompts(model, [[3, 1, 4], [1, 5, 9]]).shape
+        torch.Size([2, 3])
     """
-    if isinstance(tokens, Tensor) and tokens.dim() == 2:
-        return tokens
-    return read_prompt(model, tokens, tokenizer).tokens
-
-
-def as_tokenizer(model: GPT2, tokenizer: Any) -> Tokenizer | None:
-    """Return one of our tokenizers for whatever `load_tokenizer` takes, or the model's own for None."""
-    return model.tokenizer if tokenizer is None else load_tokenizer(tokenizer)
+    if isinstance(texts, Tensor) and texts.dim() == 2:
+        return texts.to(model.embed.W_E.device)
+    if not isinstance(texts, Tensor) and hasattr(texts, "tolist"):  # an array
+        texts = cast(Any, texts).tolist()
+    one = isinstance(texts, str | Tensor) or (len(texts) > 0 and all(isinstance(item, int) for item in texts))
+    several: list[Any] = [texts] if one else list(texts)
+    rows = [read_prompt(model, text, tokenizer).tokens[0] for text in several]
+    if not rows:
+        raise ValueError("there is no prompt: give at least one")
+    if len(lengths := {len(row) for row in rows}) > 1:
+        raise ValueError(
+            f"the prompts have {min(lengths)} to {max(lengths)} tokens, and as many are needed in each: give prompts "
+            "of one length"
+        )
+    return torch.stack(rows)
 
 
 def token_label(tokenizer: Tokenizer, token: int) -> str:

@@ -93,7 +93,7 @@ def beam_search(
     """
     # Check the arguments.
     params = SamplingParams(temperature=0) if params is None else params
-    tokenizer = as_tokenizer(tokenizer)
+    tokenizer = as_tokenizer(model, tokenizer)
     _check_options(params, num_beams, num_return, length_penalty, early_stopping)
     check_lengths(params, max_new_tokens)
     tokens = prompt_tokens(prompt, model, tokenizer)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..assembly import GPT2
 from ..components.dropout import no_dropout
-from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
+from ..tokenizer import Tokenizer, TokenizerSource
+from .text import as_tokenizer
 from .transforms.base import whole
 
 __all__ = ["Evaluation", "evaluate"]
@@ -73,7 +74,7 @@ def evaluate(
     model: GPT2,
     documents: str | Iterable[str | Iterable[str]],
     *,
-    tokenizer: TokenizerSource,
+    tokenizer: TokenizerSource | None = None,
     stride: int | None = None,
     batch: int = 8,
     progress: Callable[[int], None] | None = None,
@@ -95,28 +96,30 @@ def evaluate(
     Args:
         model: The model, in any mode; dropout is off.
         documents: A text, or several. A text that is too large for memory can be an iterable of pieces.
-        tokenizer: The tokenizer of the model.
+        tokenizer: Encodes the text (default: the model's own).
         stride: Number of tokens that each window predicts (default: ``n_ctx / 2``). A small stride gives each token
             more context and takes more time; ``n_ctx`` is the fastest.
         batch: Number of windows that the model reads together. It changes the speed, and the result only by rounding.
         progress: Called with the number of tokens predicted so far.
 
     Raises:
-        ValueError: A number is out of range, there is no token to predict, a token is outside the model's vocabulary,
-            or the tokenizer cannot encode the text.
+        ValueError: There is no tokenizer, a number is out of range, there is no token to predict, a token is outside
+            the model's vocabulary, or the tokenizer cannot encode the text.
     """
     n_ctx = model.config.n_ctx
     stride = max(1, n_ctx // 2) if stride is None else whole("stride", stride, least=1)
     if stride > n_ctx:
         raise ValueError(f"stride is {stride}, and the model reads at most n_ctx={n_ctx} tokens: give {n_ctx} or fewer")
     whole("batch", batch, least=1)
-    tokenizer = load_tokenizer(tokenizer)
-    totals = _Totals(model, tokenizer, progress)
+    reader = as_tokenizer(model, tokenizer)
+    if reader is None:
+        raise ValueError("the model has no tokenizer to read the text with: pass tokenizer=..., or set model.tokenizer")
+    totals = _Totals(model, reader, progress)
     waiting: list[_Window] = []
     for document in [documents] if isinstance(documents, str) else documents:
         pieces = totals.text([document] if isinstance(document, str) else document)
-        tokens = totals.tokens(tokenizer.encode_stream(pieces))
-        for window in _windows(tokens, tokenizer.start_id, n_ctx, stride):
+        tokens = totals.tokens(reader.encode_stream(pieces))
+        for window in _windows(tokens, reader.start_id, n_ctx, stride):
             waiting.append(window)
             if len(waiting) == batch:
                 totals.add(waiting)

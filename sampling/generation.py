@@ -66,8 +66,8 @@ def stream(
         model: The model, in any mode; dropout is off during each step.
         prompts: One prompt, or several of any lengths: text, or the ids of tokens.
         params: How tokens are chosen (default: sampled from the model's own distribution).
-        tokenizer: Needed if a prompt is text, if text is wanted, and for stop strings. Ids that it lacks are never
-            generated.
+        tokenizer: Reads and writes text, finds stop strings, and ends a row at its end of text (default: the model's
+            own). Ids that it lacks are never generated. Without any, prompts are ids, and chunks have no text.
         n: Number of samples of each prompt.
         seed: Sample ``i`` of every prompt is drawn with ``seed + i``; or a list with one seed for each row.
         max_new_tokens: Largest number of new tokens of a row.
@@ -88,7 +88,7 @@ def stream(
     """
     # Check the arguments now, not at the first step.
     params = SamplingParams() if params is None else params
-    tokenizer = as_tokenizer(tokenizer)
+    tokenizer = as_tokenizer(model, tokenizer)
     tokens = _prompt_tokens(prompts, model, tokenizer, past_context)
     eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
     whole("n", n, least=1)

@@ -27,8 +27,8 @@ class ModelOptions:
     """Options that choose the model."""
 
     model: Models = None
-    """A model's folder (runs/x/final), a run's folder (runs/x), a snapshot or nanoGPT checkpoint, or a published
-    model's name (gpt2)."""
+    """A model's folder (runs/x/final), a run's folder (runs/x), a snapshot, nanoGPT checkpoint or GGUF file, or a
+    published model's name (gpt2)."""
     tokenizer: Annotated[str | None, tyro.conf.arg(metavar="NAME|FOLDER")] = None
     """A folder with a tokenizer, or gpt2 (default: the tokenizer in the model's folder)."""
     random_init: bool = False

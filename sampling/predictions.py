@@ -52,7 +52,7 @@ def top_predictions(
     """
     if k < 1:
         raise ValueError(f"k is {k}; give at least 1")
-    reader = as_tokenizer(tokenizer) if tokenizer is not None else model.tokenizer
+    reader = as_tokenizer(model, tokenizer)
     return most_probable(next_logits(model, text, reader), k, model, reader)
 
 

@@ -117,7 +117,7 @@ def speculate(
     # Check the arguments.
     params = SamplingParams() if params is None else params
     whole("lookahead", lookahead, least=1)
-    tokenizer = as_tokenizer(tokenizer)
+    tokenizer = as_tokenizer(model, tokenizer)
     check_lengths(params, max_new_tokens)
     tokens = prompt_tokens(prompt, model, tokenizer)
     n_ctx = model.config.n_ctx

@@ -24,13 +24,17 @@ Prompt = str | Sequence[int] | Tensor
 """Text, or the ids of its tokens."""
 
 
-def as_tokenizer(tokenizer: TokenizerSource | None) -> Tokenizer | None:
-    """Return the tokenizer that the user passed (ours, another library's, a folder, or None) as one of ours, or None.
+def as_tokenizer(model: GPT2, tokenizer: TokenizerSource | None) -> Tokenizer | None:
+    """Return the tokenizer that the user passed as one of ours (default: the model's own, or None if it has none).
 
-    >>> as_tokenizer(None) is None
+    >>> from gptladder import GPT2, GPT2Config
+    >>> from gptladder.tokenizer import CharTokenizer
+    >>> model = GPT2(GPT2Config(d_vocab=3, d_model=8, n_layers=1, n_heads=1, n_ctx=4))
+    >>> model.tokenizer = CharTokenizer("abc")
+    >>> as_tokenizer(model, None) is model.tokenizer
     True
     """
-    return None if tokenizer is None else load_tokenizer(tokenizer)
+    return model.tokenizer if tokenizer is None else load_tokenizer(tokenizer)
 
 
 def prompt_tokens(prompt: Prompt, model: GPT2, tokenizer: Tokenizer | None, *, name: str = "the prompt") -> list[int]:
@@ -54,7 +58,10 @@ def prompt_tokens(prompt: Prompt, model: GPT2, tokenizer: Tokenizer | None, *, n
     """
     if isinstance(prompt, str):
         if tokenizer is None:
-            raise ValueError(f"{name} is text: pass tokenizer=..., or give the ids of its tokens")
+            raise ValueError(
+                f"{name} is text, and the model has no tokenizer to read it: pass tokenizer=..., set model.tokenizer, "
+                "or give the ids of its tokens"
+            )
         tokens = tokenizer.encode(prompt)
         if not tokens and tokenizer.start_id is not None:
             tokens = [tokenizer.start_id]
@@ -142,7 +149,10 @@ def text_stream(tokenizer: Tokenizer | None, stop: str | Sequence[str] | None) -
     if tokenizer is not None:
         return TextStream(tokenizer, (stop,) if isinstance(stop, str) else stop)
     if stop or stop == "":
-        raise ValueError("stop strings are looked for in text: pass tokenizer=..., or use eos_token_ids")
+        raise ValueError(
+            "stop strings are looked for in text, and the model has no tokenizer: pass tokenizer=..., set "
+            "model.tokenizer, or use eos_token_ids"
+        )
     return None
 
 

@@ -269,3 +269,16 @@ def test_errors_of_the_system_are_one_line(
     monkeypatch.setattr("gptladder.ladder.command.ladder", fail)
     assert cli.main(["ladder"]) == 1
     assert capsys.readouterr().err == f"gptladder ladder: {line}\n"
+
+
+def test_training_without_memory_prints_what_needs_less(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str], sample: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("gptladder.training.command.train", fail)
+    assert cli.main(["train"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("gptladder train: not enough memory; try --micro-batch 1, --gradient-checkpointing")
+    assert printed.count("\n") == 1

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 # Packages whose public classes and functions each have an example. Others are listed here once theirs have.
-COMPLETE = ("components", "assembly", "weights", "sampling", "sampling.transforms")
+COMPLETE = ("components", "assembly", "weights", "sampling", "sampling.transforms", "lens")
 # More modules whose examples run.
 MODULES = (
     "files",
     "device",
     "extras",
+    "gguf_file",
     "options",
     "training.loss",
     "weights.files.torch_files",

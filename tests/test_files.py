@@ -1,8 +1,11 @@
 """Reading files that may be damaged or hostile, and writing files whole or not at all."""
 
+import errno
 import json
 import os
+import re
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -132,3 +135,15 @@ def test_text_of_others_becomes_one_plain_line() -> None:
     assert first_sentence(KeyError()) == "KeyError"
     assert len(first_sentence(ValueError("x" * 1000))) == 120
     assert listed(["a\n", "b" * 200, 3, 4, 5]) == f"'a\\n', '{'b' * 80}', '3' and 2 more"
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    def full(file: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "folder").mkdir()
+    for path, content in ((tmp_path / "a.html", full), (tmp_path / "folder", b"x"), (tmp_path / "none" / "a", b"x")):
+        with pytest.raises(OSError, match=re.escape(str(path))) as caught:
+            write_whole(path, content)
+        assert caught.value.filename == str(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. The names in one set may not import each other.
 FLOORS: list[set[str]] = [
     {"files", "options", "extras", "device"},
+    {"gguf_file"},
     {"tokenizer"},
     {"components"},
     {"assembly"},
@@ -35,7 +36,17 @@ FILES = sorted(
     path
     for path in ROOT.rglob("*.py")
     if path.relative_to(ROOT).parts[0]
-    in {*LEVEL, "cli.py", "files.py", "options.py", "extras.py", "device.py", "__init__.py", "__main__.py"}
+    in {
+        *LEVEL,
+        "cli.py",
+        "files.py",
+        "options.py",
+        "extras.py",
+        "device.py",
+        "gguf_file.py",
+        "__init__.py",
+        "__main__.py",
+    }
 )
 
 

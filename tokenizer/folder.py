@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from ..files import FileError, file_in, first_sentence, listed, parse_json, read_bytes, read_json
+from ..files import MAX_JSON_BYTES, FileError, file_in, first_sentence, listed, parse_json, read_bytes, read_json
 from .base import END_OF_TEXT
 from .special import SpecialTokens
 
@@ -27,10 +27,12 @@ MAX_TOKENIZER_BYTES = 64_000_000
 MAX_ID = 1 << 22
 """Highest id of a token that is read. The largest vocabularies in use have 260,000 tokens."""
 
+_CHAT = "chat_template.jinja"
+
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "config.json", "vocab.json", "merges.txt"),
-    *("added_tokens.json", "special_tokens_map.json"),
+    *("added_tokens.json", "special_tokens_map.json", _CHAT),
 )
 """The files of a model on the hub that its tokenizer is read from."""
 
@@ -71,6 +73,9 @@ def read_folder(folder: Path, *, as_written: bool = False) -> tuple[Backend, dic
     names = ("tokenizer_config.json", "config.json", "special_tokens_map.json", "added_tokens.json")
     config, model, special_map, added = (_optional(folder, name) for name in names)
     _check_fields(folder / "tokenizer_config.json", config)
+    if (folder / _CHAT).exists():  # transformers 5 writes it beside the configuration, and 4 into it
+        with refusing(folder / _CHAT):
+            config["chat_template"] = read_bytes(file_in(folder, _CHAT), limit=MAX_JSON_BYTES).decode()
     _check_fields(folder / "config.json", {"tokenizer_class": model.get("tokenizer_class")})
     if "auto_map" in config and not as_written:
         raise FileError(f"{folder / 'tokenizer_config.json'}: names code of its own (auto_map), which is not run here")

@@ -11,10 +11,12 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer as Backend
 
 from ..files import first_sentence
+from ..gguf_file import is_gguf
 from .base import END_OF_TEXT, Tokenizer
 from .byte_pairs import BPETokenizer
 from .characters import CharTokenizer
 from .folder import TOKENIZER_FILES, has_tokenizer, read_folder
+from .gguf import read_gguf_tokenizer
 from .nanogpt import META_FILE, read_meta
 from .network import OfflineError, answer_within
 from .pipeline import PipelineTokenizer
@@ -45,8 +47,9 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
 
     Args:
         source: a model folder, which has ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, or OpenAI's
-            ``encoder.json`` and ``vocab.bpe``, or nanoGPT's ``meta.pkl``; a run's folder; ``"gpt2"`` or a model's name
-            on the hub; a tokenizer of transformers or of ``tokenizers``; or one of ours, which is returned as it is.
+            ``encoder.json`` and ``vocab.bpe``, or nanoGPT's ``meta.pkl``; a run's folder; a GGUF file; ``"gpt2"`` or a
+            model's name on the hub; a tokenizer of transformers or of ``tokenizers``; or one of ours, which is returned
+            as it is.
 
     Raises:
         ValueError: no such files, files that are damaged, or a kind of tokenizer that cannot be read.
@@ -76,6 +79,8 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
 
 def _by_name(source: str | os.PathLike[str]) -> Tokenizer:
     folder = Path(source).expanduser()
+    if is_gguf(folder):
+        return _of_pipeline(*read_gguf_tokenizer(folder))
     if folder.suffix == ".json" and folder.is_file():
         folder = folder.parent
     # A run keeps its tokenizer beside its models.

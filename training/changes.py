@@ -39,9 +39,9 @@ CHANGES: dict[str, tuple[Answer, str]] = {
     "optimizer": ("refused", "the snapshot holds the state of the other one"),
     **dict.fromkeys(
         (
-            "batch", "micro_batch", "max_steps", "max_epochs", "target_loss", "patience", "lr", "min_lr", "muon_lr",
-            "muon_momentum", "warmup_steps", "decay_steps", "decay", "beta1", "beta2", "weight_decay", "grad_clip",
-            "device", "precision", "products", "compile", "parallel",
+            "batch", "micro_batch", "gradient_checkpointing", "max_steps", "max_epochs", "target_loss", "patience",
+            "lr", "min_lr", "muon_lr", "muon_momentum", "warmup_steps", "decay_steps", "decay", "beta1", "beta2",
+            "weight_decay", "grad_clip", "device", "precision", "products", "compile", "parallel",
         ),
         ("takes effect", ""),
     ),

@@ -17,7 +17,6 @@ from ..assembly.model import GPT2
 from ..files import FileError, read_json, sync_folder, write_whole
 from ..tokenizer import Tokenizer
 from ..weights.card import CARD_FILE
-from ..weights.generation import write_generation_config
 from .metrics import Metrics
 from .model_card import model_card, with_samples
 from .presets import TrainConfig
@@ -125,15 +124,8 @@ def write_model(
     staging = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:
+        model.tokenizer = tokenizer  # the run's: a model to start from may have had another one
         model.save_pretrained(staging, max_shard_size=_ONE_FILE)
-        tokenizer.save(staging, max_length=model.config.n_ctx)
-        write_generation_config(
-            staging,
-            eos_id=tokenizer.eot_id,
-            bos_id=tokenizer.bos_id,
-            pad_id=tokenizer.pad_id,
-            max_length=model.config.n_ctx,
-        )
         card = model_card(row, config, facts)
         write_whole(staging / CARD_FILE, with_samples(card, samples) if samples else card)
         write_whole(staging / _STEP, json.dumps({"step": judged.step, "val_loss": judged.val_loss}) + "\n")

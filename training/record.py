@@ -18,7 +18,7 @@ VERSION = 2
 
 _KINDS: dict[str, Any] = {"data": DataConfig, "model": GPT2Config, "optim": OptimConfig, "run": RunConfig}
 _LARGEST = 2.0**63  # of a seed; no other setting comes near
-_NEW = frozenset({"wandb", "license"})  # fields that a record of this version may lack
+_NEW = frozenset({"wandb", "license", "gradient_checkpointing"})  # fields that a record of this version may lack
 
 
 def read_record(path: Path) -> tuple[TrainConfig, set[str]]:

@@ -130,8 +130,9 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
 
 def _check_snapshot(found: Resumption, trainer: Trainer, data: TextData, folder: Path) -> list[str]:
     """Check that a snapshot fits the model, the optimizer, the data and the options; return the changed options."""
-    trainer.check(found.path, found.contents, data.tokenizer.fingerprint)
+    # The text first: a changed text can have another vocabulary, and then the model has other sizes too.
     check_text(found, data.facts, folder)
+    trainer.check(found.path, found.contents, data.tokenizer.fingerprint)
     check_health(found)
     return changed_options(flat_record(found.contents), flat(trainer.config))
 

@@ -80,6 +80,7 @@ class Trainer:
         self.processes = processes or Processes()
         optim = config.optim
         self.last_step = last_step(optim, train.windows_per_epoch)
+        model.checkpoint_blocks = optim.gradient_checkpointing
         self.loss = NextTokenLoss(model).train()
         self.module = self.processes.wrap(self.loss)
         self.optimizer = make_optimizer(self.loss, optim)

@@ -36,7 +36,7 @@ class ConvertArguments:
 
     source: Annotated[str, tyro.conf.arg(metavar="SOURCE"), tyro.conf.Positional]
     """A folder or file of any format (transformers, ours, HookedTransformer, OpenAI's TensorFlow checkpoint, nanoGPT's
-    ckpt.pt, a snapshot of a training run), or a name on the hub."""
+    ckpt.pt, GGUF, a snapshot of a training run), or a name on the hub."""
     destination: Annotated[Path, tyro.conf.arg(metavar="DESTINATION"), tyro.conf.Positional]
     """A new folder; for nanogpt and gguf a file, such as out/ckpt.pt or stories.gguf."""
     to: Target

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from ..assembly.model import GPT2
 from ..files import MAX_JSON_BYTES, file_in, read_bytes
 from ..tokenizer import Tokenizer, load_tokenizer
 from .generation import GENERATION_FILE, write_generation_config
@@ -48,7 +49,7 @@ def companions(source: Source, tokenizer: str | Path | None = None) -> Companion
     if tokenizer is not None:
         return _written(source, tokenizer, f"the tokenizer of {tokenizer}")
     folder = tokenizer_folder(source.path)
-    if source.kind == "tensorflow":
+    if source.kind in ("tensorflow", "gguf"):
         return _written(source, source.path, "its tokenizer")
     if folder is not None:
         there = [name for name in COMPANIONS if (folder / name).exists()]
@@ -88,15 +89,41 @@ def tokenizer_of(source: Source, tokenizer: str | Path | None = None) -> tuple[T
     raise WeightsError("no tokenizer was found, and this format holds one: add --tokenizer FOLDER or --tokenizer gpt2")
 
 
+def fitting_tokenizer(model: GPT2) -> Tokenizer | None:
+    """Return a model's own tokenizer, or None if it has none.
+
+    Raises:
+        WeightsError: it cannot be read, or has tokens for which the model has no embedding.
+    """
+    try:
+        tokenizer = model.tokenizer
+    except (ValueError, OSError) as error:
+        raise WeightsError(
+            f"the model's tokenizer cannot be read ({error}); set model.tokenizer to another one, or to None to write "
+            "the weights alone"
+        ) from error
+    if tokenizer is not None and tokenizer.n_text_vocab > model.config.d_vocab:
+        raise WeightsError(
+            f"the model's tokenizer has {tokenizer.n_text_vocab:,} tokens for text, and the model has "
+            f"{model.config.d_vocab:,} rows for them; set model.tokenizer to the one that it was trained with, or to "
+            "None to write the weights alone"
+        )
+    return tokenizer
+
+
+def tokenizer_files(tokenizer: Tokenizer, *, n_ctx: int) -> dict[str, bytes]:
+    """Return the files of a tokenizer by name, and that of the model's generation, which follows from it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder, max_length=n_ctx)
+        write_generation_config(
+            folder, eos_id=tokenizer.eot_id, bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id, max_length=n_ctx
+        )
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
 def _written(source: Source, tokenizer: str | Path, origin: str) -> Companions:
     """Return the files of a tokenizer, and those of the model's generation that follow from it."""
-    loaded = load_tokenizer(tokenizer)
-    d_vocab, n_ctx = source.config.d_vocab, source.config.n_ctx
+    loaded, d_vocab = load_tokenizer(tokenizer), source.config.d_vocab
     if loaded.n_vocab > d_vocab:
         raise WeightsError(f"{origin} has {loaded.n_vocab:,} tokens and the model {d_vocab:,}; give the model's own")
-    with tempfile.TemporaryDirectory() as folder:
-        loaded.save(folder, max_length=n_ctx)
-        write_generation_config(
-            folder, eos_id=loaded.eot_id, bos_id=loaded.bos_id, pad_id=loaded.pad_id, max_length=n_ctx
-        )
-        return Companions({path.name: path.read_bytes() for path in Path(folder).iterdir()}, origin)
+    return Companions(tokenizer_files(loaded, n_ctx=source.config.n_ctx), origin)

@@ -243,8 +243,8 @@ def _write_gguf(
         partial_file = Path(file.name)
         gguf.write_gguf(partial_file, config, tensors, words, to=kind, name=path.stem, watch=watch)
         ours = to_ours("gguf", config, gguf.rounded(tensors, kind))
-        again, state = gguf.read_gguf(partial_file)
-        verdict.append(_compare(opened, again, state, ours, dtype is not None))
+        again, state = gguf.open_gguf(partial_file)
+        verdict.append(_compare(opened, again, to_ours("gguf", again, state), ours, dtype is not None))
 
     _write_file(path, save)
     return dataclasses.replace(verdict[0], tokenizer=origin, reading=gguf.how_to_read(path, config))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..files import FileError, file_in, read_json, write_whole
 
-__all__ = ["GENERATION_FILE", "read_generation_config", "write_generation_config"]
+__all__ = ["GENERATION_FILE", "read_generation_config", "special_ids", "write_generation_config"]
 
 GENERATION_FILE = "generation_config.json"
 
@@ -44,12 +44,24 @@ def write_generation_config(
     if max_length < 1:
         raise ValueError(f"max_length is {max_length}; give the model's n_ctx")
     folder = Path(folder)
-    pad_id = eos_id if pad_id is None else pad_id
-    ids = {name: i for name, i in zip(_IDS, (eos_id, bos_id, pad_id), strict=True) if i is not None}
-    write_whole(folder / GENERATION_FILE, _json({**ids, "max_length": max_length}))
+    ids = special_ids(eos_id, bos_id, pad_id)
+    known = {name: i for name, i in ids.items() if i is not None}
+    write_whole(folder / GENERATION_FILE, _json({**known, "max_length": max_length}))
     if (folder / _CONFIG_FILE).exists():
         config = read_json(file_in(folder, _CONFIG_FILE))
-        write_whole(folder / _CONFIG_FILE, _json({**config, "eos_token_id": eos_id, "bos_token_id": bos_id, **ids}))
+        write_whole(folder / _CONFIG_FILE, _json({**config, **ids}))
+
+
+def special_ids(eos_id: int | None, bos_id: int | None, pad_id: int | None) -> dict[str, int | None]:
+    """Return the fields of ``config.json`` that name the tokens at the end of a text, at its beginning, and in padding.
+
+    >>> special_ids(9, None, None)
+    {'eos_token_id': 9, 'bos_token_id': None, 'pad_token_id': 9}
+    """
+    pad_id = eos_id if pad_id is None else pad_id
+    ids = dict(zip(_IDS, (eos_id, bos_id, pad_id), strict=True))
+    # transformers takes other tokens than None for the first two if they are left out.
+    return {name: i for name, i in ids.items() if i is not None or name != "pad_token_id"}
 
 
 def read_generation_config(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -11,9 +11,12 @@ import torch
 
 from ..assembly.model import GPT2
 from ..components.mlp import ActFn
+from ..tokenizer.base import REPLACED_FILES
 from .building import filled_model, weights_of
+from .companions import fitting_tokenizer, tokenizer_files
 from .files.write import write_folder
 from .formats import huggingface
+from .generation import special_ids
 from .layout import WeightsError
 from .sources import Source, open_source, open_tensorflow, refuse_run, resolve, tokenizer_folder
 
@@ -32,8 +35,9 @@ def from_pretrained(
 
     Args:
         name_or_folder: a folder with ``config.json`` and weights (``model.safetensors`` or ``pytorch_model.bin``,
-            sharded or not); a training run's folder or one of its snapshots; a nanoGPT checkpoint; or a name such as
-            ``gpt2``, ``gpt2-xl``, ``distilgpt2``, ``someone/model``, whose files are fetched once and then cached.
+            sharded or not); a training run's folder or one of its snapshots; a nanoGPT checkpoint; a GGUF file; or a
+            name such as ``gpt2``, ``gpt2-xl``, ``distilgpt2``, ``someone/model``, whose files are fetched once and
+            then cached.
         revision: branch, tag or commit on the hub.
         token: for models that need one.
         local_files_only: do not use the network.
@@ -120,23 +124,48 @@ def save_pretrained(
 ) -> None:
     """Write a folder that ``from_pretrained`` and transformers' ``AutoModelForCausalLM`` can read.
 
+    If the model has a tokenizer, its files are written too, with a ``generation_config.json`` that names the end of a
+    text: transformers' ``AutoTokenizer`` and ``pipeline`` read the same folder. To write the weights alone, set
+    ``model.tokenizer = None`` before.
+
     Args:
-        model: the model; only its weights and configuration are written, not its tokenizer.
-        folder: a new folder, or one that holds no model; its other files stay.
+        model: the model.
+        folder: a new folder, or one that holds no model; its other files stay, except those of another tokenizer.
         max_shard_size: weights of more bytes than this are split into several files.
         overwrite: replace the model that the folder holds, which may be the one that this model was loaded from.
 
     Raises:
-        WeightsError: transformers' GPT-2 cannot hold the model (``d_head * n_heads != d_model``, post-norm).
+        WeightsError: transformers' GPT-2 cannot hold the model (``d_head * n_heads != d_model``, post-norm); or the
+            tokenizer cannot be read any more, or is not the model's.
         FileError: the folder holds a model already, and ``overwrite`` is false.
 
-    Example: see `from_pretrained`.
+    Example:
+        >>> import tempfile
+        >>> from gptladder import GPT2, GPT2Config
+        >>> from gptladder.tokenizer import CharTokenizer
+        >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=3, n_ctx=6))
+        >>> model.tokenizer = CharTokenizer("abc")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save_pretrained(folder)
+        ...     from_pretrained(folder).to_tokens("cab")
+        tensor([[2, 0, 1]])
     """
     refuse_run(Path(folder))
     config, tensors = huggingface.state_to_hf(model.config, weights_of(model))
     dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
     fields = {**huggingface.config_to_hf(config), "dtype": dtype}
-    write_folder(Path(folder), fields, tensors, max_shard_size=max_shard_size, overwrite=overwrite)
+    tokenizer = fitting_tokenizer(model)
+    if tokenizer is not None:
+        fields |= special_ids(tokenizer.eot_id, tokenizer.bos_id, tokenizer.pad_id)
+    write_folder(
+        Path(folder),
+        fields,
+        tensors,
+        files={} if tokenizer is None else tokenizer_files(tokenizer, n_ctx=config.n_ctx),
+        replaces=() if tokenizer is None else REPLACED_FILES,
+        max_shard_size=max_shard_size,
+        overwrite=overwrite,
+    )
 
 
 def _loaded(source: Source, *, device: torch.device | str | None, dtype: torch.dtype | None, fused: bool) -> GPT2:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
-from ..files import FileError, file_in, listed, read_json, unreadable
+from ..files import FileError, file_in, listed, read_json
+from ..gguf_file import is_gguf
 from .files import hub
 from .files.folders import CONFIG_FILE, WEIGHT_FILES, open_tensors, open_training_checkpoint, read_config
 from .files.hub import HubError
 from .files.tensors import check_finite
-from .formats import hooked_transformer, huggingface, nanogpt, tensorflow
+from .formats import gguf, hooked_transformer, huggingface, nanogpt, tensorflow
 from .layout import Format, WeightsError, check_type, to_ours
 from .lazy import chosen
 from .wrapper_prefixes import unwrapped
@@ -32,7 +33,7 @@ _NANOGPT_FILE = "ckpt.pt"
 _ADAPTER = "adapter_config.json"
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
-Kind = Literal["hf", "ours", "hooked", "nanogpt", "tensorflow", "snapshot"]
+Kind = Literal["hf", "ours", "hooked", "nanogpt", "tensorflow", "gguf", "snapshot"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def open_source(path: Path, *, act_fn: ActFn | None = None) -> Source:
 
     Args:
         path: a folder in Hugging Face's format, in ours, HookedTransformer's or OpenAI's; a training run's folder or
-            one of its snapshots; a checkpoint of nanoGPT.
+            one of its snapshots; a checkpoint of nanoGPT; a GGUF file.
         act_fn: for nanoGPT's checkpoints, which do not record it: see `nanogpt.config_from_nanogpt`.
 
     Raises:
@@ -130,7 +131,6 @@ def resolve(
     if path.exists():
         if path.suffix == ".safetensors" or path.name in WEIGHT_FILES or path.name == CONFIG_FILE:
             raise FileError(f"{path}: is one file of a model folder; give the folder: {path.parent}")
-        _refuse_gguf(path)
         return path
     text = os.fspath(name_or_path)
     looks_like_path = (
@@ -160,7 +160,8 @@ def tokenizer_folder(path: Path) -> Path | None:
     """Return the folder that holds the tokenizer of a model, or None if it has none.
 
     Args:
-        path: a folder or file that `resolve` takes or returns. A snapshot's tokenizer is the run's.
+        path: a folder or file that `resolve` takes or returns. A snapshot's tokenizer is the run's; a GGUF file holds
+            its own, and is returned itself.
 
     Example:
         >>> import tempfile
@@ -172,6 +173,8 @@ def tokenizer_folder(path: Path) -> Path | None:
         (True, True)
     """
     path = Path(path).expanduser()
+    if is_gguf(path):
+        return path
     if is_run(path):
         candidates = [path / "tokenizer", path / "final"]
     elif path.is_dir():
@@ -314,7 +317,9 @@ def _ours(kind: Kind, path: Path, config: GPT2Config, tensors: Mapping[str, Tens
 def _open_file(path: Path, act_fn: ActFn | None) -> Source:
     if path.suffix == ".safetensors" or path.name in WEIGHT_FILES:
         raise FileError(f"{path}: holds weights alone; give the folder that has {CONFIG_FILE} beside them")
-    _refuse_gguf(path)
+    if is_gguf(path):
+        config, tensors = gguf.open_gguf(path)
+        return Source("gguf", path, config, to_ours("gguf", config, tensors), {name: name for name in tensors})
     key, saved, tensors = open_training_checkpoint(path, ("model", "model_state_dict"))
     if key == "model_state_dict":
         recorded = saved.get("model_config")  # since 0.2
@@ -329,22 +334,6 @@ def _open_file(path: Path, act_fn: ActFn | None) -> Source:
     config = nanogpt.config_from_nanogpt(saved, act_fn)
     state = nanogpt.state_from_nanogpt(config, tensors, bias=nanogpt.has_bias(saved))
     return Source("nanogpt", path, config, state, huggingface.parameter_names(tensors))
-
-
-def _refuse_gguf(path: Path) -> None:
-    """Raise FileError for a GGUF file. The package that reads such files does not guard against hostile ones."""
-    if not path.is_file():  # a pipe would block
-        return
-    try:
-        with path.open("rb") as file:
-            begins = file.read(4)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if begins == b"GGUF":
-        raise FileError(
-            f"{path}: is a GGUF file, which gptladder writes and does not read; give the model that it was made from, "
-            "or load it with transformers (gguf_file=...) and save_pretrained a folder"
-        )
 
 
 def _config_of_snapshot(recorded: Any, tensors: Mapping[str, Tensor]) -> GPT2Config:

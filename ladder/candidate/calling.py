@@ -23,7 +23,8 @@ MASKS: Mapping[str, Callable[[int, torch.dtype], Tensor]] = {
 
 
 def _is_mask(name: str) -> bool:
-    return "mask" in name.lower()
+    lower = name.lower()  # what hides heads or padding hides no future
+    return "mask" in lower and "head" not in lower and "pad" not in lower
 
 
 def _forward(layer: nn.Module) -> list[inspect.Parameter]:

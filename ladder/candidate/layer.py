@@ -230,9 +230,13 @@ class Candidate:
                 raise _Faulty("parameters", message, listing=listing) from error
             self._missing = reading[0].missing
         masks = masks_of(layer)
-        # The likeliest layouts come first, each with every mask: of a wrong layer only the first ways are looked into.
+        # The likeliest ways come first: of a wrong layer only the first are looked into.
         self._ways = len(reading) * len(masks)
-        which, mask = divmod(min(request.layout, self._ways - 1), len(masks))
+        asked = min(request.layout, self._ways - 1)
+        if masks[0]:
+            which, mask = divmod(asked, len(masks))
+        else:  # it can do without one
+            mask, which = divmod(asked, len(reading))
         layout = reading[which]
         self._reading, self._oddity = layout.label, layout.oddity
         return layout, masks[mask]

@@ -20,7 +20,7 @@ _LIKE = ("_like", "new_")
 # Attributes of a tensor that are tensors made of it.
 _VIEWS = ("T", "mT", "H", "mH", "data", "real")
 # No more is kept: of a layer that loops over positions, the beginning shows how it works.
-_MOST_EVENTS, _MOST_NUMBERS, _MOST_IN_ALL = 3000, 250_000, 5_000_000
+_MOST_EVENTS, _MOST_NUMBERS, _MOST_IN_ALL = 3000, 500_000, 5_000_000
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -189,7 +189,8 @@ class Recorder(TorchFunctionMode):
         self._numbers += value.numel()
         too_much = value.numel() > _MOST_NUMBERS or self._numbers > _MOST_IN_ALL
         if too_much or len(self.trace.events) >= _MOST_EVENTS:
-            self.trace.whole = False
+            # A mask is none of the layer's numbers.
+            self.trace.whole &= not (event.inputs or event.parameters)
             return
         value = value.double().clone() if value.is_floating_point() else value.clone()
         index = len(self.trace.events)

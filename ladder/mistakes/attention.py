@@ -75,7 +75,8 @@ ATTENTION: tuple[Mistake, ...] = (
     ),
     _wrong(
         "scaled after the softmax",
-        "The pattern is divided by sqrt(d_head), so its rows do not sum to 1. Divide the scores, before the softmax.",
+        "The pattern, or the values that it gathers, are divided by sqrt(d_head), and the scores are not. Divide the "
+        "scores, before the softmax.",
         scaled=lambda self, scores: scores,
         pattern=lambda self, scores: scores.softmax(dim=-1) / math.sqrt(self.d_head),
     ),

@@ -325,3 +325,54 @@ def test_what_a_hook_changes_in_place_an_earlier_hook_does_not_see(ours: GPT2) -
 def test_a_tap_outside_a_block_has_no_layer() -> None:
     with pytest.raises(ValueError, match="'hook_embed' belongs to no block"):
         HookPoint("hook_embed").layer()
+
+
+def double(activation: Tensor, *, hook: HookPoint) -> Tensor:
+    return activation * 2
+
+
+def test_a_tap_lists_the_hooks_that_act_on_it(ours: GPT2) -> None:
+    tap = ours.hook_dict["hook_embed"]
+    with ours.hooks([("hook_embed", double)], [("hook_embed", double)]):
+        assert (tap.fwd_hooks, tap.bwd_hooks) == ([double], [double])
+        with ours.hooks([("hook_embed", double)]):
+            assert len(tap.fwd_hooks) == 2
+        assert len(tap.fwd_hooks) == 1
+        assert ours.hook_dict["hook_pos_embed"].fwd_hooks == []
+    assert (tap.fwd_hooks, tap.bwd_hooks) == ([], [])
+
+
+@pytest.mark.parametrize("direction", ["fwd", "bwd", "both"])
+def test_reset_hooks_ends_those_of_a_block_too(direction: Any) -> None:
+    fresh = model()
+    plain, tap = fresh(TOKENS), fresh.hook_dict["hook_embed"]
+    with fresh.hooks([("hook_embed", double)], [("hook_embed", double)]):
+        assert not torch.equal(fresh(TOKENS), plain)
+        fresh.reset_hooks(direction=direction)
+        assert len(tap.fwd_hooks) == (direction == "bwd")
+        assert len(tap.bwd_hooks) == (direction == "fwd")
+        assert torch.equal(fresh(TOKENS), plain) == (direction != "bwd")
+    assert torch.equal(fresh(TOKENS), plain)
+    with pytest.raises(ValueError, match="dir is 'up'; it can be 'fwd', 'bwd' or 'both'"):
+        fresh.reset_hooks(direction=cast(Any, "up"))
+
+
+def test_permanent_hooks_stay_until_they_are_included(ours: GPT2) -> None:
+    results: list[list[Tensor]] = []
+    for each in (model(), to_hooked_transformer(ours)):
+        results.append([each(TOKENS)])
+        each.add_perma_hook("hook_embed", double)
+        each.add_hook("hook_pos_embed", double)
+        for remove in (lambda: None, each.reset_hooks, lambda each=each: each.reset_hooks(including_permanent=True)):
+            remove()
+            results[-1].append(each(TOKENS))
+        each.add_perma_hook("hook_embed", double)
+        each.hook_dict["hook_embed"].ctx["kept"] = True
+        each.remove_all_hook_fns()
+        assert len(each.hook_dict["hook_embed"].fwd_hooks) == 1
+        each.remove_all_hook_fns(including_permanent=True)
+        assert len(each.hook_dict["hook_embed"].fwd_hooks) == 0
+        assert each.hook_dict["hook_embed"].ctx
+    assert all(equal(a, b) for a, b in zip(*results, strict=True))
+    assert not equal(results[0][0], results[0][2])
+    assert equal(results[0][0], results[0][3])

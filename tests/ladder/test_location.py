@@ -246,7 +246,7 @@ def test_a_step_that_only_moves_numbers_is_not_called_mixing() -> None:
 
 
 def test_the_first_length_that_is_wrong_is_reported() -> None:
-    assert "With n_ctx = 1024, 200 positions are right and 201 are not." in tried(ShortMask).text()
+    assert "With n_ctx = 1024, 201 positions are right and 202 are not." in tried(ShortMask).text()
 
 
 def test_heads_that_the_output_does_not_depend_on_are_named() -> None:
@@ -282,3 +282,28 @@ def test_rows_in_another_order_and_sums_divided_wrongly_are_located() -> None:
     found = climb(layer_norm=Unbiased, cases=2).rungs[-1]
     assert found.at is not None
     assert found.at.endswith(line_of(Unbiased))
+
+
+class HeadsSideBySide(nn.Module):
+    """Each head's queries, keys and values lie side by side in one matrix, and the scores are not divided."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None, head_mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2).chunk(3, dim=-1)
+        scores = q @ k.mT * math.sqrt(q.shape[-1])
+        if attention_mask is None:
+            attention_mask = torch.zeros_like(scores[0, 0]).masked_fill(
+                torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -math.inf
+            )
+        pattern = (scores + attention_mask).softmax(-1)
+        return self.out(((pattern if head_mask is None else pattern * head_mask) @ v).transpose(1, 2).flatten(2))
+
+
+def test_the_way_to_read_a_wrong_layer_is_found_though_it_takes_masks() -> None:
+    found = tried(HeadsSideBySide)
+    assert found.mistakes == ("multiplied by sqrt(d_head)",)
+    assert found.reading.startswith("qkv holds q, k, v as [(n c h) m]")

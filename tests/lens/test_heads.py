@@ -40,6 +40,28 @@ def test_a_text_without_repetition_has_no_induction(ours: GPT2) -> None:
         wanted_keys(torch.tensor([[1, 2]]), "copy")  # pyright: ignore[reportArgumentType]
 
 
+def test_scores_are_of_texts_too(text_model: GPT2, reader: BPETokenizer) -> None:
+    texts = ["ab ab ab", "xyz xyz."]
+    tokens = torch.tensor([reader.encode(text) for text in texts])
+    expected = head_scores(text_model, tokens, "induction").values
+    assert torch.equal(head_scores(text_model, texts, "induction", tokenizer=reader).values, expected)
+    assert torch.equal(head_scores(text_model, tokens.tolist(), "induction").values, expected)
+    text_model.tokenizer = reader
+    assert torch.equal(head_scores(text_model, texts, "induction").values, expected)
+    one = head_scores(text_model, tokens[:1], "induction").values
+    for alone in (texts[0], tokens[0], tokens[0].tolist()):
+        assert torch.equal(head_scores(text_model, alone, "induction").values, one)
+    with pytest.raises(ValueError, match="the prompts have 2 to 3 tokens"):
+        head_scores(text_model, ["aa", "aaa"], "induction")
+    with pytest.raises(ValueError, match="there is no prompt"):
+        head_scores(text_model, [], "induction")
+
+
+def test_functions_of_one_prompt_refuse_several(ours: GPT2) -> None:
+    with pytest.raises(ValueError, match="the tokens of one text are expected"):
+        attention_patterns(ours, TOKENS)
+
+
 def test_patterns_are_theirs(ours: GPT2, theirs: Any) -> None:
     found = attention_patterns(ours, TOKENS[0])
     _, cache = theirs.run_with_cache(TOKENS[:1])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gptladder import GPT2
 from gptladder.lens import Site, ablation, activation_patching
+from gptladder.tokenizer import BPETokenizer
 
 CLEAN = torch.tensor([[3, 1, 4, 15, 9, 3, 1, 4, 15, 9]])
 CORRUPTED = CLEAN.clone()
@@ -84,6 +85,16 @@ def test_ablation_is_what_their_hooks_give(ours: GPT2, theirs: Any, kind: Any) -
             expected = loss(theirs.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", ablate)]))
             assert abs(found.values[layer, head] - (expected - loss(theirs(tokens)))) < 1e-12
     assert found.values.abs().min() > 1e-5
+
+
+def test_ablation_takes_texts(text_model: GPT2, reader: BPETokenizer) -> None:
+    def loss(logits: Tensor) -> Tensor:
+        return -logits[:, -1].log_softmax(-1)[:, 97].mean()
+
+    texts = ["ab ab a", "xyz xy."]
+    expected = ablation(text_model, torch.tensor([reader.encode(text) for text in texts]), loss)
+    assert torch.equal(ablation(text_model, texts, loss, tokenizer=reader).values, expected.values)
+    assert ablation(text_model, texts[0], loss, kind="zero", tokenizer=reader).values.shape == (2, 2)
 
 
 def test_mean_ablation_of_one_prompt_is_refused(ours: GPT2) -> None:

@@ -51,6 +51,12 @@ def test_colours_tell_sign_and_size_on_a_square_root_scale() -> None:
     assert float(styles[-1][1]) == pytest.approx((0.02 / 3) ** 0.5, abs=1e-3)
 
 
+def test_the_page_brings_its_background() -> None:
+    """A frame without one is transparent: dark letters on the dark page of a notebook whose system is light."""
+    page = Labelled(torch.eye(2), {"a": ["0", "1"], "b": ["0", "1"]}, title="t").html()
+    assert "background:Canvas;color:CanvasText" in page
+
+
 def test_a_notebook_shows_it_in_a_sandboxed_frame() -> None:
     frame = Labelled(VALUES, AXES, title="t")._repr_html_()
     assert frame.startswith("<iframe srcdoc=")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gptladder import GPT2
-from gptladder.sampling import SamplingParams, generate, stream
+from gptladder.sampling import PromptLookup, SamplingParams, beam_search, evaluate, generate, speculate, stream
 from gptladder.sampling.draw import greedy, inverse_cdf, row_uniforms
 from gptladder.sampling.generation import PastContext
 from gptladder.sampling.text import TextStream
 from gptladder.sampling.transforms import PADDING
-from gptladder.tokenizer import BPETokenizer, Tokenizer
+from gptladder.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 from gptladder.weights import to_hf
 
 GREEDY = SamplingParams(temperature=0)
@@ -521,10 +521,31 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 
 
 def test_text_needs_a_tokenizer(model: GPT2) -> None:
-    with pytest.raises(ValueError, match="the prompt is text: pass tokenizer"):
+    with pytest.raises(ValueError, match="the prompt is text, and the model has no tokenizer to read it: pass tok"):
         stream(model, "Once")
     with pytest.raises(ValueError, match="stop strings are looked for in text"):
         stream(model, [1], stop="x")
+
+
+def test_the_models_own_tokenizer_is_the_default(byte_model: GPT2, byte_tokenizer: BPETokenizer) -> None:
+    calls: list[Callable[..., Any]] = [
+        lambda **options: generate(byte_model, ["Once", "é"], n=2, stop="z", max_new_tokens=9, **options),
+        lambda **options: list(stream(byte_model, [79, 110], max_new_tokens=9, **options)),
+        lambda **options: beam_search(byte_model, "Once", max_new_tokens=4, **options),
+        lambda **options: speculate(byte_model, "Once", draft=PromptLookup(), max_new_tokens=9, **options),
+        lambda **options: evaluate(byte_model, "Once upon a time", **options),
+    ]
+    for call in calls:
+        expected = call(tokenizer=byte_tokenizer)
+        byte_model.tokenizer = byte_tokenizer
+        try:
+            assert call() == expected
+            other = CharTokenizer("".join(map(chr, range(32, 128))) + "é")
+            assert call(tokenizer=other) != expected  # the one that is passed has precedence
+        finally:
+            byte_model.tokenizer = None
+    with pytest.raises(ValueError, match="no tokenizer to read the text with: pass tokenizer"):
+        evaluate(byte_model, "Once upon a time")
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams()])

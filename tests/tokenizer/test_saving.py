@@ -203,3 +203,19 @@ def test_fingerprints_tell_vocabularies_apart(
     assert len(prints) == 7
     assert CharTokenizer("ab").fingerprint == CharTokenizer.from_text("baab").fingerprint
     assert gpt2.fingerprint == "b8442be8f448890de445ffa62abb4f0e6909465f83acda8af2cd95f59d2a3061"  # on every machine
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["in a file", "in the configuration"])
+def test_a_chat_template_is_saved_again(bpe: BPETokenizer, tmp_path: Path, apart: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
+    bpe.save(tmp_path / "a")
+    if apart:
+        (tmp_path / "a" / "chat_template.jinja").write_text(template)
+    else:
+        path = tmp_path / "a" / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "chat_template.jinja").write_text("that of an older tokenizer")
+    load_tokenizer(tmp_path / "a").save(tmp_path / "b")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "b").chat_template == template

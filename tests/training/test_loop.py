@@ -117,6 +117,32 @@ def losses(folder: Path) -> list[float]:
     return [row.loss for row in read_metrics(folder) if row.loss is not None]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_gradient_checkpointing_changes_no_byte(tmp_path: Path, precision: str, optimizer: str) -> None:
+    held = {}
+    for name, checkpointed in (("plain", False), ("checkpointed", True)):
+        (tmp_path / name).mkdir()
+        model = gpt2(n_layers=3, attn_dropout=0.2, resid_dropout=0.2)
+        run = trainer(
+            tmp_path / name, model, gradient_checkpointing=checkpointed, precision=precision, optimizer=optimizer,
+            micro_batch=3,
+        )  # fmt: skip
+        sizes: list[int] = []
+
+        def count(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            assert run.run() == "max_steps"
+        held[name] = sum(sizes)
+    assert losses(tmp_path / "plain") == losses(tmp_path / "checkpointed")
+    for name in ("metrics.jsonl", "final/model.safetensors", "last/model.safetensors"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "checkpointed" / name).read_bytes(), name
+    assert held["checkpointed"] < held["plain"]
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_accumulation_changes_nothing(tmp_path: Path, micro_batch: int) -> None:
     """The mean is over tokens: micro-batches of other sizes, or with targets that do not count, weigh less."""

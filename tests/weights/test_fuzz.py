@@ -8,12 +8,13 @@ import json
 import pickle
 import random
 import shutil
+import struct
 import sys
 import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.files import FileError
+from gptladder.tokenizer import load_tokenizer
 from gptladder.weights import HubError, WeightsError, config_to_ours, load_torch_file, open_source
 from gptladder.weights.convert import convert
 from gptladder.weights.files.write import write_folder
 from gptladder.weights.formats.huggingface import config_to_hf, state_to_hf
 from gptladder.weights.formats.tensorflow import read_tensorflow
 from gptladder.weights.generation import read_generation_config, write_generation_config
+from gptladder.weights.layout import from_ours
 
 MUTATIONS = 300
 PATIENCE = 30  # seconds; what takes longer is a hang
@@ -126,6 +129,50 @@ def write_hparams(folder: Path) -> None:
         (folder / f"model.ckpt.{ending}").write_bytes(b"not of tensorflow")
 
 
+def write_gguf(folder: Path) -> None:
+    """Made by hand: the package gguf, which writes such files, is an extra."""
+    tokens = ["a", "b", "c", "ab", "<|endoftext|>"]
+    its = {
+        **{name: ("I", size) for name, size in GGUF_SIZES.items()},
+        "gpt2.attention.layer_norm_epsilon": ("f", 1e-5),
+        "general.architecture": "gpt2",
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.eos_token_id": ("I", 4),
+    }
+    tensors = from_ours("gguf", replace(CONFIG, act_fn="gelu_new"), model().state_dict())
+    head, body = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(its)), b""
+    for name, value in its.items():
+        head += text(name)
+        if isinstance(value, tuple):
+            head += struct.pack(f"<I{value[0]}", 4 if value[0] == "I" else 6, value[1])
+        elif isinstance(value, str):
+            head += struct.pack("<I", 8) + text(value)
+        else:
+            head += struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(text, value))
+    for name, tensor in tensors.items():
+        head += text(name) + struct.pack(f"<I{tensor.dim()}Q", tensor.dim(), *reversed(tensor.shape))
+        head += struct.pack("<IQ", 0, len(body))
+        body += tensor.contiguous().numpy().tobytes()
+        body += bytes(-len(body) % 32)
+    folder.mkdir()
+    (folder / "x.gguf").write_bytes(head + bytes(-len(head) % 32) + body)
+
+
+GGUF_SIZES = {
+    "gpt2.embedding_length": 4,
+    "gpt2.block_count": 1,
+    "gpt2.attention.head_count": 2,
+    "gpt2.feed_forward_length": 16,
+    "gpt2.context_length": 5,
+}
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
 def write_generation(folder: Path) -> None:
     folder.mkdir()
     write_generation_config(folder, eos_id=4, bos_id=4, pad_id=None, max_length=5)
@@ -148,6 +195,10 @@ def read_tensorflow_folder(folder: Path) -> Any:
     except FileError as error:  # tensorflow is: it refuses the files
         if "tensorflow cannot read it" not in str(error):
             raise
+
+
+def read_words(path: Path) -> int:
+    return load_tokenizer(path).n_vocab
 
 
 def under(name: str, read: Callable[[Path], Any] = read_model) -> Callable[[Path], Any]:
@@ -303,6 +354,8 @@ READERS: dict[str, Reader] = {
     ),
     "hparams.json": Reader(write_hparams, "hparams.json", read_tensorflow_folder, text_or_fields),
     "TensorFlow's checkpoint": Reader(write_hparams, "checkpoint", read_tensorflow_folder, flipped),
+    "GGUF": Reader(write_gguf, "x.gguf", under("x.gguf"), flipped),
+    "GGUF, the tokenizer": Reader(write_gguf, "x.gguf", under("x.gguf", read_words), flipped),
     "generation_config.json": Reader(
         write_generation, "generation_config.json", read_generation_config, text_or_fields
     ),

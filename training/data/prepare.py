@@ -123,7 +123,7 @@ def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int, val_fraction: 
     """Return the tokenizer with a name.
 
     Args:
-        kind: ``gpt2``, ``bpe`` (learnt from the corpus), ``char`` (its characters), or a folder with a tokenizer.
+        kind: ``gpt2``, ``bpe`` (learnt from the corpus), ``char`` (its characters), or a folder or GGUF file with one.
         corpus: the text.
         vocab_size: number of tokens of a ``bpe`` tokenizer.
         val_fraction: share of the text, at its end, that a ``bpe`` tokenizer is not trained on. A ``char`` tokenizer
@@ -140,7 +140,7 @@ def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int, val_fraction: 
     if kind == "char":
         several = sum(1 for _ in islice(corpus.documents(), 2)) > 1
         return CharTokenizer.from_text(corpus.text(), end_of_text=several)
-    if Path(kind).expanduser().is_dir():
+    if Path(kind).expanduser().exists():
         return load_tokenizer(Path(kind).expanduser())
     raise ValueError(f"--tokenizer {kind}: there is no such folder; give gpt2, bpe, char or the folder of a tokenizer")
 
@@ -214,7 +214,7 @@ def _cut_by(config: DataConfig) -> list[Any]:
     if config.tokenizer in ("gpt2", "char"):
         return [config.tokenizer]
     folder = Path(config.tokenizer).expanduser()
-    if not folder.is_dir():
+    if not folder.exists():
         return [config.tokenizer]  # `make_tokenizer` refuses it
     tokenizer = load_tokenizer(folder)
     # The fingerprint covers the ids of texts; the others are saved with the model too.

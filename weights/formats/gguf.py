@@ -1,4 +1,4 @@
-"""llama.cpp's GGUF: a model and its tokenizer in one file, written with the package ``gguf``.
+"""llama.cpp's GGUF: a model and its tokenizer in one file, written with the package ``gguf``, and read without it.
 
 llama.cpp computes one fixed GPT-2 from such a file (``src/models/gpt2.cpp`` in https://github.com/ggml-org/llama.cpp).
 The file has no field for another activation, attention scale or kind of tokenizer: a reader would compute something
@@ -20,16 +20,18 @@ from torch import Tensor
 
 from ...assembly.config import GPT2Config
 from ...extras import import_extra
+from ...gguf_file import BLOCKS, GGUFTensor, read_header
 from ...tokenizer import BPETokenizer, Tokenizer
-from ..layout import WeightsError, from_ours, to_ours
-from ..lazy import Lazy
+from ..files.tensors import StableFile, Storage
+from ..layout import WeightsError, check_type, from_ours
+from ..lazy import Lazy, chosen
 
 __all__ = [
     "GGUFType",
     "Vocabulary",
     "gguf_type",
     "how_to_read",
-    "read_gguf",
+    "open_gguf",
     "rounded",
     "state_to_gguf",
     "vocabulary",
@@ -42,6 +44,8 @@ that llama.cpp's own converter writes."""
 
 _TYPES: dict[torch.dtype | str, GGUFType] = {torch.float32: "f32", torch.float16: "f16", "q8_0": "q8_0"}
 _ALWAYS_F32 = "position_embd.weight"
+_EMBEDDING, _PROJECTION = "token_embd.weight", "output.weight"
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _BLOCK = 32
 """Numbers of a row that share one scale in q8_0."""
 
@@ -224,40 +228,57 @@ def how_to_read(path: Path, config: GPT2Config) -> str:
     )
 
 
-def read_gguf(path: Path) -> tuple[GPT2Config, Lazy]:
-    """Return the configuration and our state dict of a file that `write_gguf` has written, to compare with the source.
+def open_gguf(path: Path) -> tuple[GPT2Config, Lazy]:
+    """Return the configuration of a GGUF file, and its tensors in float32, each read when it is looked up.
 
-    It is not for files from elsewhere: the package ``gguf``, which reads them, does not guard against hostile ones.
+    An ``output.weight`` that only repeats the embedding is left out, and the configuration is that of a tied model.
 
     Raises:
-        WeightsError: the file does not hold what it should.
+        WeightsError: the file holds another model than a GPT-2, or sizes that make none.
+        FileError: the file is damaged, or stores numbers in a type that is not read.
     """
-    gguf = _gguf()
-    reader = gguf.GGUFReader(path)
-    found = {tensor.name: tensor for tensor in reader.tensors}
+    file, header = StableFile(path), read_header(path)
+    architecture = header.fields.get("general.architecture")
+    if architecture != "gpt2":
+        raise WeightsError(f"holds a model of the architecture {architecture!r:.40}, where 'gpt2' is expected")
 
-    def value(key: str) -> Any:
-        return reader.fields[f"gpt2.{key}"].contents()
+    def value(name: str, kind: type) -> Any:
+        found = header.fields.get(f"gpt2.{name}")
+        check_type("fields", f"gpt2.{name}", found, kind)
+        return found
 
-    def read(key: str) -> Tensor:
-        tensor = found[key]
-        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        return torch.from_numpy(numbers.copy()).reshape([int(size) for size in reversed(tensor.shape)])
-
+    tensors = Lazy({name: partial(_read, file, name, tensor) for name, tensor in header.tensors.items()})
+    table = header.tensors.get(_EMBEDDING)
+    if table is None or len(table.shape) != 2:
+        raise WeightsError(f"has no matrix {_EMBEDDING}")
+    tied = _PROJECTION not in tensors or torch.equal(tensors[_PROJECTION], tensors[_EMBEDDING])
     try:
         config = GPT2Config(
-            d_model=value("embedding_length"),
-            n_layers=value("block_count"),
-            n_heads=value("attention.head_count"),
-            d_mlp=value("feed_forward_length"),
-            n_ctx=value("context_length"),
-            d_vocab=len(reader.fields["tokenizer.ggml.tokens"].data),
-            layer_norm_eps=value("attention.layer_norm_epsilon"),
-            tie_word_embeddings="output.weight" not in found,
+            d_model=value("embedding_length", int),
+            n_layers=value("block_count", int),
+            n_heads=value("attention.head_count", int),
+            d_mlp=value("feed_forward_length", int),
+            n_ctx=value("context_length", int),
+            d_vocab=table.shape[0],
+            # The file holds a float32: the shortest number that rounds to it is the one that was meant (1e-05).
+            layer_norm_eps=float(str(np.float32(value("attention.layer_norm_epsilon", float)))),
+            tie_word_embeddings=tied,
         )
-    except (KeyError, ValueError, TypeError) as error:
-        raise WeightsError(f"the written file lacks what it should hold ({type(error).__name__}: {error})") from error
-    return config, to_ours("gguf", config, Lazy({key: partial(read, key) for key in found}))
+    except ValueError as error:
+        raise error if isinstance(error, WeightsError) else WeightsError(f"fields: {error}") from error
+    return config, chosen(tensors, [name for name in tensors if not (tied and name == _PROJECTION)])
+
+
+def _read(file: StableFile, name: str, tensor: GGUFTensor) -> Tensor:
+    raw = Storage(file, tensor.offset, torch.uint8, tensor.nbytes, record=name).read()
+    kind, _, block = BLOCKS[tensor.kind]
+    if kind == "Q8_0":  # a float16 scale, and 32 numbers of 8 bits
+        blocks = raw.view(-1, block)
+        scales = blocks[:, :2].contiguous().view(torch.float16).float()
+        numbers = blocks[:, 2:].contiguous().view(torch.int8).float() * scales
+    else:
+        numbers = raw.view(_DTYPES[kind]).float()
+    return numbers.reshape(tensor.shape)
 
 
 def _gguf() -> ModuleType:

@@ -406,21 +406,6 @@ def test_a_file_that_is_not_the_source_is_not_kept(tmp_path: Path, monkeypatch: 
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_a_gguf_file_as_a_source_is_refused_with_the_way_round(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = written(tmp_path, our_model())
-    for command in (
-        ["convert", str(path), str(tmp_path / "out"), "--to", "hf"],
-        ["generate", "the", "--model", str(path)],
-    ):
-        assert main(command) == 1
-        printed = capsys.readouterr().err
-        assert "is a GGUF file" in printed
-        assert "transformers" in printed
-        assert printed.count("\n") == 1
-
-
 def test_a_dry_run_lists_llama_cpps_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved(tmp_path / "source", our_model())
     assert main(["convert", str(source), str(tmp_path / "x.gguf"), "--to", "gguf", "--dry-run"]) == 0
