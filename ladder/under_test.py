@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .candidate.calling import MASK_GIVEN
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
 from .drawing import Draw, as_gpt2, drawing, in_any_block, own_trial, without
@@ -178,16 +179,25 @@ class UnderTest:
         case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
         trial = self.trial(case, gradients=False)
         traced: dict[int, Reply] = {}
+        right: tuple[int, Reply] | None = None
+        without_mask: dict[str, tuple[int, Reply]] = {}  # by how the parameters are read
         ways = range(self.first.ways)
         requests = (
             self._request(trial, layout=layout, look=len(traced) < _MOST_TRACED, gradients=False) for layout in ways
         )
         for layout, reply in enumerate(self._replies(requests)):
+            if not any(note.startswith(MASK_GIVEN) for note in reply.notes):
+                without_mask[reply.reading] = layout, reply
             if reply.answer is not None and distance(reply.answer, trial.expected).output <= 1e-4:
-                self._choose(layout, reply)
-                return
+                right = layout, reply
+                break
             if reply.answer is not None and len(traced) < _MOST_TRACED:
                 traced[layout] = reply
+        if right:
+            own = without_mask.get(right[1].reading, right)
+            # A mask from outside would hide what is wrong with the layer's own.
+            self._choose(*(own if own is not right and self._masks_by_itself(trial, *own) else right))
+            return
         # A mask that forward takes is given in a way that hides the future, if there is one. The notes name the mask;
         # which numbers the parameters are makes no difference.
         causal: dict[tuple[str, ...], bool] = {}
@@ -202,6 +212,16 @@ class UnderTest:
     def _choose(self, layout: int, reply: Reply) -> None:
         self.layout = layout
         self.first = replace(self.first, notes=reply.notes, reading=reply.reading, oddity=reply.oddity)
+
+    def _masks_by_itself(self, trial: Trial, layout: int, reply: Reply) -> bool:
+        """Return whether the layer hides something although it is given no mask.
+
+        Attention that hides nothing treats all positions alike: inputs in reverse order give the outputs in reverse.
+        """
+        if not trial.given.is_floating_point():
+            return False
+        back = self.ask(replace(trial, given=trial.given.flip(1)), layout=layout, gradients=False).answer
+        return back is None or reply.answer is None or not close(back.output.flip(1), reply.answer.output)
 
     def _is_causal(self, trial: Trial, reply: Reply, layout: int) -> bool:
         """Return whether another last position changes nothing before it."""

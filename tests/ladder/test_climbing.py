@@ -280,6 +280,29 @@ def test_a_mask_that_a_wrong_forward_takes_is_given_so_that_it_hides(here: Path)
     )
 
 
+def test_a_mask_from_outside_does_not_hide_a_wrong_mask_inside(here: Path) -> None:
+    Path("masked.py").write_text(
+        "import torch\n"
+        "from torch import nn\n"
+        "class Attention(nn.Module):\n"
+        "    def __init__(self, dim, num_heads):\n"
+        "        super().__init__()\n"
+        "        self.h = num_heads\n"
+        "        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)\n"
+        "    def forward(self, x, attention_mask=None):\n"
+        "        q, k, v = (t.unflatten(-1, (self.h, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))\n"
+        "        scores = q @ k.mT / q.shape[-1] ** 0.5\n"
+        "        scores = scores.masked_fill(torch.ones_like(scores).triu(1) == 1, -1.0)\n"
+        "        if attention_mask is not None:\n"
+        "            scores = scores + attention_mask\n"
+        "        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))\n"
+    )
+    found = climb("masked.py", cases=3).rungs[0]
+    assert not found.passed
+    assert found.mistakes == ("mask fills -1",)
+    assert "its own masking" not in found.note
+
+
 def test_a_width_beside_a_configuration_is_the_hidden_layers(here: Path) -> None:
     Path("mlp.py").write_text(
         "from torch import nn\n"
