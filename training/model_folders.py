@@ -125,6 +125,7 @@ def write_model(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         model.tokenizer = tokenizer  # the run's: a model to start from may have had another one
+        staging.mkdir()  # so that what a kill leaves of the writing is inside, and the next write removes it
         model.save_pretrained(staging, max_shard_size=_ONE_FILE)
         card = model_card(row, config, facts)
         write_whole(staging / CARD_FILE, with_samples(card, samples) if samples else card)
