@@ -136,7 +136,10 @@ HOSTILE: dict[str, tuple[str, tuple[str, ...]]] = {
         "import os\n        for _ in range(4000): os.write(os.memfd_create('x'), bytes(15 << 20))",
         ("wrong", "crashed", "over a limit", "hung"),
     ),
-    "forks": ("import os, time; [os.fork() or time.sleep(600) for _ in range(1000)]", ("over a limit", "crashed")),
+    "forks": (
+        "import os, time; [os.fork() or time.sleep(600) for _ in range(1000)]",
+        ("over a limit", "crashed", "hung"),
+    ),
     "bombs": (
         "import os\n        while True:\n            try: os.fork()\n            except OSError: pass",
         ("over a limit", "crashed", "hung"),

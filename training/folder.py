@@ -263,6 +263,8 @@ class RunFolder:
             return
         self._undo = "replaced"
         self._take_back()
+        if not (list_snapshots(self._real / "snapshots") or written_model(self._real / "final")):
+            return  # the earlier run had not come so far either: there is nothing to lose
         raise RunFolderError(
             f"{self.path}: a start with --overwrite was killed before its first snapshot, and the earlier run is back; "
             "repeat the command with --overwrite to replace it, or with --resume auto to continue it"

@@ -217,8 +217,8 @@ class ByLength(Nano):
 
 class Window(Nano):
     def masked(self, scores: Tensor) -> Tensor:
-        near = torch.ones(scores.shape[-2:]).tril().triu(-2).bool()
-        return scores.masked_fill(~near, -torch.inf)  # HERE
+        near = torch.ones(scores.shape[-2:]).tril().triu(-2).bool()  # HERE
+        return scores.masked_fill(~near, -torch.inf)
 
 
 class Mixed(Nano):
@@ -252,13 +252,13 @@ class Feeds(nn.Module):
 class Transposed(Nano):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = map(self.split, self.c_attn(x).chunk(3, dim=-1))
-        scores = k @ q.transpose(-2, -1) / q.shape[-1] ** 0.5
+        scores = k @ q.transpose(-2, -1) / q.shape[-1] ** 0.5  # HERE
         hidden = self.masked(scores)
         return self.c_proj((hidden.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
 
     def masked(self, scores: Tensor) -> Tensor:
         later = torch.ones(scores.shape[-2:]).triu(1).bool()
-        return scores.masked_fill(later, -torch.inf)  # HERE
+        return scores.masked_fill(later, -torch.inf)
 
 
 class Decorated(Nano):
@@ -331,7 +331,7 @@ class Softened(Heads):
 
 
 LOCATED = {
-    Transposed: ("attention", "; the rows of the scaled scores (line", "takes the scaled scores"),
+    Transposed: ("attention", "; the rows of the scores q·k (line", "takes the scaled scores"),
     Decorated: ("attention", "what `add` gives (GPT-2 has the gathered values z next)", "takes the attention pattern"),
     Unmasked: ("attention", "what `softmax` gives (GPT-2 has the masked scores next)", ""),
     Fused: ("attention", "(GPT-2 has the gathered values z next)", "takes the queries"),

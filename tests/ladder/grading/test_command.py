@@ -52,7 +52,7 @@ STATUS = {
     "exits": ("crashed",),
     "floods": ("right",),  # a layer may print
     "eats": ("wrong", "crashed", "over a limit"),
-    "forks": ("over a limit", "crashed"),
+    "forks": ("over a limit", "crashed", "hung"),  # on a busy machine the time is up first
     "fills": ("over a limit",),
     "stops": ("hung",),
     "calls": ("wrong",),
