@@ -1,8 +1,10 @@
 """Products and attention: the same, whichever kernel computes them; and which one is chosen."""
 
 import contextlib
+import io
 import math
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -33,11 +35,34 @@ def test_it_is_the_product(
     ).double()
     b = torch.randn(d_out, generator=generator, dtype=torch.float64) if bias else None
     exact = x @ W + (0 if b is None else b)
-    with torch.no_grad():
-        got = linear(x.to(dtype), W.to(dtype), None if b is None else b.to(dtype))
-    assert got.dtype == dtype
     allowed = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.5}[dtype]
-    assert torch.allclose(got.double(), exact, atol=allowed, rtol=0)
+    for by_onednn in {False, kernels._has_onednn}:  # whichever this processor would take
+        with torch.no_grad(), patch.object(kernels, "_few_rows_by_onednn", by_onednn):
+            got = linear(x.to(dtype), W.to(dtype), None if b is None else b.to(dtype))
+        assert got.dtype == dtype
+        assert torch.allclose(got.double(), exact, atol=allowed, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("described", "named", "intel"),
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\n", "", True),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\n", "GenuineIntel", False),
+        (None, "Intel64 Family 6 Model 143 Stepping 8, GenuineIntel", True),
+        (None, "arm", False),
+    ],
+)
+def test_intel_is_known_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, described: str | None, named: str, intel: bool
+) -> None:
+    def opened(*args: object, **kwargs: object) -> io.StringIO:
+        if described is None:
+            raise FileNotFoundError
+        return io.StringIO(described)
+
+    monkeypatch.setattr(kernels, "open", opened, raising=False)
+    monkeypatch.setattr("platform.processor", lambda: named)
+    assert kernels._is_of_intel() == intel
 
 
 @pytest.mark.skipif(not kernels._has_onednn, reason="this PyTorch has no oneDNN")
@@ -49,6 +74,7 @@ def test_only_few_rows_without_gradients_take_the_other_kernel(
     def plain(*args: object) -> None:
         raise AssertionError("F.linear")
 
+    monkeypatch.setattr(kernels, "_few_rows_by_onednn", True)
     monkeypatch.setattr(torch.nn.functional, "linear", plain)
     with torch.no_grad():
         linear(x, W, None)
