@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from measure import bandwidth, foreign_load, machine, print_table, spread, wait_for_quiet, write_result
@@ -30,7 +31,9 @@ from measure import bandwidth, foreign_load, machine, print_table, spread, wait_
 from gptladder import GPT2, GPT2Config
 from gptladder.sampling import PackedWeights, SamplingParams, generate, pack
 from gptladder.tokenizer import load_tokenizer
+from gptladder.training.data.batches import evaluation_batches
 from gptladder.training.data.stories import stories
+from gptladder.training.presets import PRESETS
 from gptladder.weights import to_hf
 
 # Bytes of a weight in memory.
@@ -69,24 +72,30 @@ def measure(
     return seconds, reading, foreign
 
 
-def loss_of(model: GPT2, tokens: torch.Tensor) -> float:
-    """Return the mean cross-entropy on rows of tokens."""
+def loss_of(model: GPT2, tokens: torch.Tensor, targets: torch.Tensor) -> float:
+    """Return the mean cross-entropy on windows."""
     with torch.inference_mode():
-        logits = torch.cat([model(row[None, :-1]).float() for row in tokens])
-    return float(F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
+        logits = torch.cat([model(row[None]).float() for row in tokens])
+    return float(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
 
 
 def cost_of_packing(folder: Path) -> dict[str, dict[str, float]]:
     """Return the losses of a trained model on 64 windows of stories from a seed that was not used for training.
 
-    The stories are joined as training joins them, by the end-of-text token.
+    The stories are joined and divided as for the validation of `tinystories`.
     """
     model, tokenizer = GPT2.from_pretrained(folder), load_tokenizer(folder)
-    length = model.config.n_ctx
     joined = [[*tokenizer.encode(story), tokenizer.eot_id] for story in islice(stories(seed=987654321), 400)]
-    tokens = torch.tensor([token for story in joined for token in story][: 64 * length]).view(64, length)
-    plain = loss_of(model, tokens)
-    losses = {"unpacked": plain, **{name: loss_of(pack(model, name), tokens) for name in PACKED}}
+    (windows,) = evaluation_batches(
+        np.concatenate(joined),
+        seq=model.config.n_ctx,
+        batch_size=64,
+        most=64,
+        order=PRESETS["tinystories"].optim.order,
+        eot_id=tokenizer.eot_id,
+    )
+    plain = loss_of(model, *windows)
+    losses = {"unpacked": plain, **{name: loss_of(pack(model, name), *windows) for name in PACKED}}
     return {name: {"loss": loss, "change": loss / plain - 1} for name, loss in losses.items()}
 
 
