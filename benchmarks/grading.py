@@ -32,7 +32,6 @@ from grading_memory import memory_below
 from measure import foreign_load, machine, write_result
 
 from gptladder.ladder.grading import command
-from gptladder.ladder.grading import judge as judging
 
 TIME_LIMIT = 6.0
 RESULT = Path(__file__).parent / "results" / "cpu" / "grading.json"
@@ -51,7 +50,7 @@ def sampled(file: Path) -> Iterator[None]:
 
 def grade(rung: str, folder: Path, out: Path, costs: Path, peaks: Path) -> dict[str, Any]:
     """Grade one folder as the command line does; each judge notes what it cost."""
-    judge = judging.judge
+    judge = command.judge
 
     def measured(submission: Any, rung: str, settings: Any) -> Any:
         outcome = judge(submission, rung, settings)
@@ -62,13 +61,13 @@ def grade(rung: str, folder: Path, out: Path, costs: Path, peaks: Path) -> dict[
             file.write(line + "\n")
         return outcome
 
-    judging.judge = measured
+    command.judge = measured
     try:
         options = ["--rungs", f"{rung}=10", "--out", str(out), "--time-limit", str(TIME_LIMIT)]
         with sampled(peaks):
             command.grade([str(folder), *options, "--gradescope", "--classroom"])
     finally:
-        judging.judge = judge
+        command.judge = judge
     return json.loads(peaks.read_text())
 
 
