@@ -123,3 +123,8 @@ def test_a_size_is_used_by_the_layer_it_is_for() -> None:
     assert model.pos_embed.W_pos.shape == (9, 10)
     assert model.unembed.b_U is not None
     assert {block.ln1.layer_norm_eps, block.ln2.layer_norm_eps, model.ln_final.layer_norm_eps} == {0.1}
+
+
+def test_sizes_are_given_by_name() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        GPT2Config(768)  # pyright: ignore[reportCallIssue]
