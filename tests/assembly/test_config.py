@@ -128,3 +128,7 @@ def test_a_size_is_used_by_the_layer_it_is_for() -> None:
 def test_sizes_are_given_by_name() -> None:
     with pytest.raises(TypeError, match="positional"):
         GPT2Config(768)  # pyright: ignore[reportCallIssue]
+
+
+def test_one_head_is_as_wide_as_the_model() -> None:
+    assert GPT2Config(d_model=8, n_heads=1).d_head == 8
