@@ -26,12 +26,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from grading_class import SIZE, checked, written
 from grading_memory import memory_below
 from measure import foreign_load, machine, write_result
 
 from gptladder.ladder.grading import command
+from gptladder.ladder.grading.judge import judge
 
 TIME_LIMIT = 6.0
 RESULT = Path(__file__).parent / "results" / "cpu" / "grading.json"
@@ -50,7 +52,6 @@ def sampled(file: Path) -> Iterator[None]:
 
 def grade(rung: str, folder: Path, out: Path, costs: Path, peaks: Path) -> dict[str, Any]:
     """Grade one folder as the command line does; each judge notes what it cost."""
-    judge = command.judge
 
     def measured(submission: Any, rung: str, settings: Any) -> Any:
         outcome = judge(submission, rung, settings)
@@ -61,13 +62,9 @@ def grade(rung: str, folder: Path, out: Path, costs: Path, peaks: Path) -> dict[
             file.write(line + "\n")
         return outcome
 
-    command.judge = measured
-    try:
-        options = ["--rungs", f"{rung}=10", "--out", str(out), "--time-limit", str(TIME_LIMIT)]
-        with sampled(peaks):
-            command.grade([str(folder), *options, "--gradescope", "--classroom"])
-    finally:
-        command.judge = judge
+    options = ["--rungs", f"{rung}=10", "--out", str(out), "--time-limit", str(TIME_LIMIT)]
+    with mock.patch.object(command, "judge", measured), sampled(peaks):
+        command.grade([str(folder), *options, "--gradescope", "--classroom"])
     return json.loads(peaks.read_text())
 
 
