@@ -172,13 +172,15 @@ test-tensorflow: .venv-tensorflow/.ready ## OpenAI's checkpoints, written by the
 	@$(INSTALL) --constraint constraints.txt --editable '.[reference,tensorflow]' hypothesis pytest pytest-timeout
 	@touch $@
 
-# llama-cpp-python compiles llama.cpp for this processor.
-test-gguf: .venv-gguf/.ready ## GGUF files read by llama.cpp, in an environment that takes 16 minutes to build (MODEL=folder: greedy texts too)
-	$(if $(MODEL),GPTLADDER_MODEL=$(call typed,MODEL)) .venv-gguf/bin/python -m pytest -q tests/weights/formats/test_gguf.py
+# xllamacpp contains llama.cpp, built for processors with AVX2 (x86-64) or for armv8, on Linux, macOS and Windows: not for
+# every machine that the other tests run on, so it gets an environment of its own.
+test-gguf: .venv-gguf/.ready ## GGUF files read by llama.cpp, in an environment made for it (MODEL=folder: texts of a trained model too)
+	$(if $(MODEL),GPTLADDER_MODEL=$(call typed,MODEL),$(TRAINED)) .venv-gguf/bin/python -m pytest -q tests/weights/formats/test_llama_cpp.py
+TRAINED = $(addprefix GPTLADDER_MODEL=,$(wildcard runs/tinystories/final))
 
 .venv-gguf/.ready: pyproject.toml constraints.txt
 	$(NEW_ENVIRONMENT)
-	@$(INSTALL) --constraint constraints.txt --editable '.[gguf]' transformers hypothesis pytest pytest-timeout llama-cpp-python
+	@$(INSTALL) --constraint constraints.txt --editable '.[gguf]' hypothesis pytest pytest-timeout xllamacpp
 	@touch $@
 
 clean: ## remove .venv and everything that was built

@@ -1,4 +1,4 @@
-"""GGUF: what is written, read by transformers and by llama.cpp; what the format would compute otherwise is refused."""
+"""GGUF: what is written, read by transformers; what the format would compute otherwise is refused."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from gptladder import GPT2, GPT2Config
 from gptladder.cli import main
 from gptladder.ladder.numbers import randomize
 from gptladder.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
-from gptladder.weights import WeightsError, from_pretrained, to_hf
+from gptladder.weights import WeightsError, to_hf
 from gptladder.weights.convert import convert
 from gptladder.weights.files.write import write_folder
 from gptladder.weights.formats.gguf import vocabulary
@@ -24,8 +24,6 @@ from gptladder.weights.sources import config_to_ours
 gguf = pytest.importorskip("gguf")
 
 TEXT = "the cat sat on the mat, and the hat sat on the cat; it's 12 o'clock. " * 3
-TYPES = ("f32", "f16", "q8_0")
-AS_DTYPE: dict[str, Any] = {"f32": torch.float32, "f16": torch.float16, "q8_0": "q8_0"}
 
 
 def tokenizer() -> BPETokenizer:
@@ -412,50 +410,3 @@ def test_a_dry_run_lists_llama_cpps_names(tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "blk.1.attn_qkv.weight" in printed
     assert not (tmp_path / "x.gguf").exists()
-
-
-# llama.cpp itself: `make test-gguf`
-
-
-@pytest.fixture(scope="module")
-def llama() -> Any:
-    return pytest.importorskip("llama_cpp")
-
-
-def loaded(llama: Any, path: Path, n_ctx: int) -> Any:
-    return llama.Llama(str(path), n_ctx=n_ctx, n_threads=1, logits_all=True, verbose=False)
-
-
-def llama_logits(theirs: Any, ids: list[int]) -> torch.Tensor:
-    """Logits [seq d_vocab] of a text; ``scores`` has a row for each token that was evaluated."""
-    theirs.reset()
-    theirs.eval(ids)
-    return torch.from_numpy(theirs.scores[: len(ids)].copy())
-
-
-@pytest.mark.parametrize("dtype", TYPES)
-def test_llama_cpp_gives_our_ids_and_logits(llama: Any, tmp_path: Path, dtype: str) -> None:
-    model, its = our_model(), tokenizer()
-    path = written(tmp_path, model, dtype=AS_DTYPE[dtype])
-    theirs = loaded(llama, path, 24)
-    for text in (TEXT, "naïve 狐 🙂\n\n  x  ", "it's 12 o'clock\t", "<|endoftext|> as text"):
-        assert theirs.tokenize(text.encode(), add_bos=True, special=False) == its.encode(text)
-    # llama.cpp rounds activations to float16 or to 8 bits where the weights are.
-    expected = logits(read(path, model), TOKENS)[0]
-    bound = {"f32": 1e-2, "f16": 1e-2, "q8_0": 0.2}[dtype] * expected.std()
-    assert (llama_logits(theirs, TOKENS[0].tolist()) - expected).abs().max() < bound
-
-
-@pytest.mark.skipif("GPTLADDER_MODEL" not in os.environ, reason="GPTLADDER_MODEL names a trained model's folder")
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
-def test_llama_cpp_continues_as_we_do(llama: Any, tmp_path: Path, dtype: str) -> None:
-    folder = Path(os.environ["GPTLADDER_MODEL"])
-    convert(folder, tmp_path / "x.gguf", to="gguf", dtype=AS_DTYPE[dtype])
-    model, its = from_pretrained(folder), load_tokenizer(folder)
-    theirs = loaded(llama, tmp_path / "x.gguf", model.config.n_ctx)
-    for prompt in ("Once upon a time", "One day, a", "The little"):
-        ours = found = its.encode(prompt)
-        for _ in range(60):
-            ours = [*ours, int(logits(model, torch.tensor([ours]))[0, -1].argmax())]
-            found = [*found, int(llama_logits(theirs, found)[-1].argmax())]
-        assert found == ours, prompt
