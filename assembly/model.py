@@ -149,7 +149,7 @@ class GPT2(HookedModel):
 
         Raises:
             ValueError: no token; a token outside the vocabulary; more tokens than ``n_ctx``, or than the cache holds;
-                text without a tokenizer; options that contradict each other.
+                a cache of another model's sizes; text without a tokenizer; options that contradict each other.
         """
         if attention_mask is not None:
             padding_mask = as_padding_mask(attention_mask, padding_mask)
@@ -188,12 +188,12 @@ class GPT2(HookedModel):
             torch.Size([1, 1, 50])
         """
         past, seq = 0 if cache is None else cache.length, tokens.shape[1]
+        layer_caches = [None] * len(self.blocks) if cache is None else cache.for_layers(len(self.blocks))
         try:
             # From here on the mask covers the cached positions too.
             mask = padding_mask if cache is None else cache.extend_mask(padding_mask, seq=seq)
             residual = self.embedded(tokens, mask, positions, past)
-            for layer, block in enumerate(self.blocks):
-                layer_cache = None if cache is None else cache.layers[layer]
+            for block, layer_cache in zip(self.blocks, layer_caches, strict=True):
                 residual = call_block(
                     block, residual, checkpointed=self.checkpoint_blocks, padding_mask=mask, cache=layer_cache
                 )

@@ -71,7 +71,7 @@ class LayerCache:
             it reaches the new ones.
 
         Raises:
-            ValueError: another batch size, or more positions than fit.
+            ValueError: another batch size, number or width of heads; or more positions than fit.
             RuntimeError: forward-mode differentiation or a transform of ``torch.func`` is under way. Its derivatives
                 would get lost in the cache.
         """
@@ -80,7 +80,7 @@ class LayerCache:
                 "a cache keeps no derivatives of forward mode or torch.func: call without a cache, on all positions"
             )
         past = self.length
-        new_k, new_v = self.extend(k.shape[0], k.shape[1]).unbind(0)
+        new_k, new_v = self.extend(*k.shape).unbind(0)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         with torch.no_grad():
             new_k.copy_(k)
@@ -90,15 +90,20 @@ class LayerCache:
             return torch.cat([keys[:, :, :past], k], dim=2), torch.cat([values[:, :, :past], v], dim=2)
         return keys, values
 
-    def extend(self, batch: int, seq: int) -> Float[Tensor, "2 batch n_heads seq d_head"]:
+    def extend(self, batch: int, seq: int, n_heads: int, d_head: int) -> Float[Tensor, "2 batch n_heads seq d_head"]:
         """Lengthen the cache by ``seq`` positions, and return their memory (a view), for keys and values to be put in.
 
         Raises:
-            ValueError: another batch size, or more positions than fit.
+            ValueError: another batch size, number or width of heads; or more positions than fit.
         """
-        _, rows, n_heads, capacity, d_head = self.kept.shape
+        _, rows, its_heads, capacity, width = self.kept.shape
         if batch != rows:
             raise ValueError(f"the cache was made for a batch of {rows}, not {batch}")
+        if (n_heads, d_head) != (its_heads, width):
+            raise ValueError(
+                f"the cache was made for n_heads={its_heads}, d_head={width}, and the layer has n_heads={n_heads}, "
+                f"d_head={d_head}: make one for this model, by model.new_cache(batch)"
+            )
         past, length = self.length, self.length + seq
         if length > capacity:
             if not self.growing:
@@ -200,6 +205,19 @@ class KVCache:
     def batch(self) -> int:
         """Sequences held."""
         return self.layers[0].kept.shape[1]
+
+    def for_layers(self, n_layers: int) -> list[LayerCache]:
+        """Return the caches of a model's layers.
+
+        Raises:
+            ValueError: the cache was made for another number of layers.
+        """
+        if len(self.layers) != n_layers:
+            raise ValueError(
+                f"the cache was made for {len(self.layers)} layers, and the model has {n_layers}: make one for this "
+                "model, by model.new_cache(batch)"
+            )
+        return self.layers
 
     def extend_mask(
         self, padding_mask: Bool[Tensor, "batch seq"] | None, *, seq: int

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from . import initial
 from .kernels import linear
 from .shapes import shape_checked
+from .tap import Tap
 
 
 class Unembed(nn.Module):
@@ -64,6 +65,9 @@ class Unembed(nn.Module):
         else:
             self._tied_to = (self._checked(tied_to),)
         self.register_parameter("b_U", nn.Parameter(torch.empty(d_vocab, device=device, dtype=dtype)) if bias else None)
+        # On request, since the logits are large, and are what a model returns.
+        self.hook_in = Tap(on_request=True)  # [batch seq d_model]
+        self.hook_out = Tap(on_request=True)  # [batch seq d_vocab]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -121,7 +125,7 @@ class Unembed(nn.Module):
         self, normalized_resid_final: Float[Tensor, "batch seq d_model={self.d_model}"]
     ) -> Float[Tensor, "batch seq d_vocab={self.d_vocab}"]:
         """Return the logits of the token that follows each position."""
-        return linear(normalized_resid_final, self.W_U, self.b_U)
+        return self.hook_out(linear(self.hook_in(normalized_resid_final), self.W_U, self.b_U))
 
     def extra_repr(self) -> str:
         """Return the sizes, for ``repr``."""

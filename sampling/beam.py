@@ -8,6 +8,7 @@ import torch
 
 from ..assembly import GPT2
 from ..tokenizer import Tokenizer, TokenizerSource
+from .arguments import check_model, checked_params
 from .logits import logits_after
 from .memory import check_memory
 from .params import SamplingParams
@@ -92,7 +93,8 @@ def beam_search(
         ValueError: `stream` would refuse the prompt; a number is out of range; all tokens are banned.
     """
     # Check the arguments.
-    params = SamplingParams(temperature=0) if params is None else params
+    check_model(model)
+    params = checked_params(params, SamplingParams(temperature=0))
     tokenizer = as_tokenizer(model, tokenizer)
     _check_options(params, num_beams, num_return, length_penalty, early_stopping)
     check_lengths(params, max_new_tokens)

@@ -1,7 +1,7 @@
 """Measure how well a model predicts a text: loss, perplexity, bits per byte, accuracy. Each token counts once."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from ..assembly import GPT2
 from ..components.dropout import no_dropout
 from ..tokenizer import Tokenizer, TokenizerSource
+from .arguments import check_model
 from .text import as_tokenizer
 from .transforms.base import whole
 
@@ -103,9 +104,10 @@ def evaluate(
         progress: Called with the number of tokens predicted so far.
 
     Raises:
-        ValueError: There is no tokenizer, a number is out of range, there is no token to predict, a token is outside
-            the model's vocabulary, or the tokenizer cannot encode the text.
+        ValueError: An argument is of the wrong type, there is no tokenizer, a number is out of range, there is no token
+            to predict, a token is outside the model's vocabulary, or the tokenizer cannot encode the text.
     """
+    check_model(model)
     n_ctx = model.config.n_ctx
     stride = max(1, n_ctx // 2) if stride is None else whole("stride", stride, least=1)
     if stride > n_ctx:
@@ -114,6 +116,10 @@ def evaluate(
     reader = as_tokenizer(model, tokenizer)
     if reader is None:
         raise ValueError("the model has no tokenizer to read the text with: pass tokenizer=..., or set model.tokenizer")
+    if isinstance(documents, bytes | Mapping) or not hasattr(documents, "__iter__"):
+        raise ValueError(f"documents must be a text or several, not {documents!r:.60}: read a file by path.read_text()")
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress must be a function of the number of tokens predicted, not {progress!r:.60}")
     totals = _Totals(model, reader, progress)
     waiting: list[_Window] = []
     for document in [documents] if isinstance(documents, str) else documents:
@@ -161,7 +167,9 @@ class _Totals:
     def text(self, pieces: Iterable[str]) -> Iterator[str]:
         """Yield a document's text unchanged, and count its bytes."""
         self._documents += 1
-        for piece in pieces:
+        for piece in pieces if hasattr(pieces, "__iter__") else [pieces]:
+            if not isinstance(piece, str):
+                raise ValueError(f"a document must be text, not {piece!r:.40}: give the text, and not its tokens")
             self._bytes += len(piece) if piece.isascii() else len(piece.encode("utf-8", "surrogatepass"))
             yield piece
 

@@ -7,7 +7,7 @@ prompt, its seed and the settings, not on other rows (except for rounding in flo
 tokens that are almost equally probable).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..assembly import GPT2
 from ..tokenizer import Tokenizer, TokenizerSource
+from .arguments import check_model, checked_params
 from .batch import RowBatch
 from .draw import greedy, inverse_cdf, multinomial, row_uniforms
 from .memory import check_memory
@@ -82,19 +83,20 @@ def stream(
         An iterator of chunks. Each step adds one token to each row, in the order of the rows.
 
     Raises:
-        ValueError: A prompt is empty, has a token outside the vocabulary, has more than ``n_ctx`` tokens (unless they
-            slide), or is text without a tokenizer; a stop string is empty; a number is out of range. During the
-            iteration: all tokens are banned.
+        ValueError: An argument is of the wrong type; a prompt is empty, has a token outside the vocabulary, has more
+            than ``n_ctx`` tokens (unless they slide), or is text without a tokenizer; a stop string is empty; a number
+            is out of range. During the iteration: all tokens are banned.
     """
     # Check the arguments now, not at the first step.
-    params = SamplingParams() if params is None else params
+    check_model(model)
+    params = checked_params(params, SamplingParams())
     tokenizer = as_tokenizer(model, tokenizer)
     tokens = _prompt_tokens(prompts, model, tokenizer, past_context)
     eos_token_ids = end_tokens(eos_token_ids, model, tokenizer)
     whole("n", n, least=1)
     check_lengths(params, max_new_tokens)
     _check_draw(draw, rows=len(tokens) * n)
-    if logprobs is not None and not 0 <= logprobs <= model.d_vocab:
+    if logprobs is not None and whole("logprobs", logprobs, least=0) > model.d_vocab:
         raise ValueError(f"logprobs must be from 0 to the vocabulary's {model.d_vocab}, not {logprobs}")
     longest = min(min(map(len, tokens)) + max_new_tokens, model.config.n_ctx)
     check_memory(model, rows=len(tokens) * n, positions=longest)
@@ -182,9 +184,11 @@ def _prompt_tokens(
 def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Return prompts as a list. Text, a list of ids, and a tensor or array with one axis are one prompt each."""
     if hasattr(prompts, "ndim"):
-        one = cast(Tensor, prompts).ndim == 1
+        one = cast(Tensor, prompts).ndim <= 1
+    elif isinstance(prompts, str | Mapping) or not hasattr(prompts, "__len__"):
+        one = True
     else:
-        one = isinstance(prompts, str) or (len(prompts) > 0 and not any(hasattr(item, "__len__") for item in prompts))
+        one = len(prompts) > 0 and not any(hasattr(item, "__len__") for item in prompts)
     return [cast(Prompt, prompts)] if one else list(cast(Sequence[Prompt], prompts))
 
 
@@ -200,7 +204,8 @@ def _check_draw(draw: Draw, *, rows: int) -> None:
 
 def _seeds(seed: int | Sequence[int], *, prompts: int, n: int) -> list[int]:
     """Return a seed for each row."""
-    if isinstance(seed, Sequence):
+    seed = getattr(seed, "tolist", lambda: seed)()  # of an array or a tensor
+    if isinstance(seed, Sequence) and not isinstance(seed, str | bytes):
         seeds = list(seed)
     else:
         first = checked_seed(seed)

@@ -26,6 +26,8 @@ from ..components.kernels import is_transformed
 from ..components.kv_cache import LayerCache
 from ..components.mlp import ACTIVATIONS
 from ..components.tap import Tap, any_hooks
+from .arguments import check_model
+from .transforms.base import whole
 
 PackedWeights = Literal["float32", "bfloat16", "int8"]
 """Formats that the weights of a packed model can have."""
@@ -49,7 +51,8 @@ def pack(model: GPT2, weights: PackedWeights, *, rows: int = 1) -> GPT2:
         rows: Number of sequences that will be decoded together. Other numbers work too, but may be slower.
 
     Raises:
-        ValueError: ``weights`` is none of these; the model is not on the CPU, is already packed, or is of a subclass.
+        ValueError: ``weights`` is none of these; ``rows`` is below 1; the model is not on the CPU, is already packed,
+            or is of a subclass.
         RuntimeError: This build of PyTorch has no oneDNN, or no quantised engine.
 
     Example:
@@ -62,6 +65,8 @@ def pack(model: GPT2, weights: PackedWeights, *, rows: int = 1) -> GPT2:
     """
     if weights not in get_args(PackedWeights):
         raise ValueError(f"weights are {weights!r}; they can be {', '.join(get_args(PackedWeights))}")
+    check_model(model)
+    whole("rows", rows, least=1)
     if isinstance(model, PackedGPT2):
         raise ValueError("the model is packed already: pack the model that it was packed from")
     if type(model) is not GPT2 or type(model.unembed) is not Unembed:
@@ -214,7 +219,7 @@ class PackedUnembed(_Packed, Unembed):
         self, normalized_resid_final: Float[Tensor, "batch seq d_model"]
     ) -> Float[Tensor, "batch seq d_vocab={self.d_vocab}"]:
         """Return the logits of the token that follows each position."""
-        return _product(self.product_u, normalized_resid_final)
+        return self.hook_out(_product(self.product_u, self.hook_in(normalized_resid_final)))
 
     def extra_repr(self) -> str:
         """Return the sizes, for ``repr``."""
@@ -267,7 +272,7 @@ class PackedBlock(_Packed, Block):
         gain = ln1._parameters
         x = torch.layer_norm(resid_pre, (self.d_model,), gain["w"], gain["b"], ln1.layer_norm_eps, False)
         qkv = attn.product_qkv(x).view(batch, 3, attn.n_heads, 1, attn.d_head).transpose(0, 1)
-        cache.extend(batch, 1).copy_(qkv[1:])
+        cache.extend(batch, 1, attn.n_heads, attn.d_head).copy_(qkv[1:])
         z = F.scaled_dot_product_attention(qkv[0], *cache.held(), scale=attn.scale)
         resid_mid = resid_pre + attn.product_o(z.reshape(batch, 1, attn.n_heads * attn.d_head))
         # LayerNorm and MLP.

@@ -1,7 +1,7 @@
 """The settings of sampling as plain numbers, and the order in which they act."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from numbers import Real
 
 from .transforms import (
@@ -81,9 +81,14 @@ class SamplingParams:
     """Keeps tokens of at least this probability, or of a lower one if the entropy is high (see `Eta`)."""
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            if isinstance(getattr(self, setting.name), bool):
+                raise ValueError(f"{setting.name} is {getattr(self, setting.name)}, and no setting is a switch")
         if not isinstance(self.logit_bias, Mapping):
             raise ValueError(f"logit_bias must be a dict of token ids and numbers, not {self.logit_bias!r}")
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        if not isinstance(self.bad_words_ids, Iterable):
+            raise ValueError(f"bad_words_ids must be a list of lists of token ids, not {self.bad_words_ids!r}")
         object.__setattr__(
             self, "bad_words_ids", tuple(token_ids("bad_words_ids", word) for word in self.bad_words_ids)
         )

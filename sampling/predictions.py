@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ..assembly import GPT2
 from ..tokenizer import Tokenizer, TokenizerSource
+from .arguments import check_model
 from .logits import logits_after
 from .rows import check_fits
 from .text import Prompt, as_tokenizer, prompt_tokens, vocabulary
+from .transforms.base import whole
 
 __all__ = ["Prediction", "most_probable", "next_logits", "top_predictions"]
 
@@ -50,8 +52,8 @@ def top_predictions(
         >>> len(best), best[0].prob >= best[1].prob, best[0].text in "abc"
         (2, True, True)
     """
-    if k < 1:
-        raise ValueError(f"k is {k}; give at least 1")
+    check_model(model)
+    whole("k", k, least=1)
     reader = as_tokenizer(model, tokenizer)
     return most_probable(next_logits(model, text, reader), k, model, reader)
 

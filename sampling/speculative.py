@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..assembly import GPT2
 from ..tokenizer import TokenizerSource
+from .arguments import check_model, checked_params
 from .draw import check_drawable, greedy, inverse_cdf, row_uniforms
 from .logits import logits_after
 from .params import SamplingParams
@@ -112,10 +113,14 @@ def speculate(
             This function uses more random numbers, so the same seed gives a different text than `stream`.
 
     Raises:
-        ValueError: `stream` would refuse an argument; the draft has another vocabulary; ``lookahead`` is below 1.
+        ValueError: `stream` would refuse an argument; the draft is no model, or has another vocabulary; ``lookahead``
+            is below 1.
     """
     # Check the arguments.
-    params = SamplingParams() if params is None else params
+    check_model(model)
+    if not isinstance(draft, PromptLookup):
+        check_model(draft, "draft", "a GPT2 or PromptLookup()")
+    params = checked_params(params, SamplingParams())
     whole("lookahead", lookahead, least=1)
     tokenizer = as_tokenizer(model, tokenizer)
     check_lengths(params, max_new_tokens)
@@ -270,7 +275,10 @@ class _Lookup:
         self._lookup, self._n_vocab = lookup, n_vocab
 
     def propose(self, tokens: list[int], most: int) -> list[_Guess]:
+        # The prompt may hold ids that cannot be generated, because the tokenizer has no text for them.
         guesses = self._lookup.propose(tokens, most)
+        unknown = (place for place, token in enumerate(guesses) if token >= self._n_vocab)
+        guesses = guesses[: next(unknown, most)]
         return [_Guess(token, probs) for token, probs in zip(guesses, self._one_hot(guesses), strict=True)]
 
     def _one_hot(self, tokens: list[int]) -> Tensor:

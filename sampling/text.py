@@ -1,12 +1,13 @@
 """Convert between a user's strings and the model's tokens: prompts, end tokens, stop strings, and generated text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
 from ..assembly import GPT2
 from ..assembly.text import one_row
 from ..tokenizer import Tokenizer, TokenizerSource, load_tokenizer
+from .arguments import checked_transforms
 from .transforms import BadWords, LogitsTransform
 
 __all__ = [
@@ -47,7 +48,8 @@ def prompt_tokens(prompt: Prompt, model: GPT2, tokenizer: Tokenizer | None, *, n
         name: Name of the prompt in an error message.
 
     Raises:
-        ValueError: The prompt is text without a tokenizer, has no token, or has a token outside the model's vocabulary.
+        ValueError: The prompt is text without a tokenizer, is neither text nor ids, has no token, or has a token
+            outside the model's vocabulary.
 
     >>> from gptladder import GPT2, GPT2Config
     >>> from gptladder.tokenizer import CharTokenizer
@@ -65,6 +67,12 @@ def prompt_tokens(prompt: Prompt, model: GPT2, tokenizer: Tokenizer | None, *, n
         tokens = tokenizer.encode(prompt)
         if not tokens and tokenizer.start_id is not None:
             tokens = [tokenizer.start_id]
+    elif isinstance(prompt, Mapping):  # its keys would be read as texts
+        raise ValueError(
+            f"{name} is a {type(prompt).__name__}: if a tokenizer of transformers returned it, give its ['input_ids']"
+        )
+    elif not hasattr(prompt, "__len__") or (isinstance(prompt, list) and any(isinstance(item, str) for item in prompt)):
+        raise ValueError(f"{name} must be a text or the ids of its tokens, not {prompt!r:.40}: give one text")
     else:
         tokens = one_row(prompt)
     if not tokens:
@@ -129,9 +137,13 @@ def only_text(
 ) -> Sequence[LogitsTransform]:
     """Return the user's transforms, preceded by one that bans the ids to which the tokenizer assigns no text.
 
+    Raises:
+        ValueError: The transforms are not functions in a list.
+
     >>> only_text([], None, None)
-    []
+    ()
     """
+    transforms = checked_transforms(transforms)
     unused = [] if tokenizer is None else tokenizer.unused_ids(model.d_vocab)
     return [BadWords([[i] for i in unused]), *transforms] if unused else transforms
 
@@ -147,7 +159,7 @@ def text_stream(tokenizer: Tokenizer | None, stop: str | Sequence[str] | None) -
     """
     stop = () if stop is None else stop
     if tokenizer is not None:
-        return TextStream(tokenizer, (stop,) if isinstance(stop, str) else stop)
+        return TextStream(tokenizer, (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else stop)
     if stop or stop == "":
         raise ValueError(
             "stop strings are looked for in text, and the model has no tokenizer: pass tokenizer=..., set "

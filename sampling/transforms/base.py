@@ -70,6 +70,8 @@ class Chain(Transform):
     transforms: Sequence[LogitsTransform] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.transforms, Iterable) or isinstance(self.transforms, str):
+            raise ValueError(f"transforms must be a list of functions, not {self.transforms!r:.60}: give Chain([...])")
         object.__setattr__(self, "transforms", tuple(self.transforms))
         for transform in self.transforms:
             if not callable(transform):

@@ -1,7 +1,7 @@
 """Transforms of single tokens: most of them change the logits of tokens that the text already contains."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -41,6 +41,8 @@ class LogitBias(Transform):
     biases: Mapping[int, float] = field(hash=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.biases, Mapping):
+            raise ValueError(f"logit_bias must be a dict of token ids and numbers, not {self.biases!r}")
         object.__setattr__(self, "biases", dict(self.biases))
         token_ids("logit_bias", self.biases)
         for token, bias in self.biases.items():
@@ -178,6 +180,8 @@ class BadWords(Transform):
     words: Sequence[Sequence[int]]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.words, Iterable):
+            raise ValueError(f"bad_words_ids must be a list of lists of token ids, not {self.words!r}")
         object.__setattr__(self, "words", tuple(token_ids("bad_words_ids", word) for word in self.words))
         if not self.words:
             raise ValueError("bad_words_ids must list at least one word")
@@ -270,5 +274,7 @@ def _columns(tokens: Tensor) -> Tensor:
 def _change(logits: Tensor, tokens: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Change the logits of the tokens of each row, each token once even if it occurs several times."""
     columns = _columns(tokens)
+    # The prompt may hold ids that cannot be generated: they have no column.
+    columns = columns.masked_fill(columns > logits.shape[1], 0)
     table = F.pad(logits, (1, 0))
     return table.scatter_(1, columns, change(table.gather(1, columns)))[:, 1:]

@@ -1,4 +1,4 @@
-"""Activations: every one that HookedTransformer has too is the same, with its gradient; and what it has beyond ours."""
+"""Activations: every one that HookedTransformer has too is the same, with its gradient."""
 
 import random
 from typing import Any
@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
-from gptladder.components import HookPoint, named_taps
+from gptladder.components import HookPoint, named_taps, offer
 from gptladder.ladder.numbers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import to_hooked_transformer
 
 pytest.importorskip("transformer_lens")
 
-# Its Unembed has two hook points of its own: what goes in is ln_final's output, and what comes out is the logits.
-NOT_OURS = {"unembed.hook_in", "unembed.hook_out"}
+# Ours are formed on request, since the logits are large.
+ON_REQUEST = {"unembed.hook_in", "unembed.hook_out"}
 
 
 def pair(config: GPT2Config, seed: int = 0) -> tuple[GPT2, Any]:
@@ -43,7 +43,7 @@ def test_every_activation_is_theirs_at_any_size(source: random.Random) -> None:
     tokens = torch.randint(case.config.d_vocab, (case.batch, case.seq))
     _, cache = ours.run_with_cache(tokens)
     _, expected = theirs.run_with_cache(tokens)
-    assert set(cache) == set(expected) - NOT_OURS
+    assert set(cache) == set(expected) - ON_REQUEST
     for name, activation in cache.items():
         assert off(activation, expected[name]) < 1e-12, name
 
@@ -97,7 +97,7 @@ def test_what_is_formed_on_request_is_theirs_with_its_gradient(switches: list[st
     expected_loss, expected = theirs.run_with_cache(TOKENS, return_type="loss", incl_bwd=True)
     beyond = {"hook_q_input", "hook_k_input", "hook_v_input", "hook_attn_in", "hook_mlp_in", "hook_result"}
     assert {name.rpartition(".")[2] for name in cache} & beyond
-    assert set(cache) == {name for name in expected if name.removesuffix("_grad") not in NOT_OURS}
+    assert set(cache) == {name for name in expected if name.removesuffix("_grad") not in ON_REQUEST}
     assert off(logits.loss, expected_loss) < 1e-12
     for name, activation in cache.items():
         if "ln1" not in name:  # called three times: theirs keeps the last
@@ -106,8 +106,8 @@ def test_what_is_formed_on_request_is_theirs_with_its_gradient(switches: list[st
 
 def test_what_is_formed_on_request_stays_out_of_a_cache_without_it() -> None:
     ours, theirs = pair(CONFIG)
-    assert set(theirs.hook_dict) - set(named_taps(ours)) == NOT_OURS
-    assert set(ours.run_with_cache(TOKENS)[1]) == set(theirs.run_with_cache(TOKENS)[1]) - NOT_OURS
+    assert not set(theirs.hook_dict) - set(named_taps(ours))
+    assert set(ours.run_with_cache(TOKENS)[1]) == set(theirs.run_with_cache(TOKENS)[1]) - ON_REQUEST
     ours.set_use_attn_result(True)
     assert "blocks.1.attn.hook_result" in ours.run_with_cache(TOKENS)[1]
     ours.set_use_attn_result(False)
@@ -116,6 +116,18 @@ def test_what_is_formed_on_request_stays_out_of_a_cache_without_it() -> None:
         ours.run_with_cache(TOKENS, names_filter=lambda name: name.endswith("hook_result"))
     named = ours.run_with_cache(TOKENS, names_filter="blocks.0.attn.hook_result")[1]
     assert named["result", 0].shape == (3, 7, 3, 10)
+
+
+def test_what_the_unembedding_reads_and_gives_can_be_named_or_offered() -> None:
+    ours, theirs = pair(CONFIG)
+    named = ours.run_with_cache(TOKENS, names_filter=sorted(ON_REQUEST))[1]
+    expected = theirs.run_with_cache(TOKENS)[1]
+    assert set(named) == ON_REQUEST
+    for name, activation in named.items():
+        assert off(activation, expected[name]) < 1e-12
+    for tap in ("hook_in", "hook_out"):
+        offer(ours, tap)
+    assert list(ours.run_with_cache(TOKENS)[1]) == list(expected)
 
 
 def test_a_heads_queries_can_be_given_another_input_alone() -> None:

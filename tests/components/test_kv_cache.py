@@ -1,5 +1,6 @@
 """Keys and values kept between calls: the same logits for any split, and rows that go where they are sent."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from gptladder import GPT2, GPT2Config
 from gptladder.components import HookPoint, KVCache, LayerCache
 from gptladder.ladder.numbers import randomize
+from gptladder.sampling import pack
 
 CONFIG = GPT2Config(d_model=10, n_layers=2, n_heads=3, d_head=4, d_mlp=14, d_vocab=17, n_ctx=12)
 
@@ -164,6 +166,31 @@ def test_past_the_context_is_refused_with_the_numbers(model: GPT2) -> None:
     with pytest.raises(ValueError, match="2 tokens from position 11 do not fit into n_ctx=12"):
         model(tokens(1, 2), cache=cache)
     assert cache.length == 11
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"n_layers": 3}, "made for 3 layers, and the model has 2"),
+        ({"n_layers": 1}, "made for 1 layers, and the model has 2"),
+        ({"n_heads": 6}, "made for n_heads=6, d_head=4, and the layer has n_heads=3, d_head=4"),
+        ({"n_heads": 1}, "made for n_heads=1, d_head=4"),
+        ({"d_head": 8}, "made for n_heads=3, d_head=8"),
+    ],
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_cache_of_another_models_sizes_is_refused(
+    changes: dict[str, int], named: str, gradients: bool, packed: bool
+) -> None:
+    model = GPT2(CONFIG).eval()
+    reader = pack(model, "float32") if packed else model
+    cache = GPT2(dataclasses.replace(CONFIG, **changes)).new_cache(1)
+    with torch.set_grad_enabled(gradients):
+        for seq in (1, 3):
+            with pytest.raises(ValueError, match=named):
+                reader(tokens(1, seq), cache=cache)
+            assert cache.length == 0
 
 
 @pytest.mark.parametrize("masked", [True, False])

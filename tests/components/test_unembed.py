@@ -119,5 +119,5 @@ def test_reset_parameters_leaves_a_tied_table_alone() -> None:
 
 
 def test_its_repr_tells_whether_it_has_a_bias_and_is_tied() -> None:
-    assert repr(Unembed(d_model=3, d_vocab=7)) == "Unembed(d_model=3, d_vocab=7, bias=True, tied=False)"
-    assert repr(tied()["unembed"]) == "Unembed(d_model=3, d_vocab=7, bias=False, tied=True)"
+    assert "d_model=3, d_vocab=7, bias=True, tied=False" in repr(Unembed(d_model=3, d_vocab=7))
+    assert "d_model=3, d_vocab=7, bias=False, tied=True" in repr(tied()["unembed"])

@@ -48,7 +48,7 @@ def test_the_models_own_tokenizer_is_the_default(byte_model: GPT2, byte_tokenize
 
 
 def test_what_cannot_be_is_refused(model: GPT2) -> None:
-    with pytest.raises(ValueError, match="k is 0"):
+    with pytest.raises(ValueError, match="k must be a whole number of at least 1, not 0"):
         top_predictions(model, [3], k=0)
     with pytest.raises(ValueError, match="the prompt is empty"):
         top_predictions(model, [])
