@@ -28,6 +28,8 @@ class LookArguments:
     """A folder with a tokenizer, or "gpt2" (default: the model's own)."""
     out: Path = Path("look.html")
     """The page to write."""
+    large: bool = False
+    """Write a page of more than 32 MB too, for a long text; browsers are slow to open it."""
     open: bool = False
     """Open the page in a browser."""
     device: str | None = None
@@ -48,7 +50,7 @@ def look(argv: list[str]) -> int:
         raise ValueError(f"{arguments.model} brings no tokenizer: give one with --tokenizer")
     tokenizer = load_tokenizer(folder)
     model = from_pretrained(source, device=pick_device(arguments.device), dtype=torch.float32)
-    page = look_at(model, arguments.text, tokenizer=tokenizer, name=arguments.model)
+    page = look_at(model, arguments.text, tokenizer=tokenizer, name=arguments.model, large=arguments.large)
     out = arguments.out.expanduser()
     out.parent.mkdir(parents=True, exist_ok=True)
     page.html(out)

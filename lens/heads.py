@@ -8,13 +8,14 @@ from torch import Tensor
 
 from ..assembly.model import GPT2
 from .labelled import Labelled
+from .observing import check_head, observing
 from .prompt import Text, Texts, as_tokenizer, read_prompt, read_prompts, token_label
 
 HeadKind = Literal["previous token", "duplicate token", "induction"]
 """A pattern that `head_scores` looks for."""
 
 
-@torch.no_grad()
+@observing
 def attention_patterns(model: GPT2, text: Text, *, tokenizer: Any = None) -> Labelled:
     """Return the attention pattern of every head, with the axes ``layer``, ``head``, ``query`` and ``key``.
 
@@ -56,7 +57,7 @@ def wanted_keys(tokens: Tensor, kind: HeadKind) -> Tensor:
     raise ValueError(f"kind is {kind!r}; it can be 'previous token', 'duplicate token' or 'induction'")
 
 
-@torch.no_grad()
+@observing
 def head_scores(model: GPT2, tokens: Texts, kind: HeadKind, *, tokenizer: Any = None) -> Labelled:
     """Return how much of its attention each head gives to the keys that a head of a kind looks at.
 
@@ -64,7 +65,7 @@ def head_scores(model: GPT2, tokens: Texts, kind: HeadKind, *, tokenizer: Any = 
     over all queries, so its score is smaller by their share.
 
     Args:
-        model: in evaluation mode.
+        model: in any mode; dropout is off.
         tokens: one prompt or several of as many tokens, as text or tokens [batch seq]; random tokens that come twice
             show induction best.
         kind: see `wanted_keys`.
@@ -89,7 +90,7 @@ def head_scores(model: GPT2, tokens: Texts, kind: HeadKind, *, tokenizer: Any = 
     return Labelled(values, _layers_and_heads(model), title=f"{kind}: share of attention")
 
 
-@torch.no_grad()
+@observing
 def qk_circuit(model: GPT2, layer: int, head: int, text: Text, *, tokenizer: Any = None) -> Labelled:
     """Return the scores between the tokens of a text by a head's weights alone: what it looks for, without context.
 
@@ -102,6 +103,7 @@ def qk_circuit(model: GPT2, layer: int, head: int, text: Text, *, tokenizer: Any
         >>> qk_circuit(model, 0, 1, [3, 1, 4]).axes["key"]  # distinct tokens, in the order of their ids
         ['1', '3', '4']
     """
+    check_head(model, layer, head)
     embedded, labels = _embedded(model, text, tokenizer)
     attn: Any = model.blocks[layer].attn
     scores = (embedded @ attn.W_Q[head]) @ (embedded @ attn.W_K[head]).T * attn.scale
@@ -109,7 +111,7 @@ def qk_circuit(model: GPT2, layer: int, head: int, text: Text, *, tokenizer: Any
     return Labelled(scores, {"query": labels, "key": labels}, title=title)
 
 
-@torch.no_grad()
+@observing
 def ov_circuit(model: GPT2, layer: int, head: int, text: Text, *, tokenizer: Any = None) -> Labelled:
     """Return what a head that attends to each token of a text adds to the logit of each of them.
 
@@ -122,6 +124,7 @@ def ov_circuit(model: GPT2, layer: int, head: int, text: Text, *, tokenizer: Any
         >>> ov_circuit(model, 0, 1, [3, 1, 4]).values.shape  # attended token, logit
         torch.Size([3, 3])
     """
+    check_head(model, layer, head)
     embedded, labels = _embedded(model, text, tokenizer)
     tokens = read_prompt(model, text, tokenizer).tokens[0].unique()
     attn: Any = model.blocks[layer].attn

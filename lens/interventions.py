@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ..assembly.model import GPT2
 from ..components.taps import act_name
+from ..sampling.transforms.base import whole
 from .labelled import Labelled
+from .observing import observing
 from .prompt import Text, Texts, read_prompt, read_prompts
 
 Metric = Callable[[Tensor], Tensor | float]
@@ -20,7 +22,7 @@ Site = Literal["resid_pre", "resid_mid", "attn_out", "mlp_out", "q", "k", "v", "
 _OF_HEADS = ("q", "k", "v", "z")
 
 
-@torch.no_grad()
+@observing
 def activation_patching(
     model: GPT2,
     clean: Text,
@@ -39,7 +41,7 @@ def activation_patching(
     ``…_attn_head_out_by_pos`` (site ``z``), ``…_attn_head_q_by_pos``, …, and ``…_all_pos`` without ``by_position``.
 
     Args:
-        model: in evaluation mode.
+        model: in any mode; dropout is off.
         clean: a prompt that the model answers well.
         corrupted: one of as many tokens, in which something that matters is changed.
         metric: logits [batch seq d_vocab] to one number for each row, [batch]. A metric that returns a single number is
@@ -65,6 +67,7 @@ def activation_patching(
     """
     if site not in get_args(Site):
         raise ValueError(f"site is {site!r}; it can be {', '.join(map(repr, get_args(Site)))}")
+    whole("batch", batch, least=1)
     # Read the prompts, and keep the activations of the clean one.
     good, bad = read_prompt(model, clean, tokenizer), read_prompt(model, corrupted, tokenizer)
     seq = good.tokens.shape[1]
@@ -82,14 +85,14 @@ def activation_patching(
     # Patch one place at a time, several of them in one call: row i of the batch is patched at the i-th position.
     heads = range(model.config.n_heads) if of_heads else range(1)
     positions: Sequence[Any] = range(seq) if by_position else [slice(None)]
-    values = torch.empty(len(names), len(heads), len(positions), dtype=model.embed.W_E.dtype)
-    for layer, name in enumerate(names):
+    found: list[Tensor] = []
+    for name in names:
         for head in heads:
             for first in range(0, len(positions), batch):
                 some = positions[first : first + batch]
                 patch = _patch_from(cache[name][0], some, head if of_heads else None)
                 logits = model.run_with_hooks(bad.tokens.expand(len(some), -1), fwd_hooks=[(name, patch)])
-                values[layer, head, first : first + len(some)] = _of_each_row(metric, logits)
+                found.append(_of_each_row(metric, logits))
 
     # Name the axes.
     axes: dict[str, Sequence[str]] = {"layer": [str(layer) for layer in range(len(names))]}
@@ -98,7 +101,7 @@ def activation_patching(
     if by_position:
         axes["position"] = good.positions
     shape = [len(labels) for labels in axes.values()]
-    return Labelled(values.reshape(shape), axes, title=f"metric with {site} from the clean prompt")
+    return Labelled(torch.cat(found).reshape(shape), axes, title=f"metric with {site} from the clean prompt")
 
 
 def _of_each_row(metric: Metric, logits: Tensor) -> Tensor:
@@ -136,7 +139,7 @@ def _patch_from(source: Tensor, positions: Sequence[Any], head: int | None) -> C
     return patch
 
 
-@torch.no_grad()
+@observing
 def ablation(
     model: GPT2, tokens: Texts, loss: Metric, *, kind: Literal["zero", "mean"] = "mean", tokenizer: Any = None
 ) -> Labelled:
@@ -146,7 +149,7 @@ def ablation(
     so that what the head adds for every prompt stays, and what it adds for this prompt alone is removed.
 
     Args:
-        model: in evaluation mode.
+        model: in any mode; dropout is off.
         tokens: one prompt or several of as many tokens, as text or tokens [batch seq]; mean ablation needs several.
         loss: logits [batch seq d_vocab] to one number.
         kind: what takes the place of the head's output.

@@ -16,11 +16,15 @@ from ..assembly.model import GPT2
 from ..components.caching import ActivationCache
 from ..files import write_whole
 from .labelled import framed
+from .observing import observing
 from .prompt import Prompt, Text, as_tokenizer, read_prompt, token_label
 from .residual import attribution, stages
 
 _TOP = 10
 _TEMPLATE = "look.html"
+
+# 512 tokens of the smallest published GPT-2 are 25 MB, which a browser opens in a few seconds.
+_LARGEST_PAGE = 32_000_000  # bytes of attention patterns
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Look:
         return framed(self.html(), height=900, scripts=True)
 
 
-@torch.no_grad()
-def look(model: GPT2, text: Text, *, tokenizer: Any = None, name: str = "this model") -> Look:
+@observing
+def look(model: GPT2, text: Text, *, tokenizer: Any = None, name: str = "this model", large: bool = False) -> Look:
     """Return a page about what a model does with a text.
 
     The page shows the surprise of each token, the most likely next tokens at each position, the attention pattern of
@@ -67,13 +71,15 @@ def look(model: GPT2, text: Text, *, tokenizer: Any = None, name: str = "this mo
     of the token that comes next, compared with the mean logit of the vocabulary.
 
     Args:
-        model: in evaluation mode, with pre-norm blocks.
+        model: with pre-norm blocks, in any mode: dropout is off.
         text: the text, or its token ids.
         tokenizer: reads the text and gives the labels; see `read_prompt`.
         name: of the model, for the page's title.
+        large: allow a page with more than 32 MB of attention patterns.
 
     Raises:
-        ValueError: the text cannot be read (see `read_prompt`), or the model's numbers are not finite.
+        ValueError: the text cannot be read (see `read_prompt`), or is so long that the page would be large; or the
+            model's numbers are not finite.
 
     Example:
         >>> from gptladder import GPT2, GPT2Config
@@ -83,6 +89,8 @@ def look(model: GPT2, text: Text, *, tokenizer: Any = None, name: str = "this mo
         True
     """
     prompt, tokenizer = read_prompt(model, text, tokenizer), as_tokenizer(model, tokenizer)
+    if not large:
+        _check_size(model, len(prompt.labels))
     logits, cache = model.run_with_cache(prompt.tokens)
     log_probs = logits[0].double().log_softmax(-1)
     if not log_probs.isfinite().all():
@@ -130,6 +138,21 @@ def _lens_rows(model: GPT2, cache: ActivationCache, following: Tensor, label: An
             }
         )
     return rows
+
+
+def _check_size(model: GPT2, seq: int) -> None:
+    """Raise ValueError if the patterns of a text would make the page slow to open."""
+    layers, heads = model.config.n_layers, model.config.n_heads
+    if (size := _bytes_of_patterns(layers * heads, seq)) > _LARGEST_PAGE:
+        fitting = max(n for n in range(seq) if _bytes_of_patterns(layers * heads, n) <= _LARGEST_PAGE)
+        raise ValueError(
+            f"the attention patterns of {seq:,} tokens in {layers} layers of {heads} heads would make a page of "
+            f"{size / 1e6:,.0f} MB, slow to open: give at most {fitting:,} tokens, or allow it by large=True (--large)"
+        )
+
+
+def _bytes_of_patterns(heads: int, seq: int) -> int:
+    return heads * seq * (seq + 1) // 2 * 4 // 3  # in base64
 
 
 def _packed_patterns(model: GPT2, cache: ActivationCache) -> str:

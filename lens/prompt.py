@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..assembly.model import GPT2
-from ..assembly.text import one_row
-from ..sampling.text import as_tokenizer
+from ..sampling.rows import check_fits
+from ..sampling.text import as_tokenizer, prompt_tokens
+from ..sampling.transforms.base import whole
 from ..tokenizer import Tokenizer
 
 Text = str | Sequence[int] | Tensor
@@ -52,6 +53,8 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
         ValueError: there is text and no tokenizer, or no token, or a token outside the vocabulary, or more tokens than
             ``n_ctx``; there is more than one prompt.
 
+    An empty text becomes the token that begins every text.
+
     Example:
         >>> from gptladder import GPT2, GPT2Config
         >>> model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=10, n_ctx=8))
@@ -59,19 +62,8 @@ def read_prompt(model: GPT2, text: Text, tokenizer: Any = None) -> Prompt:
         ['0 3', '1 1', '2 4']
     """
     tokenizer = as_tokenizer(model, tokenizer)
-    if isinstance(text, str):
-        if tokenizer is None:
-            raise ValueError(
-                "the prompt is text, and there is no tokenizer to read it: pass tokenizer=…, set model.tokenizer, or "
-                "give token ids"
-            )
-        ids = tokenizer.encode(text)
-    else:
-        ids = one_row(text)
-    if not ids:
-        raise ValueError("the prompt has no token: give at least one")
-    if len(ids) > model.config.n_ctx:
-        raise ValueError(f"the prompt has {len(ids)} tokens and the model {model.config.n_ctx} positions: shorten it")
+    ids = prompt_tokens(text, model, tokenizer)
+    check_fits(ids, model.config.n_ctx)
     labels = [str(i) for i in ids] if tokenizer is None else [token_label(tokenizer, i) for i in ids]
     return Prompt(torch.tensor([ids], device=model.embed.W_E.device), labels)
 
@@ -130,7 +122,8 @@ def one_token(model: GPT2, text: int | str, tokenizer: Tokenizer | None) -> int:
         if len(ids) != 1:
             parts = ", ".join(repr(token_label(tokenizer, i)) for i in ids)
             raise ValueError(f"the answer {text!r} has {len(ids)} tokens ({parts}), where one is expected")
-        return ids[0]
-    if not 0 <= text < model.d_vocab:
-        raise ValueError(f"the answer {text} is outside the vocabulary: ids are 0 to {model.d_vocab - 1}")
-    return text
+        text = ids[0]
+    token = whole("an answer that is no text", text, least=0)
+    if token >= model.d_vocab:
+        raise ValueError(f"the answer {token} is outside the vocabulary: ids are 0 to {model.d_vocab - 1}")
+    return token

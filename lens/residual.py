@@ -9,6 +9,7 @@ from torch import Tensor
 from ..assembly.model import GPT2
 from ..components.caching import ActivationCache
 from .labelled import Labelled
+from .observing import observing
 from .prompt import Text, as_tokenizer, one_token, read_prompt, token_label
 
 
@@ -21,7 +22,7 @@ def stages(model: GPT2) -> dict[str, str]:
     return found
 
 
-@torch.no_grad()
+@observing
 def logit_lens(model: GPT2, text: Text, *, tokenizer: Any = None) -> Labelled:
     """Return the logits that the model would give if it stopped after each layer.
 
@@ -30,7 +31,7 @@ def logit_lens(model: GPT2, text: Text, *, tokenizer: Any = None) -> Labelled:
     ``model.unembed``.
 
     Args:
-        model: in evaluation mode.
+        model: in any mode; dropout is off.
         text: the prompt, as text or token ids.
         tokenizer: reads the text and gives the labels; see `read_prompt`.
 
@@ -53,7 +54,7 @@ def logit_lens(model: GPT2, text: Text, *, tokenizer: Any = None) -> Labelled:
     return Labelled(logits, axes, title="logits after each layer")
 
 
-@torch.no_grad()
+@observing
 def direct_logit_attribution(
     model: GPT2,
     text: Text,
@@ -70,7 +71,7 @@ def direct_logit_attribution(
     norm is folded into ``W_U``; the part ``bias`` here includes the biases of the final layer norm and the unembedding.
 
     Args:
-        model: in evaluation mode, with pre-norm blocks.
+        model: with pre-norm blocks, in any mode: dropout is off.
         text: the prompt, as text or token ids.
         answer: the token, as text or id, whose logit is taken apart.
         wrong: a token whose logit is subtracted (default: none is).

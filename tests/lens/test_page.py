@@ -81,6 +81,14 @@ def test_one_token_is_enough(text_model: GPT2) -> None:
     assert "1 tokens by this model" in repr(page)
 
 
+def test_a_text_whose_page_would_be_slow_to_open_is_refused(monkeypatch: pytest.MonkeyPatch, text_model: GPT2) -> None:
+    monkeypatch.setattr("gptladder.lens.page._LARGEST_PAGE", 3000)
+    assert len(look(text_model, [65] * 32).data["patterns"]) == 2816
+    with pytest.raises(ValueError, match=r"34 tokens in 2 layers of 2 heads .* 0 MB.* give at most 33 tokens.*--large"):
+        look(text_model, [65] * 34)
+    assert len(look(text_model, [65] * 34, large=True).data["patterns"]) == 3176
+
+
 def test_numbers_that_are_not_finite_are_refused(text_model: GPT2) -> None:
     with torch.no_grad():
         text_model.embed.W_E[65] = float("nan")

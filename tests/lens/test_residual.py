@@ -68,9 +68,9 @@ def test_text_answers_and_labels(text_model: GPT2, reader: BPETokenizer) -> None
         direct_logit_attribution(text_model, "abc", 257, tokenizer=reader)
     with pytest.raises(ValueError, match="pass tokenizer="):
         logit_lens(text_model, "abc")
-    with pytest.raises(ValueError, match="has no token"):
-        logit_lens(text_model, "", tokenizer=reader)
-    with pytest.raises(ValueError, match="65 tokens and the model 64 positions"):
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        logit_lens(text_model, [], tokenizer=reader)
+    with pytest.raises(ValueError, match="65 tokens, and the model reads at most n_ctx=64"):
         logit_lens(text_model, "a" * 65, tokenizer=reader)
 
 
@@ -93,5 +93,11 @@ def test_the_models_own_tokenizer_is_the_default(text_model: GPT2, reader: BPETo
 
 @pytest.mark.parametrize("given", [[[1, 2], [3, 4]], torch.tensor([[1, 2], [3, 4]]), torch.tensor([1.5]), None, 3])
 def test_several_prompts_or_other_numbers_are_refused(ours: GPT2, given: Any) -> None:
-    with pytest.raises(ValueError, match="are expected, "):
+    with pytest.raises(ValueError, match=r"are expected, |the prompt must be a text or the ids of its tokens"):
         logit_lens(ours, given)
+
+
+def test_an_empty_text_is_the_token_that_begins_every_text(text_model: GPT2, reader: BPETokenizer) -> None:
+    found = logit_lens(text_model, "", tokenizer=reader)
+    assert found.axes["position"] == ["0 <|endoftext|>"]
+    assert torch.equal(found.values, logit_lens(text_model, [256]).values)
