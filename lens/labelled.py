@@ -137,9 +137,9 @@ class Labelled:
         plot.set_title(title, fontsize=9, parse_math=False)
         plot.set_xlabel(list(self.axes)[-1])
         plot.set_ylabel(", ".join(list(self.axes)[:-1]))
-        plot.set_xticks(
-            range(len(columns)), [repr(c)[1:-1] for c in columns], rotation=90, fontsize=7, parse_math=False
-        )
+        across = [repr(label)[1:-1] for label in columns]
+        upright = max(map(len, across)) < 3
+        plot.set_xticks(range(len(columns)), across, rotation=0 if upright else 90, fontsize=7, parse_math=False)
         plot.set_yticks(range(len(labels)), [repr(label)[1:-1] for label in labels], fontsize=7, parse_math=False)
         drawn.colorbar(image, ax=plot)
         return drawn

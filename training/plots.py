@@ -92,7 +92,7 @@ def _draw_evaluations(axes: Any, evaluated: np.ndarray) -> None:
         axes.plot(*later.T, **orange, label=_with_value("validation", later[-1, 1]))
     if len(later) > 1:
         step, best = later[later[:, 1].argmin()]
-        axes.plot(step, best, "k*", markersize=10, zorder=3, label=f"best: {best:.3f} at step {step:.0f}")
+        axes.plot(step, best, "k*", markersize=10, zorder=3, label=f"best: {best:.3f} at step {step:,.0f}")
 
 
 def _with_value(name: str, value: float | None) -> str:
@@ -141,7 +141,7 @@ def _add_perplexity(axes: Any) -> None:
         if low <= loss <= high and not near:
             ticks.append(tick)
     second.set_yticks(ticks)
-    second.yaxis.set_major_formatter("{x:g}")
+    second.yaxis.set_major_formatter("{x:,g}")
     second.minorticks_off()
 
 
