@@ -6,8 +6,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from ..assembly.arguments import check_model
 from ..components.dropout import no_dropout
-from ..sampling.arguments import check_model
 
 F = TypeVar("F", bound=Callable[..., Any])
 

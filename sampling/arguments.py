@@ -3,35 +3,10 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from .params import SamplingParams
 from .transforms import LogitsTransform
 
-__all__ = ["check_model", "checked_params", "checked_transforms"]
-
-_METHODS = ("final_residual", "unembed", "new_cache")  # what is called here; wrappers, as of torch.compile, have it too
-
-
-def check_model(model: object, name: str = "model", instead: str = "a GPT2") -> None:
-    """Raise ValueError if an argument is not a model of ours.
-
-    >>> check_model("gpt2")
-    Traceback (most recent call last):
-    ValueError: model must be a GPT2, not 'gpt2': GPT2.from_pretrained loads one by its name or folder
-
-    Args:
-        model: the argument.
-        name: its name, for the message.
-        instead: what it can be, for the message.
-    """
-    if isinstance(model, nn.Module) and all(hasattr(model, method) for method in _METHODS):
-        return
-    shown, advice = f"{model!r:.60}", "GPT2.from_pretrained loads one by its name or folder"
-    if isinstance(model, nn.Module):
-        shown = f"a {type(model).__name__}"
-        advice = "gptladder.weights converts models of transformers (from_hf) and TransformerLens"
-    raise ValueError(f"{name} must be {instead}, not {shown}: {advice}")
+__all__ = ["checked_params", "checked_transforms"]
 
 
 def checked_params(params: Any, default: SamplingParams) -> SamplingParams:

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 
 from ..assembly import GPT2
+from ..assembly.arguments import check_model
 from ..tokenizer import Tokenizer, TokenizerSource
-from .arguments import check_model, checked_params
+from .arguments import checked_params
 from .logits import logits_after
 from .memory import check_memory
 from .params import SamplingParams

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..assembly import GPT2
+from ..assembly.arguments import check_model
 from ..components.dropout import no_dropout
 from ..tokenizer import Tokenizer, TokenizerSource
-from .arguments import check_model
 from .text import as_tokenizer
 from .transforms.base import whole
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..assembly import GPT2
+from ..assembly.arguments import check_model
 from ..tokenizer import Tokenizer, TokenizerSource
-from .arguments import check_model, checked_params
+from .arguments import checked_params
 from .batch import RowBatch
 from .draw import greedy, inverse_cdf, multinomial, row_uniforms
 from .memory import check_memory

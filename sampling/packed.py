@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..assembly.arguments import check_model
 from ..assembly.blocks import Blocks
 from ..assembly.model import GPT2
 from ..components import MLP, Attention, Block, LayerNorm, Unembed
@@ -26,7 +27,6 @@ from ..components.kernels import is_transformed
 from ..components.kv_cache import LayerCache
 from ..components.mlp import ACTIVATIONS
 from ..components.tap import Tap, any_hooks
-from .arguments import check_model
 from .transforms.base import whole
 
 PackedWeights = Literal["float32", "bfloat16", "int8"]

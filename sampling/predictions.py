@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..assembly import GPT2
+from ..assembly.arguments import check_model
 from ..tokenizer import Tokenizer, TokenizerSource
-from .arguments import check_model
 from .logits import logits_after
 from .rows import check_fits
 from .text import Prompt, as_tokenizer, prompt_tokens, vocabulary

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..assembly import GPT2
+from ..assembly.arguments import check_model
 from ..tokenizer import TokenizerSource
-from .arguments import check_model, checked_params
+from .arguments import checked_params
 from .draw import check_drawable, greedy, inverse_cdf, row_uniforms
 from .logits import logits_after
 from .params import SamplingParams

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from ..assembly.arguments import check_model
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..tokenizer import Tokenizer
@@ -60,9 +62,11 @@ def to_hf(model: GPT2) -> Any:
         >>> torch.equal(from_hf(hf).blocks[0].attn.W_Q, model.blocks[0].attn.W_Q)
         True
     """
+    check_model(model)
     transformers = _reference("transformers")
     config, tensors = huggingface.state_to_hf(model.config, weights_of(model))
-    hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**huggingface.config_to_hf(config)))
+    with torch.random.fork_rng(devices=[]):  # transformers draws initial weights, which ours replace
+        hf = transformers.GPT2LMHeadModel(transformers.GPT2Config(**huggingface.config_to_hf(config)))
     hf = hf.to(model.embed.W_E.device, model.embed.W_E.dtype)
     _load_all(hf, tensors, may_lack=("lm_head.weight",) if config.tie_word_embeddings else ())
     return hf.eval()
@@ -105,6 +109,7 @@ def to_hooked_transformer(model: GPT2, *, normalization_type: Literal["LN", "LNP
         WeightsError: the model is post-norm; or ``LNPre`` is asked for and a layer norm is not folded.
         ImportError: transformer-lens is not installed.
     """
+    check_model(model)
     lens = _reference("transformer_lens")
     weight = model.embed.W_E
     fields = hooked_transformer.hooked_config_fields(model.config) | {"normalization_type": normalization_type}
@@ -135,6 +140,7 @@ def to_hooked_state_dict(model: GPT2) -> dict[str, Tensor]:
         >>> torch.equal(from_hooked_transformer(state, model.config).embed.W_E, model.embed.W_E)
         True
     """
+    check_model(model)
     return dict(hooked_transformer.state_to_hooked(model.config, weights_of(model)))
 
 
@@ -177,6 +183,7 @@ def to_bridge_state_dict(model: GPT2, *, conv1d: bool) -> dict[str, Tensor]:
         >>> torch.equal(from_bridge(state, model.config).embed.W_E, model.embed.W_E)
         True
     """
+    check_model(model)
     return dict(bridge.state_to_bridge(model.config, weights_of(model), conv1d=conv1d))
 
 
@@ -194,6 +201,7 @@ def to_bridge(model: GPT2) -> Any:
         >>> torch.equal(from_bridge(to_bridge(model)).embed.W_E, model.embed.W_E)
         True
     """
+    check_model(model)
     if model.tokenizer is None:
         return bridge.bridge_around(to_hf(model))
     with _saved(model.tokenizer) as theirs:

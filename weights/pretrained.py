@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..assembly.arguments import check_model
 from ..assembly.model import GPT2
 from ..components.mlp import ActFn
 from ..tokenizer.base import REPLACED_FILES
@@ -150,6 +151,7 @@ def save_pretrained(
         ...     from_pretrained(folder).to_tokens("cab")
         tensor([[2, 0, 1]])
     """
+    check_model(model)
     refuse_run(Path(folder))
     config, tensors = huggingface.state_to_hf(model.config, weights_of(model))
     dtype = str(model.embed.W_E.dtype).removeprefix("torch.")

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from gptladder.assembly.model import GPT2
 from gptladder.weights import (
     WeightsError,
+    fold,
     from_bridge,
     from_hf,
     from_hooked_transformer,
     libraries,
+    to_bridge,
     to_bridge_state_dict,
     to_hf,
     to_hooked_state_dict,
@@ -63,6 +65,22 @@ def test_a_reference_with_other_parameters_than_ours_is_refused() -> None:
     with pytest.raises(WeightsError, match="version of Linear has other parameters than ours: scale, bias"):
         libraries._load_all(layer, {"weight": torch.ones(3, 2), "scale": torch.ones(1)}, may_lack=())
     libraries._load_all(layer, {"weight": torch.ones(3, 2)}, may_lack=("bias",))
+
+
+@pytest.mark.parametrize("convert", [to_hf, to_hooked_transformer, to_hooked_state_dict, to_bridge, fold])
+@pytest.mark.parametrize(
+    "other", [None, "gpt2", nn.Linear(2, 2), transformers.GPT2Config()], ids=lambda x: type(x).__name__
+)
+def test_only_a_model_of_ours_is_handed_over(convert: Callable[[Any], Any], other: Any) -> None:
+    with pytest.raises(ValueError, match="model must be a GPT2, not "):
+        convert(other)
+
+
+@pytest.mark.parametrize("convert", [to_hf, to_hooked_transformer, to_bridge, fold])
+def test_the_generator_of_torch_stays_as_it_was(convert: Callable[[GPT2], Any]) -> None:
+    model, before = our_model(), torch.get_rng_state()
+    convert(model)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("load", [from_hf, from_hooked_transformer, from_bridge])
