@@ -21,7 +21,7 @@ def check_model(model: object, name: str = "model", instead: str = "a GPT2") -> 
     """
     if isinstance(model, nn.Module) and all(hasattr(model, method) for method in _METHODS):
         return
-    shown, advice = f"{model!r:.60}", "GPT2.from_pretrained loads one by its name or folder"
+    shown, advice = " ".join(repr(model).split())[:60], "GPT2.from_pretrained loads one by its name or folder"
     if isinstance(model, nn.Module):
         shown = f"a {type(model).__name__}"
         advice = "gptladder.weights converts models of transformers (from_hf) and TransformerLens"

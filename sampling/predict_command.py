@@ -16,7 +16,7 @@ from ..extras import import_extra
 from ..files import FileError, read_json
 from ..options import parse
 from ..tokenizer import Tokenizer
-from ..weights import to_hf
+from ..weights import WeightsError, to_hf
 from .model_options import ModelOptions, load
 from .predictions import Prediction, most_probable, next_logits
 from .prompt_options import PromptOptions
@@ -53,11 +53,16 @@ def predict(argv: list[str]) -> int:
     logits = next_logits(model, prompt, tokenizer)
     ours = logits.log_softmax(-1)
     tokens = torch.tensor([prompt_tokens(prompt, model, tokenizer)], device=model.device)
-    theirs = _transformers_log_probs(model, path, tokens)
+    try:
+        theirs, missing = _transformers_log_probs(model, path, tokens), ""
+    except ImportError:
+        theirs, missing = None, "transformers is not installed (pip install 'gptladder[reference]')"
+    except WeightsError as error:  # a model that it cannot hold
+        theirs, missing = None, str(error)
     for line in _table(most_probable(logits, options.k, model, tokenizer), theirs, tokenizer):
         print(line)
     if theirs is None:
-        print("transformers is not installed, so there is no comparison: pip install 'gptladder[reference]'")
+        print(f"there is no comparison: {missing}")
         return 0
     difference = float((ours - theirs).abs().max())
     tolerance = _tolerance(model.embed.W_E.dtype, logits)
@@ -75,15 +80,16 @@ def _tolerance(dtype: torch.dtype, logits: Tensor) -> float:
     return max(_TOLERANCE, 2 * torch.finfo(dtype).eps * float(logits.abs().max()))
 
 
-def _transformers_log_probs(model: GPT2, path: Path | None, tokens: Tensor) -> Tensor | None:
-    """Return transformers' log-probabilities of the next token, or None if it is not installed.
+def _transformers_log_probs(model: GPT2, path: Path | None, tokens: Tensor) -> Tensor:
+    """Return transformers' log-probabilities of the next token.
 
     A folder in its format is read by transformers itself, so that our reading of the file is tested too.
+
+    Raises:
+        ImportError: transformers is not installed.
+        WeightsError: transformers' GPT-2 cannot hold the model.
     """
-    try:
-        transformers = import_extra("transformers")
-    except ImportError:
-        return None
+    transformers = import_extra("transformers")
     if path is not None and path.is_dir() and _is_transformers(path):
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()

@@ -13,6 +13,8 @@ from gptladder.sampling import model_options
 from gptladder.sampling import predict_command as command
 from gptladder.tokenizer import Tokenizer
 from gptladder.weights import from_pretrained
+from gptladder.weights.files.write import write_folder
+from gptladder.weights.sources import config_to_ours
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,19 @@ def test_without_transformers_there_is_no_comparison(
 
     monkeypatch.setattr(command, "import_extra", absent)
     assert command.predict(["Once", "--model", str(folder)]) == 0
-    assert "transformers is not installed, so there is no comparison" in capsys.readouterr().out
+    assert "there is no comparison: transformers is not installed (pip install" in capsys.readouterr().out
+
+
+def test_a_model_that_transformers_cannot_hold_is_predicted_without_a_comparison(
+    tmp_path: Path, tiny: Callable[..., GPT2], byte_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny(d_vocab=257, n_ctx=128, dtype=torch.float32, norm="post")
+    write_folder(tmp_path, config_to_ours(model.config), model.state_dict())
+    byte_tokenizer.save(tmp_path)
+    assert command.predict(["Once", "--model", str(tmp_path), "-k", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert len(rows(printed)) == 3
+    assert "there is no comparison: a post-norm model has no place" in printed
 
 
 def test_all_bytes_of_random_weights(capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,12 +68,11 @@ def test_a_reference_with_other_parameters_than_ours_is_refused() -> None:
 
 
 @pytest.mark.parametrize("convert", [to_hf, to_hooked_transformer, to_hooked_state_dict, to_bridge, fold])
-@pytest.mark.parametrize(
-    "other", [None, "gpt2", nn.Linear(2, 2), transformers.GPT2Config()], ids=lambda x: type(x).__name__
-)
-def test_only_a_model_of_ours_is_handed_over(convert: Callable[[Any], Any], other: Any) -> None:
-    with pytest.raises(ValueError, match="model must be a GPT2, not "):
-        convert(other)
+def test_only_a_model_of_ours_is_handed_over(convert: Callable[[Any], Any]) -> None:
+    for other in (None, "gpt2", nn.Linear(2, 2), transformers.GPT2Config()):
+        with pytest.raises(ValueError, match="model must be a GPT2, not ") as caught:
+            convert(other)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("convert", [to_hf, to_hooked_transformer, to_bridge, fold])
