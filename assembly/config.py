@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import operator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, get_args
 
 from ..components.block import Norm
@@ -37,7 +39,8 @@ class GPT2Config:
         resid_dropout: the same in what each layer adds to the residual stream.
 
     Raises:
-        ValueError: a size below 1, sizes that do not divide, an unknown choice, a probability outside [0, 1).
+        ValueError: a size below 1, sizes that do not divide, an unknown choice, a probability outside [0, 1), a value of
+            another type.
 
     Example:
         >>> config = GPT2Config(d_model=64, n_layers=2, n_heads=4, d_vocab=100, n_ctx=32)
@@ -65,27 +68,33 @@ class GPT2Config:
     resid_dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        for name in _SIZES:
+            value = getattr(self, name)
+            if name in ("d_head", "d_mlp") and not value:  # it follows from other sizes
+                continue
+            if (size := _whole(value)) is None or size < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number from 1 on")
+            object.__setattr__(self, name, size)  # of NumPy, perhaps
         if not self.d_head:
-            if self.n_heads > 0 and self.d_model % self.n_heads:
+            if self.d_model % self.n_heads:
                 raise ValueError(
                     f"n_heads={self.n_heads} does not divide d_model={self.d_model}: change one of them, or give d_head"
                 )
-            object.__setattr__(self, "d_head", self.d_model // max(self.n_heads, 1))
+            object.__setattr__(self, "d_head", self.d_model // self.n_heads)
         if not self.d_mlp:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
-        for size in ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx"):
-            value = getattr(self, size)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{size} is {value!r}; it must be a whole number from 1 on")
         for choice, kind in (("act_fn", ActFn), ("norm", Norm)):
             if getattr(self, choice) not in get_args(kind):
                 raise ValueError(f"{choice} is {getattr(self, choice)!r}; it can be {', '.join(get_args(kind))}")
+        for flag in _FLAGS:
+            if not isinstance(getattr(self, flag), bool):
+                raise ValueError(f"{flag} is {getattr(self, flag)!r}; it can be True or False")
         for probability in ("embed_dropout", "attn_dropout", "resid_dropout"):
-            if not 0 <= getattr(self, probability) < 1:
-                raise ValueError(f"{probability} is {getattr(self, probability)}; it must be in [0, 1)")
+            if not 0 <= _number(getattr(self, probability)) < 1:
+                raise ValueError(f"{probability} is {getattr(self, probability)!r}; it must be in [0, 1)")
         for positive in ("layer_norm_eps", "init_range"):
-            if not 0 < getattr(self, positive) < math.inf:
-                raise ValueError(f"{positive} is {getattr(self, positive)}; it must be a finite number above 0")
+            if not 0 < _number(getattr(self, positive)) < math.inf:
+                raise ValueError(f"{positive} is {getattr(self, positive)!r}; it must be a finite number above 0")
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> "GPT2Config":
@@ -106,6 +115,21 @@ class GPT2Config:
         """Return the factor of a block's attention scores; blocks are counted from 0."""
         scale = self.d_head**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+_SIZES = ("d_model", "n_layers", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx")
+_FLAGS = ("tie_word_embeddings", "unembed_bias", "scale_attn_weights", "scale_attn_by_inverse_layer_idx")
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
 
 
 PRESETS: dict[str, GPT2Config] = {

@@ -70,8 +70,14 @@ def as_batch(
     given: Any = input
     if not isinstance(given, Tensor) and hasattr(given, "tolist"):  # NumPy's and pandas'
         given = given.tolist()
-    if isinstance(given, list | tuple) and given and all(_holds_ids(item) for item in given):
-        given = torch.tensor(_plain(given), dtype=torch.int64, device=model.device)
+    if isinstance(given, list | tuple | range) and given and all(_holds_ids(item) for item in given):
+        rows = _plain(given)
+        if len(lengths := {len(row) if isinstance(row, list) else -1 for row in rows}) > 1:
+            raise ValueError(
+                f"the rows of tokens have {min(lengths)} to {max(lengths)} tokens: fill them up to one length, and pass "
+                "padding_mask=…, which is False at the filling"
+            )
+        given = torch.tensor(rows, dtype=torch.int64, device=model.device)
     if isinstance(given, Tensor):
         return (given[None] if given.dim() == 1 else given), padding_mask
     if padding_mask is not None:

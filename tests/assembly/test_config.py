@@ -78,6 +78,27 @@ def test_what_cannot_be_is_refused_with_the_number(wrong: dict[str, Any], messag
         GPT2Config(**wrong)
 
 
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(GPT2Config)])
+@pytest.mark.parametrize("value", ["12", [1], object(), 1j, "yes"], ids=lambda value: type(value).__name__)
+def test_a_value_of_the_wrong_type_is_named(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} is "):
+        GPT2Config(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["tie_word_embeddings", "unembed_bias", "scale_attn_weights"])
+@pytest.mark.parametrize("value", [0, 1, None, "no"])
+def test_a_flag_is_true_or_false(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {value!r}; it can be True or False"):
+        GPT2Config(**{field: value})
+
+
+def test_sizes_may_be_numpys() -> None:
+    numpy = pytest.importorskip("numpy")
+    config = GPT2Config(**{name: numpy.int64(12) for name in ("d_model", "n_layers", "n_heads", "d_vocab", "n_ctx")})
+    assert config == GPT2Config(d_model=12, n_layers=12, n_heads=12, d_vocab=12, n_ctx=12)
+    assert {type(getattr(config, name)) for name in ("d_model", "d_head", "d_mlp", "d_vocab")} == {int}
+
+
 def test_an_unknown_preset_is_answered_with_the_known() -> None:
     with pytest.raises(ValueError, match="'gpt3'; there are gpt2, gpt2-medium"):
         GPT2Config.preset("gpt3")
