@@ -39,8 +39,8 @@ class GPT2Config:
         resid_dropout: the same in what each layer adds to the residual stream.
 
     Raises:
-        ValueError: a size below 1, sizes that do not divide, an unknown choice, a probability outside [0, 1), a value of
-            another type.
+        ValueError: a size below 1, sizes that do not divide, an unknown choice, a probability outside [0, 1), a value
+            of another type.
 
     Example:
         >>> config = GPT2Config(d_model=64, n_layers=2, n_heads=4, d_vocab=100, n_ctx=32)

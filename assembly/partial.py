@@ -34,8 +34,8 @@ def partial_residual(
         raise ValueError("a cache needs all layers: leave out start_at_layer and stop_at_layer")
     n_layers = len(model.blocks)
     for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
-        if layer is not None and not (isinstance(layer, int) and -n_layers <= layer <= n_layers):
-            raise ValueError(f"{name} is {layer!r}, and the model has {n_layers} layers: give {-n_layers} to {n_layers}")
+        if layer is not None and not (hasattr(layer, "__index__") and -n_layers <= layer <= n_layers):
+            raise ValueError(f"{name} is {layer}, and the model has {n_layers} layers: give {-n_layers} to {n_layers}")
     if start_at_layer is None:
         residual = model.embedded(input, padding_mask, positions)
     elif isinstance(input, Tensor) and input.is_floating_point():

@@ -72,9 +72,9 @@ def as_batch(
         given = given.tolist()
     if isinstance(given, list | tuple | range) and given and all(_holds_ids(item) for item in given):
         rows = _plain(given)
-        if len(lengths := {len(row) if isinstance(row, list) else -1 for row in rows}) > 1:
+        if len(lengths := {len(row) if isinstance(row, list) else 0 for row in rows}) > 1:
             raise ValueError(
-                f"the rows of tokens have {min(lengths)} to {max(lengths)} tokens: fill them up to one length, and pass "
+                f"the rows of tokens have {min(lengths)} to {max(lengths)} tokens: fill them up to one length, and give "
                 "padding_mask=…, which is False at the filling"
             )
         given = torch.tensor(rows, dtype=torch.int64, device=model.device)

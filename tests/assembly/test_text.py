@@ -252,6 +252,13 @@ def test_what_is_no_token_id_is_refused(ours: GPT2, given: Any) -> None:
             call(given)
 
 
+def test_rows_of_different_lengths_are_refused(ours: GPT2) -> None:
+    for given in ([[1, 2, 3], [4]], [torch.tensor([1, 2, 3]), torch.tensor([4])]):
+        with pytest.raises(ValueError, match=r"have 1 to 3 tokens: fill them up .*padding_mask"):
+            ours(given)
+    assert torch.equal(ours(range(3)), ours([0, 1, 2]))
+
+
 @pytest.mark.parametrize(
     ("given", "row"),
     [([3, 1], [3, 1]), (torch.tensor([[3, 1]]), [3, 1]), (torch.tensor([3, 1]).numpy(), [3, 1]), (range(2), [0, 1])],
