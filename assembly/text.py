@@ -74,8 +74,8 @@ def as_batch(
         rows = _plain(given)
         if len(lengths := {len(row) if isinstance(row, list) else 0 for row in rows}) > 1:
             raise ValueError(
-                f"the rows of tokens have {min(lengths)} to {max(lengths)} tokens: fill them up to one length, and give "
-                "padding_mask=…, which is False at the filling"
+                f"the rows of tokens have {min(lengths)} to {max(lengths)} tokens: fill them up to one length, and "
+                "give padding_mask=…, which is False at the filling"
             )
         given = torch.tensor(rows, dtype=torch.int64, device=model.device)
     if isinstance(given, Tensor):
