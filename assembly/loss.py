@@ -5,8 +5,11 @@ Training has a loss of its own, which never holds the logits of a whole batch (`
 
 from typing import Any, Literal, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from ..components.kernels import is_transformed
 
 ReturnType = Literal["logits", "loss", "both"] | None
 """What a model's call returns."""
@@ -35,7 +38,7 @@ def next_token_loss(
         per_token: return the loss of each token [batch seq-1], 0 at padding, instead of the mean over all tokens.
 
     Raises:
-        ValueError: fewer than two tokens; tokens of another shape than the logits.
+        ValueError: fewer than two tokens, or none that follows another; tokens of another shape than the logits.
 
     Example:
         >>> next_token_loss(torch.zeros(1, 3, 10), torch.tensor([[7, 1, 2]]))  # ten equal guesses
@@ -50,6 +53,8 @@ def next_token_loss(
     if is_token is None:
         return losses if per_token else losses.mean()
     counted = (is_token[:, :-1] & is_token[:, 1:]).to(losses.device)
+    if not torch.compiler.is_compiling() and not is_transformed() and not counted.any():
+        raise ValueError("no token follows another one, because all others are padding: there is nothing to predict")
     losses = losses.masked_fill(~counted, 0.0)
     return losses if per_token else losses.sum() / counted.sum()
 

@@ -22,6 +22,14 @@ Input = str | Sequence[str] | Sequence[int] | Tensor
 """What a model's call takes: text, tokens, or a residual stream."""
 
 
+_UNSIGNED = (
+    torch.uint8,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)  # of files of tokens; an embedding takes none of them
+
+
 class ReadsText(Protocol):
     """What these functions ask of a model."""
 
@@ -79,6 +87,7 @@ def as_batch(
             )
         given = torch.tensor(rows, dtype=torch.int64, device=model.device)
     if isinstance(given, Tensor):
+        given = given.long() if given.dtype in _UNSIGNED else given
         return (given[None] if given.dim() == 1 else given), padding_mask
     if padding_mask is not None:
         raise ValueError("texts are padded here: leave out padding_mask, or give the tokens that it is of")

@@ -81,9 +81,6 @@ class SamplingParams:
     """Keeps tokens of at least this probability, or of a lower one if the entropy is high (see `Eta`)."""
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            if isinstance(getattr(self, setting.name), bool):
-                raise ValueError(f"{setting.name} is {getattr(self, setting.name)}, and no setting is a switch")
         if not isinstance(self.logit_bias, Mapping):
             raise ValueError(f"logit_bias must be a dict of token ids and numbers, not {self.logit_bias!r}")
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
@@ -102,6 +99,9 @@ class SamplingParams:
         # Each transform checks its own numbers when it is built.
         list(self._on_tokens(prompt_width=0, eos_token_ids=(0,)))
         list(self._on_distribution())
+        for setting in fields(self):  # True equals 1, which changes nothing in some of them
+            if isinstance(getattr(self, setting.name), bool):
+                raise ValueError(f"{setting.name} must be a number, not {getattr(self, setting.name)}")
 
     @property
     def greedy(self) -> bool:

@@ -137,10 +137,9 @@ def token_ids(name: str, ids: Iterable[Any]) -> tuple[int, ...]:
     >>> token_ids("eos_token_ids", [3, 4])
     (3, 4)
     """
-    try:
-        ids = tuple(ids)
-    except TypeError:
-        raise ValueError(f"{name} must be a list of token ids, not {ids!r}") from None
+    if isinstance(ids, bytes) or not hasattr(ids, "__iter__"):
+        raise ValueError(f"{name} must be a list of token ids, not {ids!r}")
+    ids = tuple(ids)
     if not ids:
         raise ValueError(f"{name} must name at least one token")
     return tuple(whole(f"each token of {name}", token, least=0) for token in ids)

@@ -113,7 +113,7 @@ def test_without_transformers_there_is_no_comparison(
     assert "there is no comparison: transformers is not installed (pip install" in capsys.readouterr().out
 
 
-def test_a_model_that_transformers_cannot_hold_is_predicted_without_a_comparison(
+def test_a_model_that_transformers_cannot_hold_has_no_comparison(
     tmp_path: Path, tiny: Callable[..., GPT2], byte_tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny(d_vocab=257, n_ctx=128, dtype=torch.float32, norm="post")

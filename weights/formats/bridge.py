@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...assembly.config import GPT2Config
@@ -71,9 +72,10 @@ def bridge_around(hf: Any, tokenizer: Any = None) -> Any:
     except ImportError as error:
         raise ImportError("transformer-lens 3.9 or newer is not installed: pip install transformer-lens") from error
     device = next(hf.parameters()).device
-    return build_bridge_from_module(
-        hf, "GPT2LMHeadModel", hf_config=hf.config, tokenizer=tokenizer, device=str(device)
-    ).eval()
+    with torch.random.fork_rng(devices=[]):  # it draws numbers that it does not use
+        return build_bridge_from_module(
+            hf, "GPT2LMHeadModel", hf_config=hf.config, tokenizer=tokenizer, device=str(device)
+        ).eval()
 
 
 def state_to_bridge(config: GPT2Config, ours: Mapping[str, Tensor], *, conv1d: bool) -> Mapping[str, Tensor]:
