@@ -22,12 +22,7 @@ Input = str | Sequence[str] | Sequence[int] | Tensor
 """What a model's call takes: text, tokens, or a residual stream."""
 
 
-_UNSIGNED = (
-    torch.uint8,
-    torch.uint16,
-    torch.uint32,
-    torch.uint64,
-)  # of files of tokens; an embedding takes none of them
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)  # of files of tokens; an embedding takes none
 
 
 class ReadsText(Protocol):

@@ -190,6 +190,11 @@ def test_options_that_cannot_be_are_refused(ours: GPT2, options: dict[str, Any],
 def test_a_loss_needs_two_tokens_and_a_cache_all_layers(ours: GPT2) -> None:
     with pytest.raises(ValueError, match="there are 1 tokens: give two"):
         ours(TOKENS[:, :1], return_type="loss")
+    for kept in ([], [3]):
+        mask = torch.zeros(TOKENS.shape, dtype=torch.bool)
+        mask[:, kept] = True
+        with pytest.raises(ValueError, match="no token follows another one"):
+            ours(TOKENS, return_type="loss", padding_mask=mask)
     stream = ours(TOKENS, stop_at_layer=1)
     with pytest.raises(ValueError, match="pass tokens="):
         ours(stream, start_at_layer=1, return_type="loss")

@@ -241,6 +241,8 @@ def test_tokens_are_taken_from_arrays_and_lists(ours: GPT2) -> None:
     tokens = torch.tensor([[1, 2], [3, 4]])
     for given in (tokens.numpy(), tokens.tolist(), list(tokens), [list(row) for row in tokens], list(tokens.numpy())):
         assert torch.equal(ours(given), ours(tokens))
+    for unsigned in (torch.uint8, torch.uint16, torch.uint32):
+        assert torch.equal(ours(tokens.to(unsigned)), ours(tokens))
     for given in (tokens[0].numpy(), list(tokens[0].numpy()), list(tokens[0])):
         assert torch.equal(ours(given), ours(tokens[0]))
 

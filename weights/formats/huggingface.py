@@ -131,8 +131,8 @@ def state_from_hf(config: GPT2Config, tensors: Mapping[str, Tensor]) -> Mapping[
 def parameter_names(names: Iterable[str]) -> dict[str, str]:
     """Return the names of the parameters among a GPT-2's tensors, without prefixes -> with them.
 
-    The prefixes are ``transformer.`` and those of wrappers (see `wrapper_prefixes.unwrapped`). The causal masks, which older
-    versions kept beside the parameters, are left out.
+    The prefixes are ``transformer.`` and those of wrappers (see `wrapper_prefixes.unwrapped`). The causal masks, which
+    older versions kept beside the parameters, are left out.
 
     Raises:
         WeightsError: a name that is there twice, with and without a prefix.
