@@ -6,6 +6,7 @@ of another shape raises an error that names it.
 
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -19,7 +20,7 @@ from .files.write import write_folder
 from .formats import huggingface
 from .generation import special_ids
 from .layout import WeightsError
-from .sources import Source, open_source, open_tensorflow, refuse_run, resolve, tokenizer_folder
+from .sources import Source, config_to_ours, open_source, open_tensorflow, refuse_run, resolve, tokenizer_folder
 
 
 def from_pretrained(
@@ -121,7 +122,12 @@ def from_nanogpt(
 
 
 def save_pretrained(
-    model: GPT2, folder: str | PathLike[str], *, max_shard_size: int = 5 * 2**30, overwrite: bool = False
+    model: GPT2,
+    folder: str | PathLike[str],
+    *,
+    to: Literal["hf", "ours"] = "hf",
+    max_shard_size: int = 5 * 2**30,
+    overwrite: bool = False,
 ) -> None:
     """Write a folder that ``from_pretrained`` and transformers' ``AutoModelForCausalLM`` can read.
 
@@ -132,6 +138,8 @@ def save_pretrained(
     Args:
         model: the model.
         folder: a new folder, or one that holds no model; its other files stay, except those of another tokenizer.
+        to: ``ours`` writes `GPT2Config`'s fields and our own names, which hold every model, and which transformers
+            cannot read.
         max_shard_size: weights of more bytes than this are split into several files.
         overwrite: replace the model that the folder holds, which may be the one that this model was loaded from.
 
@@ -153,17 +161,25 @@ def save_pretrained(
     """
     check_model(model)
     refuse_run(Path(folder))
-    config, tensors = huggingface.state_to_hf(model.config, weights_of(model))
-    dtype = str(model.embed.W_E.dtype).removeprefix("torch.")
-    fields = {**huggingface.config_to_hf(config), "dtype": dtype}
-    tokenizer = fitting_tokenizer(model)
-    if tokenizer is not None:
+    if to not in ("hf", "ours"):
+        raise WeightsError(f"to is {to!r}; it can be 'hf' or 'ours', and gptladder convert writes other formats")
+    weights, tokenizer = weights_of(model), fitting_tokenizer(model)
+    if to == "ours":
+        tensors, fields = weights, config_to_ours(model.config)
+    else:
+        try:
+            config, tensors = huggingface.state_to_hf(model.config, weights)
+            fields = huggingface.config_to_hf(config)
+        except WeightsError as error:
+            raise WeightsError(f"{error}; to='ours' saves every model, for gptladder alone") from None
+        fields["dtype"] = str(model.embed.W_E.dtype).removeprefix("torch.")
+    if tokenizer is not None and to == "hf":
         fields |= special_ids(tokenizer.eot_id, tokenizer.bos_id, tokenizer.pad_id)
     write_folder(
         Path(folder),
         fields,
         tensors,
-        files={} if tokenizer is None else tokenizer_files(tokenizer, n_ctx=config.n_ctx),
+        files={} if tokenizer is None else tokenizer_files(tokenizer, n_ctx=model.config.n_ctx),
         replaces=() if tokenizer is None else REPLACED_FILES,
         max_shard_size=max_shard_size,
         overwrite=overwrite,

@@ -23,6 +23,7 @@ from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
 from gptladder.files import FileError
 from gptladder.ladder.rungs import draw_case
+from gptladder.tokenizer import CharTokenizer
 from gptladder.weights import (
     CheckpointError,
     HubError,
@@ -420,9 +421,25 @@ def test_a_missing_path_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [({"d_head": 5}, r"2 \* 5 is not 6"), ({"norm": "post"}, "post-norm")])
 def test_what_the_format_cannot_hold_leaves_no_folder(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(WeightsError, match=f"{message}.*to='ours' saves every model"):
         save_pretrained(support.our_model(**changes), tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("changes", [{}, {"d_head": 5}, {"norm": "post"}, {"unembed_bias": True}], ids=str)
+def test_our_own_format_holds_every_model(changes: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
+    model = support.our_model(dtype, **changes)
+    model.tokenizer = CharTokenizer("abc", end_of_text=True)
+    save_pretrained(model, tmp_path / "model", to="ours")
+    again = from_pretrained(tmp_path / "model")
+    assert again.config == model.config
+    assert again.dtype == dtype
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(again.to_tokens("cab"), model.to_tokens("cab"))
+    save_pretrained(again, tmp_path / "model", to="ours", overwrite=True)
+    with pytest.raises(WeightsError, match="to is 'gguf'; it can be 'hf' or 'ours'"):
+        save_pretrained(model, tmp_path / "other", to="gguf")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "auto", torch.int8, torch.complex64, torch.float8_e4m3fn])
