@@ -37,7 +37,7 @@ def draw(parity: Parity, path: Path) -> None:
     _draw_whole(right, parity)
     for axes in (left, right):
         axes.set_yscale("log")
-        axes.set_ylim(_FLOOR / 3, None)
+        axes.set_ylim(_FLOOR / 20, None)
         axes.grid(axis="y", alpha=0.3)
         axes.axhline(_FLOOR, color="grey", linewidth=0.5, linestyle=":")
     picture = io.BytesIO()
@@ -68,7 +68,7 @@ def _draw_layers(axes: Any, parity: Parity) -> None:
         axes.plot([], [], "-", color="grey", label="allowed")[0],
     ]
     axes.legend(handles=handles, fontsize=8, ncols=2, loc="center", bbox_to_anchor=(0.5, 0.66))
-    axes.text(len(rungs) - 0.5, _FLOOR * 1.3, "equal to the bit", fontsize=7, color="grey", ha="right")
+    axes.text(len(rungs) - 0.5, _FLOOR / 2, "equal to the bit", fontsize=7, color="grey", ha="right", va="top")
 
 
 def _draw_whole(axes: Any, parity: Parity) -> None:

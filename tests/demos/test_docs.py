@@ -41,14 +41,15 @@ def test_transformers_trainer_trains_the_model_itself(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GPT2(GPT2Config(d_model=12, n_layers=2, n_heads=3, d_vocab=17, n_ctx=16))
     rows = [{"input_ids": torch.arange(start, start + 8) % 17} for start in range(32)]
-    before = float(model(torch.stack([row["input_ids"] for row in rows]), return_type="loss"))
+    tokens = torch.stack([row["input_ids"] for row in rows])
+    before = model(tokens, return_type="loss").item()
     options = transformers.TrainingArguments(
         output_dir=str(tmp_path), max_steps=30, learning_rate=1e-2, report_to=[], save_strategy="no", use_cpu=True
     )
     data = [{**row, "labels": row["input_ids"], "attention_mask": torch.ones(8, dtype=torch.int64)} for row in rows]
     trainer = transformers.Trainer(model=names["Trainable"](model), args=options, train_dataset=data)
     trainer.train()
-    assert float(model(torch.stack([row["input_ids"] for row in rows]), return_type="loss")) < 0.5 * before
+    assert model(tokens, return_type="loss").item() < 0.5 * before
     assert trainer.evaluate(data)["eval_loss"] < 0.5 * before
     model.save_pretrained(tmp_path / "final")
     assert torch.equal(GPT2.from_pretrained(tmp_path / "final").embed.W_E, model.embed.W_E)
