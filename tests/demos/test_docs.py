@@ -44,7 +44,7 @@ def test_transformers_trainer_trains_the_model_itself(tmp_path: Path) -> None:
     tokens = torch.stack([row["input_ids"] for row in rows])
     before = model(tokens, return_type="loss").item()
     options = transformers.TrainingArguments(
-        output_dir=str(tmp_path), max_steps=30, learning_rate=1e-2, report_to=[], save_strategy="no", use_cpu=True
+        output_dir=str(tmp_path), max_steps=80, learning_rate=2e-2, report_to=[], save_strategy="no", use_cpu=True
     )
     data = [{**row, "labels": row["input_ids"], "attention_mask": torch.ones(8, dtype=torch.int64)} for row in rows]
     trainer = transformers.Trainer(model=names["Trainable"](model), args=options, train_dataset=data)
