@@ -142,7 +142,7 @@ def _documents(text: str, encoding: str | None) -> Iterator[Iterator[str]]:
     """Return the documents of a text for ``evaluate``: of a file or folder, read as ``train`` does, or of "-"."""
     corpus = importlib.import_module(".training.data.corpus", __package__)
     if text != "-":
-        return corpus.TextFiles(os.path.expanduser(text), encoding=encoding).documents()
+        return corpus.TextFiles(text, encoding=encoding).documents()
     return _standard_input(corpus, encoding)
 
 

@@ -9,7 +9,8 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,21 @@ class FileError(ValueError):
         Traceback (most recent call last):
         gptladder.files.FileError: no-such-file: cannot be read (No such file or directory); ...
     """
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path that a user gave; ``~`` or ``~name`` at its beginning is replaced by that home folder.
+
+    What names no home folder stays as it is, as in a shell: ``Path.expanduser`` raises an error for a file "~.txt".
+
+    Example:
+        >>> str(user_path("~.txt"))
+        '~.txt'
+    """
+    try:
+        return Path(os.path.expanduser(path))
+    except ValueError:  # a zero byte in the name of a user
+        return Path(path)
 
 
 def file_size(path: Path) -> int:
@@ -178,6 +194,24 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system within the block name a file, if it names none, as that of a full disk.
+
+    Example:
+        >>> with naming(Path("metrics.csv")):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        OSError: [Errno 28] No space left on device: 'metrics.csv'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:

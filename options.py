@@ -8,6 +8,7 @@ import difflib
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -38,6 +39,11 @@ _ELSEWHERE = {
     "--checkpoint": "--model",
 }  # fmt: skip
 
+# tyro lays out its texts for the width of the terminal: with very few columns it does not end, with few it breaks the
+# names of options, and with many it shows groups of options side by side. Messages are read off its texts, so these are
+# laid out for a fixed width.
+_LEAST_COLUMNS, _COLUMNS_OF_HELP, _COLUMNS_OF_ERRORS = 40, 100, 400
+
 _BOX = re.compile(r"^[│╭╰]\s?|\s*[│╮╯]$")
 _RULE = re.compile(r"^[─\-]{8,}$")
 _OPTION = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
@@ -65,8 +71,11 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = 
     argv = list(_with_home(argv))
     rest: dict[str, Any] = {} if default is None else {"default": default}
     errors = io.StringIO()
+    columns = _COLUMNS_OF_ERRORS
+    if {"-h", "--help"} & set(argv):
+        columns = max(_LEAST_COLUMNS, shutil.get_terminal_size().columns)
     try:
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), _terminal(columns):
             options = tyro.cli(kind, args=argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **rest)
     except SystemExit as stopped:
         if stopped.code in (None, 0):
@@ -212,8 +221,23 @@ def _with_home(argv: Sequence[str]) -> Iterator[str]:
         path_follows = word.replace("_", "-") in _PATHS
 
 
+@contextlib.contextmanager
+def _terminal(columns: int) -> Iterator[None]:
+    """Within the block, let the terminal seem to have so many columns."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(columns)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
 def _help_text(kind: type[Any], prog: str, rest: dict[str, Any]) -> str:
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+    output, width = contextlib.redirect_stdout(io.StringIO()), _terminal(_COLUMNS_OF_HELP)
+    with output as text, width, contextlib.suppress(SystemExit):
         tyro.cli(kind, args=["--help"], prog=prog, config=(tyro.conf.OmitArgPrefixes,), **rest)
     return text.getvalue()
 

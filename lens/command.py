@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from ..device import pick_device
+from ..files import user_path
 from ..options import parse
 from ..tokenizer import load_tokenizer
 from ..weights import from_pretrained, open_source, resolve, tokenizer_folder
@@ -51,7 +52,7 @@ def look(argv: list[str]) -> int:
     tokenizer = load_tokenizer(folder)
     model = from_pretrained(source, device=pick_device(arguments.device), dtype=torch.float32)
     page = look_at(model, arguments.text, tokenizer=tokenizer, name=arguments.model, large=arguments.large)
-    out = arguments.out.expanduser()
+    out = user_path(arguments.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     page.html(out)
     print(f"{out} shows what {arguments.model} does with {len(page.prompt.labels)} tokens; it opens without a network")

@@ -5,12 +5,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..files import write_whole
+from ..files import user_path, write_whole
 
 # The ends of the two colour scales, chosen so that they differ for readers without colour vision too: blue for what is
 # positive, orange for what is negative. Light and dark pages mix them with their own background.
@@ -105,7 +104,7 @@ class Labelled:
         """Return the heat map as one page, and write it to ``path`` if that is given. It fetches nothing."""
         page = _PAGE.format(title=escape(self.title), body=self._table())
         if path is not None:
-            write_whole(Path(path).expanduser(), page)
+            write_whole(user_path(path), page)
         return page
 
     def _repr_html_(self) -> str:

@@ -6,7 +6,6 @@ import math
 import os
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ..assembly.model import GPT2
 from ..components.caching import ActivationCache
-from ..files import write_whole
+from ..files import user_path, write_whole
 from .labelled import framed
 from .observing import observing
 from .prompt import Prompt, Text, as_tokenizer, read_prompt, token_label
@@ -55,7 +54,7 @@ class Look:
         template = files(__package__ or "gptladder.lens").joinpath(_TEMPLATE).read_text(encoding="utf-8")
         page = template.replace("__DATA__", data)
         if path is not None:
-            write_whole(Path(path).expanduser(), page)
+            write_whole(user_path(path), page)
         return page
 
     def _repr_html_(self) -> str:

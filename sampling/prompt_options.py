@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ..files import read_bytes
+from ..files import read_bytes, user_path
 
 __all__ = ["PromptOptions", "unescaped"]
 
@@ -40,7 +40,7 @@ class PromptOptions:
         if self.prompt is not None and self.prompt_file is not None:
             raise ValueError("there are two prompts: give PROMPT or --prompt-file, not both")
         if self.prompt_file is not None:
-            path = self.prompt_file.expanduser()
+            path = user_path(self.prompt_file)
             return _decoded(read_bytes(path, limit=_LARGEST_PROMPT), str(path))
         if self.prompt is None:
             raise ValueError("there is no prompt: give PROMPT in quotes, --prompt-file FILE, or - for standard input")

@@ -25,6 +25,7 @@ import torch
 from gptladder import GPT2, GPT2Config, cli
 from gptladder.tokenizer import BPETokenizer
 from gptladder.training import command as training
+from gptladder.training import runlog
 from gptladder.training.presets import PRESETS, TrainConfig
 from gptladder.training.record import VERSION
 from gptladder.training.run import Outcome, train
@@ -212,6 +213,7 @@ def test_a_line_that_trains_trains(words: list[str], folder: Path, monkeypatch: 
         return run(config.replace(max_steps=2, warmup_steps=1, sample_tokens=5), **rest)
 
     monkeypatch.setattr(training, "run_training", short)
+    monkeypatch.setattr(runlog, "draw_losses", lambda *_, **__: None)  # it takes longer than two steps
     assert cli.main(words[1:]) == 0
     (made,) = set(Path("runs").iterdir()) - there
     assert [path.name for path in made.glob("snapshots/*")] == ["snapshot_step_2.pt"]

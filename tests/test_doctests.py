@@ -13,14 +13,14 @@ import torch
 
 # Packages whose public classes and functions each have an example. Others are listed here once theirs have.
 COMPLETE = ("components", "assembly", "weights", "sampling", "sampling.transforms", "lens")
-# More modules whose examples run.
+# Packages and modules whose examples run, as far as there are any.
+PACKAGES = (*COMPLETE, "training", "training.data")
 MODULES = (
     "files",
     "device",
     "extras",
     "gguf_file",
     "options",
-    "training.loss",
     "weights.files.torch_files",
     "weights.files.hub",
 )
@@ -28,7 +28,7 @@ MODULES = (
 
 def modules() -> Iterator[str]:
     """Yield the names of all modules whose examples run, without the package's own."""
-    for package in COMPLETE:
+    for package in PACKAGES:
         yield package
         path = importlib.import_module(f"gptladder.{package}").__path__
         yield from (f"{package}.{module.name}" for module in pkgutil.iter_modules(path))

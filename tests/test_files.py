@@ -10,7 +10,17 @@ from typing import BinaryIO
 import pytest
 
 from gptladder import files
-from gptladder.files import FileError, file_in, file_size, first_sentence, listed, read_bytes, read_json, write_whole
+from gptladder.files import (
+    FileError,
+    file_in,
+    file_size,
+    first_sentence,
+    listed,
+    read_bytes,
+    read_json,
+    user_path,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize("content", ["one\ntwo\r\nñ", b"\x00\xff"], ids=["text", "bytes"])
@@ -147,3 +157,18 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
             write_whole(path, content)
         assert caught.value.filename == str(path)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("~/a", "/home/me/a"),
+        ("~.txt", "~.txt"),
+        ("~no-such-user/a", "~no-such-user/a"),
+        ("~\0/a", "~\0/a"),
+        ("a/~", "a/~"),
+    ],
+)
+def test_only_a_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch, given: str, path: str) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert user_path(given) == Path(path)

@@ -1,5 +1,6 @@
 """How command lines are read: values, paths, and the message for a command line that is wrong."""
 
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,6 +40,8 @@ class Options:
     """How wide."""
     every: float | Literal["epoch"] = "epoch"
     """How often, in steps."""
+    a_name_of_very_many_words: bool = False
+    """Nothing."""
 
     def __post_init__(self) -> None:
         if self.top_k < 0:
@@ -74,7 +77,7 @@ def test_a_text_arrives_as_it_was_typed(prompt: str) -> None:
     assert read("--", prompt).prompt == prompt
 
 
-@pytest.mark.parametrize("width", ["40", "80", "200"])
+@pytest.mark.parametrize("width", ["1", "20", "200"])
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -88,6 +91,7 @@ def test_a_text_arrives_as_it_was_typed(prompt: str) -> None:
         (["x", ""], "there is no use for '': put a text of several words in quotes"),
         (["x", "--hepl"], "there is no option --hepl; did you mean --help?"),
         (["x", "--top-kk", "3"], "there is no option --top-kk; did you mean --top-k?"),
+        (["x", "--a-name-of-very-many-words", "--top-kk"], "there is no option --top-kk; did you mean --top-k?"),
         (["x", "--top_kk=3"], "there is no option --top-kk; did you mean --top-k?"),
         (["--dashes here"], "'--dashes here' is no option: put a text that begins with -- last, after --"),
         (["--zzz"], "there is no option --zzz; put a text that begins with - last, after --"),
@@ -124,11 +128,13 @@ def test_a_command_without_arguments_names_the_option_for_a_text(capsys: pytest.
         assert message in capsys.readouterr().err
 
 
-def test_help_is_tyros_own(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("width", ["1", "80"])
+def test_help_is_tyros_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: str) -> None:
+    monkeypatch.setenv("COLUMNS", width)
     with pytest.raises(SystemExit) as stopped:
         read("--help")
     assert stopped.value.code == 0
-    assert "How many tokens." in capsys.readouterr().out
+    assert "How many" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("argv", [["x", "--model=~/m"], ["x", "--model", "~/m"]])
@@ -190,6 +196,17 @@ def test_messages_name_options(message: str, renamed: str) -> None:
         options.named_by_option(Options),
     ):
         raise ValueError(message)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_option_is_known_on_a_terminal_of_any_width(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = cli.COMMANDS[name]
+    kind = getattr(importlib.import_module(f"gptladder.{command.module}"), command.options)
+    for columns in ("20", "400"):
+        monkeypatch.setenv("COLUMNS", columns)
+        known = options._known_options(options._help_text(kind, "gptladder", {}))
+        positional = {"prompt", "model", "text", "folder", "file", "source", "destination", "name"}
+        assert {f"--{field.replace('_', '-')}" for field in options._field_names(kind) - positional} <= {*known}
 
 
 def test_every_option_that_takes_a_path_expands_the_home_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ runs any other tokenizer that the ``tokenizers`` package can read. ``save`` writ
 ``transformers.AutoTokenizer`` reads.
 """
 
-from .base import END_OF_TEXT, TextDecoder, Tokenizer
+from .base import END_OF_TEXT, MAX_ID, TextDecoder, Tokenizer
 from .byte_pairs import BPETokenizer
 from .characters import CharTokenizer
 from .loading import TokenizerSource, load_tokenizer
@@ -15,6 +15,7 @@ from .pipeline import PipelineTokenizer
 
 __all__ = [
     "END_OF_TEXT",
+    "MAX_ID",
     "BPETokenizer",
     "CharTokenizer",
     "OfflineError",

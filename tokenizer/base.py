@@ -15,10 +15,13 @@ from tokenizers import pre_tokenizers
 
 from ..files import write_whole
 
-__all__ = ["END_OF_TEXT", "TextDecoder", "Tokenizer"]
+__all__ = ["END_OF_TEXT", "MAX_ID", "TextDecoder", "Tokenizer"]
 
 END_OF_TEXT = "<|endoftext|>"
 """GPT-2's token between documents."""
+
+MAX_ID = 1 << 22
+"""Highest id of a token that is read or made. The largest vocabularies in use have 260,000 tokens."""
 
 NO_TEMPLATE = {"Sequence": {"id": "A", "type_id": 0}}
 """The one step of a template that adds nothing; transformers 5 writes it into every ``tokenizer.json``."""
@@ -94,6 +97,11 @@ class Tokenizer(ABC):
         self._config = {name: value for name, value in config.items() if name not in _NOT_WRITTEN_AGAIN}
         if isinstance(self._config.get("extra_special_tokens"), list):  # the name in transformers 4, which 5 reads too
             self._config.setdefault("additional_special_tokens", self._config.pop("extra_special_tokens"))
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The fields of ``tokenizer_config.json`` that `save` writes; they do not change the ids of a text."""
+        return self._config
 
     @property
     def start_id(self) -> int | None:

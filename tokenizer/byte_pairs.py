@@ -16,7 +16,7 @@ import tiktoken
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from .base import END_OF_TEXT, NO_TEMPLATE, Tokenizer, check_utf8, default_config, unknown_id
+from .base import END_OF_TEXT, MAX_ID, NO_TEMPLATE, Tokenizer, check_utf8, default_config, unknown_id
 from .cutting import BEFORE_BLANK, cut, cutting_place
 from .network import gpt2_encoding
 
@@ -118,13 +118,15 @@ class BPETokenizer(Tokenizer):
                 twice or more); ``n_vocab`` has the number.
 
         Raises:
-            ValueError: no text, or a ``vocab_size`` under 257.
+            ValueError: no text, or a ``vocab_size`` that is under 257 or above `MAX_ID`.
 
         >>> BPETokenizer.train("ab ab", vocab_size=300).n_vocab
         258
         """
         if vocab_size < 257:
             raise ValueError(f"vocab_size is {vocab_size}, and the 256 bytes and the end of text take 257 of it")
+        if vocab_size > MAX_ID:
+            raise ValueError(f"vocab_size is {vocab_size}; it must be at most {MAX_ID:,}")
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(

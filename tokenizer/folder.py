@@ -16,16 +16,13 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from ..files import MAX_JSON_BYTES, FileError, file_in, first_sentence, listed, parse_json, read_bytes, read_json
-from .base import END_OF_TEXT
+from .base import END_OF_TEXT, MAX_ID
 from .special import SpecialTokens
 
 __all__ = ["has_tokenizer", "read_folder"]
 
 MAX_TOKENIZER_BYTES = 64_000_000
 """Largest ``tokenizer.json`` or ``vocab.json`` that is read. Those of 250,000 tokens have about 20 MB."""
-
-MAX_ID = 1 << 22
-"""Highest id of a token that is read. The largest vocabularies in use have 260,000 tokens."""
 
 _CHAT = "chat_template.jinja"
 

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer as Backend
 
 from ..files import FileError
 from ..gguf_file import read_header
-from .base import default_config
-from .folder import MAX_ID, refusing
+from .base import MAX_ID, default_config
+from .folder import refusing
 
 __all__ = ["read_gguf_tokenizer"]
 

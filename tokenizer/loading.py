@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer as Backend
 
-from ..files import first_sentence
+from ..files import first_sentence, user_path
 from ..gguf_file import is_gguf
 from .base import END_OF_TEXT, Tokenizer
 from .byte_pairs import BPETokenizer
@@ -78,7 +78,7 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
 
 
 def _by_name(source: str | os.PathLike[str]) -> Tokenizer:
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if is_gguf(folder):
         return _of_pipeline(*read_gguf_tokenizer(folder))
     if folder.suffix == ".json" and folder.is_file():

@@ -6,11 +6,13 @@ import shlex
 from pathlib import Path
 
 from ..assembly.config import GPT2Config
+from ..files import user_path
 from ..options import named_by_option, parse, take
 from .changes import recorded_config
 from .data.config import DataConfig
 from .data.prepare import prepare_data
 from .display import JSONDisplay
+from .idle_options import idle_data_options
 from .lock import RunFolderError
 from .own_text import Start, is_own_text, start_from_preset, start_from_recipe
 from .presets import DROPOUTS, PRESETS, OptimConfig, RunConfig, TrainConfig, field_names, resized
@@ -67,8 +69,11 @@ def prepare(argv: list[str]) -> int:
     """
     preset, recipe, rest = _start(argv, "gptladder prepare")
     config = parse(DataConfig, rest, prog="gptladder prepare", default=preset.data)
-    if recipe is not None and "tokenizer" not in given_fields(argv):
+    asked = given_fields(argv)
+    if recipe is not None and "tokenizer" not in asked:
         print(f"tokenizer for this text: {config.tokenizer} (--tokenizer gives another)")
+    for line in idle_data_options(config, asked):
+        print(line)
     prepare_data(config, say=print)
     return 0
 
@@ -101,7 +106,7 @@ def _given_back(argv: list[str], given: set[str]) -> tuple[TrainConfig, set[str]
             raise ValueError(f"--config and --{option} do not go together, because {why}: leave one of them out")
     if not path:
         raise ValueError("--config has no value: give the config.json of a run, such as runs/NAME/config.json")
-    config, asked = read_record(Path(path).expanduser())
+    config, asked = read_record(user_path(path))
     return config, given | (asked if "init_from" not in given else set())
 
 
@@ -117,7 +122,7 @@ def _recorded(config: TrainConfig, given: set[str]) -> TrainConfig:
 
     Its name and folder are those of the snapshot's run, unless others are given.
     """
-    folder = Path(config.run.runs_dir, config.name).expanduser()
+    folder = config.folder
     try:
         found = find_snapshot(config.run.resume, folder, lambda line: None)
         if found is None:

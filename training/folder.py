@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..files import FileError, listed, read_json, sync_folder, write_whole
+from ..files import FileError, listed, read_json, sync_folder, user_path, write_whole
 from ..weights.sources import RUN_FORMAT
 from .lock import RunFolderError, RunLock
 from .metrics import RunFiles
 from .model_folders import written_model
 from .record import VERSION
-from .snapshots import list_snapshots, load_snapshot
+from .snapshots import list_snapshots, snapshot_path
 
 _PARTS_OF_0_1 = {"preset", "data", "model", "optim", "run", "facts"}
 _FILES = {"config.json", "speed.jsonl", "loss.png", *RunFiles.NAMES}
@@ -31,6 +31,11 @@ _MODEL_FILE = re.compile(
     r"|encoder\.json|merges\.txt|chat_template\.\w+"
 )
 _SNAPSHOT_FILE = re.compile(r"snapshot_step_\d+\.pt")
+# Hidden files that may be deleted with a run: unfinished ones of killed processes, and those that systems write.
+_LITTER = re.compile(
+    r"\.[\w.-]+\.(json|jsonl|csv|md|pt|png|safetensors|txt)\.(\d+|part)|\.(final|last)\.partial"
+    r"|\.DS_Store|\.ipynb_checkpoints|\.directory|\._.*|\.nfs\w+"
+)
 
 
 def is_run(folder: Path) -> bool:
@@ -45,18 +50,15 @@ def is_run(folder: Path) -> bool:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return the names in a run's folder that no run writes, without hidden files."""
+    """Return the names in a run's folder that no run writes."""
     foreign = []
-    for path in folder.iterdir():
-        if path.name.startswith("."):
-            continue
+    for path in _entries(folder):
         if path.is_dir() and not path.is_symlink():
             known = path.name in _FOLDERS
             foreign += [] if known else [path.name]
             inside = {"snapshots": _SNAPSHOT_FILE, "final": _MODEL_FILE, "last": _MODEL_FILE, "tokenizer": _MODEL_FILE}
             if pattern := inside.get(path.name):
-                names = [file.name for file in path.iterdir() if not file.name.startswith(".")]
-                foreign += [f"{path.name}/{name}" for name in names if not pattern.fullmatch(name)]
+                foreign += [f"{path.name}/{file.name}" for file in _entries(path) if not pattern.fullmatch(file.name)]
         elif path.name not in _FILES:
             foreign.append(path.name)
     return sorted(foreign)
@@ -90,7 +92,7 @@ class RunFolder:
         try:
             self._recover()
         except BaseException:
-            self._lock.close()
+            self._lock.__exit__(None, None, None)
             raise
         if self._lock.unavailable:
             self.lines.append(
@@ -115,7 +117,7 @@ class RunFolder:
                 given; it holds something else, or more than a run.
         """
         try:
-            holds = [path.name for path in self.path.iterdir() if not path.name.startswith(".")]
+            holds = [path.name for path in _entries(self.path)]
             where = self.path
         except FileNotFoundError:
             holds, where = [], self.path.parent
@@ -155,9 +157,9 @@ class RunFolder:
         Raises:
             RunFolderError: The input is inside the folder.
         """
-        if value is None or not os.path.lexists(Path(value).expanduser()):
+        if value is None or not os.path.lexists(user_path(value)):
             return
-        if Path(os.path.realpath(Path(value).expanduser())).is_relative_to(self._real):
+        if Path(os.path.realpath(user_path(value))).is_relative_to(self._real):
             raise RunFolderError(
                 f"--overwrite would replace {self.path}, and {option} {value} is in it: give another --name"
             )
@@ -165,12 +167,12 @@ class RunFolder:
     def begin(self, *, replace: bool) -> None:
         """Create the folder, empty; with ``replace``, first rename the run that it holds."""
         try:
-            if replace and self._real.exists() and any(self._real.iterdir()):
+            if not self._real.exists() or not any(self._real.iterdir()):
+                self._undo = "new"
+            elif replace:
+                self._undo = "replaced"
                 os.rename(self._real, self._replaced)
                 sync_folder(self._real.parent)
-                self._undo = "replaced"
-            elif not self._real.exists() or not any(self._real.iterdir()):
-                self._undo = "new"
             self._real.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self._unwritable(error) from None
@@ -182,10 +184,11 @@ class RunFolder:
 
     def keep(self) -> None:
         """Keep the new run, and delete the run that it replaces."""
-        if self._undo == "replaced":
+        # First: an interruption of what follows must not restore the earlier run, which may be incomplete by then.
+        undo, self._undo = self._undo, None
+        if undo == "replaced":
             os.rename(self._replaced, self._removed)
             shutil.rmtree(self._removed, ignore_errors=True)
-        self._undo = None
 
     def write_record(self, values: Mapping[str, Any]) -> None:
         """Write ``config.json``, by which `is_run` recognises the folder."""
@@ -205,7 +208,8 @@ class RunFolder:
             The folder of the branch, or None if there was nothing to set aside.
         """
         later = [path for path in list_snapshots(self.path / "snapshots") if _step(path) > step]
-        if not later:
+        everything = step < 0 and (self.path / "metrics.jsonl").exists()  # the snapshots may have been deleted
+        if not later and not everything:
             return None
         number, branch = 1, self.path / "branches" / name
         while branch.exists():
@@ -224,11 +228,12 @@ class RunFolder:
         for path in reversed(later):  # the newest first, so that the snapshots left are always those of a shorter run
             os.rename(path, branch / "snapshots" / path.name)
         sync_folder(branch / "snapshots")
-        sync_folder(self.path / "snapshots")
+        if later:
+            sync_folder(self.path / "snapshots")
         return branch
 
-    def copy_from(self, snapshot: Path, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Copy a snapshot of another run here, with that run's metrics up to it.
+    def copy_from(self, snapshot: Path, step: int, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Copy the snapshot of a step here from another run, with that run's metrics up to it.
 
         Returns:
             The lengths that the run's files had at the snapshot; 0 for a file that is not beside the snapshot.
@@ -246,10 +251,7 @@ class RunFolder:
                 kept[name] = 0
         (self.path / "snapshots").mkdir(exist_ok=True)
         with open(snapshot, "rb") as content:
-            write_whole(
-                self.path / "snapshots" / f"snapshot_step_{load_snapshot(snapshot)['step']}.pt",
-                lambda file: shutil.copyfileobj(content, file),
-            )
+            write_whole(snapshot_path(self.path / "snapshots", step), lambda file: shutil.copyfileobj(content, file))
         return kept
 
     def _recover(self) -> None:
@@ -272,6 +274,8 @@ class RunFolder:
 
     def _take_back(self) -> None:
         undo, self._undo = self._undo, None
+        if undo == "replaced" and not self._replaced.exists():
+            return  # an error or an interruption came before the run was renamed
         shutil.rmtree(self._real, ignore_errors=True)
         if undo == "replaced":
             os.rename(self._replaced, self._real)
@@ -281,6 +285,11 @@ class RunFolder:
         return RunFolderError(
             f"the run's folder {self.path} cannot be written to ({error.strerror}): choose another --runs-dir"
         )
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what a folder holds, without hidden files that may be deleted with a run."""
+    return [path for path in folder.iterdir() if not _LITTER.fullmatch(path.name)]
 
 
 def _move_if_there(source: Path, target: Path) -> None:

@@ -35,7 +35,7 @@ class RunLock:
         self._folder = folder
         self._path = real.with_name(f".{real.name}.lock")
         self._file: int | None = None
-        self._made_parent = False
+        self._made: list[Path] = []
         self.unavailable: str | None = None
 
     def __enter__(self) -> Self:
@@ -58,9 +58,9 @@ class RunLock:
         if os.name != "nt":  # Windows cannot delete an open file; the empty file may stay
             self._path.unlink(missing_ok=True)
         self.close()
-        if self._made_parent:
-            with contextlib.suppress(OSError):  # the folder is not empty by now
-                self._path.parent.rmdir()
+        with contextlib.suppress(OSError):  # a folder is not empty by now
+            for folder in self._made:
+                folder.rmdir()
 
     def close(self) -> None:
         """Close this process's handle of the lock."""
@@ -73,7 +73,7 @@ class RunLock:
         parent = self._path.parent
         if parent.exists() and not parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        self._made_parent = not parent.exists()
+        self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         parent.mkdir(parents=True, exist_ok=True)
 
     def _open(self) -> int | None:

@@ -19,7 +19,7 @@ from .model_folders import RunModels
 from .recovery import last_good_snapshot
 from .runlog import RunLog
 from .samples import Sampler, draw_samples
-from .schedule import Ending, divergence_limit, is_due, learns_by_heart, why_it_ends, without_improvement
+from .schedule import Ending, divergence_limit, evaluations, is_due, learns_by_heart, why_it_ends, without_improvement
 from .snapshot_checks import health
 from .snapshots import prune_snapshots, save_snapshot
 from .timing import Timing
@@ -251,8 +251,10 @@ class TrainingRun:
         row = self.log.rows[-1]
         with self.timing.part("files"):
             best = self.models.finish(row)
+        lower = [step for step, loss in evaluations(self.log.rows) if loss < best.val_loss]
+        which = f"the best since step {lower[-1]}" if lower else "the best"  # the run went back to a snapshot after it
         self.display.say(
-            f"final/ is the model of step {best.step}, the best (validation loss {best.val_loss:.4f}); "
+            f"final/ is the model of step {best.step}, {which} (validation loss {best.val_loss:.4f}); "
             f"last/ is that of step {row.step} ({row.val_loss:.4f}); both are in {self.folder}"
         )
         self.display.say(self.timing.line())

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..files import FileError, first_sentence, read_bytes
+from ..files import FileError, first_sentence, naming, read_bytes
 
 _MAX_BYTES = 2**31
 _MAX_COUNT = 2**62
@@ -69,7 +69,8 @@ class RunFiles:
 
     def append(self, name: str, text: str) -> None:
         """Append text to a file."""
-        with open(self.folder / name, "a", encoding="utf-8", newline="\n") as file:
+        path = self.folder / name
+        with naming(path), open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
     def sizes(self) -> dict[str, int]:
@@ -80,14 +81,15 @@ class RunFiles:
     def sync(self) -> None:
         """Flush all files to the disk."""
         for name in self.NAMES:
-            with open(self.folder / name, "ab") as file:
+            path = self.folder / name
+            with naming(path), open(path, "ab") as file:
                 os.fsync(file.fileno())
 
-    def cut_back(self, sizes: Mapping[str, int]) -> None:
-        """Truncate each file to its length in ``sizes`` (default: 0).
+    def check_lengths(self, sizes: Mapping[str, int]) -> None:
+        """Check that each file has at least its length in ``sizes`` (default: 0).
 
         Raises:
-            ValueError: A file is shorter than that, or missing. Then no file is changed.
+            ValueError: A file is shorter than that, or missing.
         """
         actual = self.sizes()
         for name in self.NAMES:
@@ -96,6 +98,15 @@ class RunFiles:
                     f"{self.folder / name} has {actual[name]} bytes and had {sizes[name]} at the snapshot: bring the "
                     "file back, or continue the snapshot as a run of its own, with another --name"
                 )
+
+    def cut_back(self, sizes: Mapping[str, int]) -> None:
+        """Truncate each file to its length in ``sizes`` (default: 0).
+
+        Raises:
+            ValueError: A file is shorter than that, or missing. Then no file is changed.
+        """
+        self.check_lengths(sizes)
+        actual = self.sizes()
         for name in self.NAMES:
             if actual[name] > sizes.get(name, 0):
                 os.truncate(self.folder / name, sizes.get(name, 0))

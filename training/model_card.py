@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import user_path
 from ..tokenizer import Tokenizer
 from ..weights.card import card
 from .metrics import Metrics, perplexity
@@ -31,7 +32,7 @@ def model_card(row: Metrics, config: TrainConfig, facts: Mapping[str, Any]) -> s
     """
     loss = row.val_loss or 0.0
     base = config.init_from
-    on_the_hub = base is not None and not Path(base).expanduser().exists()
+    on_the_hub = base is not None and not user_path(base).exists()
     from_the_hub = config.data.corpus == "tinystories" and "generated" not in str(facts.get("text"))
     lines = [
         f"# {config.name}",
@@ -103,7 +104,8 @@ def _bits_per_byte(loss: float, bytes_of_a_token: Any) -> list[str]:
 def _shown(value: Any) -> str:
     """Return a value for the card. Of an absolute path only the end is shown: the card may be published."""
     path = Path(str(value))
-    return "/".join(path.parts[-2:]) if path.is_absolute() else str(value)
+    text = "/".join(path.parts[-2:]) if path.is_absolute() else str(value)
+    return text.encode("utf-8", "replace").decode()  # a path may have bytes that are not UTF-8
 
 
 def _recipe(config: TrainConfig) -> str:

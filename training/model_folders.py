@@ -71,7 +71,7 @@ class RunModels:
     def finish(self, row: Metrics) -> Judged:
         """Write ``last/``, and ``final/`` if there is no better model. Return which model is in ``final/``."""
         if self.best is None:  # the run has ended where it resumed, or before its first update
-            self.best = Judged(row.step, row.val_loss or math.nan)
+            self.best = Judged(row.step, math.nan if row.val_loss is None else row.val_loss)
             self._write("final", row)
         self._write("last", row)
         return self.best

@@ -1,6 +1,7 @@
 """Build the model of a run: its configuration from the run's options, and its weights."""
 
 import dataclasses
+import os
 from collections.abc import Collection
 
 import torch
@@ -14,6 +15,7 @@ from .presets import DROPOUTS, TrainConfig, field_names
 # Sizes that command lines for several starting models often contain. If they differ from the model to start from, they
 # have no effect, and a line reports it; every other size that differs is refused.
 _REPORTED = frozenset({"n_layers", "n_heads"})
+_BYTES_OF_A_PARAMETER = 12  # float32: its value, its gradient, and at least one number of the optimizer
 
 
 def with_source(
@@ -68,6 +70,28 @@ def with_source(
         ),
         lines,
     )
+
+
+def check_memory(config: GPT2Config, device: torch.device) -> None:
+    """Check that a machine's memory can hold the weights, their gradients, and the optimizer's state.
+
+    Without this check, the system would end the process without a message. The embedding of the tokens is not counted,
+    because the size of the vocabulary is not known before the data is prepared.
+
+    Raises:
+        ValueError: They need more than the machine has.
+    """
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return
+    width = config.d_head * config.n_heads
+    of_a_block = 4 * config.d_model * width + 2 * config.d_model * config.d_mlp
+    parameters = config.n_layers * of_a_block + config.n_ctx * config.d_model
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if parameters * _BYTES_OF_A_PARAMETER > memory:
+        raise ValueError(
+            f"a model of {parameters:,} parameters needs {parameters * _BYTES_OF_A_PARAMETER // 10**9:,} GB to train, "
+            f"and this machine has {memory // 10**9}: give a smaller --d-model, --n-layers or --n-ctx"
+        )
 
 
 def fresh_model(config: TrainConfig, device: torch.device) -> GPT2:

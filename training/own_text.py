@@ -134,7 +134,7 @@ def check_prompt(prompt: str, tokenizer: Tokenizer) -> None:
 
 
 def _prepared_text(folder: Path) -> tuple[TextSurvey, dict[str, Any]]:
-    """What is known of a prepared text, and how it was prepared; the text itself need not exist any more."""
+    """Return what is known of a prepared text, and how it was prepared; the text itself need not exist any more."""
     data, facts = load_data(folder), read_facts(folder)
     tokens = data.train.header.tokens + data.val.header.tokens
     first = data.train.tokens[:100_000].tolist()
@@ -161,7 +161,7 @@ def _can_encode(tokenizer: Tokenizer, prompt: str) -> bool:
 
 
 def _holds(corpus: Corpus, characters: set[str]) -> bool:
-    """Whether a text holds all of some characters; reads no further than needed."""
+    """Return whether a text holds all of some characters. It is read only as far as necessary."""
     missing = set(characters)
     for piece in corpus.text():
         missing -= set(piece)

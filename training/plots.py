@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..files import naming
 from .metrics import Metrics
 
 _SMOOTHED_OVER = 50  # the training curve shows about this many means
@@ -51,7 +52,7 @@ def draw_losses(rows: Sequence[Metrics], path: Path, *, title: str) -> None:
     axes.legend()
     _add_perplexity(axes)
     temporary = path.with_name(f".{path.name}.part")
-    with warnings.catch_warnings():
+    with naming(path), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the title may have characters that the font lacks
         figure.savefig(temporary, format="png", dpi=120)
     temporary.replace(path)

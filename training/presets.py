@@ -5,14 +5,15 @@ A field's docstring is its help text on the command line.
 
 import dataclasses
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..assembly.config import GPT2Config
+from ..files import user_path
 from .data.batches import Order
 from .data.config import DataConfig
+from .limits import MAX_SEED, is_folder_name, require_counts
 from .parallel import Parallel
 
 Precision = Literal["float32", "bf16", "auto"]
@@ -86,27 +87,19 @@ class OptimConfig:
     """With torchrun: each process has a copy of the model (ddp), or the weights are sharded among them (fsdp)."""
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self,
-            "batch",
-            "micro_batch",
-            "seq",
-            "max_steps",
-            "max_epochs",
-            "target_loss",
-            "patience",
-            "lr",
-            "muon_lr",
-            "decay_steps",
-            "grad_clip",
-        )
+        require_counts(self, "batch", "micro_batch", "seq", "max_steps", "max_epochs", "patience", "decay_steps")
+        require_counts(self, "warmup_steps", least=0)
+        for name in ("target_loss", "lr", "muon_lr", "grad_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be above 0")
         for name, choices in (("optimizer", get_args(OptimizerName)), ("decay", get_args(Decay))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(choices)}")
-        for name in ("max_epochs", "target_loss", "lr", "muon_lr", "min_lr", "weight_decay"):
+        for name in ("target_loss", "lr", "muon_lr", "min_lr", "weight_decay", "grad_clip"):
             if not math.isfinite(getattr(self, name) or 0):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number")
-        for name in ("min_lr", "warmup_steps", "weight_decay"):
+        for name in ("min_lr", "weight_decay"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.max_steps is self.max_epochs is self.target_loss is None:
@@ -114,6 +107,8 @@ class OptimConfig:
         for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed is {self.seed}; it must be a whole number from 0 to 2**62 - 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +154,16 @@ class RunConfig:
     """Licence of the trained model, for its card, such as mit (default: none, which the card states)."""
 
     def __post_init__(self) -> None:
-        _require_positive(
+        require_counts(
             self, "log_every", "eval_every", "eval_batches", "snapshot_every", "keep", "sample_every", "sample_tokens"
         )
-        if self.name is not None and not _is_folder_name(self.name):
-            raise ValueError(f"name is {self.name[:40]!r}; it must be the name of a folder, such as mine")
+        require_counts(self, "final_samples", least=0)
+        if self.name is not None and not is_folder_name(self.name):
+            raise ValueError(f"name is {self.name[:40]!r}; it must be the name of a folder in UTF-8, such as mine")
+        if self.license is not None and not (self.license.strip() and self.license.isprintable()):
+            raise ValueError(f"license is {self.license[:40]!r}; it must be the name of one, such as mit")
         if not self.runs_dir:
             raise ValueError("runs_dir is ''; it must be a folder, such as runs")
-        if self.final_samples < 0:
-            raise ValueError(f"final_samples is {self.final_samples}; it must not be negative")
         if self.overwrite and self.resume:
             raise ValueError("overwrite deletes what resume would continue: give one of them")
 
@@ -211,6 +207,11 @@ class TrainConfig:
     def name(self) -> str:
         """Name of the run."""
         return self.run.name or self.preset or "run"
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return user_path(Path(self.run.runs_dir, self.name))
 
     def recorded(self) -> dict[str, Any]:
         """Return what a run records: all of the configuration except the options of one start (``--resume``, …).
@@ -264,19 +265,6 @@ def resized(model: GPT2Config, **changes: Any) -> GPT2Config:
     follows = {"d_head": model.d_model // model.n_heads, "d_mlp": 4 * model.d_model}
     again = {name: 0 for name, size in follows.items() if getattr(model, name) == size}
     return dataclasses.replace(model, **{**again, **changes}) if changes else model
-
-
-def _is_folder_name(name: str) -> bool:
-    """Return whether a run's folder can have this name, and the files beside it a longer one."""
-    last = Path(name).name  # empty for "." and "/"
-    return last not in ("", "..") and "\0" not in name and len(os.fsencode(last)) <= 200
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, int | float) and not value > 0:
-            raise ValueError(f"{name} is {value}; it must be above 0")
 
 
 PRESETS: dict[str, TrainConfig] = {

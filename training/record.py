@@ -49,7 +49,7 @@ def read_record(path: Path) -> tuple[TrainConfig, set[str]]:
             raise ValueError(where)
     except (ValueError, TypeError) as error:
         raise FileError(f"{path}: holds settings that cannot be ({first_sentence(error)}); copy it again") from error
-    # The dropout is that of the run, whatever that of a model to start from is; so is a tokenizer that was chosen.
+    # The dropout is the run's own, even if a model to start from has another one; so is a tokenizer that was chosen.
     asked = {*DROPOUTS} | ({"tokenizer"} if facts.get("tokenizer") == config.data.tokenizer else set())
     return config, asked
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import user_path
 from .folder import RunFolder, is_run
 from .lock import RunFolderError
 from .snapshot_checks import SnapshotError, health
@@ -45,7 +46,7 @@ def find_snapshot(resume: str | None, folder: Path, say: Callable[[str], None]) 
     """
     if resume is None:
         return None
-    path = folder if resume == "auto" else Path(resume).expanduser()
+    path = folder if resume == "auto" else user_path(resume)
     if resume != "auto" and not path.is_dir():
         return Resumption(path, load_snapshot(path), _is_in(path, folder / "snapshots"))
     if resume == "auto" and not is_run(folder):
@@ -108,7 +109,7 @@ def settle_folder(folder: RunFolder, found: Resumption) -> tuple[dict[str, int],
         return sizes, f"; what came after it is in {branch}" if branch else ""
     # The snapshot is from a branch of this run, or from another run: all present results become a branch.
     branch = folder.set_aside(-1, "before-return")
-    kept = folder.copy_from(found.path, sizes)
+    kept = folder.copy_from(found.path, found.step, sizes)
     lost = "" if any(kept.values()) else "; its metrics are not beside it, so they begin here"
     return kept, lost + (f"; what was here is in {branch}" if branch else "")
 

@@ -21,11 +21,13 @@ from .data.config import DataConfig
 from .data.prepare import TextData, load_data, prepare_data
 from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay, WandbDisplay
 from .folder import RunFolder
+from .idle_options import idle_data_options, idle_options
 from .interruption import Interruption
 from .lock import RunFolderError
 from .loop import TrainingRun
+from .metrics import RunFiles
 from .model_card import bytes_per_token
-from .models import check_vocabulary, fresh_model, with_dropout, with_source
+from .models import check_memory, check_vocabulary, fresh_model, with_dropout, with_source
 from .own_text import check_prompt
 from .parallel import Processes, joined
 from .precision import computing_by, keep_freed_memory, settle
@@ -73,42 +75,31 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         NonFiniteError: A loss or a gradient is not finite.
         KeyboardInterrupt: Ctrl-C or SIGTERM came before training began, or a second time.
     """
-    timing = Timing()
-    device = pick_device(config.optim.device)
+    timing, device = Timing(), pick_device(config.optim.device)
     with ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         processes = stack.enter_context(joined(config.optim.parallel, device))
         display = stack.enter_context(_display(config, processes))
-        folder = Path(config.run.runs_dir, config.name).expanduser()
 
-        # Lock the folder and look at it. Nothing in it changes yet.
-        home = stack.enter_context(RunFolder(folder)) if processes.first else None
-        found = _look(config, home, folder, display)
-        last_step(config.optim, 1)  # raises for a run without an end, before the data is prepared
-
-        # Settle the precision and the backend of matrix products.
-        config = processes.share(_settled(config, found, device) if processes.first else None)
+        # Lock the folder, and check everything. Nothing in the folder changes yet.
+        home = stack.enter_context(RunFolder(config.folder)) if processes.first else None
+        found = _look(config, home, display)
+        config = processes.share(_settled(config, found, asked, device, display) if processes.first else None)
         stack.enter_context(computing_by(config))
         if device.type == "cpu":
             keep_freed_memory()
-
-        # Load the model to start from, prepare the data, make the trainer, and check the prompt and the snapshot.
         trainer, data = _prepare(config, found, asked, device, processes, display, timing)
-        config = trainer.config
-        if sample is not None:
-            check_prompt(config.run.prompt, data.tokenizer)
-        changes = [] if found is None else _check_snapshot(found, trainer, data, folder)
+        _check_samples(sample, trainer.config, data, display)
+        changes = [] if found is None else _check_snapshot(found, trainer, data)
 
         # From here on, the folder changes.
         facts = describe(trainer, data)
-        sizes, after = _open(home, found, data, {**config.recorded(), "facts": facts})
-        display = _with_trackers(display, stack, config, processes, folder)
-
-        # Train, from the snapshot on if there is one.
+        sizes, after = _open(home, found, data, {**trainer.config.recorded(), "facts": facts})
+        display = _with_trackers(display, stack, trainer.config, processes)
         run = TrainingRun(
             trainer,
             data.tokenizer,
-            folder=folder,
+            folder=config.folder,
             display=display,
             sample=sample,
             interruption=interruption,
@@ -118,8 +109,6 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
             timing=timing,
         )
         display.facts(**facts)
-        if sample is None:
-            display.say("no samples: train() was called without sample=")
         if found is not None:
             run.resume(found.contents, sizes)
             for line in [f"resumed from {found.path}, at step {run.step}{after}", *_explained(changes, found, trainer)]:
@@ -128,8 +117,19 @@ def train(config: TrainConfig, *, sample: Sampler | None = None, asked: Collecti
         return _train(run, home)
 
 
-def _check_snapshot(found: Resumption, trainer: Trainer, data: TextData, folder: Path) -> list[str]:
+def _check_samples(sample: Sampler | None, config: TrainConfig, data: TextData, display: Display) -> None:
+    """Check that samples can begin with the prompt, or report that there are none."""
+    if sample is None:
+        display.say("no samples: train() was called without sample=")
+    else:
+        check_prompt(config.run.prompt, data.tokenizer)
+
+
+def _check_snapshot(found: Resumption, trainer: Trainer, data: TextData) -> list[str]:
     """Check that a snapshot fits the model, the optimizer, the data and the options; return the changed options."""
+    folder = trainer.config.folder
+    if found.here and trainer.processes.first:
+        RunFiles(folder).check_lengths(found.contents["files"])
     # The text first: a changed text can have another vocabulary, and then the model has other sizes too.
     check_text(found, data.facts, folder)
     trainer.check(found.path, found.contents, data.tokenizer.fingerprint)
@@ -152,9 +152,9 @@ def _train(run: TrainingRun, home: RunFolder | None) -> Outcome:
     return Outcome(run.folder, ending, run.step)
 
 
-def _look(config: TrainConfig, home: RunFolder | None, folder: Path, display: Display) -> Resumption | None:
+def _look(config: TrainConfig, home: RunFolder | None, display: Display) -> Resumption | None:
     """Check the folder, on the first process, and return the snapshot to continue from."""
-    run = config.run
+    run, folder = config.run, config.folder
     found = find_snapshot(run.resume, folder, display.say)
     if home is None:
         return found
@@ -197,10 +197,28 @@ def _open(
     return sizes, after
 
 
-def _settled(config: TrainConfig, found: Resumption | None, device: torch.device) -> TrainConfig:
-    """Return the configuration with a precision and a backend; a run that continues uses those that it had."""
+def _settled(
+    config: TrainConfig,
+    found: Resumption | None,
+    asked: Collection[str] | None,
+    device: torch.device,
+    display: Display,
+) -> TrainConfig:
+    """Return the configuration with a precision and a backend; a run that continues uses those that it had.
+
+    Options of the user that have no effect beside the others are reported.
+
+    Raises:
+        ValueError: The run has no end, or its model needs more memory than the machine has.
+    """
+    last_step(config.optim, 1)
+    if config.init_from is None:
+        check_memory(config.model, device)
     recorded = found and dataclasses.asdict(recorded_config(found.contents, found.path).optim)
-    return settle(config, device, recorded)
+    settled = settle(config, device, recorded)
+    for line in [*idle_data_options(config.data, asked or ()), *idle_options(config.optim, settled.optim, asked or ())]:
+        display.say(line)
+    return settled
 
 
 def _prepare(
@@ -317,14 +335,12 @@ def _display(config: TrainConfig, processes: Processes) -> Display:
     return JSONDisplay() if config.run.json else TerminalDisplay()
 
 
-def _with_trackers(
-    display: Display, stack: ExitStack, config: TrainConfig, processes: Processes, folder: Path
-) -> Display:
+def _with_trackers(display: Display, stack: ExitStack, config: TrainConfig, processes: Processes) -> Display:
     """Return a display that also writes for TensorBoard and Weights & Biases, if the run asks for them."""
     if not processes.first:
         return display
     if config.run.tensorboard:
-        display = stack.enter_context(TensorBoardDisplay(display, folder / "tensorboard"))
+        display = stack.enter_context(TensorBoardDisplay(display, config.folder / "tensorboard"))
     if config.run.wandb:
-        display = stack.enter_context(WandbDisplay(display, folder, config.name, config.recorded()))
+        display = stack.enter_context(WandbDisplay(display, config.folder, config.name, config.recorded()))
     return display

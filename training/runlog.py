@@ -55,8 +55,7 @@ class RunLog:
         if row.step:
             speed = {"step": row.step, "tokens_per_second": round(self.tokens_per_second, 1)}
             # Not one of the files whose length a snapshot stores: it may differ from run to run.
-            with open(self._folder / "speed.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(speed) + "\n")
+            self.files.append("speed.jsonl", json.dumps(speed) + "\n")
         self.restart_clock()
 
     def sample(self, title: str, text: str) -> None:

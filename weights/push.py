@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..files import FileError
+from ..files import FileError, user_path
 from .card import CARD_FILE, card
 from .companions import COMPANIONS
 from .files.folders import CONFIG_FILE, WEIGHT_FILES, read_index
@@ -90,7 +90,7 @@ def model_files(folder: str | Path) -> dict[str, Path | bytes]:
     Raises:
         FileError, WeightsError: as for `push_to_hub`.
     """
-    path = Path(folder).expanduser()
+    path = user_path(folder)
     if not path.is_dir():
         raise FileError(f"{folder}: there is no such folder; give a model's folder or a run's")
     path = resolve(path)

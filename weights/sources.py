@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..assembly.config import GPT2Config
 from ..components.mlp import ActFn
-from ..files import FileError, file_in, listed, read_json
+from ..files import FileError, file_in, listed, read_json, user_path
 from ..gguf_file import is_gguf
 from .files import hub
 from .files.folders import CONFIG_FILE, WEIGHT_FILES, open_tensors, open_training_checkpoint, read_config
@@ -82,7 +82,7 @@ def open_source(path: Path, *, act_fn: ActFn | None = None) -> Source:
         ...     source.kind, source.config.d_vocab, source.state["embed.W_E"].shape
         ('hf', 11, torch.Size([11, 8]))
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_dir():
         path = _in_folder(path, path)
     try:
@@ -125,7 +125,7 @@ def resolve(
     """
     if name_or_path == "":  # which would be the present folder
         raise HubError("the name of the model is empty: give a folder, a file, or a name on the hub")
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path)
     if path.is_dir():
         return _in_folder(path, name_or_path)
     if path.exists():
@@ -172,7 +172,7 @@ def tokenizer_folder(path: Path) -> Path | None:
         ...     before is None, tokenizer_folder(Path(folder)) == Path(folder)
         (True, True)
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if is_gguf(path):
         return path
     if is_run(path):

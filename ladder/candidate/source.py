@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 
+from ...files import user_path
 from .calling import call
 from .modules import free_name, make_packages, module_file, package_of
 from .slicing import binds, is_docstring, is_main, keeps, parts, reachable
@@ -154,7 +155,7 @@ def split(source: str) -> tuple[Path, str]:
     if not Path(source).is_file():
         file, _, name = source.rpartition(":")
         file = file or source
-    path = Path(file).expanduser()
+    path = user_path(file)
     if not path.is_file():
         found = module_file(file)
         if found is None:

@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from ... import __version__
+from ...files import user_path
 from ...options import parse
 from ..candidate.processes import probe
 from ..rungs import RUNGS, rung
@@ -57,6 +58,10 @@ class GradeArguments:
     """Seed of the configurations and of every number in them."""
 
 
+# Larger numbers are mistakes, and do not fit into what the system counts with.
+_LARGEST = {"jobs": 10_000, "time_limit": 86_400, "memory_mb": 2**30, "processes": 100_000, "cases": 1_000_000}
+
+
 def grade(argv: list[str]) -> int:
     """Run ``gptladder grade`` and return 0, or 1 if something could not be graded.
 
@@ -65,9 +70,10 @@ def grade(argv: list[str]) -> int:
     """
     arguments = parse(GradeArguments, argv, prog="gptladder grade")
     points = _points(arguments.rungs)
-    for name in ("time_limit", "memory_mb", "processes", "cases"):
-        if getattr(arguments, name) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be above 0")
+    for name, most in _LARGEST.items():
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value <= most:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be above 0 and at most {most:,}")
     able = probe()
     isolation = _described(able)
     settings = Settings(
@@ -81,11 +87,12 @@ def grade(argv: list[str]) -> int:
         hint=arguments.hint,
         unlimited=tuple(each for each in ("processes", "memory") if not able[each]),
     )
-    out = arguments.out.expanduser()
+    folder, out = user_path(arguments.folder), user_path(arguments.out)
+    if out.exists() and (not out.is_dir() or out.resolve() == folder.resolve()):
+        what = "the folder of the submissions" if out.is_dir() else "a file"
+        raise ValueError(f"--out {out} is {what}: give another folder for the results")
     with tempfile.TemporaryDirectory(prefix="gptladder-unpacked-", ignore_cleanup_errors=True) as unpacked:
-        submissions = find_submissions(
-            arguments.folder.expanduser(), single=arguments.single, leave_out=[out], unpack_into=Path(unpacked)
-        )
+        submissions = find_submissions(folder, single=arguments.single, leave_out=[out], unpack_into=Path(unpacked))
         out.mkdir(parents=True, exist_ok=True)
         outcomes = _judged(submissions, settings, out, arguments.jobs or os.cpu_count() or 1, isolation)
     write_results(

@@ -50,7 +50,7 @@ def judge(submission: Submission, rung: str, settings: Settings) -> Outcome:
     torch.set_num_threads(1)  # other submissions are judged beside this one
     began = time.monotonic()
     if submission.fault and not submission.files:
-        return settings.outcome(submission, rung, "cannot be read", hint=submission.fault)
+        return settings.outcome(submission, rung, "cannot be read", hint=_shown(submission.fault, submission))
     if not submission.files:
         hint = "the submission has no .py file, no notebook and no zip file"
         return settings.outcome(submission, rung, "no layer", hint=hint)
@@ -117,7 +117,10 @@ def _tried(submission: Submission, file: Path, rung: str, settings: Settings) ->
 
 
 def _no_layer(submission: Submission, rung: str, settings: Settings) -> Outcome:
-    return settings.outcome(submission, rung, "no layer", hint=f"no class for {rung} was found in the submission")
+    unread = f"; not all of it could be read: {_shown(submission.fault, submission)}" if submission.fault else ""
+    return settings.outcome(
+        submission, rung, "no layer", hint=f"no class for {rung} was found in the submission{unread}"
+    )
 
 
 def _outcome(submission: Submission, file: Path, climbed: Climb, tried: Tried, settings: Settings) -> Outcome:

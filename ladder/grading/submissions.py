@@ -68,7 +68,8 @@ def find_submissions(
     exported: set[str] = set()
     left_out = {each.resolve() for each in leave_out}
     for path in sorted(folder.iterdir()):
-        if not _counts(path) or path in left_out or not (path.is_dir() or path.suffix.lower() in (*_SUFFIXES, ".zip")):
+        possible = path.is_dir() or path.suffix.lower() in (*_SUFFIXES, ".zip")
+        if not (possible and _counts(path)) or path in left_out or _holds_results(path):
             continue
         student, joined = _student(path)
         exported |= {student} if joined else set()
@@ -105,6 +106,11 @@ def _counts(path: Path) -> bool:
     return not path.name.startswith((".", "._")) and path.name not in _LEFT_OUT and not (path / "pyvenv.cfg").exists()
 
 
+def _holds_results(path: Path) -> bool:
+    """Return whether a folder has the results of an earlier grading."""
+    return (path / "outcomes").is_dir() and (path / "results.json").is_file()
+
+
 def _submission(student: str, paths: list[Path], unpack_into: Path | None, hidden: tuple[Path, ...]) -> Submission:
     places, files, faults = list(paths), [], []
     digest = hashlib.sha256()
@@ -115,9 +121,10 @@ def _submission(student: str, paths: list[Path], unpack_into: Path | None, hidde
             for file, name in _files(path, path.parent if path.is_file() else path, unpack_into, places):
                 _hash(digest, file, name)
                 files.append(file)
-        except (OSError, ValueError) as error:
-            digest.update(str(error).encode(errors="backslashreplace"))
-            faults.append(str(error))
+        except (OSError, ValueError, RecursionError) as error:
+            fault = "it has too many folders in each other" if isinstance(error, RecursionError) else str(error)
+            digest.update(fault.encode(errors="backslashreplace"))
+            faults.append(fault)
     return Submission(student, tuple(files), digest.hexdigest(), tuple(places), hidden, "; ".join(faults))
 
 

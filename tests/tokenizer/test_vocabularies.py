@@ -88,6 +88,12 @@ def test_the_place_counts_what_stands_before_an_end_of_text() -> None:
         tokenizer.encode(f"a{END_OF_TEXT}babc", allow_special=True)
 
 
+@pytest.mark.parametrize("size", [0, 256, 10**7, 10**20])
+def test_a_vocabulary_of_an_impossible_size_is_refused(size: int) -> None:
+    with pytest.raises(ValueError, match=f"vocab_size is {size}"):
+        BPETokenizer.train("the cat", size)
+
+
 @pytest.mark.parametrize("characters", ["", "aa", ["ab", "c"], ["a", ""]])
 def test_what_is_no_set_of_characters_is_refused(characters: str | list[str]) -> None:
     with pytest.raises(ValueError, match="one or more different single characters"):

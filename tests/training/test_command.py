@@ -52,6 +52,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     return start
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_run_leaves_everything_in_its_folder(
     start: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +124,7 @@ def test_json_lines_and_nothing_else(start: Callable[..., int], capsys: pytest.C
     assert {"message", "facts", "metrics", "sample"} == {event["event"] for event in events}
 
 
+@pytest.mark.usefixtures("pictures")
 def test_without_a_sampler_and_without_matplotlib_it_trains_and_says_so(
     start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,12 +186,13 @@ WRONG = {
     "an empty file": (lambda: Path("text.txt").write_text(""), [], "text.txt is empty"),
     "a binary file": (lambda: Path("text.txt").write_bytes(b"\x7fELF\0\0"), [], "text.txt, line 1 .+ has a zero byte"),
     "no UTF-8": (lambda: Path("text.txt").write_bytes(b"caf\xe9 au lait " * 9), [], "text.txt, line 1 .+ is not UTF-8"),
-    "no file": (lambda: Path("text.txt").unlink(), [], "there is no file or folder text.txt"),
+    "no file": (lambda: Path("text.txt").unlink(), [], "no file or folder text.txt: give --corpus PATH"),
     "too short a file": (lambda: Path("text.txt").write_text("The cat"), [], "tokens, fewer than the 9 of one window"),
     "too short to split": (lambda: Path("text.txt").write_text("a"), [], "the text has 1 tokens, too few"),
     "no such tokenizer": (None, ["--tokenizer", "words"], "--tokenizer words: there is no such folder"),
     "heads that do not divide": (None, ["--n-heads", "3"], "--n-heads 3 does not divide --d-model 8"),
     "no such snapshot": (None, ["--resume", "snapshot_step_3.pt"], "there is no snapshot snapshot_step_3.pt"),
+    "more than the memory": (None, ["--n-layers", "1000000000"], "parameters needs .+ GB to train, and this ma"),
     "no such device": (None, ["--device", "cuda:77"], "there is no device 'cuda:77'"),
 }  # fmt: skip
 
@@ -313,6 +316,38 @@ def test_a_run_whose_snapshots_are_all_damaged_is_not_begun_again(start: Callabl
     with pytest.raises(ValueError, match="has a trained model and no snapshot to continue from"):
         start("--resume", "auto")
     assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_a_snapshot_whose_metrics_are_gone_changes_nothing(start: Callable[..., int], tmp_path: Path) -> None:
+    start()
+    folder = tmp_path / "runs" / "shakespeare-char"
+    (folder / "metrics.csv").write_text("")
+    before = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"metrics\.csv has 0 bytes and had \d+ at the snapshot"):
+        start("--resume", str(folder / "snapshots" / "snapshot_step_2.pt"))
+    assert {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_resumed_from_another_folder_names_the_option_for_its_text(
+    start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume = ["--runs-dir", "../runs", "--name", "shakespeare-char", "--resume", "auto", "--max-steps", "7"]
+    with pytest.raises(ValueError, match=r"there is no file or folder text\.txt: give --corpus PATH"):
+        train(resume)
+    assert train([*resume, "--corpus", "../text.txt"]) == 0
+
+
+def test_options_without_effect_are_reported(start: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    start("--muon-lr", "0.5", "--vocab-size", "300", "--min-lr", "None", "--decay", "linear", "--max-steps", "1")
+    said = capsys.readouterr().out
+    for option in ("--muon-lr", "--vocab-size", "--decay"):
+        assert f"{option} has no effect: " in said
+    assert said.count("has no effect") == 3
+    assert prepare(["--corpus", "text.txt", "--tokenizer", "char", "--vocab-size", "300"]) == 0
+    assert "--vocab-size has no effect: it is for --tokenizer bpe" in capsys.readouterr().out
 
 
 def test_a_changed_text_is_noticed_at_equal_length(start: Callable[..., int], tmp_path: Path) -> None:

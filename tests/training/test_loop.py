@@ -472,6 +472,19 @@ def test_final_is_the_best_model_and_last_the_last(tmp_path: Path) -> None:
     assert all(part in said[-1] for part in ("time: ", "training ", "evaluation ", "files "))
 
 
+def test_a_better_model_before_a_return_to_a_snapshot_is_not_passed_over(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Watch(Display):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    run = trainer(tmp_path, display=Watch())
+    run.log.rows.append(Metrics(step=1, epoch=0.1, tokens=1, val_loss=0.01))
+    run.run()
+    assert "the best since step 1 (validation loss" in said[-2]
+
+
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
     down = counting(6)[::-1].copy()
     run = trainer(tmp_path, val=lambda: evaluation_batches(down, seq=6, batch_size=3), max_steps=400, patience=2)

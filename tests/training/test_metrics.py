@@ -65,3 +65,10 @@ def test_no_rows_and_large_losses(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
     assert perplexity(1.0) == math.e
     assert perplexity(1e4) == math.inf
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device without space")
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.csv'"):
+        RunFiles(tmp_path).append("metrics.csv", "1,2\n")

@@ -1,5 +1,7 @@
 """The card of a trained model: what the hub reads of it, and what a person reads."""
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,3 +106,12 @@ def test_the_card_of_a_run_has_the_samples_and_bits_of_its_own_model(
     found = evaluate(model, [[held_back]], tokenizer=tokenizer)
     printed = next(line for line in card.text.splitlines() if "bits per byte" in line)
     assert float(printed.split()[2]) == pytest.approx(found.bits_per_byte, rel=0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_a_path_that_is_not_utf_8_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    path.mkdir()
+    text = model_card(ROW, replace(CONFIG, init_from=str(path)), FACTS)
+    assert "/caf?\n" in text
+    text.encode()

@@ -230,6 +230,13 @@ def test_what_cannot_work_is_refused_before_data_is_prepared(here: Path, options
     assert not Path("runs").exists()
 
 
+def test_a_name_that_begins_with_a_tilde_is_a_file(here: Path) -> None:
+    Path("~.txt").write_text(ENGLISH * 30)
+    assert prepare(["--corpus", "~.txt", "--tokenizer", "char"]) == 0
+    with pytest.raises(ValueError, match=r"there is no file or folder ~no-such-user/a\.txt"):
+        prepare(["--corpus", "~no-such-user/a.txt"])
+
+
 def test_help_is_shown_whatever_the_corpus_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         train(["--corpus", "nothing.txt", "--help"])

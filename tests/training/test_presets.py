@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import re
 import textwrap
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_replace_finds_the_part() -> None:
         *(
             (OptimConfig, {"max_steps": 1, n: value}, f"{n} is {value}; it must be a finite number")
             for n, value in (
-                ("max_epochs", math.inf),
+                ("grad_clip", math.inf),
                 ("lr", math.inf),
                 ("muon_lr", math.inf),
                 ("min_lr", math.nan),
@@ -125,7 +126,7 @@ def test_replace_finds_the_part() -> None:
         ),
         *(
             (RunConfig, {"name": name}, "name is .*; it must be the name of a folder")
-            for name in ("", ".", "..", "a/..", "a\0b", "x" * 201)
+            for name in ("", ".", "..", "a/..", "a\0b", "x" * 201, "caf\udce9")
         ),
         (RunConfig, {"runs_dir": ""}, "runs_dir is ''"),
         (DataConfig, {"tokenizer": ""}, "--tokenizer has no value"),
@@ -151,6 +152,23 @@ def test_replace_finds_the_part() -> None:
                 "sample_tokens",
             )
         ),
+        *(
+            (OptimConfig, {"max_steps": 1, n: value}, f"{n} is {re.escape(str(value))}; it must be at most 1,0{{3}},")
+            for n, value in (
+                ("max_epochs", 1e308),
+                ("max_epochs", math.inf),
+                ("batch", 10**20),
+                ("decay_steps", 10**13),
+            )
+        ),
+        (RunConfig, {"sample_tokens": 10**13}, "sample_tokens is 10000000000000; it must be at most"),
+        *((OptimConfig, {"max_steps": 1, "seed": seed}, f"seed is {seed}; it must be") for seed in (-1, 2**62, 2**70)),
+        *(
+            (RunConfig, {"license": text}, "license is .*; it must be the name of one")
+            for text in ("", "a\nb", "\udce9")
+        ),
+        (DataConfig, {"vocab_size": 10**12}, "--vocab-size is 1000000000000; it must be at most 4,194,304"),
+        (DataConfig, {"stories_mb": 1e7}, "--stories-mb is 10000000.0; it must be above 0 and below a million"),
         (RunConfig, {"final_samples": -1}, "final_samples is -1; it must not be negative"),
         (RunConfig, {"overwrite": True, "resume": "auto"}, "overwrite deletes what resume would continue"),
     ],

@@ -1,5 +1,6 @@
 """A run's config.json given back: ``train --config``; and 300 mutations of it through every door that reads it."""
 
+import contextlib
 import json
 import random
 import shutil
@@ -27,12 +28,21 @@ OFTEN = "--max-steps 4 --warmup-steps 2 --eval-every 2 --snapshot-every 2 --samp
 OPTIONS = [*SMALL.split(), *OFTEN.split(), "--prompt", "The", "--dropout", "0.1", "--device", "cpu"]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text, its prepared data, and a finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder):
+        Path("text.txt").write_text(TEXT)
+        assert main(["train", *OPTIONS, "--name", "first"]) == 0
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A finished run, in the current folder."""
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run, in the current folder."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    Path("text.txt").write_text(TEXT)
-    assert main(["train", *OPTIONS, "--name", "first"]) == 0
     return Path("runs/first")
 
 

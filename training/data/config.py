@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...files import user_path
+from ...tokenizer import MAX_ID
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -37,9 +40,11 @@ class DataConfig:
             if not value:
                 raise ValueError(f"{option} has no value: give a folder")
         if not 0 < self.stories_mb < 1e6:
-            raise ValueError(f"--stories-mb is {self.stories_mb}; it must be above 0")
+            raise ValueError(f"--stories-mb is {self.stories_mb}; it must be above 0 and below a million")
         if self.vocab_size < 257:
             raise ValueError(f"--vocab-size is {self.vocab_size}; 256 bytes and the end of text take 257 already")
+        if self.vocab_size > MAX_ID:
+            raise ValueError(f"--vocab-size is {self.vocab_size}; it must be at most {MAX_ID:,}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"--fraction is {self.fraction}; it must be above 0 and at most 1")
         if not 0 < self.val_fraction < 1:
@@ -50,7 +55,7 @@ class DataConfig:
     def name(self) -> str:
         """A short name of the text, for folders: the name of its file or folder, without the suffix."""
         first = self.corpus if isinstance(self.corpus, str) else self.corpus[0]
-        stem = Path(os.path.abspath(os.path.expanduser(first))).name.split(".")[0]
+        stem = Path(os.path.abspath(user_path(first))).name.split(".")[0]
         return re.sub(r"[^\w-]+", "-", stem).strip("-")[:60] or "text"
 
 

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ...files import FileError, read_json, write_whole
+from ...files import FileError, read_json, user_path, write_whole
 from ...tokenizer import BPETokenizer, CharTokenizer, Tokenizer, load_tokenizer
 from .config import DataConfig
 from .corpus import Corpus, CorpusRecord, open_corpus
@@ -38,6 +38,7 @@ _FACT_TYPES = {
     "train_tokens": int,
     "val_tokens": int,
 }
+_LATER_FACTS = {"val_fraction": float, "vocab_size": int}  # version 1 lacks them
 _OF_THE_FILE = ("format", "version", "val_fraction", "vocab_size")  # fields that a run does not record as facts
 _ABANDONED = 24 * 3600.0  # seconds after which an unfinished folder counts as left over from a killed process
 
@@ -73,11 +74,11 @@ def prepare_data(config: DataConfig, *, say: Callable[[str], None]) -> Path:
         return given
     corpus = open_text(config)
     record = corpus.record()
-    for line in filter(None, (record.note, record.left_out)):
+    for line in filter(None, (*_overlooked(config), record.note, record.left_out)):
         say(line)
     key = hashlib.sha256(json.dumps([_VERSION, record.sha256, config.val_fraction, *_cut_by(config)]).encode())
-    kind = re.sub(r"[^\w-]+", "-", Path(config.tokenizer).name)
-    folder = Path(config.data_dir).expanduser() / f"{config.name}-{kind}-{key.hexdigest()[:12]}"
+    kind = re.sub(r"[^\w-]+", "-", Path(config.tokenizer).name)[:60]
+    folder = user_path(config.data_dir) / f"{config.name}-{kind}-{key.hexdigest()[:12]}"
     if folder.exists():
         try:
             load_data(folder)
@@ -113,7 +114,7 @@ def load_data(folder: Path) -> TextData:
 def prepared_folder(config: DataConfig) -> Path | None:
     """Return the folder of prepared data that ``--corpus`` names, or None if it names text."""
     if isinstance(config.corpus, str):
-        folder = Path(config.corpus).expanduser()
+        folder = user_path(config.corpus)
         if (folder / _FACTS).is_file():
             return folder
     return None
@@ -140,8 +141,8 @@ def make_tokenizer(kind: str, corpus: Corpus, *, vocab_size: int, val_fraction: 
     if kind == "char":
         several = sum(1 for _ in islice(corpus.documents(), 2)) > 1
         return CharTokenizer.from_text(corpus.text(), end_of_text=several)
-    if Path(kind).expanduser().exists():
-        return load_tokenizer(Path(kind).expanduser())
+    if user_path(kind).exists():
+        return load_tokenizer(user_path(kind))
     raise ValueError(f"--tokenizer {kind}: there is no such folder; give gpt2, bpe, char or the folder of a tokenizer")
 
 
@@ -191,12 +192,23 @@ def open_text(config: DataConfig) -> Corpus:
         )
     except FileError as error:
         paths = [config.corpus] if isinstance(config.corpus, str) else config.corpus
-        if any(Path(path).expanduser().exists() for path in paths):
+        if all("://" in path or user_path(path).exists() for path in paths):
             raise
-        for folder in (path.parent for path in sorted(Path(config.data_dir).expanduser().glob(f"*/{_FACTS}"))):
+        for folder in (path.parent for path in sorted(user_path(config.data_dir).glob(f"*/{_FACTS}"))):
             if _prepared_from(folder) == named(paths):
                 raise FileError(f"{error}; it was prepared in {folder}: give --corpus {folder}") from error
-        raise
+        raise FileError(f"{error}: give --corpus PATH, the path from this folder to the text") from error
+
+
+def _overlooked(config: DataConfig) -> Iterator[str]:
+    """Yield a line for each option whose value has a meaning of its own, and is a file or folder here too."""
+    names = (config.corpus,) if isinstance(config.corpus, str) else config.corpus
+    for option, name, meanings in (
+        ("--corpus", names[0] if len(names) == 1 else "", ("stories", "tinystories")),
+        ("--tokenizer", config.tokenizer, ("gpt2", "bpe", "char")),
+    ):
+        if name in meanings and Path(name).exists():
+            yield f"{option} {name} does not mean the file or folder {name} here: to use that, give {option} ./{name}"
 
 
 def _prepared_from(folder: Path) -> str | None:
@@ -213,25 +225,33 @@ def _cut_by(config: DataConfig) -> list[Any]:
         return ["bpe of the training part", config.vocab_size]
     if config.tokenizer in ("gpt2", "char"):
         return [config.tokenizer]
-    folder = Path(config.tokenizer).expanduser()
+    folder = user_path(config.tokenizer)
     if not folder.exists():
         return [config.tokenizer]  # `make_tokenizer` refuses it
     tokenizer = load_tokenizer(folder)
-    # The fingerprint covers the ids of texts; the others are saved with the model too.
+    # The fingerprint covers the ids of texts; the others, such as a chat template, are saved with the model too.
     special = (tokenizer.eot_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.model_max_length)
-    return [tokenizer.fingerprint, *special]
+    return [tokenizer.fingerprint, *special, dict(tokenizer.settings)]
 
 
 def _check_given(folder: Path, config: DataConfig) -> None:
-    """Refuse a tokenizer that differs from that of the prepared data, and damaged data."""
+    """Refuse damaged data, and options that differ from those that the data was prepared with."""
     data = load_data(folder)
     facts = read_facts(folder)
     how = facts["tokenizer"]
-    if config.tokenizer == how or _cut_by(config)[:2] == [data.tokenizer.fingerprint, data.tokenizer.eot_id]:
-        return
-    raise FileError(
-        f"{folder} was prepared with --tokenizer {how}, not {config.tokenizer}: leave --tokenizer out, or give the text"
-    )
+    same = config.tokenizer == how or _cut_by(config)[:2] == [data.tokenizer.fingerprint, data.tokenizer.eot_id]
+    given = [] if same else [("--tokenizer", config.tokenizer, how)]
+    given += [("--val-fraction", config.val_fraction, facts.get("val_fraction", config.val_fraction))]
+    if how == "bpe":
+        given += [("--vocab-size", config.vocab_size, facts.get("vocab_size", config.vocab_size))]
+    for option, value, was in given:
+        if value != was:
+            raise FileError(
+                f"{folder} was prepared with {option} {was}, not {value}: leave {option} out, or give the text"
+            )
+    for option, idle in (("--fraction", config.fraction == 1), ("--encoding", config.encoding is None)):
+        if not idle:
+            raise FileError(f"{option} is for text, and {folder} holds prepared data: leave {option} out")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -245,7 +265,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     version = facts.get("version", 1)
     if facts.get("format", _FORMAT) != _FORMAT or version not in (1, _VERSION) or type(version) is not int:
         raise FileError(f"{path} is not of this version of the program: prepare the text again")
-    for name, kind in _FACT_TYPES.items():
+    for name, kind in {**_FACT_TYPES, **{name: kind for name, kind in _LATER_FACTS.items() if name in facts}}.items():
         if type(facts.get(name)) is not kind:
             raise FileError(f"{path} is damaged, its {name!r} is missing or wrong: prepare the text again")
     return facts

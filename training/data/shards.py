@@ -27,7 +27,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from ...files import FileError, file_size, parse_json, sync_folder, unreadable
+from ...files import FileError, file_size, naming, parse_json, sync_folder, unreadable
 from ...tokenizer import Tokenizer
 from .corpus import Corpus, CorpusRecord
 from .split import validation_start
@@ -294,7 +294,7 @@ def _replacing(paths: list[Path]) -> Iterator[list[BufferedRandom]]:
     """Give temporary files that replace ``paths`` together, after the block has ended without an error."""
     temporary = [path.with_name(f".{path.name}.{os.getpid()}") for path in paths]
     try:
-        with ExitStack() as stack:
+        with naming(paths[0].parent), ExitStack() as stack:
             files = [stack.enter_context(open(path, "w+b")) for path in temporary]
             yield files
             for file in files:

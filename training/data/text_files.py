@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...files import FileError, unreadable
+from ...files import FileError, unreadable, user_path
 from .readers import TextFile, kind_of
 
 __all__ = ["FoundFiles", "find_text_files", "named", "shown"]
@@ -48,7 +48,7 @@ def find_text_files(paths: Sequence[str | os.PathLike[str]], *, encoding: str | 
     for path in paths:
         if "://" in str(path):
             raise FileError(f"{path} is an address, not a file: fetch it first, and give the file")
-        path = Path(path).expanduser()
+        path = user_path(path)
         status = _status(path, missing=f"there is no file or folder {shown(path)}")
         folder = stat.S_ISDIR(status.st_mode)
         if not folder and not stat.S_ISREG(status.st_mode):

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...files import user_path
 from ...tokenizer import answer_within
 from .folders import CONFIG_FILE, WEIGHT_FILES, read_index
 
@@ -87,7 +88,7 @@ def fetch(
     """
     from huggingface_hub import constants
 
-    cache = Path(cache_dir if cache_dir is not None else constants.HF_HUB_CACHE).expanduser()
+    cache = user_path(cache_dir if cache_dir is not None else constants.HF_HUB_CACHE)
     endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
     if local_files_only:
         return _from_cache(name, revision, cache, "the hub was not asked (local_files_only)")

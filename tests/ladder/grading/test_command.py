@@ -179,10 +179,27 @@ def test_withheld_hints_go_to_the_teachers_output(tmp_path: Path, capsys: pytest
         (["--rungs", "attention,heads"], "--rungs names 'heads'; the rungs are embed, pos-embed"),
         (["--rungs", "mlp,mlp"], "names mlp twice"),
         (["--rungs", "mlp=none"], "gives mlp 'none' points"),
-        (["--rungs", "mlp", "--cases", "0"], "--cases is 0; it must be above 0"),
+        *(
+            (["--rungs", "mlp", option, value], f"{option} is {value}; it must be above 0")
+            for option, value in (
+                ("--cases", "0"),
+                ("--jobs", "0"),
+                ("--jobs", "-1"),
+                ("--time-limit", "nan"),
+                ("--time-limit", "inf"),
+                ("--memory-mb", str(10**15)),
+                ("--processes", str(10**20)),
+            )
+        ),
+        (["--rungs", "mlp", "--out", "."], "--out . is the folder of the submissions: give another folder"),
+        (["--rungs", "mlp", "--out", "ann.py"], "--out ann.py is a file: give another folder"),
     ],
 )
-def test_what_cannot_be_graded_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
+def test_what_cannot_be_graded_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ann.py").write_text("a")
     with pytest.raises(ValueError, match=message):
         grade([str(tmp_path), *options])
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["ann.py"]

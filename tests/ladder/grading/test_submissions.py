@@ -1,11 +1,14 @@
 """Which files count as whose submission."""
 
 import os
+import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from gptladder.ladder.grading.grade import Settings
+from gptladder.ladder.grading.judge import judge
 from gptladder.ladder.grading.submissions import find_submissions
 
 
@@ -155,3 +158,37 @@ def test_results_in_the_folder_are_no_submission(tmp_path: Path) -> None:
     (only,) = find_submissions(tmp_path, leave_out=[tmp_path / "results"])
     assert only.student == "ann"
     assert set(only.hidden) == {tmp_path, tmp_path / "results"}
+    (tmp_path / "earlier" / "outcomes").mkdir(parents=True)
+    (tmp_path / "earlier" / "results.json").write_text("{}")
+    (only,) = find_submissions(tmp_path, leave_out=[tmp_path / "results"])
+    assert only.student == "ann"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths of Windows are shorter")
+def test_folders_nested_too_deeply_are_a_fault_of_one_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ann.py").write_text("a")
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    Path("mine.py").write_text("a")
+    monkeypatch.undo()
+    try:
+        ann, deep = find_submissions(tmp_path)
+    finally:
+        subprocess.run(["rm", "-r", str(tmp_path / "deep")], check=True)  # Python's own calls itself for each folder
+    assert (ann.fault, deep.files) == ("", ())
+    assert deep.fault
+
+
+def test_a_part_that_cannot_be_read_is_named_when_no_layer_is_found(tmp_path: Path) -> None:
+    (tmp_path / "class" / "ann").mkdir(parents=True)
+    for name in ("notes.py", "more.py"):
+        (tmp_path / "class" / "ann" / name).write_text("x = 1")
+    (tmp_path / "class" / "ann" / "work.zip").write_bytes(b"noise")
+    (tmp_path / "unpacked").mkdir()
+    (ann,) = find_submissions(tmp_path / "class", unpack_into=tmp_path / "unpacked")
+    outcome = judge(ann, "mlp", Settings(points={"mlp": 1.0}, version="1", cases=1))
+    assert outcome.status == "no layer"
+    assert "not all of it could be read: work.zip cannot be unpacked" in outcome.hint

@@ -77,6 +77,31 @@ def test_a_tokenizer_is_recognised_by_its_content_alone(prepare: Prepare) -> Non
     assert prepare(tokenizer="a")[0] != folder
 
 
+def test_a_tokenizer_with_another_chat_template_is_another(prepare: Prepare) -> None:
+    for place in ("one", "two"):
+        CharTokenizer.from_text(TEXT).save(f"{place}/tokenizer")
+    path = Path("two/tokenizer/tokenizer_config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{{ messages }}"}))
+    one, two = (prepare(tokenizer=f"{place}/tokenizer")[0] for place in ("one", "two"))
+    assert one != two
+    assert load_data(two).tokenizer.settings["chat_template"] == "{{ messages }}"
+
+
+def test_a_folder_with_the_name_of_a_choice_is_not_passed_over_silently(prepare: Prepare) -> None:
+    for name in ("stories", "char"):
+        Path(name).mkdir()
+    lines = prepare(corpus="stories", stories_mb=0.01)[1]
+    assert lines[:2] == [
+        f"{option} {name} does not mean the file or folder {name} here: to use that, give {option} ./{name}"
+        for option, name in (("--corpus", "stories"), ("--tokenizer", "char"))
+    ]
+
+
+def test_a_long_name_of_a_tokenizer_is_shortened(prepare: Prepare) -> None:
+    CharTokenizer.from_text(TEXT).save("t" * 230)
+    assert load_data(prepare(tokenizer="t" * 230)[0]).facts["train_tokens"] == 1872
+
+
 def test_each_choice_has_a_folder_of_its_own(prepare: Prepare) -> None:
     choices = [
         {},
@@ -142,7 +167,7 @@ def test_what_is_damaged_is_prepared_again(prepare: Prepare, name: str, damage: 
 @pytest.mark.parametrize(
     "change",
     [{"train_tokens": 1}, {"train_tokens": "1872"}, {"vocabulary": 17}, {"text_sha256": "0" * 64}, {"version": 9},
-     {"format": "x"}, {"text": 5}, {"tokenizer": None}],
+     {"format": "x"}, {"text": 5}, {"tokenizer": None}, {"val_fraction": "x"}, {"vocab_size": None}],
     ids=str,
 )  # fmt: skip
 def test_facts_that_do_not_fit_are_damage(prepare: Prepare, change: dict[str, object]) -> None:
@@ -257,6 +282,24 @@ def test_prepared_data_of_another_tokenizer_is_refused(prepare: Prepare) -> None
     assert prepare(corpus=str(folder), tokenizer="same")[0] == folder
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"val_fraction": 0.3}, "was prepared with --val-fraction 0.1, not 0.3: leave --val-fraction out"),
+        ({"vocab_size": 400}, "was prepared with --vocab-size 300, not 400: leave --vocab-size out"),
+        ({"fraction": 0.5}, "--fraction is for text, and .* holds prepared data: leave --fraction out"),
+        ({"encoding": "cp1252"}, "--encoding is for text, and .* holds prepared data: leave --encoding out"),
+    ],
+)
+def test_options_that_prepared_data_cannot_follow_are_refused(
+    prepare: Prepare, fields: dict[str, Any], message: str
+) -> None:
+    given = {"tokenizer": "bpe", "vocab_size": 300}
+    folder, _ = prepare(**given)
+    with pytest.raises(ValueError, match=message):
+        prepare(**{**given, "corpus": str(folder), **fields})
+
+
 def test_damaged_data_is_refused_if_there_is_no_text(prepare: Prepare) -> None:
     folder, _ = prepare()
     (folder / "val.bin").unlink()
@@ -284,7 +327,7 @@ def test_prepared_data_of_version_0_1_0_is_read(prepare: Prepare) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"corpus": "texts.txt"}, r"^there is no file or folder texts\.txt$"),
+        ({"corpus": "texts.txt"}, r"^there is no file or folder texts\.txt: give --corpus"),
         ({"tokenizer": "gtp2"}, r"--tokenizer gtp2: there is no such folder; give gpt2, bpe, char or the folder of a"),
     ],
 )
