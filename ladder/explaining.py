@@ -52,8 +52,7 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
         fault, diagnosis = _diagnosed(layer, fault, trial)
     elif kind == "raises":
-        finding = locate(trial, layer.trace(trial), raised=True)
-        diagnosis = Diagnosis(finding=finding) if finding else None
+        fault, diagnosis = _raised(layer, fault, trial)
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
     elif kind in ("large", "state") and not fault.at:
@@ -85,6 +84,15 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
     if found.right:  # only the case that failed shows it
         found = _only_there(layer, trial)
     return fault, found
+
+
+def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
+    """Return fault and diagnosis of a layer that raises an error; its wrong answers to other sizes show more."""
+    other = diagnose(layer)
+    if other.mistakes or (other.finding and other.finding.at):
+        return replace(fault, message=f"{fault.message}; for other sizes it gives an answer that is wrong"), other
+    finding = locate(trial, layer.trace(trial), raised=True)
+    return fault, Diagnosis(finding=finding) if finding else None
 
 
 def _is_wrong(layer: UnderTest, case: Case) -> bool:

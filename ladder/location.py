@@ -1,11 +1,14 @@
 """Where a layer first departs from GPT-2, by the values of its trace; every sentence was checked on them."""
 
+import re
+
 import torch
 
 from .candidate.trace import Event, Trace
 from .experiments import part_rung, wrong_parts
 from .masks import mask_fault
-from .matching import MOVES, Matched, Seen, equal, line_of, sorted_numbers
+from .matching import MOVES, Matched, Seen, line_of
+from .number_sets import common, equal, sorted_numbers, varied
 from .numbers import close
 from .results import Finding, listed
 from .rungs import Trial
@@ -40,6 +43,8 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     for part, at in event.within:
         if at is not None and part not in wrong and part_rung(part) is not None:
             return _wrong_input(matched, culprit, part, at)
+    if (mixed := _mixed(matched, culprit)) is not None:
+        return mixed
     if mask := mask_fault(matched, culprit):
         what, detail, origin = mask
         at, code = (origin.at if origin else event.at) or (None, None)
@@ -48,7 +53,7 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
         event = turned.event
     # Where torch's module was built, unless what is wrong is what it was given.
-    following = matched.next_step(culprit.index)
+    following = matched.next_step(culprit.index, event.inputs)
     given = event.function in _BY_WEIGHTS or "before the activation" in following
     given |= event.function == "softmax" and "pattern" not in following
     moved = event.made is None or event.function in MOVES or given
@@ -91,7 +96,10 @@ def _ends_early(matched: Matched) -> Finding | None:
         return None
     last = matched.seen[matched.last]
     at, code = matched.trace.places.get("returned") or last.event.at or (None, None)
-    missing = matched.next_step(last.index + 1)
+    if some := matched.partial_sum(last):
+        what, detail = f"the output: it is {some}", ("GPT-2 adds the outputs of all heads, and b_O.",)
+        return Finding(at, code, matched.right_steps(last.index), what, detail)
+    missing = matched.next_step(last.index + 1, [last.index])
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
     detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
     return Finding(at, code, matched.right_steps(last.index), what, detail)
@@ -105,9 +113,35 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
         if name == part and known:
             detail.append(f"{part} is given {known[-1]} there.")
             break
-    missing = matched.next_step(culprit.index)
+    missing = matched.next_step(culprit.index, culprit.event.inputs)
     wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
     return Finding(*at, matched.right_steps(culprit.index), wrong, tuple(detail))
+
+
+def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the slice that holds numbers of two of queries, keys and values, if the culprit takes such a one."""
+    whole = [each for each in matched.steps if re.search(r"(^|\.)[QKV]$", each.key)]
+    for index in culprit.event.inputs:
+        seen = matched.seen[index] if index >= 0 else None
+        if seen is None or not seen.good or seen.is_ or seen.piece or not varied(seen.numbers):
+            continue
+        # The step that chose these numbers: those after it moved them.
+        while seen.event.inputs and (source := seen.event.inputs[0]) >= 0:
+            if matched.seen[source].numbers.size != seen.numbers.size:
+                break
+            seen = matched.seen[source]
+        size, one = seen.numbers.size, matched.trial.config.n_heads
+        held = {each.words: common(seen.numbers, sorted_numbers(each.value)) for each in whole}
+        held = {words: count for words, count in held.items() if count}
+        like_one = any(size in (each.value.numel(), each.value.numel() // one) for each in whole)
+        if len(held) < 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
+            continue
+        shares = " and ".join(f"{count} are of {words}" for words, count in held.items())
+        detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."
+        return Finding(
+            *seen.event.at, matched.right_steps(seen.index), f"what `{seen.event.function}` gives", (detail,)
+        )
+    return None
 
 
 def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
@@ -133,7 +167,8 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
             sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
         return f"{quantity.words}, times a factor", [sentence]
     taken = [words for i in dict.fromkeys(event.inputs) if (words := _called(matched, i))]
-    missing = matched.next_step(culprit.index, event.function)
+    taken += [f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS]
+    missing = matched.next_step(culprit.index, event.inputs, event.function)
     what = f"what {name} gives" + (f" (GPT-2 has {missing} next)" if missing else "")
     turned = _transposed(matched, event)
     if turned is not None:
@@ -161,6 +196,8 @@ def _called(matched: Matched, index: int) -> str:
     line = f" (line {line_of(event)})"
     while index >= 0:
         seen = matched.seen[index]
+        if not seen.is_ and (some := matched.partial_sum(seen)):
+            return some + line
         if seen.is_:
             taken = matched.seen[first]
             axes = matched.axes(taken)

@@ -35,7 +35,8 @@ class Fault:
 
     Args:
         kind: of a layer that gives no answer ``build``, ``parameters``, ``raises``, ``exit``, ``type``, ``shape``,
-            ``dtype``, ``input``, ``hang`` or ``died``; of one that does ``nan``, ``some nan``, ``output``, ``half``
+            ``dtype``, ``input``, ``hang`` or ``died``; ``unlearned`` (it has no parameters, and GPT-2's has); of one
+            that gives one ``nan``, ``some nan``, ``output``, ``half``
             (computed in 16 bits), ``random``, ``state`` (wrong after another call), ``context`` (wrong at n_ctx),
             ``large`` (wrong for large scores), ``low`` (wrong in float16 or bfloat16 alone), ``missing`` (a
             gradient), ``gradient``, ``float32`` (alone), ``biases`` (GPT-2's biases are missing, all else is right).

@@ -111,6 +111,10 @@ def canonical(name: str) -> str | None:
 class Refused(Exception):
     """A constructor asks for something that is not known."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(f"asks for {name}, which is not known: give it with --set {name}=VALUE")
+        self.name = name
+
 
 @dataclass
 class Sizes:
@@ -289,10 +293,7 @@ class Builder:
         return found
 
     def _call(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
-        try:
-            arguments = list(inspect.signature(make).parameters.values())
-        except (TypeError, ValueError):
-            raise Refused(f"{getattr(make, '__name__', make)} is neither a class nor a function") from None
+        arguments = list(inspect.signature(make).parameters.values())
         named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         given: dict[str, Any] = {}
         positional: list[Any] = []

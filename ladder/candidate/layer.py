@@ -16,7 +16,7 @@ from ..results import Fault
 from .borrowed import BorrowedCalls, borrowed_classes
 from .calling import call, masks_of, parts_of, pull_back
 from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
-from .layouts import Layout, Unreadable, shapes
+from .layouts import Layout, Unlearned, Unreadable, shapes
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, Code, one_line
@@ -58,8 +58,9 @@ class Reply:
         answer: None if there is a fault.
         asked: the fields of the configuration that it has read so far; the others make no difference to it.
         missing: TransformerLens's names of the parameters that it does not have.
-        ways: how many ways to read its parameters there are.
-        reading, oddity: label and oddity of the way that was used; see `Layout`.
+        ways: of each way to read its parameters and to make a mask for it, the ``split``; see `Layout`.
+        reading, oddity: label and oddity of the way that was used.
+        mask: how the causal mask was made that it was given; empty if it was given none.
         passed: arguments that were given another value than the file's default: ``(value, default)``.
         notes: how it was called, if not in the plain way; of a file, what was left out or replaced.
         trace: if one was asked for.
@@ -71,9 +72,10 @@ class Reply:
     fault: Fault | None = None
     asked: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
-    ways: int = 0
+    ways: tuple[str, ...] = ()
     reading: str = ""
     oddity: str = ""
+    mask: str = ""
     passed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     trace: Trace = field(default_factory=Trace)
@@ -126,7 +128,8 @@ class Candidate:
         self._notes: dict[str, None] = {}
         self._passed: dict[str, tuple[Any, Any]] = {}
         self._missing: frozenset[str] = frozenset()
-        self._ways, self._reading, self._oddity = 0, "", ""
+        self._ways: tuple[str, ...] = ()
+        self._reading = self._oddity = self._mask = ""
         self._borrowed: set[str] = set()
         self._called_once = False
 
@@ -147,6 +150,7 @@ class Candidate:
             ways=self._ways,
             reading=self._reading,
             oddity=self._oddity,
+            mask=self._mask,
             passed=dict(self._passed),
             notes=tuple(self._notes),
             trace=trace,
@@ -163,7 +167,7 @@ class Candidate:
                 layer, reading = self._build(request, leaves)
             self._borrowed |= borrowed_classes(layer, request.rung)
             layer.to(request.dtype).eval()
-            layout, way = self._layout(layer, reading, request)
+            layout, way = self._layout(layer, reading, request, births)
             state = layout.fill(leaves)
             self._fill(layer, state, leaves, request, reading)
             leaf = request.given.clone().requires_grad_(request.given.is_floating_point())
@@ -218,11 +222,16 @@ class Candidate:
             raise _Faulty("build", f"{self.name} makes {kind_of(layer)}, which is no nn.Module")
         return layer, reading
 
-    def _layout(self, layer: nn.Module, reading: Sequence[Layout] | None, request: Request) -> tuple[Layout, str]:
+    def _layout(
+        self, layer: nn.Module, reading: Sequence[Layout] | None, request: Request, births: Births
+    ) -> tuple[Layout, str]:
         """Return the requested way to read the parameters, and to make the mask that forward takes."""
         if reading is None:
             try:
                 reading = read(layer, request.rung, request.config)
+            except Unlearned as error:
+                place = next((place for place in births.buffers.values() if place), None)
+                raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
                 names = shapes(request.rung, request.config)
                 sizes = size_names(request.config, request.given)
@@ -232,13 +241,15 @@ class Candidate:
             self._missing = reading[0].missing
         masks = masks_of(layer)
         # The likeliest ways come first: of a wrong layer only the first are looked into.
-        self._ways = len(reading) * len(masks)
         every = itertools.product(range(len(reading)), range(len(masks)))
         # Among the first are both every mask and the likely layouts.
         ways = sorted(every, key=lambda way: way[0] + 2 * way[1]) if len(masks) > 1 else list(every)
-        which, mask = ways[min(request.layout, self._ways - 1)]
+        if not self._ways:
+            splits = [each.split for each in reading]
+            self._ways = tuple(splits[which] for which, _ in ways)
+        which, mask = ways[min(request.layout, len(ways) - 1)]
         layout = reading[which]
-        self._reading, self._oddity = layout.label, layout.oddity
+        self._reading, self._oddity, self._mask = layout.label, layout.oddity, masks[mask]
         return layout, masks[mask]
 
     def _run(self, what: str, run: Callable[[], Any], kind: str = "raises") -> Any:
@@ -248,8 +259,7 @@ class Candidate:
         except KeyboardInterrupt:
             raise
         except Refused as error:
-            message = f"{self.name} asks for {error}, which is not known: give it with --set {error}=VALUE"
-            raise _Faulty("build", message, names=(str(error),)) from error
+            raise _Faulty("build", f"{self.name} {error}", names=(error.name,)) from error
         except SystemExit as error:
             raise _Faulty("exit", f"{what} calls exit()", self.code.raised(error)) from error
         except BaseException as error:

@@ -19,6 +19,8 @@ Place = tuple[str, str]
 _LIKE = ("_like", "new_")
 # Attributes of a tensor that are tensors made of it.
 _VIEWS = ("T", "mT", "H", "mH", "data", "real")
+# Of other functions, single numbers are not kept: a layer written in loops has thousands.
+STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "norm")
 # No more is kept: of a layer that loops over positions, the beginning shows how it works.
 _MOST_EVENTS, _MOST_NUMBERS, _MOST_IN_ALL = 3000, 500_000, 5_000_000
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
@@ -183,7 +185,8 @@ class Recorder(TorchFunctionMode):
         return not known and tensor.is_floating_point() and tensor.numel() > 1
 
     def _keep(self, event: Event, output: Tensor) -> None:
-        if output.numel() < 2 or output.is_complex():
+        few = output.numel() < (1 if event.inputs and event.function in STATISTICS else 2)
+        if few or output.is_complex():
             return
         value = output.detach().as_subclass(Tensor)
         self._numbers += value.numel()

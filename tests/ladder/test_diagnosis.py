@@ -17,12 +17,13 @@ from gptladder.ladder.candidate.trace import Trace
 from gptladder.ladder.diagnosis import diagnose
 from gptladder.ladder.experiments import shrink
 from gptladder.ladder.location import locate
-from gptladder.ladder.matching import Matched, factor_of
+from gptladder.ladder.matching import Matched
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
 from gptladder.ladder.mistakes.mistake import with_steps
 from gptladder.ladder.mistakes.mlp import PlainMLP
 from gptladder.ladder.mistakes.plain_attention import PlainAttention
 from gptladder.ladder.mistakes.wiring import PlainBlock, PlainModel
+from gptladder.ladder.number_sets import factor_of
 from gptladder.ladder.numbers import Answer
 from gptladder.ladder.quantities import quantities
 from gptladder.ladder.results import Diagnosis, as_text
