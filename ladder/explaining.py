@@ -11,7 +11,7 @@ from .diagnosis import diagnose
 from .experiments import shrink
 from .location import locate
 from .numbers import close
-from .results import Diagnosis, Fault, Tried
+from .results import Diagnosis, Fault, Finding, Tried
 from .rungs import Case, Trial, distance
 from .under_test import UnderTest
 from .verdicts import wrongness
@@ -41,7 +41,8 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
         before: inputs that the layer was called with first.
     """
     kind, diagnosis = fault.kind, None
-    if kind in _NOTED and not fault.at:
+    backward = _wrong_backward(layer, trial) if kind in ("gradient", "missing") else None
+    if kind in _NOTED and not fault.at and not backward:
         at, code = layer.trace(trial).places.get(_NOTED[kind], (None, None))
         fault = replace(fault, at=at, code=code)
     if kind in ("shape", "type") and not fault.at:
@@ -51,6 +52,8 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
         fault = replace(fault, at=at, code=code)
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
         fault, diagnosis = _diagnosed(layer, fault, trial)
+        if backward and diagnosis and not diagnosis.mistakes:
+            diagnosis = replace(diagnosis, finding=backward)
     elif kind == "raises":
         fault, diagnosis = _raised(layer, fault, trial)
     elif kind == "context" and not fault.at:
@@ -84,6 +87,13 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
     if found.right:  # only the case that failed shows it
         found = _only_there(layer, trial)
     return fault, found
+
+
+def _wrong_backward(layer: UnderTest, trial: Trial) -> Finding | None:
+    """Return the line of a derivative that the user wrote, if it is not that of the function that it is for."""
+    place = layer.trace(trial, gradients=True).places.get("backward")
+    what = "the gradient that this `backward` gives: it is not the derivative of what its `forward` computes"
+    return Finding(*place, (), what) if place else None
 
 
 def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:

@@ -119,7 +119,7 @@ class UnderTest:
 
     def trace(self, trial: Trial, **how: Any) -> Trace:
         """Return what the layer computes on a trial, as far as that can be recorded."""
-        return self.ask(trial, look=True, gradients=False, **how).trace
+        return self.ask(trial, **{"look": True, "gradients": False, **how}).trace
 
     def trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
         """Return the trial of a case, judged by the reference."""

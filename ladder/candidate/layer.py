@@ -17,6 +17,7 @@ from .borrowed import BorrowedCalls, borrowed_classes
 from .calling import call, masks_of, parts_of, pull_back
 from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
 from .layouts import Layout, Unlearned, Unreadable, shapes
+from .own_functions import OwnFunctions
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, Code, one_line
@@ -32,7 +33,7 @@ class Request:
         parameters, given, cotangent: as in `Trial`.
         layout: which way to read the layer's parameters.
         before: inputs that the same instance is called with first.
-        look: record a trace.
+        look: record a trace; with ``gradients`` too, check derivatives that the user wrote.
         wide: compute in the trial's dtype even where the layer asks for a lower one.
         gradients: run the backward pass too.
     """
@@ -180,9 +181,11 @@ class Candidate:
             if request.look:
                 recorder = Recorder(self.code, layer, given, request.dtype, births)
                 recorder.trace = trace
-                with recorder.recording(parts_of(layer, state, leaves)):
+                with recorder.recording(parts_of(layer, state, leaves)), OwnFunctions() as functions:
                     output = self._run("forward", lambda: call(layer, given, way, extras))
                 recorder.ended(output)
+                if request.gradients and (wrong := functions.wrong_backward(self.code)):
+                    trace.places["backward"] = wrong
             else:
                 # Which functions of libraries it calls is the same in every case.
                 with BorrowedCalls(request.rung, libraries=not self._called_once) as borrowed:

@@ -58,8 +58,8 @@ class Trace:
     Args:
         events: in order.
         places: the first line that changes the layer's ``input``, makes ``nan`` from none, computes with a lower
-            ``dtype``, or cuts the ``gradient``; and the line of the layer's own ``forward`` that its output is
-            ``returned`` from.
+            ``dtype``, or cuts the ``gradient``; the line of the layer's own ``forward`` that its output is ``returned``
+            from; and that of a ``backward`` of the user's that does not give the derivative of its ``forward``.
         parts: input and output of each call of a submodule, by the submodule's name.
         output: the event that gave the layer's output; -1 if it is not known.
         whole: no event was left out, for its size or their number.

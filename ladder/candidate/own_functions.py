@@ -1,0 +1,99 @@
+"""Functions whose derivative the user wrote (``torch.autograd.Function``): is it the derivative of what they compute?"""
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Mapping
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+from .source import Code
+
+# Of a central difference: its error is far smaller, and a wrong derivative's is far larger.
+_STEP, _MOST = 1e-6, 1e-4
+
+
+class OwnFunctions:
+    """Notes the calls in its context of a user's own functions, to check their derivatives later."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __enter__(self) -> "OwnFunctions":
+        """Begin to note calls."""
+        self._apply = own = vars(Function)["apply"]
+        calls = self._calls
+
+        def noting(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            output = own.__func__(cls, *args, **kwargs)
+            if isinstance(output, Tensor) and output.dtype == torch.float64 and not kwargs:
+                calls.append((cls, args))
+            return output
+
+        Function.apply = classmethod(noting)  # pyright: ignore[reportAttributeAccessIssue]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        Function.apply = self._apply
+
+    def wrong_backward(self, code: Code) -> tuple[str, str] | None:
+        """Return the line of a ``backward`` that does not give the derivative of its ``forward``; None if all do."""
+        for cls, args in self._calls:
+            backward = inspect.unwrap(cls.backward)
+            line = _LastLine(backward.__code__)
+            with contextlib.suppress(Exception):  # then nothing is known of it
+                if not _is_derivative(cls, args, line):
+                    return code.first([(backward.__code__.co_filename, line.number)])
+        return None
+
+
+def _is_derivative(cls: Any, args: tuple[Any, ...], line: "_LastLine") -> bool:
+    """Return whether a function changes along a random direction as its own derivative tells."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, dtype=like.dtype, generator=generator)
+
+    varied = [isinstance(each, Tensor) and each.requires_grad for each in args]
+    leaves = [each.detach().clone().requires_grad_() if vary else each for each, vary in zip(args, varied, strict=True)]
+    watched = [leaf for leaf, vary in zip(leaves, varied, strict=True) if vary]
+    output = cls.apply(*leaves)
+    if not watched or not output.requires_grad:
+        return True
+    cotangent, directions = drawn(output), [drawn(leaf) for leaf in watched]
+    with line:
+        found = torch.autograd.grad((output * cotangent).sum(), watched, allow_unused=True)
+    told = sum((own * to).sum().item() for own, to in zip(found, directions, strict=True) if own is not None)
+
+    def moved(step: float) -> Tensor:
+        moves = iter(directions)
+        with torch.no_grad():
+            return cls.apply(
+                *[leaf + step * next(moves) if vary else leaf for leaf, vary in zip(leaves, varied, strict=True)]
+            )
+
+    changed = ((moved(_STEP) - moved(-_STEP)) * cotangent).sum().item() / (2 * _STEP)
+    return abs(changed - told) <= _MOST * (1 + abs(changed))
+
+
+class _LastLine(TorchFunctionMode):
+    """Notes the last line of a function in which torch computes something; before that, its first line."""
+
+    def __init__(self, code: CodeType) -> None:
+        super().__init__()
+        self._code, self.number = code, code.co_firstlineno
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Call the function, and note the line."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is self._code:
+                self.number = frame.f_lineno
+            frame = frame.f_back
+        return func(*args, **(kwargs or {}))
