@@ -1,4 +1,4 @@
-"""Functions whose derivative the user wrote (``torch.autograd.Function``): is it the derivative of what they compute?"""
+"""Derivatives that the user wrote (``torch.autograd.Function``): are they those of what is computed?"""
 
 import contextlib
 import inspect
