@@ -17,7 +17,6 @@ from .borrowed import BorrowedCalls, borrowed_classes
 from .calling import call, masks_of, parts_of, pull_back
 from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
 from .layouts import Layout, Unlearned, Unreadable, shapes
-from .own_functions import OwnFunctions
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, Code, one_line
@@ -181,10 +180,10 @@ class Candidate:
             if request.look:
                 recorder = Recorder(self.code, layer, given, request.dtype, births)
                 recorder.trace = trace
-                with recorder.recording(parts_of(layer, state, leaves)), OwnFunctions() as functions:
+                with recorder.recording(parts_of(layer, state, leaves)):
                     output = self._run("forward", lambda: call(layer, given, way, extras))
                 recorder.ended(output)
-                if request.gradients and (wrong := functions.wrong_backward(self.code)):
+                if request.gradients and (wrong := recorder.own.wrong_backward(self.code)):
                     trace.places["backward"] = wrong
             else:
                 # Which functions of libraries it calls is the same in every case.

@@ -23,16 +23,21 @@ class OwnFunctions:
 
     def __init__(self) -> None:
         self._calls: list[tuple[Any, tuple[Any, ...]]] = []
+        self.running = 0
+        """How many of them are at work at the moment, one inside another."""
 
     def __enter__(self) -> "OwnFunctions":
         """Begin to note calls."""
         self._apply = own = vars(Function)["apply"]
-        calls = self._calls
 
         def noting(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            output = own.__func__(cls, *args, **kwargs)
+            self.running += 1
+            try:
+                output = own.__func__(cls, *args, **kwargs)
+            finally:
+                self.running -= 1
             if isinstance(output, Tensor) and output.dtype == torch.float64 and not kwargs:
-                calls.append((cls, args))
+                self._calls.append((cls, args))
             return output
 
         Function.apply = classmethod(noting)  # pyright: ignore[reportAttributeAccessIssue]

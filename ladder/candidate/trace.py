@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
+from .own_functions import OwnFunctions
 from .source import Code
 
 Place = tuple[str, str]
@@ -135,6 +136,7 @@ class Recorder(TorchFunctionMode):
         self._within: list[tuple[str, Place | None]] = []
         self._numbers = 0
         self._paused = False
+        self.own = OwnFunctions()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Call the function, and record what it took and what it gave."""
@@ -210,7 +212,9 @@ class Recorder(TorchFunctionMode):
         wide = any(each.dtype == self.dtype for each in taken)
         if wide and own and (output.dtype != self.dtype or any(map(self._rounded, taken))):
             self._note("dtype")
-        if own and not output.requires_grad and any(each.requires_grad for each in taken):
+        # A function with a derivative of its own needs none from torch.
+        cut = own and not self.own.running and not output.requires_grad
+        if cut and any(each.requires_grad for each in taken):
             self._note("gradient")
 
     def _rounded(self, tensor: Tensor) -> bool:
@@ -253,7 +257,7 @@ class Recorder(TorchFunctionMode):
             torch_module.register_module_forward_hook(leave),
         ]
         try:
-            with self:
+            with self, self.own:
                 yield
         finally:
             for handle in handles:
