@@ -14,10 +14,10 @@ from .candidate.trace import Trace
 from .drawing import Draw, as_gpt2, drawing, in_any_block, own_trial, without
 from .location import locate
 from .matching import Matched
-from .numbers import Answer, close
+from .numbers import Answer, close, difference
 from .quantities import Quantity, quantities
 from .results import Fault, Finding
-from .rungs import Case, Rung, Trial, distance, make_trial
+from .rungs import Case, Rung, Trial, make_trial
 
 # Answers requests of one rung, in order.
 Ask = Callable[[Iterable[Request]], Iterator[Reply]]
@@ -144,7 +144,7 @@ class UnderTest:
         reply = self.ask(trial, gradients=False, **how)
         if reply.answer is None:
             return reply.fault, float("inf")
-        off = distance(reply.answer, trial.expected).output
+        off = difference(reply.answer.output, trial.expected.output)
         return None, off if off > limit else 0.0
 
     def finding(self, trial: Trial, before: tuple[Tensor, ...] = ()) -> Finding | None:
@@ -197,7 +197,7 @@ class UnderTest:
             layout = asked.popleft()
             if not reply.mask:
                 without_mask[reply.reading] = layout, reply
-            if reply.answer is not None and distance(reply.answer, trial.expected).output <= 1e-4:
+            if reply.answer is not None and difference(reply.answer.output, trial.expected.output) <= 1e-4:
                 right = layout, reply
                 break
             if reply.answer is not None and len(traced) < _MOST_TRACED:
