@@ -23,8 +23,8 @@ from .rungs import Build, Case, Trial, altered
 from .under_test import UnderTest
 
 
-def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosis:
-    """Find out what a layer does wrong.
+def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosis | None:
+    """Find out what a layer does wrong; None if its answers are right on every case.
 
     Args:
         layer: the layer.
@@ -43,7 +43,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
         if wrong:
             break
     else:
-        return Diagnosis(right=bool(answers))
+        return None if answers else Diagnosis()
 
     # If the output is wrong, that is what to look at; a gradient that is wrong besides is wrong for the same reason.
     failing, first = next((pair for pair in wrong if not close(pair[1].output, pair[0].expected.output)), wrong[0])

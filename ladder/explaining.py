@@ -1,7 +1,7 @@
 """What is wrong with a layer, and where: the line at which it happened, the mistake that it is, the smallest case."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -84,9 +84,7 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
         return Fault("half", message, *place), None
     # What rounding does would hide which mistake it is.
     found = diagnose(layer, wide=wide is not None)
-    if found.right:  # only the case that failed shows it
-        found = _only_there(layer, trial)
-    return fault, found
+    return fault, found or _only_there(layer, trial)  # or only the case that failed shows it
 
 
 def _wrong_backward(layer: UnderTest, trial: Trial) -> Finding | None:
@@ -99,7 +97,7 @@ def _wrong_backward(layer: UnderTest, trial: Trial) -> Finding | None:
 def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
     """Return fault and diagnosis of a layer that raises an error; its wrong answers to other sizes show more."""
     other = diagnose(layer)
-    if other.mistakes or (other.finding and other.finding.at):
+    if other and (other.mistakes or (other.finding and other.finding.at)):
         return replace(fault, message=f"{fault.message}; for other sizes it gives an answer that is wrong"), other
     finding = locate(trial, layer.trace(trial), raised=True)
     return fault, Diagnosis(finding=finding) if finding else None
@@ -116,12 +114,17 @@ def _only_there(layer: UnderTest, trial: Trial) -> Diagnosis:
     case = trial.case
     if not _is_wrong(layer, case):
         return Diagnosis(finding=layer.finding(trial))
-    least = shrink(case, lambda smaller: _is_wrong(layer, smaller), square="d_head" not in layer.asked)
-    sizes = {"batch": least.batch, "seq": least.seq}
-    sizes |= {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
-    short = replace(case, seq=least.seq)  # in all else as it was: in small tensors many numbers are alike
+    sizes = _least(layer, case, lambda smaller: _is_wrong(layer, smaller))
+    short = replace(case, seq=sizes["seq"])  # in all else as it was: in small tensors many numbers are alike
     trial = layer.own_trial(short, gradients=False) if _is_wrong(layer, short) else trial
     return Diagnosis(finding=layer.finding(trial), smallest=sizes)
+
+
+def _least(layer: UnderTest, case: Case, fails: Callable[[Case], bool]) -> dict[str, int]:
+    """Return the sizes of the smallest case that fails, of those that the layer reads."""
+    least = shrink(case, fails, square="d_head" not in layer.asked)
+    sizes = {"batch": least.batch, "seq": least.seq}
+    return sizes | {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
 
 
 def _too_long(layer: UnderTest, trial: Trial) -> Diagnosis:
@@ -158,9 +161,7 @@ def _shrunk(layer: UnderTest, kind: str, trial: Trial) -> dict[str, int]:
             return reply.fault is not None and reply.fault.kind == kind
         return wrongness(layer.rung, tried, reply.answer, distance(reply.answer, tried.expected))[0] == kind
 
-    least = shrink(trial.case, fails, square="d_head" not in layer.asked)
-    sizes = {"batch": least.batch, "seq": least.seq}
-    sizes |= {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
+    sizes = _least(layer, trial.case, fails)
     # If the smallest case fails too, the sizes do not matter: do not report them.
     return sizes if max(sizes.values()) > 2 else {}
 
