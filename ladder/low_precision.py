@@ -48,7 +48,7 @@ def _off(layer: UnderTest, low: Trial, exact: Trial) -> tuple[Fault | None, floa
     found, right = layer.ask(low, gradients=False), exact.expected.output
     if found.answer is None:
         name, fault = str(low.dtype).removeprefix("torch."), found.fault
-        return fault and replace(fault, message=f"right in float64; in {name} {fault.message}"), 0.0, 0.0
+        return fault and replace(fault, message=f"right in float64; in {name} {fault.message}"), 0.0, 1.0
     own = answer(layer.rung.build(low.config, low.dtype), low, gradients=False).output
     rounding = torch.finfo(low.dtype).eps * right.abs().max().item()  # of the output itself
     return None, _distance(found.answer.output, right), _distance(own, right) + rounding
