@@ -4,7 +4,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -127,10 +127,8 @@ class Candidate:
         self._builders: dict[str, Builder] = {}
         self._notes: dict[str, None] = {}
         self._passed: dict[str, tuple[Any, Any]] = {}
-        self._missing: frozenset[str] = frozenset()
-        self._ways: tuple[str, ...] = ()
-        self._reading = self._oddity = self._mask = ""
         self._borrowed: set[str] = set()
+        self._known = Reply()
         self._called_once = False
 
     def respond(self, request: Request) -> Reply:
@@ -142,15 +140,11 @@ class Candidate:
             answer = self._answer(request, trace)
         except _Faulty as error:
             fault = error.fault
-        return Reply(
+        return replace(
+            self._known,
             answer=answer,
             fault=fault,
             asked=frozenset(self.asked),
-            missing=self._missing,
-            ways=self._ways,
-            reading=self._reading,
-            oddity=self._oddity,
-            mask=self._mask,
             passed=dict(self._passed),
             notes=tuple(self._notes),
             trace=trace,
@@ -240,18 +234,18 @@ class Candidate:
                 listing = both_sides(names, {n: tuple(t.shape) for n, t in layer.named_parameters()}, sizes)
                 message = f"{self.name}'s parameters cannot be read: {error}"
                 raise _Faulty("parameters", message, listing=listing) from error
-            self._missing = reading[0].missing
+            self._known = replace(self._known, missing=reading[0].missing)
         masks = masks_of(layer)
         # The likeliest ways come first: of a wrong layer only the first are looked into.
         every = itertools.product(range(len(reading)), range(len(masks)))
         # Among the first are both every mask and the likely layouts.
         ways = sorted(every, key=lambda way: way[0] + 2 * way[1]) if len(masks) > 1 else list(every)
-        if not self._ways:
+        if not self._known.ways:
             splits = [each.split for each in reading]
-            self._ways = tuple(splits[which] for which, _ in ways)
+            self._known = replace(self._known, ways=tuple(splits[which] for which, _ in ways))
         which, mask = ways[min(request.layout, len(ways) - 1)]
         layout = reading[which]
-        self._reading, self._oddity, self._mask = layout.label, layout.oddity, masks[mask]
+        self._known = replace(self._known, reading=layout.label, oddity=layout.oddity, mask=masks[mask])
         return layout, masks[mask]
 
     def _run(self, what: str, run: Callable[[], Any], kind: str = "raises") -> Any:
@@ -296,7 +290,7 @@ class Candidate:
                 torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True) if used else ()
             )
             pairs = zip(leaves, reached or [None] * len(leaves), strict=True)
-            self._missing = frozenset(name for name, found in pairs if found is None)
+            self._known = replace(self._known, missing=frozenset(name for name, found in pairs if found is None))
         with torch.no_grad():
             for name, tensor in state.items():
                 (places | buffers)[name].copy_(tensor)
