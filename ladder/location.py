@@ -134,7 +134,7 @@ def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
         held = {each.words: common(seen.numbers, sorted_numbers(each.value)) for each in whole}
         held = {words: count for words, count in held.items() if count}
         like_one = any(size in (each.value.numel(), each.value.numel() // one) for each in whole)
-        if len(held) < 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
+        if len(held) != 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
             continue
         shares = " and ".join(f"{count} are of {words}" for words, count in held.items())
         detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."

@@ -85,14 +85,14 @@ class UnderTest:
         """Ask for the layer's answer to a trial."""
         return next(self._replies([self._request(trial, **how)]), Reply())
 
-    def ask_each(self, trials: Iterable[Trial]) -> Iterator[tuple[Trial, Reply]]:
+    def ask_each(self, trials: Iterable[Trial], **how: Any) -> Iterator[tuple[Trial, Reply]]:
         """Ask for the layer's answers to trials. It may work on one while the next is made."""
         asked: deque[Trial] = deque()
 
         def requests() -> Iterator[Request]:
             for trial in trials:
                 asked.append(trial)
-                yield self._request(trial)
+                yield self._request(trial, **how)
 
         for reply in self._replies(requests()):
             yield asked.popleft(), reply

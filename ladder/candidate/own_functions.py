@@ -45,16 +45,16 @@ class OwnFunctions:
 
     def __exit__(self, *_: object) -> None:
         """End it."""
-        Function.apply = self._apply
+        Function.apply = self._apply  # pyright: ignore[reportAttributeAccessIssue]
 
     def wrong_backward(self, code: Code) -> tuple[str, str] | None:
         """Return the line of a ``backward`` that does not give the derivative of its ``forward``; None if all do."""
         for cls, args in self._calls:
-            backward = inspect.unwrap(cls.backward)
-            line = _LastLine(backward.__code__)
             with contextlib.suppress(Exception):  # then nothing is known of it
-                if not _is_derivative(cls, args, line):
-                    return code.first([(backward.__code__.co_filename, line.number)])
+                written = inspect.unwrap(cls.backward).__code__
+                line = _LastLine(written)
+                if code.owns(written.co_filename) and not _is_derivative(cls, args, line):
+                    return code.first([(written.co_filename, line.number)])
         return None
 
 
