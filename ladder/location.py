@@ -43,8 +43,8 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     for part, at in event.within:
         if at is not None and part not in wrong and part_rung(part) is not None:
             return _wrong_input(matched, culprit, part, at)
-    if (mixed := _mixed(matched, culprit)) is not None:
-        return mixed
+    if special := _miscounted(matched, culprit) or _mixed(matched, culprit):
+        return special
     if mask := mask_fault(matched, culprit):
         what, detail, origin = mask
         at, code = (origin.at if origin else event.at) or (None, None)
@@ -97,7 +97,7 @@ def _ends_early(matched: Matched) -> Finding | None:
     last = matched.seen[matched.last]
     at, code = matched.trace.places.get("returned") or last.event.at or (None, None)
     if some := matched.partial_sum(last):
-        what, detail = f"the output: it is {some}", ("GPT-2 adds the outputs of all heads, and b_O.",)
+        what, detail = f"the output: it is {some}", ("GPT-2 adds all of them, and the bias once.",)
         return Finding(at, code, matched.right_steps(last.index), what, detail)
     missing = matched.next_step(last.index + 1, [last.index])
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
@@ -116,6 +116,25 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
     missing = matched.next_step(culprit.index, culprit.event.inputs)
     wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
     return Finding(*at, matched.right_steps(culprit.index), wrong, tuple(detail))
+
+
+def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return where a bias is added that is in the culprit several times, if all else in that sum is right."""
+    found = matched.counted(culprit)
+    if not found or found[1][-1] < 2 or not found[0].words([*found[1][:-1], 0]):
+        return None
+    sum_, (*_, times) = found
+    adding = [
+        seen
+        for seen in (matched.seen[i] for i in sorted(matched.sources([culprit.index])))
+        if seen.event.parameters and (inside := matched.counted(seen)) and inside[1][-1] and seen.event.at
+    ]
+    if not adding:
+        return None
+    last = adding[-1]
+    detail = f"{sum_.bias} is in the sum {times:g} times (line {line_of(culprit.event)}). GPT-2 adds it once."
+    what = f"the sum, with {sum_.bias} in it several times"
+    return Finding(*(last.event.at or ("", "")), matched.right_steps(last.index), what, (detail,))
 
 
 def _mixed(matched: Matched, culprit: Seen) -> Finding | None:

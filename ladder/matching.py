@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from .candidate.trace import STATISTICS, Event, Trace
-from .heads import partial_sums
 from .number_sets import TOLERANCE, Numbers, equal, factor_of, sorted_numbers, varied, within
 from .numbers import close
 from .quantities import Quantity, quantities
 from .rungs import Trial
+from .sums import Sum, sums
 
 # Functions that move numbers and do not change them.
 _MOVES = """
@@ -78,7 +78,7 @@ class Matched:
         self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
         self.whole = whole
         self.known = np.sort(np.concatenate(self.sets))
-        self._sums: dict[int, list[tuple[str, Numbers]]] | None = None  # of some heads' outputs, by their size
+        self._sums: list[Sum] | None = None
         self._match()
 
     @np.errstate(all="ignore")  # masks may be as large as numbers go
@@ -144,7 +144,7 @@ class Matched:
             if seen.event.value.is_floating_point()
             # Queries may be scaled in place of scores; before an error, the scores that show it are not there.
             if self.whole or self.factor(seen.event) is None
-            # A loop over the heads adds one after another: the sum so far is right, whatever comes later.
+            # A loop adds one head, or one part, after another: the sum so far is right, whatever comes later.
             if not self.partial_sum(seen)
         ]
         # Ones and zeros (of one-hot tokens) only if there is nothing else: they may be right steps of another way.
@@ -157,14 +157,17 @@ class Matched:
         few = 0 < seen.numbers.size < 3 and seen.event.function in STATISTICS
         return few and not within(seen.numbers, self.known)
 
-    def partial_sum(self, seen: Seen) -> str:
-        """Return which heads' outputs an event is the sum of, if not of all, in words; empty if it is no such sum."""
+    def counted(self, seen: Seen) -> tuple[Sum, list[float]] | None:
+        """Return the sum of the formula whose terms an event is made of, and how many times each is in it."""
         if self._sums is None:
-            self._sums = {}
-            for words, numbers in partial_sums(self.trial, self.steps):
-                self._sums.setdefault(numbers.size, []).append((words, numbers))
-        sums = self._sums.get(seen.numbers.size, ())
-        return next((words for words, numbers in sums if equal(seen.numbers, numbers)), "")
+            self._sums = list(sums(self.trial, self.steps))
+        found = ((each, each.counts(seen.event.value)) for each in self._sums)
+        return next(((each, counts) for each, counts in found if counts is not None), None)
+
+    def partial_sum(self, seen: Seen) -> str:
+        """Return which terms of a sum an event is the sum of, in words; empty if it is no such sum."""
+        found = self.counted(seen)
+        return found[0].words(found[1]) if found else ""
 
     def _scrambled(self, before: Seen | None) -> Seen | None:
         """Return the event that first puts right numbers into a wrong order, on the way to a wrong one."""

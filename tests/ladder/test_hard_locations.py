@@ -100,6 +100,42 @@ class OverTheSequence(OverAll):
         return x.mean((-2, -1), keepdim=True)  # here: OverTheSequence
 
 
+class InChunks(nn.Module):
+    """A right MLP, a part of the hidden layer after another."""
+
+    def __init__(self, d_model: int, d_mlp: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(d_model, d_mlp), nn.Linear(d_mlp, d_model)
+
+    def part(self, x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+        return nn.functional.gelu(x @ w.T + b, approximate="tanh") @ v.T
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        chunks = (self.first.weight.chunk(3), self.first.bias.chunk(3), self.second.weight.chunk(3, 1))
+        return [self.part(x, w, b, v) for w, b, v in zip(*chunks, strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack(self.parts(x)).sum(0) + self.second.bias
+
+
+class BiasOfEach(InChunks):
+    def part(self, x: Tensor, w: Tensor, b: Tensor, v: Tensor) -> Tensor:
+        hidden = nn.functional.gelu(x @ w.T + b, approximate="tanh")
+        return hidden @ v.T + self.second.bias  # here: BiasOfEach
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        for part in self.parts(x):
+            out = out + part
+        return out
+
+
+class HalfLeftOut(InChunks):
+    def forward(self, x: Tensor) -> Tensor:
+        one, other, *_ = self.parts(x)
+        return one + other + self.second.bias
+
+
 class HandWritten(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -156,7 +192,7 @@ def line_of(layer: type[nn.Module]) -> str:
 
 
 def test_the_loop_that_the_mistakes_are_made_in_is_right() -> None:
-    assert climb(attention=Loop, cases=3).passed
+    assert climb(attention=Loop, mlp=InChunks, cases=3).passed
 
 
 @pytest.mark.parametrize(
@@ -168,6 +204,7 @@ def test_the_loop_that_the_mistakes_are_made_in_is_right() -> None:
         ("layer_norm", OverAll),
         ("layer_norm", OverTheSequence),
         ("mlp", ByHand),
+        ("mlp", BiasOfEach),
         ("pos_embed", Sinusoids),
     ],
 )
@@ -186,8 +223,9 @@ def test_a_wrong_step_in_a_loop_is_reported_with_what_it_is_made_of() -> None:
 
 def test_heads_that_a_sum_lacks_are_reported() -> None:
     found = tried(attention=LastLeftOut)
-    assert "First wrong: the output: it is the output" in found.text()
-    assert "and b_O, added" in found.text()
+    assert "First wrong: the output: it is the " in found.text()
+    assert ", with b_O. GPT-2 adds all of them, and the bias once." in found.text().replace("\n", " ")
+    assert "First wrong: the output: it is the sum over " in tried(mlp=HalfLeftOut).text()
 
 
 def test_a_slice_with_numbers_of_two_is_reported_with_its_shares() -> None:
