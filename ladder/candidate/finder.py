@@ -113,7 +113,7 @@ def _fits(
     """Return how many parameters a class lacks on a rung; if it cannot be built or read there, None and the reason."""
     state = torch.get_rng_state()
     try:
-        layer = Builder(make, rung, namespace).build(Sizes.of(_CONFIG, chosen, set()))
+        layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, set()))
         if not isinstance(layer, nn.Module):
             return None, "it makes no nn.Module"
         missing = len(read(layer, rung, _CONFIG)[0].missing)

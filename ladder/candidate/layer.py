@@ -198,7 +198,7 @@ class Candidate:
 
     def _build(self, request: Request, leaves: dict[str, Tensor]) -> tuple[nn.Module, list[Layout] | None]:
         """Return the layer, and how its parameters are read if it comes from an adapter."""
-        sizes = Sizes.of(request.config, self.chosen, self.asked)
+        sizes = Sizes(request.config, self.chosen, self.asked)
         if request.rung not in self._builders:
             self._builders[request.rung] = Builder(self.make, request.rung, self.namespace)
         builder = self._builders[request.rung]
