@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
-from .drawing import Draw, as_gpt2, drawing, in_any_block, own_trial, without
+from .drawing import Draw, as_gpt2, drawing, in_any_block, without
 from .location import locate
 from .matching import Matched
 from .numbers import Answer, close, difference
 from .quantities import Quantity, quantities
 from .results import Fault, Finding
-from .rungs import Case, Rung, Trial, make_trial
+from .rungs import Case, Rung, Trial, altered, make_trial
 
 # Answers requests of one rung, in order.
 Ask = Callable[[Iterable[Request]], Iterator[Reply]]
@@ -129,7 +129,9 @@ class UnderTest:
 
     def own_trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
         """Return the trial of a case, judged by our own layer."""
-        return own_trial(self.rung, case, dtype, self.missing, gradients=gradients)
+        trial = make_trial(self.rung, self.rung.own, case, dtype, gradients=gradients)
+        lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in self.missing}
+        return self.fair(altered(trial, given=None, **lacking) if lacking else trial)
 
     def fair(self, trial: Trial) -> Trial:
         """Return the trial with no gradient expected of a parameter that the layer does not have."""
