@@ -1,6 +1,7 @@
 """Where a layer first departs from GPT-2, by the values of its trace; every sentence was checked on them."""
 
 import re
+from collections.abc import Sequence
 
 import torch
 
@@ -47,8 +48,7 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
         return special
     if mask := mask_fault(matched, culprit):
         what, detail, origin = mask
-        at, code = (origin.at if origin else event.at) or (None, None)
-        return Finding(at, code, matched.right_steps(culprit.index), what, tuple(detail))
+        return _found(matched, culprit, origin.at if origin else event.at, what, detail)
     what, detail = _how(matched, culprit)
     if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
         event = turned.event
@@ -57,10 +57,17 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     given = event.function in _BY_WEIGHTS or "before the activation" in following
     given |= event.function == "softmax" and "pattern" not in following
     moved = event.made is None or event.function in MOVES or given
-    at, code = (event.at if moved else event.made) or (None, None)
     if not moved and event.at is not None and event.made != event.at:
         detail.append(f"It is called at line {line_of(event)}.")
-    return Finding(at, code, matched.right_steps(culprit.index), what, tuple(detail))
+    return _found(matched, culprit, event.at if moved else event.made, what, detail)
+
+
+def _found(
+    matched: Matched, before: Seen, place: tuple[str, str] | None, wrong: str, detail: Sequence[str] = ()
+) -> Finding:
+    """Return that something is wrong at a place, and what is right before an event."""
+    at, code = place or (None, None)
+    return Finding(at, code, matched.right_steps(before.index), wrong, tuple(detail))
 
 
 def _random(one: Trace, other: Trace) -> Finding | None:
@@ -95,14 +102,14 @@ def _ends_early(matched: Matched) -> Finding | None:
     if matched.last < 0 or any(quantity.key == "output" for quantity in matched.seen[matched.last].is_):
         return None
     last = matched.seen[matched.last]
-    at, code = matched.trace.places.get("returned") or last.event.at or (None, None)
+    place = matched.trace.places.get("returned") or last.event.at
     if some := matched.partial_sum(last):
-        what, detail = f"the output: it is {some}", ("GPT-2 adds all of them, and the bias once.",)
-        return Finding(at, code, matched.right_steps(last.index), what, detail)
+        detail = ("GPT-2 adds all of them, and the bias once.",)
+        return _found(matched, last, place, f"the output: it is {some}", detail)
     missing = matched.next_step(last.index + 1, [last.index])
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
     detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
-    return Finding(at, code, matched.right_steps(last.index), what, detail)
+    return _found(matched, last, place, what, detail)
 
 
 def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]) -> Finding:
@@ -115,7 +122,7 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
             break
     missing = matched.next_step(culprit.index, culprit.event.inputs)
     wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
-    return Finding(*at, matched.right_steps(culprit.index), wrong, tuple(detail))
+    return _found(matched, culprit, at, wrong, detail)
 
 
 def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
@@ -133,8 +140,7 @@ def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
         return None
     last = adding[-1]
     detail = f"{sum_.bias} is in the sum {times:g} times (line {line_of(culprit.event)}). GPT-2 adds it once."
-    what = f"the sum, with {sum_.bias} in it several times"
-    return Finding(*(last.event.at or ("", "")), matched.right_steps(last.index), what, (detail,))
+    return _found(matched, last, last.event.at, f"the sum, with {sum_.bias} in it several times", [detail])
 
 
 def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
@@ -157,9 +163,7 @@ def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
             continue
         shares = " and ".join(f"{count} are of {words}" for words, count in held.items())
         detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."
-        return Finding(
-            *seen.event.at, matched.right_steps(seen.index), f"what `{seen.event.function}` gives", (detail,)
-        )
+        return _found(matched, seen, seen.event.at, f"what `{seen.event.function}` gives", [detail])
     return None
 
 
