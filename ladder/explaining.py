@@ -10,8 +10,8 @@ from .candidate.configuration import SIZES
 from .diagnosis import diagnose
 from .experiments import shrink
 from .location import locate
-from .numbers import close
-from .results import Diagnosis, Fault, Finding, Tried
+from .numbers import close, same
+from .results import Diagnosis, Fault, Finding, Tried, listed
 from .rungs import Case, Trial, distance
 from .under_test import UnderTest
 from .verdicts import wrongness
@@ -41,8 +41,10 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
         before: inputs that the layer was called with first.
     """
     kind, diagnosis = fault.kind, None
-    backward = _wrong_backward(layer, trial) if kind in ("gradient", "missing") else None
-    if kind in _NOTED and not fault.at and not backward:
+    gradient = (_wrong_backward(layer, trial) or _cut(layer, trial)) if kind in ("gradient", "missing") else None
+    if gradient and kind == "missing":
+        fault = replace(fault, at=gradient.at, code=gradient.code)
+    if kind in _NOTED and not fault.at:
         at, code = layer.trace(trial).places.get(_NOTED[kind], (None, None))
         fault = replace(fault, at=at, code=code)
     if kind in ("shape", "type") and not fault.at:
@@ -52,8 +54,8 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
         fault = replace(fault, at=at, code=code)
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
         fault, diagnosis = _diagnosed(layer, fault, trial)
-        if backward and diagnosis and not diagnosis.mistakes:
-            diagnosis = replace(diagnosis, finding=backward)
+        if gradient and diagnosis:
+            diagnosis = replace(diagnosis, finding=gradient)
     elif kind == "raises":
         fault, diagnosis = _raised(layer, fault, trial)
     elif kind == "context" and not fault.at:
@@ -92,6 +94,20 @@ def _wrong_backward(layer: UnderTest, trial: Trial) -> Finding | None:
     place = layer.trace(trial, gradients=True).places.get("backward")
     what = "the gradient that this `backward` gives: it is not the derivative of what its `forward` computes"
     return Finding(*place, (), what) if place else None
+
+
+def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
+    """Return the line that cuts the gradient, if every gradient is right as soon as it does not; or several lines."""
+    cuts = layer.trace(trial).cuts[:8]
+    for lines in [[each] for each in cuts] + ([cuts] if len(cuts) > 1 else []):
+        answer = layer.answer(trial, attach=tuple(at for at, _ in lines))
+        if answer is None or not same(answer, trial.expected):
+            continue
+        detail = "Where the gradient is not cut, every gradient is right."
+        if len(lines) > 1:
+            detail += f" It is cut on lines {listed([at.rpartition(':')[2] for at, _ in lines])}."
+        return Finding(*lines[0], (), "the gradient, which is cut there", (detail,))
+    return None
 
 
 def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:

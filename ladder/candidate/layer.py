@@ -20,7 +20,7 @@ from .layouts import Layout, Unlearned, Unreadable, shapes
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, Code, one_line
-from .trace import Births, Place, Recorder, Trace, Widened
+from .trace import Attached, Births, Place, Recorder, Trace, Widened
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Request:
         look: record a trace; with ``gradients`` too, check derivatives that the user wrote.
         wide: compute in the trial's dtype even where the layer asks for a lower one.
         gradients: run the backward pass too.
+        attach: lines, as ``file:line``, that must not cut the gradient.
     """
 
     rung: str
@@ -48,6 +49,7 @@ class Request:
     look: bool = False
     wide: bool = False
     gradients: bool = True
+    attach: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,8 @@ class Candidate:
                 with torch.no_grad():
                     self._run("the call before", lambda earlier=earlier: call(layer, earlier.clone(), way, set()))
             extras: set[str] = set()
+            if request.attach:
+                stack.enter_context(Attached(self.code, request.attach))
             if request.look:
                 recorder = Recorder(self.code, layer, given, request.dtype, births)
                 recorder.trace = trace

@@ -62,6 +62,7 @@ class Trace:
             ``dtype``, or cuts the ``gradient``; the line of the layer's own ``forward`` that its output is ``returned``
             from; and that of a ``backward`` of the user's that does not give the derivative of its ``forward``.
         parts: input and output of each call of a submodule, by the submodule's name.
+        cuts: every line that cuts the gradient, once.
         output: the event that gave the layer's output; -1 if it is not known.
         whole: no event was left out, for its size or their number.
     """
@@ -69,6 +70,7 @@ class Trace:
     events: list[Event] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     parts: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    cuts: list[Place] = field(default_factory=list)
     output: int = -1
     whole: bool = True
 
@@ -216,6 +218,8 @@ class Recorder(TorchFunctionMode):
         cut = own and not self.own.running and not output.requires_grad
         if cut and any(each.requires_grad for each in taken):
             self._note("gradient")
+            place = self.code.running()
+            self.trace.cuts += [place] if place and place not in self.trace.cuts else []
 
     def _rounded(self, tensor: Tensor) -> bool:
         """Return whether a tensor is of less precision, and its numbers need more: masks and small integers do not."""
@@ -290,6 +294,31 @@ class Widened(TorchFunctionMode):
             return self.dtype if isinstance(each, torch.dtype) and each in _LOW else each
 
         return func(*map(widen, args), **{name: widen(each) for name, each in (kwargs or {}).items()})
+
+
+class Attached(TorchFunctionMode):
+    """Leaves the gradient whole on some lines that cut it: an experiment, to see which cut is the mistake.
+
+    Args:
+        code: the user's source.
+        lines: each as ``file:line``.
+    """
+
+    def __init__(self, code: Code, lines: tuple[str, ...]) -> None:
+        super().__init__()
+        self.code, self.lines = code, lines
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Call the function; on these lines with gradients, and without what detaches."""
+        place = self.code.running()
+        if not place or place[0] not in self.lines:
+            return func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        name = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
+        if name in ("detach", "data"):
+            return args[0]
+        with torch.enable_grad():
+            return func(*args, **(kwargs or {}))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -160,6 +160,16 @@ class ByHand(nn.Module):
         return self.second(HandWritten.apply(self.first(x)))
 
 
+class OneCutOfTwo(OverAll):
+    """One cut changes nothing: a factor that is 1. The other one does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = (x / x.detach()).detach() ** 0
+        mean = x.mean(-1, keepdim=True)
+        centred = x - mean.detach()  # here: OneCutOfTwo
+        return centred * one / (x.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt() * self.w + self.b
+
+
 class Sinusoids(nn.Module):
     table: Tensor
 
@@ -203,6 +213,7 @@ def test_the_loop_that_the_mistakes_are_made_in_is_right() -> None:
         ("attention", ValuesOffByOne),
         ("layer_norm", OverAll),
         ("layer_norm", OverTheSequence),
+        ("layer_norm", OneCutOfTwo),
         ("mlp", ByHand),
         ("mlp", BiasOfEach),
         ("pos_embed", Sinusoids),
