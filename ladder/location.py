@@ -148,7 +148,7 @@ def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
     whole = [each for each in matched.steps if re.search(r"(^|\.)[QKV]$", each.key)]
     for index in culprit.event.inputs:
         seen = matched.seen[index] if index >= 0 else None
-        if seen is None or not seen.good or seen.is_ or seen.piece or not varied(seen.numbers):
+        if seen is None or not seen.good or seen.is_ or seen.part_of or not varied(seen.numbers):
             continue
         # The step that chose these numbers: those after it moved them.
         while seen.event.inputs and (source := seen.event.inputs[0]) >= 0:

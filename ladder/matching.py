@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,7 @@ class Seen:
         is_: the quantities that it holds.
         good: its numbers are right: those of a quantity, of a parameter, or right ones moved.
         depends: it depends on the layer's input or parameters.
-        piece: its numbers are some of a quantity's: those of one head, say.
+        part_of: quantities that its numbers are some of: those of one head, say.
     """
 
     event: Event
@@ -57,7 +57,7 @@ class Seen:
     is_: list[Quantity]
     good: bool = False
     depends: bool = False
-    piece: bool = False
+    part_of: list[Quantity] = field(default_factory=list)
 
 
 class Matched:
@@ -110,8 +110,9 @@ class Matched:
             for seen in pieces:
                 # Scores that are hidden are infinite: what is left of them does not show the mask.
                 finite = seen.numbers.size == seen.event.value.numel()
-                seen.piece = complete or finite or quantity.visible is not None
-                seen.good |= seen.piece
+                if complete or finite or quantity.visible is not None:
+                    seen.part_of.append(quantity)
+                    seen.good = True
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
@@ -135,7 +136,7 @@ class Matched:
 
     def culprit(self) -> Seen | None:
         """Return the first event that is wrong: no quantity, on the way to none, and needed for the output."""
-        leading = self.sources(seen.index for seen in self.seen if seen.is_ or seen.piece)
+        leading = self.sources(seen.index for seen in self.seen if seen.is_ or seen.part_of)
         used = self.sources([self.last] if self.whole else range(len(self.seen)))
         suspects = [
             seen
@@ -218,8 +219,12 @@ class Matched:
             function: if it computes several steps in one, the last of them is returned.
         """
         found = {"input"} | {quantity.key for seen in self.seen[:before] for quantity in seen.is_}
-        behind = {"input"} | {quantity.key for index in self.sources(made_from) for quantity in self.seen[index].is_}
+        sources = [self.seen[index] for index in self.sources(made_from)]
+        behind = {"input"} | {quantity.key for seen in sources for quantity in seen.is_}
         last = max((i for i, each in enumerate(self.steps) if each.key in behind), default=-1)
+        # Of a step that is there in part, the rest comes next.
+        begun = {quantity.key for seen in sources for quantity in seen.part_of} - found
+        last = max([last, *(i - 1 for i, each in enumerate(self.steps) if each.key in begun)])
         of = self.steps[last].key.removesuffix("masked raw") if last >= 0 else ""
         if last >= 0 and of != self.steps[last].key and f"{of}scores" not in found:  # masked, and never scaled
             return next(each.words for each in self.steps if each.key == f"{of}scores")
@@ -231,9 +236,10 @@ class Matched:
         """Return the last steps before an event that are right, with their lines."""
         found: dict[str, str] = {}
         for seen in self.seen[:before]:
-            for quantity in seen.is_[:1]:
+            known = [(each, each.words) for each in seen.is_] + [(e, f"a part of {e.words}") for e in seen.part_of]
+            for quantity, words in known[:1]:
                 if quantity.step and quantity.key != "input" and seen.event.at:
-                    found.setdefault(quantity.words, f"{quantity.words} (line {line_of(seen.event)})")
+                    found.setdefault(words, f"{words} (line {line_of(seen.event)})")
         return tuple(list(found.values())[-4:])
 
     def factor(self, event: Event) -> tuple[Quantity, float] | None:
