@@ -221,6 +221,8 @@ def _called(matched: Matched, index: int) -> str:
         seen = matched.seen[index]
         if not seen.is_ and (some := matched.partial_sum(seen)):
             return some + line
+        if not seen.is_ and seen.part_of:
+            return f"a part of {seen.part_of[0].words} (line {line_of(seen.event)})"
         if seen.is_:
             taken = matched.seen[first]
             axes = matched.axes(taken)

@@ -116,7 +116,8 @@ class Matched:
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
-            seen.is_.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
+            for known in (seen.is_, seen.part_of):
+                known.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
 
     @property
     def found(self) -> set[str]:
@@ -225,8 +226,9 @@ class Matched:
         # Of a step that is there in part, the rest comes next.
         begun = {quantity.key for seen in sources for quantity in seen.part_of} - found
         last = max([last, *(i - 1 for i, each in enumerate(self.steps) if each.key in begun)])
-        of = self.steps[last].key.removesuffix("masked raw") if last >= 0 else ""
-        if last >= 0 and of != self.steps[last].key and f"{of}scores" not in found:  # masked, and never scaled
+        key = self.steps[last].key if last >= 0 else ""
+        of = key.removesuffix("masked raw")
+        if key in behind and of != key and f"{of}scores" not in found:  # masked, and never scaled
             return next(each.words for each in self.steps if each.key == f"{of}scores")
         ending = _FUSED.get(function, "")
         later = [each for each in self.steps[last + 1 :] if each.step and each.key not in found]
