@@ -230,7 +230,7 @@ def _called(matched: Matched, index: int) -> str:
             fused = [each.words for each in seen.is_ if each.step and seen.event.value.numel() > each.value.numel()]
             if len(fused) > 1 and taken is not seen:
                 words = f"numbers of {listed(fused)}"
-            elif taken is not seen and taken.event.value.numel() < min(quantity.value.numel() for quantity in seen.is_):
+            elif taken.event.value.numel() < min(quantity.value.numel() for quantity in seen.is_):
                 words = f"a part of {words}"
             return words + ("" if seen.is_[0].key == "input" and seen.event.at is None else line)
         if seen.event.function not in MOVES or not seen.event.inputs:
