@@ -116,10 +116,11 @@ def _fits(
         layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, set()))
         if not isinstance(layer, nn.Module):
             return None, "it makes no nn.Module"
-        missing = len(read(layer, rung, _CONFIG)[0].missing)
+        try:
+            missing = len(read(layer, rung, _CONFIG)[0].missing)
+        except Unlearned as error:
+            return _UNLEARNED if _gives_vectors(layer) else None, str(error)
         return (missing if _runs(layer, rung) else missing + 50), ""
-    except Unlearned as error:
-        return _UNLEARNED if _gives_vectors(layer) else None, str(error)
     except Unreadable as error:
         # One block many times over is a fault to report, and no reason to look elsewhere.
         return 99 if "one and the same block" in str(error) else None, str(error)
