@@ -3,14 +3,12 @@
 import contextlib
 import inspect
 import sys
-from collections.abc import Mapping
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.overrides import TorchFunctionMode
 
 from .source import Code
 
@@ -87,18 +85,21 @@ def _is_derivative(cls: Any, args: tuple[Any, ...], line: "_LastLine") -> bool:
     return abs(changed - told) <= _MOST * (1 + abs(changed))
 
 
-class _LastLine(TorchFunctionMode):
-    """Notes the last line of a function in which torch computes something; before that, its first line."""
+class _LastLine:
+    """Notes the last line of a function that ran in its context; before that, its first line."""
 
     def __init__(self, code: CodeType) -> None:
-        super().__init__()
         self._code, self.number = code, code.co_firstlineno
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Call the function, and note the line."""
-        frame = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code is self._code:
-                self.number = frame.f_lineno
-            frame = frame.f_back
-        return func(*args, **(kwargs or {}))
+    def __enter__(self) -> None:
+        """Begin to note lines."""
+        self._before = sys.gettrace()
+        sys.settrace(lambda frame, *_: self._noted if frame.f_code is self._code else None)
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        sys.settrace(self._before)
+
+    def _noted(self, frame: FrameType, *_: Any) -> Any:
+        self.number = frame.f_lineno
+        return self._noted

@@ -137,19 +137,6 @@ def find(source: str) -> tuple[Callable[..., Any], Code]:
     return loaded.get(name, source), loaded.code
 
 
-def load(path: Path, wanted: Iterable[str] = ()) -> Loaded:
-    """Read a source, and run what its classes need: imports, classes, functions, constants.
-
-    Args:
-        path: a ``.py`` file or a notebook.
-        wanted: the names that are asked for; if empty, every class is.
-
-    Raises:
-        CandidateError: it is no Python, or a statement that a class needs raises.
-    """
-    return Loaded(path.resolve(), set(wanted))
-
-
 class Loaded:
     """A source that was read. Statements of its script part were left out; imports that failed became stand-ins.
 
@@ -360,6 +347,19 @@ class Loaded:
                         make_packages(name, folder)
                     return True
         return False
+
+
+def load(path: Path, wanted: Iterable[str] = ()) -> Loaded:
+    """Read a source, and run what its classes need: imports, classes, functions, constants.
+
+    Args:
+        path: a ``.py`` file or a notebook.
+        wanted: the names that are asked for; if empty, every class is.
+
+    Raises:
+        CandidateError: it is no Python, or a statement that a class needs raises.
+    """
+    return Loaded(path.resolve(), set(wanted))
 
 
 def _defined_in(module: types.ModuleType, value: Any) -> bool:
