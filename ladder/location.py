@@ -129,10 +129,9 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
 
 def _wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
     """Return where the positions become wrong, if the culprit takes rows of their table; None if it does not."""
-    if (
-        matched.next_step(culprit.index, culprit.event.inputs) != "the position embedding"
-        or not culprit.event.parameters
-    ):
+    missing = matched.next_step(culprit.index, culprit.event.inputs)
+    of_table = missing == "the position embedding" or matched.trial.rung == "pos-embed"
+    if not of_table or not culprit.event.parameters:
         return None
     origin = None
     for index in sorted(matched.sources(i for i in culprit.event.inputs if i >= 0)):

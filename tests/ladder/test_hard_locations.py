@@ -242,7 +242,8 @@ class FromOne(nn.Module):
         self.table = nn.Embedding(n_ctx, d_model)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        positions = torch.arange(self.table.num_embeddings)[1 : tokens.shape[1] + 1]
+        positions = torch.arange(self.table.num_embeddings)
+        positions = positions[1 : tokens.shape[1] + 1]  # here: FromOne
         return self.table(positions.expand(tokens.shape))
 
 
@@ -339,3 +340,5 @@ def test_a_mistake_that_raises_for_some_sizes_is_named_by_the_others() -> None:
     assert found.fault.kind == "raises"
     assert "for other sizes it gives an answer that is wrong" in found.fault.message
     assert found.mistakes == ("positions from one",)
+    assert found.at is not None
+    assert found.at.endswith(f":{line_of(FromOne)}")
