@@ -57,7 +57,7 @@ class Sum:
 
 
 def sums(trial: Trial, steps: Sequence[Quantity]) -> Iterator[Sum]:
-    """Yield the sums of the formula that have several terms, as far as their terms can be told apart."""
+    """Yield the sums of the formula that have several terms, as far as their terms can be distinguished."""
     for quantity in steps:
         of, key = quantity.key[: quantity.key.rfind(".") + 1], quantity.key.rpartition(".")[2]
         if key == "z W_O":

@@ -25,7 +25,7 @@ Ask = Callable[[Iterable[Request]], Iterator[Reply]]
 FATAL = ("hang", "died", "limit")
 # Ways to read the parameters of a wrong layer that are traced.
 _MOST_TRACED = 50
-# Steps that are products of a head's queries and keys, or made of them: right ones show how the heads are told apart.
+# Products of a head's queries and keys, and what is made of them: right ones show which numbers are a head's.
 _PRODUCTS = ("raw", "scores", "masked", "pattern", "z")
 # Parameters that GPT-2 does not have, or has only once.
 OPTIONAL = ("b_U", "unembed.b_U", "unembed.W_U")

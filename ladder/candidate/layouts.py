@@ -30,8 +30,8 @@ class Layout:
         missing: TransformerLens's names of the parameters that the layer does not have.
         label: how they lie, in words; empty if there is nothing to report.
         oddity: why GPT-2's weights do not fit as they are stored; empty if they do.
-        split: how the numbers of each head's queries and keys are told from others; empty if there is one way only. If
-            the scores are right under one split, the layer is right under no other.
+        split: which numbers are queries and keys of one head; empty if there is one way only. If the scores are right
+            under one split, the layer is right under no other.
     """
 
     fill: Fill

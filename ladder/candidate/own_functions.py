@@ -57,7 +57,7 @@ class OwnFunctions:
 
 
 def _is_derivative(cls: Any, args: tuple[Any, ...], line: "_LastLine") -> bool:
-    """Return whether a function changes along a random direction as its own derivative tells."""
+    """Return whether a function changes along a random direction by as much as its own derivative gives."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(like: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def _is_derivative(cls: Any, args: tuple[Any, ...], line: "_LastLine") -> bool:
     cotangent, directions = drawn(output), [drawn(leaf) for leaf in watched]
     with line:
         found = torch.autograd.grad((output * cotangent).sum(), watched, allow_unused=True)
-    told = sum((own * to).sum().item() for own, to in zip(found, directions, strict=True) if own is not None)
+    slope = sum((own * to).sum().item() for own, to in zip(found, directions, strict=True) if own is not None)
 
     def moved(step: float) -> Tensor:
         moves = iter(directions)
@@ -82,7 +82,7 @@ def _is_derivative(cls: Any, args: tuple[Any, ...], line: "_LastLine") -> bool:
             )
 
     changed = ((moved(_STEP) - moved(-_STEP)) * cotangent).sum().item() / (2 * _STEP)
-    return abs(changed - told) <= _MOST * (1 + abs(changed))
+    return abs(changed - slope) <= _MOST * (1 + abs(changed))
 
 
 class _LastLine:
