@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 
@@ -107,6 +108,8 @@ def climb(argv: list[str]) -> int:
         from .report import html, terminal
         from .results import Climb
 
+        # The cases are small, and the layer computes at the same time: threads of this process would wait in its way.
+        torch.set_num_threads(1)
         shown: list[str] = []
         status.stop()  # its thread must not be at work while the file's process starts as a copy of this one
 

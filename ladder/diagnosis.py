@@ -6,13 +6,14 @@ each mistake in the catalogue shows, and no two look alike.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from ..components.caching import run_with_cache
 from .candidate.trace import Trace
+from .drawing import without
 from .experiments import row_facts, shrink, sized, wrong_parts
 from .location import locate
 from .naming import Naming
@@ -23,8 +24,8 @@ from .rungs import Build, Case, Trial, altered
 from .under_test import UnderTest
 
 
-def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosis:
-    """Find out what a layer does wrong.
+def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosis | None:
+    """Find out what a layer does wrong; None if its answers are right on every case.
 
     Args:
         layer: the layer.
@@ -36,14 +37,14 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     wrong: list[tuple[Trial, Answer]] = []
     answers = 0
     for chosen in (_ordinary_trials, _trials_of_every_choice):
-        trials = chosen(layer, drawn)
-        answered = [(trial, found) for trial in trials if (found := layer.answer(trial, wide=wide)) is not None]
+        replies = layer.ask_each(map(layer.fair, chosen(layer, drawn)), wide=wide)
+        answered = [(trial, without(found, layer.missing)) for trial, reply in replies if (found := reply.answer)]
         answers += len(answered)
         wrong = [(trial, found) for trial, found in answered if not _is_right(found, trial)]
         if wrong:
             break
     else:
-        return Diagnosis(right=bool(answers))
+        return None if answers else Diagnosis()
 
     # If the output is wrong, that is what to look at; a gradient that is wrong besides is wrong for the same reason.
     failing, first = next((pair for pair in wrong if not close(pair[1].output, pair[0].expected.output)), wrong[0])
@@ -71,8 +72,9 @@ def _is_right(found: Answer, trial: Trial) -> bool:
 def _drawn(layer: UnderTest, seed: int) -> list[Case]:
     source = random.Random(seed)
     drawn = [layer.draw(source) for _ in range(60)]
-    # First those in which every mistake shows that can: a mask needs positions, a softmax over the batch a batch.
-    drawn.sort(key=lambda case: case.batch < 2 or case.seq < 4 or case.config.n_heads < 2)
+    # First those in which every mistake shows that can: a mask needs positions, a softmax over the batch a batch. Of a
+    # mean over each sequence, three numbers can be compared, and two are too few.
+    drawn.sort(key=lambda case: case.batch < 3 or case.seq < 4 or case.config.n_heads < 2)
     return drawn
 
 
@@ -92,8 +94,8 @@ def _smallest(layer: UnderTest, case: Case, output_wrong: bool, wide: bool) -> d
     return {"batch": least.batch, "seq": least.seq} | {name: getattr(least.config, name) for name in sizes}
 
 
-def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> list[Trial]:
-    """Return trials of GPT-2's own choices."""
+def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]:
+    """Yield trials of GPT-2's own choices."""
     plain = {"act_fn": "gelu_new", "scale_attn_weights": True, "layer_norm_eps": 1e-5, "n_layers": 3}
     cases = [
         replace(case, config=replace(case.config, **plain, n_ctx=case.seq + 2 + index))
@@ -102,10 +104,11 @@ def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> list[Trial]:
     # A matrix that is square shows as transposed.
     config = cases[0].config
     cases.append(sized(cases[0], d_model=config.n_heads * config.d_head))
-    trials = [showing(layer.own_trial(case)) for case in cases]
+    first = showing(layer.own_trial(cases[0]))
+    yield first
+    yield from (showing(layer.own_trial(case)) for case in cases[1:])
     if layer.rung.name in ("layer-norm", "block", "model"):
-        trials.append(small_stream(trials[0]))
-    return [layer.fair(trial) for trial in trials]
+        yield small_stream(first)
 
 
 def small_stream(trial: Trial) -> Trial:
@@ -119,14 +122,14 @@ def small_stream(trial: Trial) -> Trial:
 _WRITING = ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")
 
 
-def _trials_of_every_choice(layer: UnderTest, drawn: Sequence[Case]) -> list[Trial]:
-    """Return trials that have among them every value that is drawn of each choice."""
+def _trials_of_every_choice(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]:
+    """Yield trials that have among them every value that is drawn of each choice."""
     chosen = {
         (name, getattr(case.config, name)): case
         for case in reversed(drawn)
         for name in ("act_fn", "scale_attn_weights", "layer_norm_eps")
     }
-    return [layer.fair(showing(layer.own_trial(case))) for case in chosen.values()]
+    return (showing(layer.own_trial(case)) for case in chosen.values())
 
 
 def showing(trial: Trial) -> Trial:

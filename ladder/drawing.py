@@ -6,10 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from .numbers import Answer
-from .rungs import RANGES, Case, Rung, Trial, altered, draw_case, make_trial
+from .rungs import RANGES, Case, draw_case
 
 # GPT-2's own choices. Others are tried on a layer that reads the field of that name.
 _GPT2: dict[str, tuple[str, Any]] = {
@@ -50,17 +48,6 @@ def as_gpt2(case: Case, but: frozenset[str], **choices: Any) -> Case:
     if "d_mlp" not in but:
         changed["d_mlp"] = 4 * changed.get("d_model", case.config.d_model)
     return replace(case, config=replace(case.config, **changed))
-
-
-def own_trial(
-    rung: Rung, case: Case, dtype: torch.dtype, missing: frozenset[str] = frozenset(), *, gradients: bool = True
-) -> Trial:
-    """Draw the numbers of a case, judged by our own layer, for a layer that lacks some of the parameters."""
-    trial = make_trial(rung, rung.own, case, dtype, gradients=gradients)
-    lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in missing}
-    if lacking:
-        trial = altered(trial, given=None, **lacking)
-    return replace(trial, expected=without(trial.expected, missing))
 
 
 def without(found: Answer, missing: frozenset[str]) -> Answer:

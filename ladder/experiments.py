@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -88,16 +88,9 @@ def part_trial(trial: Trial, part: str, part_rung: str, given: Tensor) -> Trial:
 
 def part_rung(part: str) -> str | None:
     """Return the rung of a part by its name in our model: ``blocks.0.attn`` is attention."""
-    last = part.rpartition(".")[2]
-    known: Mapping[str, str] = {
-        "ln1": "layer-norm",
-        "ln2": "layer-norm",
-        "ln_final": "layer-norm",
-        "attn": "attention",
-        "mlp": "mlp",
-    }
-    known = {**known, "embed": "embed", "pos_embed": "pos-embed", "unembed": "unembed"}
-    return known.get(last) or ("block" if re.fullmatch(r"blocks\.\d+", part) else None)
+    known = {"ln1": "layer-norm", "ln2": "layer-norm", "ln_final": "layer-norm", "attn": "attention", "mlp": "mlp"}
+    known |= {"embed": "embed", "pos_embed": "pos-embed", "unembed": "unembed"}
+    return known.get(part.rpartition(".")[2]) or ("block" if re.fullmatch(r"blocks\.\d+", part) else None)
 
 
 def wrong_parts(trial: Trial, trace: Trace) -> list[tuple[str, Trial, Tensor]]:

@@ -1,7 +1,7 @@
 """What is wrong with a layer, and where: the line at which it happened, the mistake that it is, the smallest case."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -10,8 +10,8 @@ from .candidate.configuration import SIZES
 from .diagnosis import diagnose
 from .experiments import shrink
 from .location import locate
-from .numbers import close
-from .results import Diagnosis, Fault, Tried
+from .numbers import close, same
+from .results import Diagnosis, Fault, Finding, Tried, listed
 from .rungs import Case, Trial, distance
 from .under_test import UnderTest
 from .verdicts import wrongness
@@ -41,6 +41,9 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
         before: inputs that the layer was called with first.
     """
     kind, diagnosis = fault.kind, None
+    gradient = (_wrong_backward(layer, trial) or _cut(layer, trial)) if kind in ("gradient", "missing") else None
+    if gradient and kind == "missing":
+        fault = replace(fault, at=gradient.at, code=gradient.code)
     if kind in _NOTED and not fault.at:
         at, code = layer.trace(trial).places.get(_NOTED[kind], (None, None))
         fault = replace(fault, at=at, code=code)
@@ -51,9 +54,10 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
         fault = replace(fault, at=at, code=code)
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
         fault, diagnosis = _diagnosed(layer, fault, trial)
+        if gradient and diagnosis:
+            diagnosis = replace(diagnosis, finding=gradient)
     elif kind == "raises":
-        finding = locate(trial, layer.trace(trial), raised=True)
-        diagnosis = Diagnosis(finding=finding) if finding else None
+        fault, diagnosis = _raised(layer, fault, trial)
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
     elif kind in ("large", "state") and not fault.at:
@@ -82,9 +86,37 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
         return Fault("half", message, *place), None
     # What rounding does would hide which mistake it is.
     found = diagnose(layer, wide=wide is not None)
-    if found.right:  # only the case that failed shows it
-        found = _only_there(layer, trial)
-    return fault, found
+    return fault, found or _only_there(layer, trial)  # or only the case that failed shows it
+
+
+def _wrong_backward(layer: UnderTest, trial: Trial) -> Finding | None:
+    """Return the line of a derivative that the user wrote, if it is not that of the function that it is for."""
+    place = layer.trace(trial, gradients=True).places.get("backward")
+    what = "the gradient that this `backward` gives: it is not the derivative of what its `forward` computes"
+    return Finding(*place, (), what) if place else None
+
+
+def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
+    """Return the line that cuts the gradient, if every gradient is right as soon as it does not; or several lines."""
+    cuts = layer.trace(trial).cuts[:8]
+    for lines in [[each] for each in cuts] + ([cuts] if len(cuts) > 1 else []):
+        answer = layer.answer(trial, attach=tuple(at for at, _ in lines))
+        if answer is None or not same(answer, trial.expected):
+            continue
+        detail = "Where the gradient is not cut, every gradient is right."
+        if len(lines) > 1:
+            detail += f" It is cut on lines {listed([at.rpartition(':')[2] for at, _ in lines])}."
+        return Finding(*lines[0], (), "the gradient, which is cut there", (detail,))
+    return None
+
+
+def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
+    """Return fault and diagnosis of a layer that raises an error; its wrong answers to other sizes show more."""
+    other = diagnose(layer)
+    if other and (other.mistakes or (other.finding and other.finding.at)):
+        return replace(fault, message=f"{fault.message}; for other sizes it gives an answer that is wrong"), other
+    finding = locate(trial, layer.trace(trial), raised=True)
+    return fault, Diagnosis(finding=finding) if finding else None
 
 
 def _is_wrong(layer: UnderTest, case: Case) -> bool:
@@ -98,12 +130,17 @@ def _only_there(layer: UnderTest, trial: Trial) -> Diagnosis:
     case = trial.case
     if not _is_wrong(layer, case):
         return Diagnosis(finding=layer.finding(trial))
-    least = shrink(case, lambda smaller: _is_wrong(layer, smaller), square="d_head" not in layer.asked)
-    sizes = {"batch": least.batch, "seq": least.seq}
-    sizes |= {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
-    short = replace(case, seq=least.seq)  # in all else as it was: in small tensors many numbers are alike
+    sizes = _least(layer, case, lambda smaller: _is_wrong(layer, smaller))
+    short = replace(case, seq=sizes["seq"])  # in all else as it was: in small tensors many numbers are alike
     trial = layer.own_trial(short, gradients=False) if _is_wrong(layer, short) else trial
     return Diagnosis(finding=layer.finding(trial), smallest=sizes)
+
+
+def _least(layer: UnderTest, case: Case, fails: Callable[[Case], bool]) -> dict[str, int]:
+    """Return the sizes of the smallest case that fails, of those that the layer reads."""
+    least = shrink(case, fails, square="d_head" not in layer.asked)
+    sizes = {"batch": least.batch, "seq": least.seq}
+    return sizes | {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
 
 
 def _too_long(layer: UnderTest, trial: Trial) -> Diagnosis:
@@ -140,9 +177,7 @@ def _shrunk(layer: UnderTest, kind: str, trial: Trial) -> dict[str, int]:
             return reply.fault is not None and reply.fault.kind == kind
         return wrongness(layer.rung, tried, reply.answer, distance(reply.answer, tried.expected))[0] == kind
 
-    least = shrink(trial.case, fails, square="d_head" not in layer.asked)
-    sizes = {"batch": least.batch, "seq": least.seq}
-    sizes |= {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
+    sizes = _least(layer, trial.case, fails)
     # If the smallest case fails too, the sizes do not matter: do not report them.
     return sizes if max(sizes.values()) > 2 else {}
 

@@ -1,11 +1,15 @@
 """Where a layer first departs from GPT-2, by the values of its trace; every sentence was checked on them."""
 
+import re
+from collections.abc import Sequence
+
 import torch
 
 from .candidate.trace import Event, Trace
 from .experiments import part_rung, wrong_parts
 from .masks import mask_fault
-from .matching import MOVES, Matched, Seen, equal, line_of, sorted_numbers
+from .matching import MOVES, Matched, Seen, line_of
+from .number_sets import common, equal, sorted_numbers, varied
 from .numbers import close
 from .results import Finding, listed
 from .rungs import Trial
@@ -35,27 +39,37 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     if culprit is None:
         return _before_error(matched) if raised else _ends_early(matched)
     event = culprit.event
+    if (positions := _wrong_positions(matched, culprit)) is not None:
+        return positions
     # Inside a layer that is right by itself, what it is given is wrong: look at the line that calls it.
     wrong = {part for part, _, _ in wrong_parts(trial, trace)}
     for part, at in event.within:
         if at is not None and part not in wrong and part_rung(part) is not None:
             return _wrong_input(matched, culprit, part, at)
+    if special := _miscounted(matched, culprit) or _mixed(matched, culprit):
+        return special
     if mask := mask_fault(matched, culprit):
         what, detail, origin = mask
-        at, code = (origin.at if origin else event.at) or (None, None)
-        return Finding(at, code, matched.right_steps(culprit.index), what, tuple(detail))
+        return _found(matched, culprit, origin.at if origin else event.at, what, detail)
     what, detail = _how(matched, culprit)
     if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
         event = turned.event
     # Where torch's module was built, unless what is wrong is what it was given.
-    following = matched.next_step(culprit.index)
+    following = matched.next_step(culprit.index, event.inputs)
     given = event.function in _BY_WEIGHTS or "before the activation" in following
     given |= event.function == "softmax" and "pattern" not in following
     moved = event.made is None or event.function in MOVES or given
-    at, code = (event.at if moved else event.made) or (None, None)
     if not moved and event.at is not None and event.made != event.at:
         detail.append(f"It is called at line {line_of(event)}.")
-    return Finding(at, code, matched.right_steps(culprit.index), what, tuple(detail))
+    return _found(matched, culprit, event.at if moved else event.made, what, detail)
+
+
+def _found(
+    matched: Matched, before: Seen, place: tuple[str, str] | None, wrong: str, detail: Sequence[str] = ()
+) -> Finding:
+    """Return that something is wrong at a place, and what is right before an event."""
+    at, code = place or (None, None)
+    return Finding(at, code, matched.right_steps(before.index), wrong, tuple(detail))
 
 
 def _random(one: Trace, other: Trace) -> Finding | None:
@@ -90,11 +104,14 @@ def _ends_early(matched: Matched) -> Finding | None:
     if matched.last < 0 or any(quantity.key == "output" for quantity in matched.seen[matched.last].is_):
         return None
     last = matched.seen[matched.last]
-    at, code = matched.trace.places.get("returned") or last.event.at or (None, None)
-    missing = matched.next_step(last.index + 1)
+    place = matched.trace.places.get("returned") or last.event.at
+    if not last.is_ and (some := matched.partial_sum(last)):
+        detail = ("GPT-2 adds all of them, and the bias once.",)
+        return _found(matched, last, place, f"the output: it is {some}", detail)
+    missing = matched.next_step(last.index + 1, [last.index])
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
     detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
-    return Finding(at, code, matched.right_steps(last.index), what, detail)
+    return _found(matched, last, place, what, detail)
 
 
 def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]) -> Finding:
@@ -105,9 +122,77 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
         if name == part and known:
             detail.append(f"{part} is given {known[-1]} there.")
             break
-    missing = matched.next_step(culprit.index)
+    missing = matched.next_step(culprit.index, culprit.event.inputs)
     wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
-    return Finding(*at, matched.right_steps(culprit.index), wrong, tuple(detail))
+    return _found(matched, culprit, at, wrong, detail)
+
+
+def _wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return where the positions become wrong, if the culprit takes rows of their table; None if it does not."""
+    missing = matched.next_step(culprit.index, culprit.event.inputs)
+    of_table = missing == "the position embedding" or matched.trial.rung == "pos-embed"
+    if not of_table or not culprit.event.parameters:
+        return None
+    origin = None
+    for index in sorted(matched.sources(i for i in culprit.event.inputs if i >= 0)):
+        event = matched.seen[index].event
+        if event.value.is_floating_point() or event.value.dtype == torch.bool or event.at is None:
+            continue
+        right = torch.arange(event.value.shape[-1])
+        if origin is None and not bool((event.value == right).all()):
+            origin = event
+        elif bool((event.value == right).all()):  # what came before was on the way to it
+            origin = None
+    if origin is None:
+        return None
+    seq, detail = matched.trial.case.seq, []
+    if origin.value.shape[-1] == seq:
+        row = origin.value.reshape(-1, seq)[0].tolist()
+        wrong = next((i for i, each in enumerate(row) if i != each), None)
+        detail += [] if wrong is None else [f"Position {wrong} is {row[wrong]} there."]
+    return _found(matched, culprit, origin.at, "the positions", detail)
+
+
+def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return where a bias is added that is in the culprit several times, if all else in that sum is right."""
+    found = matched.counted(culprit)
+    if not found or found[1][-1] < 2 or any(count not in (0, 1) for count in found[1][:-1]):
+        return None
+    sum_, (*_, times) = found
+    adding = [
+        seen
+        for seen in (matched.seen[i] for i in sorted(matched.sources([culprit.index])))
+        if seen.event.parameters and (inside := matched.counted(seen)) and inside[1][-1] and seen.event.at
+    ]
+    if not adding:
+        return None
+    last = adding[-1]
+    detail = f"{sum_.bias} is in the sum {times:g} times (line {line_of(culprit.event)}). GPT-2 adds it once."
+    return _found(matched, last, last.event.at, f"the sum, with {sum_.bias} in it several times", [detail])
+
+
+def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the slice that holds numbers of two of queries, keys and values, if the culprit takes such a one."""
+    whole = [each for each in matched.steps if re.search(r"(^|\.)[QKV]$", each.key)]
+    for index in culprit.event.inputs:
+        seen = matched.seen[index] if index >= 0 else None
+        if seen is None or not seen.good or seen.is_ or seen.part_of or not varied(seen.numbers):
+            continue
+        # The step that chose these numbers: those after it moved them.
+        while seen.event.inputs and (source := seen.event.inputs[0]) >= 0:
+            if matched.seen[source].numbers.size != seen.numbers.size:
+                break
+            seen = matched.seen[source]
+        size, one = seen.numbers.size, matched.trial.config.n_heads
+        held = {each.words: common(seen.numbers, sorted_numbers(each.value)) for each in whole}
+        held = {words: count for words, count in held.items() if count}
+        like_one = any(size in (each.value.numel(), each.value.numel() // one) for each in whole)
+        if len(held) != 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
+            continue
+        shares = " and ".join(f"{count} are of {words}" for words, count in held.items())
+        detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."
+        return _found(matched, seen, seen.event.at, f"what `{seen.event.function}` gives", [detail])
+    return None
 
 
 def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
@@ -132,8 +217,9 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         if quantity.key.endswith(("raw", "Q", "K")):
             sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
         return f"{quantity.words}, times a factor", [sentence]
-    taken = [words for i in dict.fromkeys(event.inputs) if (words := _called(matched, i))]
-    missing = matched.next_step(culprit.index, event.function)
+    taken = dict.fromkeys(words for i in event.inputs if (words := _called(matched, i)))
+    taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS)
+    missing = matched.next_step(culprit.index, event.inputs, event.function)
     what = f"what {name} gives" + (f" (GPT-2 has {missing} next)" if missing else "")
     turned = _transposed(matched, event)
     if turned is not None:
@@ -161,6 +247,10 @@ def _called(matched: Matched, index: int) -> str:
     line = f" (line {line_of(event)})"
     while index >= 0:
         seen = matched.seen[index]
+        if not seen.is_ and (some := matched.partial_sum(seen)):
+            return some + line
+        if not seen.is_ and seen.part_of:
+            return f"a part of {seen.part_of[0].words} (line {line_of(seen.event)})"
         if seen.is_:
             taken = matched.seen[first]
             axes = matched.axes(taken)
@@ -168,7 +258,7 @@ def _called(matched: Matched, index: int) -> str:
             fused = [each.words for each in seen.is_ if each.step and seen.event.value.numel() > each.value.numel()]
             if len(fused) > 1 and taken is not seen:
                 words = f"numbers of {listed(fused)}"
-            elif taken is not seen and taken.event.value.numel() < min(quantity.value.numel() for quantity in seen.is_):
+            elif taken.event.value.numel() < min(quantity.value.numel() for quantity in seen.is_):
                 words = f"a part of {words}"
             return words + ("" if seen.is_[0].key == "input" and seen.event.at is None else line)
         if seen.event.function not in MOVES or not seen.event.inputs:

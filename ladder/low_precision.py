@@ -27,12 +27,9 @@ def low_precision(layer: UnderTest, dtype: torch.dtype, number: int) -> tuple[Fa
     most, times = 0.0, 0.0
     for _ in range(number):
         low, exact = _rounded(layer.trial(layer.draw(source, RANGES["seq"]), gradients=False), dtype)
-        found = layer.ask(low, gradients=False)
-        if found.answer is None:
-            return _named(found.fault, name), None, ""
-        own = answer(layer.rung.build(low.config, dtype), low, gradients=False).output
-        right = exact.expected.output
-        off, allowed = _distance(found.answer.output, right), _distance(own, right) + _rounding(right, dtype)
+        fault, off, allowed = _off(layer, low, exact)
+        if fault:
+            return fault, None, ""
         most, times = max(most, off), max(times, off / allowed)
         if off > _TIMES * allowed:
             message = (
@@ -46,8 +43,15 @@ def low_precision(layer: UnderTest, dtype: torch.dtype, number: int) -> tuple[Fa
     return None, None, f"In {name} it is off by {most:.1e} at most, {times:.1f} times what rounding explains."
 
 
-def _named(fault: Fault | None, dtype: str) -> Fault | None:
-    return fault and replace(fault, message=f"right in float64; in {dtype} {fault.message}")
+def _off(layer: UnderTest, low: Trial, exact: Trial) -> tuple[Fault | None, float, float]:
+    """Return the fault of a layer that gives no answer; else how far it is off, and how far rounding explains."""
+    found, right = layer.ask(low, gradients=False), exact.expected.output
+    if found.answer is None:
+        name, fault = str(low.dtype).removeprefix("torch."), found.fault
+        return fault and replace(fault, message=f"right in float64; in {name} {fault.message}"), 0.0, 1.0
+    own = answer(layer.rung.build(low.config, low.dtype), low, gradients=False).output
+    rounding = torch.finfo(low.dtype).eps * right.abs().max().item()  # of the output itself
+    return None, _distance(found.answer.output, right), _distance(own, right) + rounding
 
 
 def _rounded(trial: Trial, dtype: torch.dtype) -> tuple[Trial, Trial]:
@@ -70,11 +74,6 @@ def _rounded(trial: Trial, dtype: torch.dtype) -> tuple[Trial, Trial]:
 def _distance(found: Tensor, right: Tensor) -> float:
     off = (found.double() - right).abs().max().item()
     return float("inf") if off != off else off
-
-
-def _rounding(right: Tensor, dtype: torch.dtype) -> float:
-    """Return by how much the output itself is rounded."""
-    return torch.finfo(dtype).eps * right.abs().max().item()
 
 
 def _first_loss(layer: UnderTest, low: Trial, exact: Trial) -> Finding | None:
@@ -105,15 +104,9 @@ def _low_scores(layer: UnderTest, dtype: torch.dtype, name: str) -> tuple[Fault 
     case = layer.new_case(batch=2, seq=6)
     longer = replace(case, config=replace(case.config, n_ctx=max(6, case.config.n_ctx)))
     trial = layer.trial(longer, gradients=False)
-    low, exact = _rounded(_with_scores(trial, _LOW_SCORE, 0.0), dtype)
-    found = layer.ask(low, gradients=False)
-    if found.answer is None:
-        return _named(found.fault, name), None
-    own = answer(layer.rung.build(low.config, dtype), low, gradients=False).output
-    right = exact.expected.output
-    off, allowed = _distance(found.answer.output, right), _distance(own, right) + _rounding(right, dtype)
-    if off <= _TIMES * allowed:
-        return None, None
+    fault, off, allowed = _off(layer, *_rounded(_with_scores(trial, _LOW_SCORE, 0.0), dtype))
+    if fault or off <= _TIMES * allowed:
+        return fault, None
     message = f"right in float64; in {name}, where all attention scores are {_LOW_SCORE:.0e}, off by {off:.1e}"
     return Fault("low", message), layer.finding(_with_scores(trial, _LOW_SCORE, 0.05))
 

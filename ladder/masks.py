@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from .candidate.trace import Event
-from .matching import TOLERANCE, Matched, Seen, line_of
+from .matching import Matched, Seen, line_of
+from .number_sets import TOLERANCE
 
 # What a mask does wrong, sentences about it, and the step that first makes it wrong, if that is known.
 MaskFault = tuple[str, list[str], Event | None]

@@ -7,17 +7,19 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .candidate.trace import Event, Trace
+from .candidate.trace import STATISTICS, Event, Trace
+from .number_sets import TOLERANCE, Numbers, equal, factor_of, sorted_numbers, varied, within
 from .numbers import close
 from .quantities import Quantity, quantities
 from .rungs import Trial
+from .sums import Sum, sums
 
 # Functions that move numbers and do not change them.
 _MOVES = """
@@ -35,11 +37,6 @@ _FUSED = {
     "std": "scale",
     "var": "variance",
 }
-TOLERANCE = 1e-9
-
-# A tensor's finite numbers, sorted. (In NumPy: on sets as small as these, each step of torch's takes several times as
-# long.)
-Numbers = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -51,7 +48,7 @@ class Seen:
         is_: the quantities that it holds.
         good: its numbers are right: those of a quantity, of a parameter, or right ones moved.
         depends: it depends on the layer's input or parameters.
-        piece: its numbers are some of a quantity's: those of one head, say.
+        part_of: quantities that its numbers are some of: those of one head, say.
     """
 
     event: Event
@@ -60,7 +57,7 @@ class Seen:
     is_: list[Quantity]
     good: bool = False
     depends: bool = False
-    piece: bool = False
+    part_of: list[Quantity] = field(default_factory=list)
 
 
 class Matched:
@@ -80,11 +77,12 @@ class Matched:
         self.seen = [Seen(event, i, sorted_numbers(event.value), []) for i, event in enumerate(trace.events)]
         self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
         self.whole = whole
+        self.known = np.sort(np.concatenate(self.sets))
+        self._sums: list[Sum] | None = None
         self._match()
 
     @np.errstate(all="ignore")  # masks may be as large as numbers go
     def _match(self) -> None:
-        known = np.sort(np.concatenate(self.sets))
         given = (self.trial.given, *self.trial.parameters.values())
         own = [sorted_numbers(each) for each in given if each.is_floating_point()]
         parts: dict[str, list[Seen]] = {}
@@ -93,9 +91,11 @@ class Matched:
             seen.depends = bool(event.parameters) or any(i < 0 or self.seen[i].depends for i in event.inputs)
             moved = event.function in MOVES and bool(event.inputs or event.parameters)
             moved = moved and not event.foreign and all(i < 0 or self.seen[i].good for i in event.inputs)
-            if event.value.is_floating_point() and _varied(seen.numbers):
+            if event.value.isnan().any():  # the numbers beside it may look right
+                continue
+            if event.value.is_floating_point() and varied(seen.numbers):
                 for quantity, numbers in zip(self.steps, self.sets, strict=True):
-                    match _compared(seen, quantity, numbers, known):
+                    match _compared(seen, quantity, numbers, self.known):
                         case "whole":
                             seen.is_.append(quantity)
                         case "part":
@@ -108,16 +108,20 @@ class Matched:
         whole = {seen.index for seen in self.seen if seen.good}
         for quantity, numbers in zip(self.steps, self.sets, strict=True):
             pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
-            complete = bool(pieces) and _within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
+            complete = bool(pieces) and within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
             for seen in pieces:
                 # Scores that are hidden are infinite: what is left of them does not show the mask.
                 finite = seen.numbers.size == seen.event.value.numel()
-                seen.piece = complete or finite or quantity.visible is not None
-                seen.good |= seen.piece
+                # Rows of the table of positions, but not all: they may be the wrong ones.
+                finite &= quantity.key != "pos_embed"
+                if complete or finite or quantity.visible is not None:
+                    seen.part_of.append(quantity)
+                    seen.good = True
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
-            seen.is_.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
+            for known in (seen.is_, seen.part_of):
+                known.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
 
     @property
     def found(self) -> set[str]:
@@ -137,7 +141,7 @@ class Matched:
 
     def culprit(self) -> Seen | None:
         """Return the first event that is wrong: no quantity, on the way to none, and needed for the output."""
-        leading = self.sources(seen.index for seen in self.seen if seen.is_ or seen.piece)
+        leading = self.sources(seen.index for seen in self.seen if seen.is_ or seen.part_of)
         used = self.sources([self.last] if self.whole else range(len(self.seen)))
         suspects = [
             seen
@@ -146,10 +150,30 @@ class Matched:
             if seen.event.value.is_floating_point()
             # Queries may be scaled in place of scores; before an error, the scores that show it are not there.
             if self.whole or self.factor(seen.event) is None
+            # A loop adds one head, or one part, after another: the sum so far is right, whatever comes later.
+            if not self.partial_sum(seen)
         ]
         # Ones and zeros (of one-hot tokens) only if there is nothing else: they may be right steps of another way.
-        first = next((seen for seen in suspects if _varied(seen.numbers)), suspects[0] if suspects else None)
+        telling = (seen for seen in suspects if varied(seen.numbers) or self._is_wrong_statistic(seen))
+        first = next(telling, suspects[0] if suspects else None)
         return self._scrambled(first) or first
+
+    def _is_wrong_statistic(self, seen: Seen) -> bool:
+        """Return whether an event is a mean or a deviation of everything, or of each sequence, and none of GPT-2's."""
+        few = 0 < seen.numbers.size < 3 and seen.event.function in STATISTICS
+        return few and not within(seen.numbers, self.known)
+
+    def counted(self, seen: Seen) -> tuple[Sum, list[float]] | None:
+        """Return the sum of the formula whose terms an event is made of, and how many times each is in it."""
+        if self._sums is None:
+            self._sums = list(sums(self.trial, self.steps))
+        found = ((each, each.counts(seen.event.value)) for each in self._sums)
+        return next(((each, counts) for each, counts in found if counts is not None), None)
+
+    def partial_sum(self, seen: Seen) -> str:
+        """Return which terms of a sum an event is the sum of, in words; empty if it is no such sum."""
+        found = self.counted(seen)
+        return found[0].words(found[1]) if found else ""
 
     def _scrambled(self, before: Seen | None) -> Seen | None:
         """Return the event that first puts right numbers into a wrong order, on the way to a wrong one."""
@@ -191,15 +215,24 @@ class Matched:
                 )
         return ""
 
-    def next_step(self, before: int, function: str = "") -> str:
-        """Return the first step of the formula that no event before this one is, after the last that one is.
+    def next_step(self, before: int, made_from: Iterable[int], function: str = "") -> str:
+        """Return the first step of the formula that is not there yet, after those that something is made from.
 
-        Of a ``function`` that computes several steps in one, it is the last of them.
+        Args:
+            before: the steps that an event before this one is are there.
+            made_from: events.
+            function: if it computes several steps in one, the last of them is returned.
         """
         found = {"input"} | {quantity.key for seen in self.seen[:before] for quantity in seen.is_}
-        last = max((i for i, each in enumerate(self.steps) if each.key in found), default=-1)
-        of = self.steps[last].key.removesuffix("masked raw") if last >= 0 else ""
-        if last >= 0 and of != self.steps[last].key and f"{of}scores" not in found:  # masked, and never scaled
+        sources = [self.seen[index] for index in self.sources(made_from)]
+        behind = {"input"} | {quantity.key for seen in sources for quantity in seen.is_}
+        last = max((i for i, each in enumerate(self.steps) if each.key in behind), default=-1)
+        # Of a step that is there in part, the rest comes next.
+        begun = {quantity.key for seen in sources for quantity in seen.part_of} - found
+        last = max([last, *(i - 1 for i, each in enumerate(self.steps) if each.key in begun)])
+        key = self.steps[last].key if last >= 0 else ""
+        of = key.removesuffix("masked raw")
+        if key in behind and of != key and f"{of}scores" not in found:  # masked, and never scaled
             return next(each.words for each in self.steps if each.key == f"{of}scores")
         ending = _FUSED.get(function, "")
         later = [each for each in self.steps[last + 1 :] if each.step and each.key not in found]
@@ -209,9 +242,10 @@ class Matched:
         """Return the last steps before an event that are right, with their lines."""
         found: dict[str, str] = {}
         for seen in self.seen[:before]:
-            for quantity in seen.is_[:1]:
+            known = [(each, each.words) for each in seen.is_] + [(e, f"a part of {e.words}") for e in seen.part_of]
+            for quantity, words in known[:1]:
                 if quantity.step and quantity.key != "input" and seen.event.at:
-                    found.setdefault(quantity.words, f"{quantity.words} (line {line_of(seen.event)})")
+                    found.setdefault(words, f"{words} (line {line_of(seen.event)})")
         return tuple(list(found.values())[-4:])
 
     def factor(self, event: Event) -> tuple[Quantity, float] | None:
@@ -229,6 +263,10 @@ class Matched:
         if not re.search(r"(raw|scores|masked|pattern|z|Q|K|V)$", quantity.key):
             return ""
         config, seq = self.trial.config, self.trial.given.shape[1]
+        # 2 or 3 times too much, or too little, is a number of the user's, whatever size looks like it here.
+        by_hand = [c, c * math.sqrt(config.d_head)]
+        if any(math.isclose(value**power, each) for value in by_hand for power in (1, -1) for each in (2, 3)):
+            return ""
         sizes = {"d_head": config.d_head, "d_model": config.d_model, "n_heads": config.n_heads, "seq": seq}
         for name, size in sizes.items():
             powers = {f"1/sqrt({name})": -0.5, f"sqrt({name})": 0.5, f"1/{name}": -1, name: 1}
@@ -236,26 +274,6 @@ class Matched:
                 if size > 1 and math.isclose(size**power, c, rel_tol=1e-9):
                     return f"{spelled}, with {name}={size} here"
         return ""
-
-
-def sorted_numbers(value: Tensor) -> Numbers:
-    """Return a tensor's finite numbers, sorted."""
-    flat: Numbers = value.detach().double().flatten().numpy()
-    return np.sort(flat[np.isfinite(flat)])
-
-
-@np.errstate(all="ignore")
-def factor_of(found: Tensor, right: Tensor) -> float | None:
-    """Return ``c`` if the numbers are ``c`` times the right ones, each one; None if they are not, or c is 1."""
-    a, b = sorted_numbers(right), sorted_numbers(found)
-    if a.shape != b.shape or not _varied(a):
-        return None
-    for sign, signed in ((1, b), (-1, -b[::-1])):
-        c = float((signed @ a) / (a @ a))
-        alike = (np.abs(c * a - signed) <= 1e-8 * (1e-6 + np.abs(signed).max())).all()
-        if c > 0 and bool(alike) and (sign < 0 or abs(c - 1) > 1e-9):
-            return sign * c
-    return None
 
 
 def line_of(event: Event) -> str:
@@ -271,8 +289,8 @@ def _compared(seen: Seen, quantity: Quantity, numbers: Numbers, known: Numbers) 
         return "whole"
     if seen.numbers.size > numbers.size:
         # A larger tensor (queries, keys and values in one) must hold nothing but quantities.
-        return "whole" if _within(numbers, seen.numbers) and _within(seen.numbers, known) else ""
-    if not _within(seen.numbers, numbers) or not _varied(numbers):
+        return "whole" if within(numbers, seen.numbers) and within(seen.numbers, known) else ""
+    if not within(seen.numbers, numbers) or not varied(numbers):
         return ""
     return "part" if seen.numbers.size < numbers.size else "repeated"
 
@@ -288,7 +306,7 @@ def _compared_masked(seen: Seen, visible: npt.NDArray[np.bool_], numbers: Number
         return ""
     if shown.size == numbers.size:
         return "whole" if equal(shown, numbers) else ""
-    return "part" if shown.size < numbers.size and _within(shown, numbers) else ""
+    return "part" if shown.size < numbers.size and within(shown, numbers) else ""
 
 
 def _factor(event: Event, quantity: Quantity) -> float | None:
@@ -299,30 +317,6 @@ def _factor(event: Event, quantity: Quantity) -> float | None:
     if event.value.shape != quantity.value.shape:
         return None
     return factor_of(event.value[event.value > -1e4], quantity.value[..., quantity.visible])
-
-
-def _within(a: Numbers, b: Numbers) -> bool:
-    """Return whether every number of ``a`` is among those of ``b``."""
-    if not a.size or not b.size:
-        return False
-    # Most sets that are not within another show that at their ends.
-    if b[0] - a[0] > TOLERANCE * (1 + abs(a[0])) or a[-1] - b[-1] > TOLERANCE * (1 + abs(a[-1])):
-        return False
-    after = np.minimum(b.searchsorted(a), b.size - 1)
-    nearest = np.minimum(np.abs(b[after] - a), np.abs(b[np.maximum(after - 1, 0)] - a))
-    return bool((nearest <= TOLERANCE * (1 + np.abs(a))).all())
-
-
-def equal(a: Numbers, b: Numbers) -> bool:
-    """Return whether two sets of numbers are the same."""
-    if a.shape != b.shape or (a.size and abs(a[0] - b[0]) > TOLERANCE * (1 + abs(b[0]))):
-        return False
-    return bool((np.abs(a - b) <= TOLERANCE * (1 + np.abs(b))).all())
-
-
-def _varied(value: Numbers) -> bool:
-    """Return whether a set of numbers is worth comparing: masks, zeros and ones are found in everything."""
-    return value.size >= 3 and np.unique(value[:: max(1, value.size // 50)]).size >= 3
 
 
 # The axes of what is split into heads.

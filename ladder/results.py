@@ -35,7 +35,8 @@ class Fault:
 
     Args:
         kind: of a layer that gives no answer ``build``, ``parameters``, ``raises``, ``exit``, ``type``, ``shape``,
-            ``dtype``, ``input``, ``hang`` or ``died``; of one that does ``nan``, ``some nan``, ``output``, ``half``
+            ``dtype``, ``input``, ``hang`` or ``died``; ``unlearned`` (it has no parameters, and GPT-2's has); of one
+            that gives one ``nan``, ``some nan``, ``output``, ``half``
             (computed in 16 bits), ``random``, ``state`` (wrong after another call), ``context`` (wrong at n_ctx),
             ``large`` (wrong for large scores), ``low`` (wrong in float16 or bfloat16 alone), ``missing`` (a
             gradient), ``gradient``, ``float32`` (alone), ``biases`` (GPT-2's biases are missing, all else is right).
@@ -137,7 +138,6 @@ class Diagnosis:
         smallest: the sizes of the smallest case that it still fails.
         patterns: of attention on one trial: the right weights ``[n_heads query_pos key_pos]`` and the layer's own, by
             whose they are.
-        right: its answers were right on every case; there is then nothing else to report.
     """
 
     mistakes: tuple[str, ...] = ()
@@ -147,7 +147,6 @@ class Diagnosis:
     facts: tuple[str, ...] = ()
     smallest: Mapping[str, int] = field(default_factory=dict)
     patterns: Mapping[str, Tensor] = field(default_factory=dict)
-    right: bool = False
 
     def lines(self, hint: Hint) -> list[Line]:
         """The diagnosis in words."""
@@ -210,6 +209,12 @@ class Tried:
         return self.status == "passed"
 
     @property
+    def subject(self) -> str:
+        """The beginning of a sentence on what is wrong: ``attention: my.py:Attention is wrong``."""
+        kind = {"passed": "is right", "refused": "cannot be tried", "failed": "is wrong"}[self.status]
+        return f"{self.rung}: {self.layer} {kind}"
+
+    @property
     def note(self) -> str:
         """The notes in one text."""
         return " ".join(self.notes)
@@ -236,17 +241,14 @@ class Tried:
         if self.fault is None:
             return f"{self.rung}: {self.layer} is right"
         what = " and ".join(self.mistakes) or self.fault.message
-        at = f" ({self.at})" if self.at else ""
-        kind = "cannot be tried" if self.status == "refused" else "is wrong"
-        return f"{self.rung}: {self.layer} {kind}: {what}{at}"
+        return f"{self.subject}: {what}" + (f" ({self.at})" if self.at else "")
 
     def lines(self, hint: Hint = "what") -> list[Line]:
         """What is wrong, line by line; none if nothing is."""
         if self.fault is None:
             return []
         lines = self.fault.lines
-        if self.diagnosis and not self.diagnosis.right:
-            lines += self.diagnosis.lines(hint)
+        lines += self.diagnosis.lines(hint) if self.diagnosis else []
         if self.smallest:
             sizes = " ".join(f"{name}={size}" for name, size in self.smallest.items())
             lines.append(("small", f"Smallest case: {sizes}"))
@@ -343,8 +345,7 @@ class Climb:
         lines = [f"{each.rung:<11} {'passed' if each.passed else each.status.upper()}" for each in self.rungs]
         for each in self.rungs:
             if each.fault:
-                kind = "cannot be tried" if each.status == "refused" else "is wrong"
-                lines += ["", f"{each.rung}: {each.layer} {kind}: {each.text(self.hint)}"]
+                lines += ["", f"{each.subject}: {each.text(self.hint)}"]
             if each.notes:
                 lines += ["", f"{each.rung}: {each.note}"]
         return "\n".join(lines) or self.refused

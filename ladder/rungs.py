@@ -253,32 +253,22 @@ def answer(layer: nn.Module, trial: Trial, *, gradients: bool = True) -> Answer:
     return Answer(output.detach(), found)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """The largest absolute differences from a reference: of the output, and of each gradient by TransformerLens's name.
+def distance(found: Answer, expected: Answer) -> tuple[float, float]:
+    """Return the largest absolute difference of the output, and of any gradient; one that is missing is infinitely far.
 
-    A gradient that is missing is infinitely far.
+    Example:
+        >>> right = Answer(torch.zeros(2), {"w": torch.ones(3)})
+        >>> distance(Answer(torch.ones(2), {}), right)
+        (1.0, inf)
     """
-
-    output: float
-    gradients: Mapping[str, float]
-
-    @property
-    def gradient(self) -> float:
-        """The largest over all gradients."""
-        return max(self.gradients.values(), default=0.0)
+    gradients = (difference(found.gradients.get(name), right) for name, right in expected.gradients.items())
+    return difference(found.output, expected.output), max(gradients, default=0.0)
 
 
-def distance(found: Answer, expected: Answer) -> Difference:
-    """How far an answer is from the expected one."""
-    return Difference(
-        difference(found.output, expected.output),
-        {name: difference(found.gradients.get(name), gradient) for name, gradient in expected.gradients.items()},
-    )
-
-
-def compare(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, build: Build | None = None) -> Difference:
-    """Run a layer and a reference with the same numbers, forwards and backwards.
+def compare(
+    rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, build: Build | None = None
+) -> tuple[float, float]:
+    """Run a layer and a reference with the same numbers, forwards and backwards, and return their `distance`.
 
     Args:
         build: the layer to judge, in place of ours; its ``load_state_dict`` must take our layer's or TransformerLens's
@@ -294,12 +284,14 @@ def check(rung: Rung, reference: Reference, case: Case, dtype: torch.dtype, buil
     Raises:
         AssertionError: the output, or in float64 a gradient, is further from the reference's than the rung allows.
     """
-    found = compare(rung, reference, case, dtype, build)
-    limit = rung.tolerance(dtype)
+    trial = make_trial(rung, reference, case, dtype)
+    found, limit = answer((build or rung.build)(trial.config, dtype), trial), rung.tolerance(dtype)
     what = f"{rung.name} differs from {reference.library}'s in {dtype}"
-    assert found.output <= limit, f"{what}: output by {found.output:.1e}, at most {limit:.0e}; {case}"
+    off = difference(found.output, trial.expected.output)
+    assert off <= limit, f"{what}: output by {off:.1e}, at most {limit:.0e}; {case}"
     if dtype == torch.float64:
-        for name, off in found.gradients.items():
+        for name, right in trial.expected.gradients.items():
+            off = difference(found.gradients.get(name), right)
             assert off <= limit, f"{what}: gradient of {name} by {off:.1e}, at most {limit:.0e}; {case}"
 
 

@@ -11,9 +11,9 @@ from .drawing import Draw, as_gpt2
 from .explaining import explained, lacking
 from .hidden import hidden_faults
 from .low_precision import low_precision
-from .numbers import Answer
+from .numbers import Answer, difference
 from .results import Diagnosis, Fault, Tried, Verdict
-from .rungs import RANGES, Case, Difference, Rung, Trial, distance
+from .rungs import RANGES, Case, Rung, Trial, distance
 from .under_test import FATAL, OPTIONAL, Ask, UnderTest, as_sentence
 from .verdicts import limit, wrongness
 
@@ -130,18 +130,18 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
     largest = {torch.float64: 0.0, torch.float32: 0.0}
     gradient, worst = 0.0, 0
     wrong: dict[str, tuple[Trial, str]] = {}
-    exact: list[tuple[Trial, Answer, Difference]] = []
+    exact: list[tuple[Trial, Answer, tuple[float, float]]] = []
     for trial, reply in layer.ask_each(_trials(layer, number)):
         if reply.answer is None:
             return None, reply.fault, trial
         off, dtype = distance(reply.answer, trial.expected), trial.dtype
         if dtype == torch.float64:
-            gradient = max(gradient, off.gradient)
-            worst = trial.case.seed if off.output >= largest[dtype] else worst
+            gradient = max(gradient, off[1])
+            worst = trial.case.seed if off[0] >= largest[dtype] else worst
             exact.append((trial, reply.answer, off))
-        largest[dtype] = max(largest[dtype], off.output)
+        largest[dtype] = max(largest[dtype], off[0])
         kind, message = wrongness(layer.rung, trial, reply.answer, off)
-        if kind and (kind not in wrong or (kind == "output" and off.output >= largest[dtype])):
+        if kind and (kind not in wrong or (kind == "output" and off[0] >= largest[dtype])):
             wrong[kind] = (trial, message)
     verdict = Verdict(
         rung=layer.rung.name,
@@ -175,7 +175,7 @@ def _float32_note(layer: UnderTest, verdict: Verdict, trial: Trial) -> str:
     amount = f"off by {verdict.float64:.0e} in float64"
     place = layer.trace(trial).places.get("dtype")
     wide = layer.ask(trial, wide=True).answer
-    alone = wide is not None and distance(wide, trial.expected).output <= verdict.tolerance64
+    alone = wide is not None and difference(wide.output, trial.expected.output) <= verdict.tolerance64
     if place and alone:
         return f"Right in float32 arithmetic ({amount}): {place[0]} computes in float32: {place[1]}"
     where = f"; float32 comes in at {place[0]}: {place[1]}" if place else ""

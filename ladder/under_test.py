@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .candidate.calling import MASK_GIVEN
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
-from .drawing import Draw, as_gpt2, drawing, in_any_block, own_trial, without
+from .drawing import Draw, as_gpt2, drawing, in_any_block, without
 from .location import locate
 from .matching import Matched
-from .numbers import Answer, close
-from .quantities import quantities
+from .numbers import Answer, close, difference
+from .quantities import Quantity, quantities
 from .results import Fault, Finding
-from .rungs import Case, Rung, Trial, distance, make_trial
+from .rungs import Case, Rung, Trial, altered, make_trial
 
 # Answers requests of one rung, in order.
 Ask = Callable[[Iterable[Request]], Iterator[Reply]]
@@ -26,6 +25,8 @@ Ask = Callable[[Iterable[Request]], Iterator[Reply]]
 FATAL = ("hang", "died", "limit")
 # Ways to read the parameters of a wrong layer that are traced.
 _MOST_TRACED = 50
+# Products of a head's queries and keys, and what is made of them: right ones show which numbers are a head's.
+_PRODUCTS = ("raw", "scores", "masked", "pattern", "z")
 # Parameters that GPT-2 does not have, or has only once.
 OPTIONAL = ("b_U", "unembed.b_U", "unembed.W_U")
 
@@ -84,14 +85,14 @@ class UnderTest:
         """Ask for the layer's answer to a trial."""
         return next(self._replies([self._request(trial, **how)]), Reply())
 
-    def ask_each(self, trials: Iterable[Trial]) -> Iterator[tuple[Trial, Reply]]:
+    def ask_each(self, trials: Iterable[Trial], **how: Any) -> Iterator[tuple[Trial, Reply]]:
         """Ask for the layer's answers to trials. It may work on one while the next is made."""
         asked: deque[Trial] = deque()
 
         def requests() -> Iterator[Request]:
             for trial in trials:
                 asked.append(trial)
-                yield self._request(trial)
+                yield self._request(trial, **how)
 
         for reply in self._replies(requests()):
             yield asked.popleft(), reply
@@ -118,7 +119,7 @@ class UnderTest:
 
     def trace(self, trial: Trial, **how: Any) -> Trace:
         """Return what the layer computes on a trial, as far as that can be recorded."""
-        return self.ask(trial, look=True, gradients=False, **how).trace
+        return self.ask(trial, **{"look": True, "gradients": False, **how}).trace
 
     def trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
         """Return the trial of a case, judged by the reference."""
@@ -128,7 +129,9 @@ class UnderTest:
 
     def own_trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
         """Return the trial of a case, judged by our own layer."""
-        return own_trial(self.rung, case, dtype, self.missing, gradients=gradients)
+        trial = make_trial(self.rung, self.rung.own, case, dtype, gradients=gradients)
+        lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in self.missing}
+        return self.fair(altered(trial, given=None, **lacking) if lacking else trial)
 
     def fair(self, trial: Trial) -> Trial:
         """Return the trial with no gradient expected of a parameter that the layer does not have."""
@@ -143,7 +146,7 @@ class UnderTest:
         reply = self.ask(trial, gradients=False, **how)
         if reply.answer is None:
             return reply.fault, float("inf")
-        off = distance(reply.answer, trial.expected).output
+        off = difference(reply.answer.output, trial.expected.output)
         return None, off if off > limit else 0.0
 
     def finding(self, trial: Trial, before: tuple[Tensor, ...] = ()) -> Finding | None:
@@ -159,7 +162,7 @@ class UnderTest:
         self.draw = drawing(self.asked, self.missing)
         if self.first.fault and self.first.fault.kind in ("raises", "dtype"):
             self._try_float32(self.first.fault)
-        if self.first.ways > 1:
+        if len(self.first.ways) > 1:
             self._choose_layout()
 
     def _try_float32(self, fault: Fault) -> None:
@@ -178,36 +181,47 @@ class UnderTest:
         cases = (as_gpt2(self.draw(source), frozenset()) for _ in range(100))
         case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
         trial = self.trial(case, gradients=False)
-        traced: dict[int, Reply] = {}
-        right: tuple[int, Reply] | None = None
+        steps: list[Quantity] = []
+        traced: dict[int, tuple[int, Reply]] = {}  # with how many of GPT-2's steps the layer has there
         without_mask: dict[str, tuple[int, Reply]] = {}  # by how the parameters are read
-        ways = range(self.first.ways)
-        requests = (
-            self._request(trial, layout=layout, look=len(traced) < _MOST_TRACED, gradients=False) for layout in ways
-        )
-        for layout, reply in enumerate(self._replies(requests)):
-            if not any(note.startswith(MASK_GIVEN) for note in reply.notes):
+        asked: deque[int] = deque()
+        split: str | None = None  # of a way under which the scores are right
+
+        def requests() -> Iterator[Request]:
+            for layout, its_split in enumerate(self.first.ways):
+                if split in (None, its_split):
+                    asked.append(layout)
+                    look = len(traced) < _MOST_TRACED
+                    yield self._request(trial, layout=layout, look=look, gradients=False)
+
+        right: tuple[int, Reply] | None = None
+        for reply in self._replies(requests()):
+            layout = asked.popleft()
+            if not reply.mask:
                 without_mask[reply.reading] = layout, reply
-            if reply.answer is not None and distance(reply.answer, trial.expected).output <= 1e-4:
+            if reply.answer is not None and difference(reply.answer.output, trial.expected.output) <= 1e-4:
                 right = layout, reply
                 break
             if reply.answer is not None and len(traced) < _MOST_TRACED:
-                traced[layout] = reply
+                # The layer works on the next meanwhile.
+                steps = steps or quantities(trial)
+                found = Matched(trial, reply.trace, steps).found
+                traced[layout] = len(found), reply
+                if any(key.endswith(_PRODUCTS) for key in found):
+                    split = self.first.ways[layout]
         if right:
             own = without_mask.get(right[1].reading, right)
             # A mask from outside would hide what is wrong with the layer's own.
             self._choose(*(own if own is not right and self._masks_by_itself(trial, *own) else right))
             return
-        # A mask that forward takes is given in a way that hides the future, if there is one. The notes name the mask;
-        # which numbers the parameters are makes no difference.
-        causal: dict[tuple[str, ...], bool] = {}
-        for layout, reply in traced.items():
-            if reply.notes not in causal:
-                causal[reply.notes] = self._is_causal(trial, reply, layout)
-        steps = quantities(trial)
-        found = {i: (causal[reply.notes], len(Matched(trial, reply.trace, steps).found)) for i, reply in traced.items()}
-        best = max(found, key=lambda layout: found[layout], default=0)
-        self._choose(best, traced.get(best, self.first))
+        # A mask that forward takes is given in a way that hides the future, if there is one. Which numbers the
+        # parameters are makes no difference.
+        causal: dict[str, bool] = {}
+        for layout, (_, reply) in traced.items():
+            if reply.mask not in causal:
+                causal[reply.mask] = self._is_causal(trial, reply, layout)
+        best = max(traced, key=lambda layout: (causal[traced[layout][1].mask], traced[layout][0]), default=0)
+        self._choose(best, traced[best][1] if traced else self.first)
 
     def _choose(self, layout: int, reply: Reply) -> None:
         self.layout = layout

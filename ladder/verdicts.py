@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .numbers import Answer, Reference
+from .numbers import Answer, Reference, difference
 from .results import Verdict
-from .rungs import Build, Difference, Rung, Trial, cases, compare
+from .rungs import Build, Rung, Trial, cases, compare
 
 # Users' layers are tried on longer sums than the rungs' own cases, and may order them as they like: in float32 four
 # times as much is allowed. What is wrong shows in float64.
@@ -18,11 +18,11 @@ def judge(rung: Rung, reference: Reference, *, number: int, seed: int = 0, build
     float64 = float32 = gradient = 0.0
     worst = 0
     for case in cases(seed, number):
-        exact = compare(rung, reference, case, torch.float64, build)
-        if exact.output >= float64:
+        exact, gradients = compare(rung, reference, case, torch.float64, build)
+        if exact >= float64:
             worst = case.seed
-        float64, gradient = max(float64, exact.output), max(gradient, exact.gradient)
-        float32 = max(float32, compare(rung, reference, case, torch.float32, build).output)
+        float64, gradient = max(float64, exact), max(gradient, gradients)
+        float32 = max(float32, compare(rung, reference, case, torch.float32, build)[0])
     return Verdict(
         rung=rung.name,
         reference=reference.library,
@@ -61,10 +61,13 @@ def limit(rung: Rung, dtype: torch.dtype) -> float:
     return rung.tolerance(dtype) * (_FLOAT32 if dtype == torch.float32 else 1)
 
 
-def wrongness(rung: Rung, trial: Trial, found: Answer, off: Difference, *, lenient: bool = False) -> tuple[str, str]:
+def wrongness(
+    rung: Rung, trial: Trial, found: Answer, off: tuple[float, float], *, lenient: bool = False
+) -> tuple[str, str]:
     """Return what is wrong with an answer, in a word and in a clause; empty if nothing is.
 
     Args:
+        off: how far the output and any gradient are off.
         lenient: allow in float64 what is allowed in float32; of a gradient, ten times as much.
     """
     exact, most = trial.dtype == torch.float64, limit(rung, torch.float32 if lenient else trial.dtype)
@@ -73,12 +76,13 @@ def wrongness(rung: Rung, trial: Trial, found: Answer, off: Difference, *, lenie
         return "nan", "forward returns nothing but NaN or infinity"
     if not finite.all():
         return "some nan", "forward returns NaN or infinity among its numbers"
-    if off.output > most:
-        amount = f"off by {off.output:.1e}, where {most:.0e} is allowed"
+    output, gradient = off
+    if output > most:
+        amount = f"off by {output:.1e}, where {most:.0e} is allowed"
         return ("output", f"the output is {amount}") if exact else ("float32", f"right in float64; in float32 {amount}")
     if lenient:
         most *= 10
-    if not exact or off.gradient <= most:
+    if not exact or gradient <= most:
         return "", ""
     missing = [
         name
@@ -87,5 +91,6 @@ def wrongness(rung: Rung, trial: Trial, found: Answer, off: Difference, *, lenie
     ]
     if missing:
         return "missing", f"the output is right, but no gradient reaches {', '.join(missing)}"
-    name = max(off.gradients, key=lambda name: off.gradients[name])
-    return "gradient", f"the output is right, but the gradient of {name} is off by {off.gradients[name]:.1e}"
+    far = {name: difference(found.gradients.get(name), right) for name, right in trial.expected.gradients.items()}
+    name = max(far, key=lambda name: far[name])
+    return "gradient", f"the output is right, but the gradient of {name} is off by {gradient:.1e}"

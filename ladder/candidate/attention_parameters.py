@@ -161,9 +161,9 @@ class _Attention:
                         state[parameter.name] = rearrange(source, f"{axes} -> {lies}").reshape(parameter.shape)
             return state
 
-        return Layout(
-            fill, frozenset(self.missing), self._label(order, pattern, out), self._oddity(order, pattern, out)
-        )
+        label, oddity = self._label(order, pattern, out), self._oddity(order, pattern, out)
+        # Queries and keys may change places: their products, as a set, stay the same.
+        return Layout(fill, frozenset(self.missing), label, oddity, f"{pattern} {order.index('V')}")
 
     def _source(
         self, given: Given, letter: str, role: str, head: int | None, order: str, pattern: str, out: str

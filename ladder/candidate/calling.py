@@ -22,10 +22,6 @@ MASKS: Mapping[str, Callable[[int, torch.dtype], Tensor]] = {
 }
 
 
-# How the note begins that a mask was given.
-MASK_GIVEN = "forward was given a causal mask"
-
-
 def _is_mask(name: str) -> bool:
     lower = name.lower()  # what hides heads or padding hides no future
     return "mask" in lower and "head" not in lower and "pad" not in lower
@@ -56,7 +52,7 @@ def call(layer: nn.Module, given: Tensor, mask: str, extras: set[str]) -> Any:
     if mask:
         name = next(each.name for each in arguments if _is_mask(each.name))
         keywords[name] = MASKS[mask](given.shape[1], given.dtype)
-        extras.add(f"{MASK_GIVEN} ({name}: {mask}), so its own masking was not judged")
+        extras.add(f"forward was given a causal mask ({name}: {mask}), so its own masking was not judged")
     output = layer(*positional, **keywords)
     if (
         isinstance(output, tuple)

@@ -5,7 +5,6 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -111,30 +110,30 @@ def canonical(name: str) -> str | None:
 class Refused(Exception):
     """A constructor asks for something that is not known."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(f"asks for {name}, which is not known: give it with --set {name}=VALUE")
+        self.name = name
 
-@dataclass
+
 class Sizes:
     """What a layer is built with, and what it read of it.
 
     Args:
-        values: by our names.
+        config: the sizes and choices.
         chosen: the user's own values (``--set``), by their names.
         asked: filled with our names of what the layer reads; what it does not read makes no difference to it.
-        passed: filled with ``(value, the file's default)`` of each argument or field that the file has a default for.
+
+    Attributes:
+        values: by our names.
+        passed: ``(value, the file's default)`` of each argument or field that the file has a default for.
     """
 
-    values: dict[str, Any]
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
-    passed: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, config: GPT2Config, chosen: Mapping[str, Any], asked: set[str]) -> "Sizes":
-        """Return the sizes of a configuration."""
-        values: dict[str, Any] = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
-        values |= {"scale": config.attn_scale(0), "debug": False, "dropout": DROPOUT, "bias": True, "device": "cpu"}
-        values |= {"ratio": config.d_mlp // config.d_model or 1, "layer": 0, "none": None}
-        return cls(values, chosen, asked)
+    def __init__(self, config: GPT2Config, chosen: Mapping[str, Any], asked: set[str]) -> None:
+        self.chosen, self.asked = chosen, asked
+        self.passed: dict[str, tuple[Any, Any]] = {}
+        self.values: dict[str, Any] = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
+        self.values |= {"scale": config.attn_scale(0), "debug": False, "dropout": DROPOUT, "bias": True}
+        self.values |= {"ratio": config.d_mlp // config.d_model or 1, "layer": 0, "none": None, "device": "cpu"}
 
     def get(self, name: str, rung: str = "", default: Any = inspect.Parameter.empty) -> Any:
         """Return a value by any of its names, and note that it was read.
@@ -289,10 +288,7 @@ class Builder:
         return found
 
     def _call(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
-        try:
-            arguments = list(inspect.signature(make).parameters.values())
-        except (TypeError, ValueError):
-            raise Refused(f"{getattr(make, '__name__', make)} is neither a class nor a function") from None
+        arguments = list(inspect.signature(make).parameters.values())
         named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         given: dict[str, Any] = {}
         positional: list[Any] = []

@@ -1,5 +1,6 @@
 """Find which class of a file is which layer: by its name, by its parameters, and by who uses it."""
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from torch import nn
 
 from ...assembly.config import GPT2Config
 from .configuration import CLASS_NAMES, Builder, Refused, Sizes
-from .layouts import Unreadable
+from .layouts import Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
 
@@ -20,6 +21,7 @@ _CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ct
 _BY_CONTENT = ("model", "block", "attention", "mlp", "layer-norm", "embed", "unembed")
 
 
+_UNLEARNED = 98  # of a class without parameters, where GPT-2's layer has some
 # How badly a class fits a rung (parameters that it lacks, whether it is unused, how early it stands), and its name.
 _Fit = tuple[int, bool, int, str]
 
@@ -48,12 +50,12 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
             named.add(rungs[0])
             continue
         for rung in rungs:
-            why: list[str] = []
-            missing = _fits(cls, rung, namespace, chosen, why)
-            if missing is None:
-                unfit.setdefault(name, (rung, "; ".join(why)))
+            missing, why = _fits(cls, rung, namespace, chosen)
+            used = _used(name, classes)
+            # A class without parameters may be left over: it counts if it is used, asked for, or all that there is.
+            if missing is None or (missing == _UNLEARNED and not (used or only == rung or len(classes) == 1)):
+                unfit.setdefault(name, (rung, why))
             else:
-                used = _used(name, classes)
                 # Of several models the outermost, of other layers the one that is used.
                 fits.setdefault(rung, []).append((missing, used == (rung == "model"), -order, name))
                 matched.add(name)
@@ -62,9 +64,11 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
         if name in matched:
             continue
         for rung in _BY_CONTENT:
-            if rung not in fits and rung not in named and (missing := _fits(cls, rung, namespace, chosen)) is not None:
-                fits[rung] = [(missing, True, -order, name)]
-                break
+            if rung not in fits and rung not in named:
+                missing, _ = _fits(cls, rung, namespace, chosen)
+                if missing not in (None, _UNLEARNED):
+                    fits[rung] = [(missing, True, -order, name)]
+                    break
     found = {rung: [name for *_, name in sorted(fits[rung])] for rung in CLASS_NAMES if rung in fits}
     for rung in CLASS_NAMES:
         for name in (rung.replace("-", "_"), rung.replace("-", "")):
@@ -82,9 +86,11 @@ def rungs_of(make: Callable[..., Any], name: str, namespace: dict[str, Any], cho
     by_name += [rung for rung in CLASS_NAMES if name.lower().replace("_", "-") == rung and rung not in by_name]
     if _is_adapter(make) and by_name:
         return by_name
-    return [
-        rung for rung in dict.fromkeys([*by_name, *_BY_CONTENT]) if _fits(make, rung, namespace, chosen) is not None
-    ] or by_name
+    fits = {rung: _fits(make, rung, namespace, chosen)[0] for rung in dict.fromkeys([*by_name, *_BY_CONTENT])}
+    found = [
+        rung for rung, missing in fits.items() if missing is not None and (missing != _UNLEARNED or rung in by_name)
+    ]
+    return found or by_name
 
 
 def _narrowed(rungs: list[str], name: str) -> list[str]:
@@ -102,39 +108,28 @@ def _narrowed(rungs: list[str], name: str) -> list[str]:
 
 
 def _fits(
-    make: Callable[..., Any],
-    rung: str,
-    namespace: dict[str, Any],
-    chosen: Mapping[str, Any],
-    why: list[str] | None = None,
-) -> int | None:
-    """Return how many parameters a class lacks on a rung; None if it cannot be built or read there.
-
-    Args:
-        why: gets the reason why it cannot, in a clause.
-    """
-    why = [] if why is None else why
+    make: Callable[..., Any], rung: str, namespace: dict[str, Any], chosen: Mapping[str, Any]
+) -> tuple[int | None, str]:
+    """Return how many parameters a class lacks on a rung; if it cannot be built or read there, None and the reason."""
     state = torch.get_rng_state()
     try:
-        sizes = Sizes.of(_CONFIG, chosen, set())
-        layer = Builder(make, rung, namespace).build(sizes)
+        layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, set()))
         if not isinstance(layer, nn.Module):
-            why.append("it makes no nn.Module")
-            return None
-        missing = len(read(layer, rung, _CONFIG)[0].missing)
-        return missing if _runs(layer, rung) else missing + 50
+            return None, "it makes no nn.Module"
+        try:
+            missing = len(read(layer, rung, _CONFIG)[0].missing)
+        except Unlearned as error:
+            return _UNLEARNED if _gives_vectors(layer) else None, str(error)
+        return (missing if _runs(layer, rung) else missing + 50), ""
     except Unreadable as error:
         # One block many times over is a fault to report, and no reason to look elsewhere.
-        why.append(str(error))
-        return 99 if "one and the same block" in str(error) else None
+        return 99 if "one and the same block" in str(error) else None, str(error)
     except Refused as error:
-        why.append(f"it asks for {error}, which is not known (give it with --set {error}=VALUE)")
-        return None
+        return None, f"it {error}"
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        why.append(f"to build it raises {one_line(error)}")
-        return None
+        return None, f"to build it raises {one_line(error)}"
     finally:
         torch.set_rng_state(state)
 
@@ -152,6 +147,17 @@ def _runs(layer: nn.Module, rung: str) -> bool:
         return True
     except (Exception, SystemExit):  # a layer that calls exit() is still a layer
         return False
+
+
+def _gives_vectors(layer: nn.Module) -> bool:
+    """Return whether a layer gives a vector for each position: of positions' numbers, others may make vectors."""
+    for given in (torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, _CONFIG.d_model)):
+        with contextlib.suppress(Exception, SystemExit), torch.no_grad():
+            output = layer.eval()(given)
+            output = output[0] if isinstance(output, tuple) else output
+            if output.is_floating_point() and output.shape[-2:] == (5, _CONFIG.d_model):
+                return True
+    return False
 
 
 def _used(name: str, classes: Mapping[str, type]) -> bool:

@@ -4,7 +4,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,11 +16,11 @@ from ..results import Fault
 from .borrowed import BorrowedCalls, borrowed_classes
 from .calling import call, masks_of, parts_of, pull_back
 from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
-from .layouts import Layout, Unreadable, shapes
+from .layouts import Layout, Unlearned, Unreadable, shapes
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, Code, one_line
-from .trace import Births, Place, Recorder, Trace, Widened
+from .trace import Attached, Births, Place, Recorder, Trace, Widened
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Request:
         parameters, given, cotangent: as in `Trial`.
         layout: which way to read the layer's parameters.
         before: inputs that the same instance is called with first.
-        look: record a trace.
+        look: record a trace; with ``gradients`` too, check derivatives that the user wrote.
         wide: compute in the trial's dtype even where the layer asks for a lower one.
         gradients: run the backward pass too.
+        attach: lines, as ``file:line``, that must not cut the gradient.
     """
 
     rung: str
@@ -48,6 +49,7 @@ class Request:
     look: bool = False
     wide: bool = False
     gradients: bool = True
+    attach: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ class Reply:
         answer: None if there is a fault.
         asked: the fields of the configuration that it has read so far; the others make no difference to it.
         missing: TransformerLens's names of the parameters that it does not have.
-        ways: how many ways to read its parameters there are.
-        reading, oddity: label and oddity of the way that was used; see `Layout`.
+        ways: of each way to read its parameters and to make a mask for it, the ``split``; see `Layout`.
+        reading, oddity: label and oddity of the way that was used.
+        mask: how the causal mask was made that it was given; empty if it was given none.
         passed: arguments that were given another value than the file's default: ``(value, default)``.
         notes: how it was called, if not in the plain way; of a file, what was left out or replaced.
         trace: if one was asked for.
@@ -71,9 +74,10 @@ class Reply:
     fault: Fault | None = None
     asked: frozenset[str] = frozenset()
     missing: frozenset[str] = frozenset()
-    ways: int = 0
+    ways: tuple[str, ...] = ()
     reading: str = ""
     oddity: str = ""
+    mask: str = ""
     passed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     trace: Trace = field(default_factory=Trace)
@@ -125,9 +129,8 @@ class Candidate:
         self._builders: dict[str, Builder] = {}
         self._notes: dict[str, None] = {}
         self._passed: dict[str, tuple[Any, Any]] = {}
-        self._missing: frozenset[str] = frozenset()
-        self._ways, self._reading, self._oddity = 0, "", ""
         self._borrowed: set[str] = set()
+        self._known = Reply()
         self._called_once = False
 
     def respond(self, request: Request) -> Reply:
@@ -139,14 +142,11 @@ class Candidate:
             answer = self._answer(request, trace)
         except _Faulty as error:
             fault = error.fault
-        return Reply(
+        return replace(
+            self._known,
             answer=answer,
             fault=fault,
             asked=frozenset(self.asked),
-            missing=self._missing,
-            ways=self._ways,
-            reading=self._reading,
-            oddity=self._oddity,
             passed=dict(self._passed),
             notes=tuple(self._notes),
             trace=trace,
@@ -163,7 +163,7 @@ class Candidate:
                 layer, reading = self._build(request, leaves)
             self._borrowed |= borrowed_classes(layer, request.rung)
             layer.to(request.dtype).eval()
-            layout, way = self._layout(layer, reading, request)
+            layout, way = self._layout(layer, reading, request, births)
             state = layout.fill(leaves)
             self._fill(layer, state, leaves, request, reading)
             leaf = request.given.clone().requires_grad_(request.given.is_floating_point())
@@ -173,12 +173,16 @@ class Candidate:
                 with torch.no_grad():
                     self._run("the call before", lambda earlier=earlier: call(layer, earlier.clone(), way, set()))
             extras: set[str] = set()
+            if request.attach:
+                stack.enter_context(Attached(self.code, request.attach))
             if request.look:
                 recorder = Recorder(self.code, layer, given, request.dtype, births)
                 recorder.trace = trace
                 with recorder.recording(parts_of(layer, state, leaves)):
                     output = self._run("forward", lambda: call(layer, given, way, extras))
                 recorder.ended(output)
+                if request.gradients and (wrong := recorder.own.wrong_backward(self.code)):
+                    trace.places["backward"] = wrong
             else:
                 # Which functions of libraries it calls is the same in every case.
                 with BorrowedCalls(request.rung, libraries=not self._called_once) as borrowed:
@@ -198,7 +202,7 @@ class Candidate:
 
     def _build(self, request: Request, leaves: dict[str, Tensor]) -> tuple[nn.Module, list[Layout] | None]:
         """Return the layer, and how its parameters are read if it comes from an adapter."""
-        sizes = Sizes.of(request.config, self.chosen, self.asked)
+        sizes = Sizes(request.config, self.chosen, self.asked)
         if request.rung not in self._builders:
             self._builders[request.rung] = Builder(self.make, request.rung, self.namespace)
         builder = self._builders[request.rung]
@@ -218,27 +222,34 @@ class Candidate:
             raise _Faulty("build", f"{self.name} makes {kind_of(layer)}, which is no nn.Module")
         return layer, reading
 
-    def _layout(self, layer: nn.Module, reading: Sequence[Layout] | None, request: Request) -> tuple[Layout, str]:
+    def _layout(
+        self, layer: nn.Module, reading: Sequence[Layout] | None, request: Request, births: Births
+    ) -> tuple[Layout, str]:
         """Return the requested way to read the parameters, and to make the mask that forward takes."""
         if reading is None:
             try:
                 reading = read(layer, request.rung, request.config)
+            except Unlearned as error:
+                place = next((place for place in births.buffers.values() if place), None)
+                raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
                 names = shapes(request.rung, request.config)
                 sizes = size_names(request.config, request.given)
                 listing = both_sides(names, {n: tuple(t.shape) for n, t in layer.named_parameters()}, sizes)
                 message = f"{self.name}'s parameters cannot be read: {error}"
                 raise _Faulty("parameters", message, listing=listing) from error
-            self._missing = reading[0].missing
+            self._known = replace(self._known, missing=reading[0].missing)
         masks = masks_of(layer)
         # The likeliest ways come first: of a wrong layer only the first are looked into.
-        self._ways = len(reading) * len(masks)
         every = itertools.product(range(len(reading)), range(len(masks)))
         # Among the first are both every mask and the likely layouts.
         ways = sorted(every, key=lambda way: way[0] + 2 * way[1]) if len(masks) > 1 else list(every)
-        which, mask = ways[min(request.layout, self._ways - 1)]
+        if not self._known.ways:
+            splits = [each.split for each in reading]
+            self._known = replace(self._known, ways=tuple(splits[which] for which, _ in ways))
+        which, mask = ways[min(request.layout, len(ways) - 1)]
         layout = reading[which]
-        self._reading, self._oddity = layout.label, layout.oddity
+        self._known = replace(self._known, reading=layout.label, oddity=layout.oddity, mask=masks[mask])
         return layout, masks[mask]
 
     def _run(self, what: str, run: Callable[[], Any], kind: str = "raises") -> Any:
@@ -248,8 +259,7 @@ class Candidate:
         except KeyboardInterrupt:
             raise
         except Refused as error:
-            message = f"{self.name} asks for {error}, which is not known: give it with --set {error}=VALUE"
-            raise _Faulty("build", message, names=(str(error),)) from error
+            raise _Faulty("build", f"{self.name} {error}", names=(error.name,)) from error
         except SystemExit as error:
             raise _Faulty("exit", f"{what} calls exit()", self.code.raised(error)) from error
         except BaseException as error:
@@ -284,7 +294,7 @@ class Candidate:
                 torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True) if used else ()
             )
             pairs = zip(leaves, reached or [None] * len(leaves), strict=True)
-            self._missing = frozenset(name for name, found in pairs if found is None)
+            self._known = replace(self._known, missing=frozenset(name for name, found in pairs if found is None))
         with torch.no_grad():
             for name, tensor in state.items():
                 (places | buffers)[name].copy_(tensor)

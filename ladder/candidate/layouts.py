@@ -17,6 +17,10 @@ class Unreadable(ValueError):
     """Parameters that cannot be taken for GPT-2's; the message names them, in one clause."""
 
 
+class Unlearned(Unreadable):
+    """A layer without parameters, though GPT-2's has some."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way to read a layer's parameters.
@@ -26,12 +30,15 @@ class Layout:
         missing: TransformerLens's names of the parameters that the layer does not have.
         label: how they lie, in words; empty if there is nothing to report.
         oddity: why GPT-2's weights do not fit as they are stored; empty if they do.
+        split: which numbers are queries and keys of one head; empty if there is one way only. If the scores are right
+            under one split, the layer is right under no other.
     """
 
     fill: Fill
     missing: frozenset[str] = frozenset()
     label: str = ""
     oddity: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -151,4 +158,5 @@ def together(layouts: Sequence[Layout]) -> Layout:
     labels = dict.fromkeys(layout.label for layout in layouts if layout.label)
     oddities = dict.fromkeys(layout.oddity for layout in layouts if layout.oddity)
     missing = frozenset().union(*[layout.missing for layout in layouts])
-    return Layout(fill, missing, "; ".join(labels), " and ".join(oddities))
+    split = " ".join(dict.fromkeys(layout.split for layout in layouts))
+    return Layout(fill, missing, "; ".join(labels), " and ".join(oddities), split)

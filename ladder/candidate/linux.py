@@ -189,9 +189,10 @@ def _let_go_of_streams() -> None:
 def _watch(first: int, writable: Path | None, limits: Limits | None) -> int:
     """Wait for process 1, and kill it when its family exceeds a limit."""
     polls = 0
+    how = 0 if limits is None else os.WNOHANG  # without limits there is nothing to look at meanwhile
     while True:
         with contextlib.suppress(ChildProcessError):
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:  # orphans come here too
+            while (found := os.waitpid(-1, how))[0]:  # orphans come here too
                 if found[0] == first:
                     return _status(found[1])
         polls += 1

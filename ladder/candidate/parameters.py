@@ -8,7 +8,19 @@ from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
 from .attention_parameters import attention_layouts
-from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, joined, segments, shapes, together
+from .layouts import (
+    Given,
+    Layout,
+    Layouts,
+    Parameter,
+    Parameters,
+    Unlearned,
+    Unreadable,
+    joined,
+    segments,
+    shapes,
+    together,
+)
 
 _FIRST = re.compile(
     r"^(c_fc|fc_?1|fc_?in|linear_?1|lin_?1|l1|w_?1|w_?in|b_?in|.*(up|inner|expand|first|hidden|in)(_.*)?)$", re.I
@@ -214,11 +226,19 @@ _READERS: dict[str, Callable[[Parameters, str, GPT2Config], Sequence[Layout]]] =
 }
 
 
+# What of GPT-2 is learned, and is often computed in other models. (A class of attention without parameters is a part.)
+_LEARNED = {
+    "pos-embed": "GPT-2's positions are a table that is learned, W_pos [n_ctx, d_model]",
+    "layer-norm": "GPT-2's layer norm has a gain w and a bias b, which are learned",
+}
+
+
 def read(layer: nn.Module, rung: str, config: GPT2Config) -> Sequence[Layout]:
     """Find GPT-2's parameters in a layer: every layout that fits, the likeliest first.
 
     Raises:
         Unreadable: a parameter that is none of GPT-2's, or a matrix of GPT-2's that is not there.
+        Unlearned: no parameter at all, where GPT-2's layer is sometimes computed.
     """
     owners = dict(layer.named_modules(remove_duplicate=False))
     every = dict(layer.named_parameters(remove_duplicate=False))
@@ -235,11 +255,10 @@ def read(layer: nn.Module, rung: str, config: GPT2Config) -> Sequence[Layout]:
         if id(tensor) not in seen or config.d_vocab in tensor.shape:  # a parameter under two names counts once
             found[name] = Parameter(name, tensor, owners[name.rpartition(".")[0]])
         seen.add(id(tensor))
+    if not found and rung in _LEARNED:
+        raise Unlearned(f"it has no parameters; {_LEARNED[rung]}")
     if not found:
-        learned = (
-            "; GPT-2's positions are a table that is learned, W_pos [n_ctx, d_model]" if rung == "pos-embed" else ""
-        )
-        raise Unreadable(f"it has no parameters{learned}")
+        raise Unreadable("it has no parameters")
     layouts = _READERS[rung](found, "", config)
     _check_matrices(layouts[0].missing, rung)
     return layouts

@@ -209,7 +209,7 @@ class _Forked(Process):
             if time.monotonic() >= until:
                 return None
             time.sleep(pause)
-            pause = min(2 * pause, 0.05)
+            pause = min(2 * pause, 0.01)
         return self.returncode
 
     def end(self) -> None:

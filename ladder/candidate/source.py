@@ -13,7 +13,6 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,55 +95,6 @@ class Code:
         return self._owned[name]
 
 
-@dataclass
-class Loaded:
-    """A source that was read.
-
-    Args:
-        module: its namespace; statements of its script part were not run.
-        code: its files.
-        notes: what was left out or replaced, as sentences.
-    """
-
-    module: types.ModuleType
-    code: Code
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def classes(self) -> dict[str, type[nn.Module]]:
-        """The ``nn.Module`` classes that the source defines or imports from beside it, by name."""
-        return {
-            name: value
-            for name, value in vars(self.module).items()
-            if inspect.isclass(value) and issubclass(value, nn.Module) and self._own(value)
-        }
-
-    def _own(self, value: Any) -> bool:
-        if value.__module__ == self.module.__name__:
-            return True
-        file = getattr(sys.modules.get(value.__module__), "__file__", None)
-        return bool(file) and self.code.owns(str(file))
-
-    def get(self, name: str, source: str) -> Callable[..., Any]:
-        """Return the class or function of a name.
-
-        Raises:
-            CandidateError: the source has none; the message lists those that it has.
-        """
-        found = vars(self.module).get(name)
-        if isinstance(found, StandIn):
-            raise CandidateError(f"{source}: {found.reason}")
-        if found is None:
-            has = [each for each, value in vars(self.module).items() if _defined_in(self.module, value)]
-            close = difflib.get_close_matches(name, has, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            left_out = "".join(f" ({note})" for note in self.notes if "parse" in note)
-            raise CandidateError(
-                f"{source}: the file has no {name}; it has {', '.join(has) or 'no class'}{hint}{left_out}"
-            )
-        return found
-
-
 def split(source: str) -> tuple[Path, str]:
     """Return the file and the name (or ``""``) in ``FILE.py``, ``FILE.py:NAME`` or ``package.module:NAME``.
 
@@ -188,40 +138,69 @@ def find(source: str) -> tuple[Callable[..., Any], Code]:
     return loaded.get(name, source), loaded.code
 
 
-def load(path: Path, wanted: Iterable[str] = ()) -> Loaded:
-    """Read a source, and run what its classes need: imports, classes, functions, constants.
+class Loaded:
+    """A source that was read. Statements of its script part were left out; imports that failed became stand-ins.
 
     Args:
-        path: a ``.py`` file or a notebook.
+        path: its file.
         wanted: the names that are asked for; if empty, every class is.
+        name: by which another file imports it, which may need anything of it.
 
-    Raises:
-        CandidateError: it is no Python, or a statement that a class needs raises.
+    Attributes:
+        module: its namespace.
+        code: its files.
+        notes: what was left out or replaced, as sentences.
     """
-    return _Slicer(path.resolve(), set(wanted)).load()
-
-
-class _Slicer:
-    """Reads one source. Statements of its script part are left out, imports that fail become stand-ins."""
 
     def __init__(self, path: Path, wanted: set[str], name: str = "") -> None:
-        self.path, self.wanted = path, wanted
+        self.path, self.wanted, self.imported = path, wanted, bool(name)
         self.code = Code(path)
         self.notes: list[str] = []
-        self.imported = bool(name)  # by another file, which may need anything of it
         # Another file may import this one by its own name, and must not get a part of it.
-        self.name = name or free_name(f"part of {path.stem}" if wanted else path.stem)
-
-    def load(self) -> Loaded:
+        self.module = types.ModuleType(name or free_name(f"part of {path.stem}" if wanted else path.stem))
         StandIn.reading += 1
         try:
-            return self._load()
+            self._load()
         finally:
             StandIn.reading -= 1
+        self.notes = list(dict.fromkeys(self.notes))
 
-    def _load(self) -> Loaded:
-        module = types.ModuleType(self.name)
-        namespace = vars(module)
+    @property
+    def classes(self) -> dict[str, type[nn.Module]]:
+        """The ``nn.Module`` classes that the source defines or imports from beside it, by name."""
+        return {
+            name: value
+            for name, value in vars(self.module).items()
+            if inspect.isclass(value) and issubclass(value, nn.Module) and self._own(value)
+        }
+
+    def _own(self, value: Any) -> bool:
+        if value.__module__ == self.module.__name__:
+            return True
+        file = getattr(sys.modules.get(value.__module__), "__file__", None)
+        return bool(file) and self.code.owns(str(file))
+
+    def get(self, name: str, source: str) -> Callable[..., Any]:
+        """Return the class or function of a name.
+
+        Raises:
+            CandidateError: the source has none; the message lists those that it has.
+        """
+        found = vars(self.module).get(name)
+        if isinstance(found, StandIn):
+            raise CandidateError(f"{source}: {found.reason}")
+        if found is None:
+            has = [each for each, value in vars(self.module).items() if _defined_in(self.module, value)]
+            close = difflib.get_close_matches(name, has, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            left_out = "".join(f" ({note})" for note in self.notes if "parse" in note)
+            raise CandidateError(
+                f"{source}: the file has no {name}; it has {', '.join(has) or 'no class'}{hint}{left_out}"
+            )
+        return found
+
+    def _load(self) -> None:
+        namespace = vars(self.module)
         # Relative imports resolve from the package that the file lies in.
         root = self.path.parent
         while (root / "__init__.py").exists():
@@ -230,7 +209,7 @@ class _Slicer:
         for folder in (str(root), str(self.path.parent)):
             if folder not in sys.path:
                 sys.path.insert(0, folder)
-        sys.modules[self.name] = module
+        sys.modules[self.module.__name__] = self.module
 
         statements = list(self._statements())
         bound = set().union(*(binds(node) for _, node in statements))
@@ -262,7 +241,6 @@ class _Slicer:
                         name, f"{Path(file).name}:{node.lineno} was not run: it is part of the script"
                     )
         self._tell(left_out, failed)
-        return Loaded(module, self.code, list(dict.fromkeys(self.notes)))
 
     def _tell(self, left_out: list[Any], failed: list[str]) -> None:
         script = [node.lineno for _, node, _ in left_out if not is_docstring(node) and not is_main(node)]
@@ -356,7 +334,7 @@ class _Slicer:
                 path = base.joinpath(*(name or "").split(".")).with_suffix(".py")
                 package = ".".join(part for part in (package_of(base), name or "") if part)
                 if path.is_file():
-                    _Slicer(path, set(), package).load()
+                    Loaded(path, set(), package)
                     return True
             return False
         else:
@@ -365,11 +343,24 @@ class _Slicer:
             for folder in list(self.path.parents)[:5]:
                 path = folder.joinpath(*name.split(".")).with_suffix(".py")
                 if path.is_file() and path != self.path:
-                    _Slicer(path, set(), name).load()
+                    Loaded(path, set(), name)
                     if "." in name:  # the packages above it must be there to import it from
                         make_packages(name, folder)
                     return True
         return False
+
+
+def load(path: Path, wanted: Iterable[str] = ()) -> Loaded:
+    """Read a source, and run what its classes need: imports, classes, functions, constants.
+
+    Args:
+        path: a ``.py`` file or a notebook.
+        wanted: the names that are asked for; if empty, every class is.
+
+    Raises:
+        CandidateError: it is no Python, or a statement that a class needs raises.
+    """
+    return Loaded(path.resolve(), set(wanted))
 
 
 def _defined_in(module: types.ModuleType, value: Any) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
+from .own_functions import OwnFunctions
 from .source import Code
 
 Place = tuple[str, str]
@@ -19,6 +20,8 @@ Place = tuple[str, str]
 _LIKE = ("_like", "new_")
 # Attributes of a tensor that are tensors made of it.
 _VIEWS = ("T", "mT", "H", "mH", "data", "real")
+# Of other functions, single numbers are not kept: a layer written in loops has thousands.
+STATISTICS = ("mean", "var", "std", "var_mean", "std_mean", "norm")
 # No more is kept: of a layer that loops over positions, the beginning shows how it works.
 _MOST_EVENTS, _MOST_NUMBERS, _MOST_IN_ALL = 3000, 500_000, 5_000_000
 _LOW = (torch.float16, torch.bfloat16, torch.float32)
@@ -56,9 +59,10 @@ class Trace:
     Args:
         events: in order.
         places: the first line that changes the layer's ``input``, makes ``nan`` from none, computes with a lower
-            ``dtype``, or cuts the ``gradient``; and the line of the layer's own ``forward`` that its output is
-            ``returned`` from.
+            ``dtype``, or cuts the ``gradient``; the line of the layer's own ``forward`` that its output is ``returned``
+            from; and that of a ``backward`` of the user's that does not give the derivative of its ``forward``.
         parts: input and output of each call of a submodule, by the submodule's name.
+        cuts: every line that cuts the gradient, once.
         output: the event that gave the layer's output; -1 if it is not known.
         whole: no event was left out, for its size or their number.
     """
@@ -66,6 +70,7 @@ class Trace:
     events: list[Event] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     parts: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
+    cuts: list[Place] = field(default_factory=list)
     output: int = -1
     whole: bool = True
 
@@ -133,6 +138,7 @@ class Recorder(TorchFunctionMode):
         self._within: list[tuple[str, Place | None]] = []
         self._numbers = 0
         self._paused = False
+        self.own = OwnFunctions()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Call the function, and record what it took and what it gave."""
@@ -183,7 +189,8 @@ class Recorder(TorchFunctionMode):
         return not known and tensor.is_floating_point() and tensor.numel() > 1
 
     def _keep(self, event: Event, output: Tensor) -> None:
-        if output.numel() < 2 or output.is_complex():
+        few = output.numel() < (1 if event.inputs and event.function in STATISTICS else 2)
+        if few or output.is_complex():
             return
         value = output.detach().as_subclass(Tensor)
         self._numbers += value.numel()
@@ -207,8 +214,12 @@ class Recorder(TorchFunctionMode):
         wide = any(each.dtype == self.dtype for each in taken)
         if wide and own and (output.dtype != self.dtype or any(map(self._rounded, taken))):
             self._note("dtype")
-        if own and not output.requires_grad and any(each.requires_grad for each in taken):
+        # A function with a derivative of its own needs none from torch.
+        cut = own and not self.own.running and not output.requires_grad
+        if cut and any(each.requires_grad for each in taken):
             self._note("gradient")
+            place = self.code.running()
+            self.trace.cuts += [place] if place and place not in self.trace.cuts else []
 
     def _rounded(self, tensor: Tensor) -> bool:
         """Return whether a tensor is of less precision, and its numbers need more: masks and small integers do not."""
@@ -250,7 +261,7 @@ class Recorder(TorchFunctionMode):
             torch_module.register_module_forward_hook(leave),
         ]
         try:
-            with self:
+            with self, self.own:
                 yield
         finally:
             for handle in handles:
@@ -283,6 +294,31 @@ class Widened(TorchFunctionMode):
             return self.dtype if isinstance(each, torch.dtype) and each in _LOW else each
 
         return func(*map(widen, args), **{name: widen(each) for name, each in (kwargs or {}).items()})
+
+
+class Attached(TorchFunctionMode):
+    """Leaves the gradient whole on some lines that cut it: an experiment, to see which cut is the mistake.
+
+    Args:
+        code: the user's source.
+        lines: each as ``file:line``.
+    """
+
+    def __init__(self, code: Code, lines: tuple[str, ...]) -> None:
+        super().__init__()
+        self.code, self.lines = code, lines
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Call the function; on these lines with gradients, and without what detaches."""
+        place = self.code.running()
+        if not place or place[0] not in self.lines:
+            return func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        name = getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name
+        if name in ("detach", "data"):
+            return args[0]
+        with torch.enable_grad():
+            return func(*args, **(kwargs or {}))
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

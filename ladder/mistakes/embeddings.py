@@ -1,14 +1,13 @@
 """Classic mistakes of the embeddings and of the output projection."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
-from .mistake import Mistake, empty, other_way
+from .mistake import Mistake, empty, entries, other_way
 
 
 class PlainEmbed(nn.Module):
@@ -63,9 +62,7 @@ class PlainUnembed(nn.Module):
         return logits if self.b_U is None else logits + self.b_U
 
 
-def _embed(mistake: str, hint: str, **steps: Any) -> Mistake:
-    return Mistake(mistake, hint, "embed", PlainEmbed, (steps,))
-
+_embed = entries("embed", PlainEmbed)
 
 EMBED: tuple[Mistake, ...] = (
     _embed(
@@ -109,9 +106,7 @@ EMBED: tuple[Mistake, ...] = (
 )
 
 
-def _pos_embed(mistake: str, hint: str, **steps: Any) -> Mistake:
-    return Mistake(mistake, hint, "pos-embed", PlainPosEmbed, (steps,))
-
+_pos_embed = entries("pos-embed", PlainPosEmbed)
 
 POS_EMBED: tuple[Mistake, ...] = (
     _pos_embed(
@@ -163,9 +158,7 @@ POS_EMBED: tuple[Mistake, ...] = (
 )
 
 
-def _unembed(mistake: str, hint: str, **steps: Any) -> Mistake:
-    return Mistake(mistake, hint, "unembed", PlainUnembed, (steps,))
-
+_unembed = entries("unembed", PlainUnembed)
 
 UNEMBED: tuple[Mistake, ...] = (
     _unembed("b_U missing", "b_U is not added. Add it to x @ W_U.", biased=lambda self, logits: logits),

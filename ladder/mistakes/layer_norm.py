@@ -1,12 +1,10 @@
 """Classic mistakes of layer norm."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
-from .mistake import Mistake, empty
+from .mistake import Mistake, empty, entries
 
 
 class PlainLayerNorm(nn.Module):
@@ -44,9 +42,7 @@ class PlainLayerNorm(nn.Module):
         return normalized * self.w + self.b
 
 
-def _layer_norm(mistake: str, hint: str, **steps: Any) -> Mistake:
-    return Mistake(mistake, hint, "layer-norm", PlainLayerNorm, (steps,))
-
+_layer_norm = entries("layer-norm", PlainLayerNorm)
 
 LAYER_NORM: tuple[Mistake, ...] = (
     _layer_norm(

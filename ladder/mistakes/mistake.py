@@ -1,7 +1,7 @@
 """What a classic mistake is: a layer's formula, a step at a time, with one step replaced by a wrong one."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -53,6 +53,11 @@ class Mistake:
     def build(self) -> Build:
         """The first spelling."""
         return self.builds[0]
+
+
+def entries(rung: str, base: type[nn.Module]) -> Callable[..., Mistake]:
+    """Return what writes an entry of the catalogue: ``entry(name, hint, step=…)``, with one spelling."""
+    return lambda name, hint, **steps: Mistake(name, hint, rung, base, (steps,))
 
 
 def with_steps(base: type[nn.Module], steps: Steps) -> Build:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
 from ...components.mlp import ACTIVATIONS
-from .mistake import Mistake, empty, other_way
+from .mistake import Mistake, empty, entries, other_way
 
 
 class PlainMLP(nn.Module):
@@ -38,8 +38,7 @@ class PlainMLP(nn.Module):
         return post @ self.W_out + self.b_out
 
 
-def _mlp(mistake: str, hint: str, **steps: Any) -> Mistake:
-    return Mistake(mistake, hint, "mlp", PlainMLP, (steps,))
+_mlp = entries("mlp", PlainMLP)
 
 
 def _activation(mistake: str, what: str, function: Any) -> Mistake:

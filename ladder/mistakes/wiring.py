@@ -13,7 +13,7 @@ from ..rungs import Build, block_arguments
 from .attention import ATTENTION
 from .embeddings import EMBED, POS_EMBED, UNEMBED
 from .layer_norm import LAYER_NORM
-from .mistake import Mistake, Steps, with_steps
+from .mistake import Mistake, Steps, entries, with_steps
 from .mlp import MLPS
 
 
@@ -69,9 +69,7 @@ class PlainModel(GPT2):
         return self.unembed(x)
 
 
-def _block(mistake: str, hint: str, **steps: Any) -> Mistake:
-    return Mistake(mistake, hint, "block", PlainBlock, (steps,))
-
+_block = entries("block", PlainBlock)
 
 _RIGHT = "mid = x + attn(ln1(x)); out = mid + mlp(ln2(mid))"
 
@@ -187,8 +185,7 @@ BLOCK: tuple[Mistake, ...] = (
 )
 
 
-def _model(mistake: str, hint: str, **steps: Any) -> Mistake:
-    return Mistake(mistake, hint, "model", PlainModel, (steps,))
+_model = entries("model", PlainModel)
 
 
 def _unassigned(self: PlainModel, x: Tensor) -> Tensor:

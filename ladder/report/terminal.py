@@ -69,8 +69,7 @@ def climb_end(climbed: Climb) -> Text:
         text.append("\nPassed: ", "green")
         text.append(", ".join(each.layer for each in climbed.rungs))
     else:
-        kind = "cannot be tried" if last.status == "refused" else "is wrong"
-        text.append(f"\n{last.rung}: {last.layer} {kind}: ", "bold red")
+        text.append(f"\n{last.subject}: ", "bold red")
         text.append(last.text(climbed.hint))
     return text
 

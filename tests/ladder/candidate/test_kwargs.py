@@ -107,6 +107,50 @@ def test_a_class_that_cannot_be_tried_is_named_with_the_reason(tmp_path: Path) -
     assert any(note.startswith("SelfAttention could not be tried as attention: ") for note in result.left_out)
 
 
+_POSITIONS = """
+
+class PositionalEncoding(nn.Module):
+    def __init__(self, n_ctx, d_model):
+        super().__init__()
+        self.register_buffer("table", torch.randn(n_ctx, d_model))
+
+    def forward(self, x):
+        return x + self.table[: x.shape[1]]
+
+
+class PositionIds(nn.Module):
+    def __init__(self, n_ctx):
+        super().__init__()
+        self.register_buffer("ids", torch.arange(n_ctx))
+
+    def forward(self, tokens):
+        return self.ids[: tokens.shape[1]]
+"""
+_USE = """
+
+class GPTModel(nn.Module):
+    def __init__(self, n_ctx, d_model, colour):
+        super().__init__()
+        self.positions = PositionalEncoding(n_ctx, d_model)
+        self.ids = PositionIds(n_ctx)
+"""
+
+
+def test_positions_that_are_computed_count_if_they_are_used_or_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "layers.py"
+    file.write_text("import torch\n" + _FILE + _POSITIONS)
+    left_over = climb(file, cases=1)
+    assert [each.rung for each in left_over.rungs] == ["mlp"]
+    assert any("learned, W_pos" in note for note in left_over.left_out)
+    assert [(each.rung, each.status) for each in climb(file, cases=1, only="pos-embed").rungs] == [
+        ("pos-embed", "failed")
+    ]
+    file.write_text("import torch\n" + _FILE + _POSITIONS + _USE)
+    used = climb(file, cases=1)
+    assert [(each.rung, each.status) for each in used.rungs] == [("pos-embed", "failed")]
+    assert used.rungs[0].layer.endswith(":PositionalEncoding")
+
+
 class Convolved(nn.Module):
     def __init__(self, d_model: int, d_mlp: int) -> None:
         super().__init__()

@@ -15,9 +15,8 @@ import torch
 from gptladder.ladder.candidate import messages
 from gptladder.ladder.candidate.layer import Reply, Request
 from gptladder.ladder.candidate.messages import MessageError, exchange, pack, read, unpack, write
-from gptladder.ladder.drawing import own_trial
 from gptladder.ladder.results import Fault
-from gptladder.ladder.rungs import draw_case
+from gptladder.ladder.rungs import draw_case, make_trial
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ def test_records_arrive_as_they_are() -> None:
 def test_a_request_and_a_reply_arrive() -> None:
     from gptladder.ladder.rungs import rung
 
-    trial = own_trial(rung("attention"), draw_case(random.Random(1)), torch.float64, frozenset())
+    attention = rung("attention")
+    trial = make_trial(attention, attention.own, draw_case(random.Random(1)), torch.float64)
     request = Request("attention", trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
     found = unpack(pack(request), Request)
     assert (found.config, found.dtype, found.rung) == (request.config, request.dtype, request.rung)
