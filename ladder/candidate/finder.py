@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ...assembly.config import GPT2Config
-from .configuration import CLASS_NAMES, Builder, Refused, Sizes
+from .aliases import CLASS_NAMES
+from .configuration import Builder, Refused, Sizes
 from .layouts import Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
