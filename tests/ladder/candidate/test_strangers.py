@@ -327,3 +327,30 @@ def test_an_argument_that_is_a_model_gets_no_configuration(tmp_path: Path) -> No
     file.write_text(_MODELS)
     with pytest.raises(ValueError, match="asks for base_model"):
         climb(file, cases=1)
+
+
+_TWO_KINDS = """
+import torch
+from torch import nn
+
+
+class MLP(nn.Module):
+    def __init__(self, d_model):
+        super().__init__()
+        self.a, self.b = nn.Linear(d_model, 4 * d_model), nn.Linear(4 * d_model, d_model)
+
+    def forward(self, x):
+        return self.b(nn.functional.gelu(self.a(x), approximate="tanh"))
+
+
+class SparseMLP(MLP):
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+"""
+
+
+def test_gpt2s_kind_is_taken_where_a_file_has_others_too(tmp_path: Path) -> None:
+    file = tmp_path / "kinds.py"
+    file.write_text(_TWO_KINDS)
+    result = climb(file, cases=1)
+    assert result.passed, str(result)
