@@ -39,6 +39,8 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     if culprit is None:
         return _before_error(matched) if raised else _ends_early(matched)
     event = culprit.event
+    if (positions := _wrong_positions(matched, culprit)) is not None:
+        return positions
     # Inside a layer that is right by itself, what it is given is wrong: look at the line that calls it.
     wrong = {part for part, _, _ in wrong_parts(trial, trace)}
     for part, at in event.within:
@@ -125,6 +127,33 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
     return _found(matched, culprit, at, wrong, detail)
 
 
+def _wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return where the positions become wrong, if the culprit takes rows of their table; None if it does not."""
+    if (
+        matched.next_step(culprit.index, culprit.event.inputs) != "the position embedding"
+        or not culprit.event.parameters
+    ):
+        return None
+    origin = None
+    for index in sorted(matched.sources(i for i in culprit.event.inputs if i >= 0)):
+        event = matched.seen[index].event
+        if event.value.is_floating_point() or event.value.dtype == torch.bool or event.at is None:
+            continue
+        right = torch.arange(event.value.shape[-1])
+        if origin is None and not bool((event.value == right).all()):
+            origin = event
+        elif bool((event.value == right).all()):  # what came before was on the way to it
+            origin = None
+    if origin is None:
+        return None
+    seq, detail = matched.trial.case.seq, []
+    if origin.value.shape[-1] == seq:
+        row = origin.value.reshape(-1, seq)[0].tolist()
+        wrong = next((i for i, each in enumerate(row) if i != each), None)
+        detail += [] if wrong is None else [f"Position {wrong} is {row[wrong]} there."]
+    return _found(matched, culprit, origin.at, "the positions", detail)
+
+
 def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
     """Return where a bias is added that is in the culprit several times, if all else in that sum is right."""
     found = matched.counted(culprit)
@@ -189,8 +218,8 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         if quantity.key.endswith(("raw", "Q", "K")):
             sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
         return f"{quantity.words}, times a factor", [sentence]
-    taken = [words for i in dict.fromkeys(event.inputs) if (words := _called(matched, i))]
-    taken += [f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS]
+    taken = dict.fromkeys(words for i in event.inputs if (words := _called(matched, i)))
+    taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS)
     missing = matched.next_step(culprit.index, event.inputs, event.function)
     what = f"what {name} gives" + (f" (GPT-2 has {missing} next)" if missing else "")
     turned = _transposed(matched, event)

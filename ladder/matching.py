@@ -91,6 +91,8 @@ class Matched:
             seen.depends = bool(event.parameters) or any(i < 0 or self.seen[i].depends for i in event.inputs)
             moved = event.function in MOVES and bool(event.inputs or event.parameters)
             moved = moved and not event.foreign and all(i < 0 or self.seen[i].good for i in event.inputs)
+            if event.value.isnan().any():  # the numbers beside it may look right
+                continue
             if event.value.is_floating_point() and varied(seen.numbers):
                 for quantity, numbers in zip(self.steps, self.sets, strict=True):
                     match _compared(seen, quantity, numbers, self.known):
@@ -110,6 +112,8 @@ class Matched:
             for seen in pieces:
                 # Scores that are hidden are infinite: what is left of them does not show the mask.
                 finite = seen.numbers.size == seen.event.value.numel()
+                # Rows of the table of positions, but not all: they may be the wrong ones.
+                finite &= quantity.key != "pos_embed"
                 if complete or finite or quantity.visible is not None:
                     seen.part_of.append(quantity)
                     seen.good = True
@@ -259,6 +263,10 @@ class Matched:
         if not re.search(r"(raw|scores|masked|pattern|z|Q|K|V)$", quantity.key):
             return ""
         config, seq = self.trial.config, self.trial.given.shape[1]
+        # 2 or 3 times too much, or too little, is a number of the user's, whatever size looks like it here.
+        by_hand = [c, c * math.sqrt(config.d_head)]
+        if any(math.isclose(value**power, each) for value in by_hand for power in (1, -1) for each in (2, 3)):
+            return ""
         sizes = {"d_head": config.d_head, "d_model": config.d_model, "n_heads": config.n_heads, "seq": seq}
         for name, size in sizes.items():
             powers = {f"1/sqrt({name})": -0.5, f"sqrt({name})": 0.5, f"1/{name}": -1, name: 1}

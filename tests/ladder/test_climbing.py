@@ -227,7 +227,7 @@ def test_a_mistake_that_is_not_listed_is_explained_beside_missing_biases(here: P
     Path("wild.py").write_text(WILD.replace("BIAS", "False").replace("F.softmax(wei,", "F.softmax(wei / 2,"))
     found = climb("wild.py:MultiHeadAttention", cases=3).rungs[0]
     assert found.mistakes == ("b_Q, b_K, b_V missing",)
-    assert "takes the masked scores (line" in found.text()
+    assert "takes a part of the masked scores (line" in found.text()
 
 
 def test_a_layer_inside_that_lacks_biases_is_still_seen_as_one(here: Path) -> None:

@@ -220,6 +220,12 @@ class ByLength(Nano):
         return scores / q.shape[-2] ** 0.5  # HERE
 
 
+class Halved(Nano):
+    def scaled(self, scores: Tensor, q: Tensor) -> Tensor:
+        scores = scores / q.shape[-1] ** 0.5
+        return scores / 2  # HERE
+
+
 class Window(Nano):
     def masked(self, scores: Tensor) -> Tensor:
         near = torch.ones(scores.shape[-2:]).tril().triu(-2).bool()  # HERE
@@ -342,8 +348,13 @@ LOCATED = {
     Fused: ("attention", "(GPT-2 has the gathered values z next)", "takes the queries"),
     Averaged: ("attention", "the output without b_O, times a factor", "times 0.333333"),
     Heads: ("attention", "the scores q·k, times a factor", "= 1/sqrt(d_model), with d_model=12 here"),
-    Softened: ("attention", "what `div` gives (GPT-2 has the attention pattern next)", "takes the masked scores"),
+    Softened: (
+        "attention",
+        "what `div` gives (GPT-2 has the attention pattern next)",
+        "takes a part of the masked scores",
+    ),
     ByLength: ("attention", "times a factor", "= 1/sqrt(seq), with seq="),
+    Halved: ("attention", "times a factor", "the scaled scores times 0.5."),
     Window: ("attention", "which keys each query sees", "does not see key 0, an earlier position"),
     Mixed: ("attention", "the order of", "puts them into another order"),
     Gathers: ("attention", "the order of the values", "puts them into another order"),

@@ -100,6 +100,21 @@ class OverTheSequence(OverAll):
         return x.mean((-2, -1), keepdim=True)  # here: OverTheSequence
 
 
+class MaximumOfAll(Loop):
+    """Right while no hidden score is hundreds larger than the visible ones; then 0 is divided by 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.b_O.expand_as(x)
+        for head in self.heads():
+            q = x @ self.W["W_Q"][head] + self.b["b_Q"][head]
+            k = x @ self.W["W_K"][head] + self.b["b_K"][head]
+            scores = q @ k.mT / math.sqrt(q.shape[-1])
+            weights = (scores - scores.amax(-1, keepdim=True)).exp().tril()  # here: MaximumOfAll
+            pattern = weights / weights.sum(-1, keepdim=True)
+            out = out + pattern @ self.values(x, head) @ self.W_O[head]
+        return out
+
+
 class InChunks(nn.Module):
     """A right MLP, a part of the hidden layer after another."""
 
@@ -182,6 +197,45 @@ class Sinusoids(nn.Module):
         return self.table[: tokens.shape[1]].to(torch.get_default_dtype()).expand(*tokens.shape, -1)
 
 
+class Whole(nn.Module):
+    """A right model, as far as its positions are."""
+
+    def __init__(
+        self, d_vocab: int, d_model: int, n_heads: int, d_head: int, d_mlp: int, n_ctx: int, n_layers: int
+    ) -> None:
+        super().__init__()
+        self.tokens, self.table = nn.Embedding(d_vocab, d_model), nn.Embedding(n_ctx, d_model)
+        self.blocks = nn.ModuleList([WholeBlock(d_model, n_heads, d_head, d_mlp) for _ in range(n_layers)])
+        self.norm, self.head = nn.LayerNorm(d_model), nn.Linear(d_model, d_vocab)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        every = torch.ones_like(tokens).cumsum(-1)
+        positions = every - 1
+        x = self.tokens(tokens) + self.table(self.changed(positions))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+    def changed(self, positions: Tensor) -> Tensor:
+        return positions
+
+
+class WholeBlock(nn.Module):
+    def __init__(self, d_model: int, n_heads: int, d_head: int, d_mlp: int) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.attn, self.mlp = Loop(d_model, n_heads, d_head), InChunks(d_model, d_mlp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+class Capped(Whole):
+    def changed(self, positions: Tensor) -> Tensor:
+        return positions.clamp(max=2)  # here: Capped
+
+
 class FromOne(nn.Module):
     def __init__(self, n_ctx: int, d_model: int) -> None:
         super().__init__()
@@ -211,12 +265,14 @@ def test_the_loop_that_the_mistakes_are_made_in_is_right() -> None:
         ("attention", OneBias),
         ("attention", CarriedOver),
         ("attention", ValuesOffByOne),
+        ("attention", MaximumOfAll),
         ("layer_norm", OverAll),
         ("layer_norm", OverTheSequence),
         ("layer_norm", OneCutOfTwo),
         ("mlp", ByHand),
         ("mlp", BiasOfEach),
         ("pos_embed", Sinusoids),
+        ("model", Capped),
     ],
 )
 def test_a_mistake_is_located_where_it_is_made(rung: str, layer: type[nn.Module]) -> None:
