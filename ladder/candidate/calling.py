@@ -113,7 +113,7 @@ def _required(layer: nn.Module) -> tuple[list[inspect.Parameter], list[str]]:
     ]
     # TransformerLens's attention takes the input of queries, of keys and of values.
     thrice = len(open_ones) == 3 and all(
-        re.match(letter, each.name, re.I) for letter, each in zip("qkv", open_ones, strict=True)
+        re.search(f"(^|_){letter}", each.name, re.I) for letter, each in zip("qkv", open_ones, strict=True)
     )
     inputs = open_ones[: 3 if thrice else 1]
     return inputs, [each.name for each in open_ones[len(inputs) :] if each.name not in _TARGETS]

@@ -28,6 +28,8 @@ _CONFIGURATION = re.compile(
 _MODULE = re.compile(
     r"^(.*_)?(model|module|backbone|network|net|encoder|transformer|tokenizer|lm|sub_?layer|fn)$", re.I
 )
+# The model's width, where a configuration has ``hidden_dim`` too.
+_WIDTHS = ("emb_dim", "embed_dim", "n_embd", "n_embed", "d_model", "embedding_dim", "dim", "model_dim")
 # What a file may call GPT-2's activation, if it does not know our name.
 _GELU = (
     *("gelu_new", "gelu_tanh", "gelu_pytorch_tanh", "tanh_gelu", "new_gelu", "gelu_approx", "gelu_accurate"),
@@ -133,8 +135,9 @@ class Configuration:
         if name in self._set:
             return self._set[name]
         own = next((v for v in (_field(each, name) for each in self._fallback) if v is not _MISSING), _MISSING)
+        size = "d_mlp" if name not in self._sizes.chosen and self._is_inner(name) else name
         try:
-            return self._sizes.get(name, default=inspect.Parameter.empty if own is _MISSING else own)
+            return self._sizes.get(size, default=inspect.Parameter.empty if own is _MISSING else own)
         except KeyError:
             if own is not _MISSING:
                 return own
@@ -142,6 +145,13 @@ class Configuration:
                 f"the configuration has no {name!r}: give it with --set {name}=VALUE; it has "
                 f"{', '.join(FIELDS)}, under their usual names"
             ) from None
+
+    def _is_inner(self, name: str) -> bool:
+        """Return whether ``hidden_dim`` is an MLP's width: it is where the configuration has the model's beside it."""
+        return flat(name) in ("hiddendim", "hiddensize", "hiddendimension") and any(
+            _field(each, name) is not _MISSING and any(_field(each, own) is not _MISSING for own in _WIDTHS)
+            for each in self._fallback
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

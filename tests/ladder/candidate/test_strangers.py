@@ -354,3 +354,26 @@ def test_gpt2s_kind_is_taken_where_a_file_has_others_too(tmp_path: Path) -> None
     file.write_text(_TWO_KINDS)
     result = climb(file, cases=1)
     assert result.passed, str(result)
+
+
+_INNER = """
+from torch import nn
+
+CONFIG = {"emb_dim": 768, "hidden_dim": 3072, "n_heads": 12, "n_layers": 12}
+
+
+class FeedForward(nn.Module):
+    def __init__(self, cfg):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(cfg["emb_dim"], cfg["hidden_dim"]), nn.Linear(cfg["hidden_dim"], cfg["emb_dim"])
+
+    def forward(self, x):
+        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
+"""
+
+
+def test_hidden_dim_beside_the_models_width_is_the_mlps(tmp_path: Path) -> None:
+    file = tmp_path / "inner.py"
+    file.write_text(_INNER)
+    result = climb(file, cases=1)
+    assert result.passed, str(result)
