@@ -232,17 +232,7 @@ class UnderTest:
         best = max(traced, key=lambda layout: (causal[traced[layout][1].mask], traced[layout][0]), default=0)
         self._choose(best, traced[best][1] if traced else self.first)
         if trial.given.is_floating_point() and not any(causal.values()):
-            self._refuse_masks(masked)
-
-    def _refuse_masks(self, masked: Mapping[str, Fault | None]) -> None:
-        """Refuse a layer that raises with every mask, each time in another way: its own kind of mask is not known."""
-        faults = [fault for fault in masked.values() if fault is not None and fault.kind == "raises"]
-        if masked and len(faults) == len(masked) and len({fault.message for fault in faults}) > 1:
-            message = (
-                f"forward takes a mask, and each kind that was tried raises; the last one: {faults[-1].message}. Write "
-                "an adapter whose layer makes its own mask"
-            )
-            self.first = replace(self.first, fault=replace(faults[-1], kind="refused", message=message))
+            self.first = _refused(self.first, masked)
 
     def _choose(self, layout: int, reply: Reply) -> None:
         self.layout = layout
@@ -287,6 +277,18 @@ class UnderTest:
         for name, (value, default) in self.first.passed.items():
             notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
         return notes
+
+
+def _refused(first: Reply, masked: Mapping[str, Fault | None]) -> Reply:
+    """Refuse a layer that raises with every mask, each time in another way: what mask it takes is not known."""
+    faults = [fault for fault in masked.values() if fault is not None and fault.kind == "raises"]
+    if not masked or len(faults) < len(masked) or len({fault.message for fault in faults}) == 1:
+        return first
+    message = (
+        f"forward takes a mask, and each kind that was tried raises; the last one: {faults[-1].message}. Write an "
+        "adapter whose layer makes its own mask"
+    )
+    return replace(first, fault=replace(faults[-1], kind="refused", message=message))
 
 
 def as_sentence(clause: str) -> str:

@@ -89,6 +89,8 @@ class _Attention:
         lonely = len([each for each in others if each.tensor.ndim > 1]) == 1 and not any(_role(n) == "O" for n in found)
         for name, parameter in found.items():
             role = _role(name) or ("O" if lonely else None)
+            if role in (None, "O") and config.n_heads * config.d_head * 3 in parameter.shape:
+                role = "QKV"  # whatever its name, it is as wide as q, k and v together
             if role is None:
                 raise Unreadable(f"{parameter} is none of attention's parameters")
             head = re.search(r"\.(\d+)(\.|$)", f".{name.removeprefix(common)}")

@@ -21,6 +21,7 @@ from .layouts import Layout, Unlearned, Unreadable, shapes
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, Code, one_line
+from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
 
 
@@ -271,6 +272,8 @@ class Candidate:
             raise
         except Refused as error:
             raise _Faulty("build", f"{self.name} {error}", names=(error.name,)) from error
+        except Unavailable as error:
+            raise _Faulty("refused", f"{what} cannot be run: {error}", self.code.raised(error)) from error
         except SystemExit as error:
             raise _Faulty("exit", f"{what} calls exit()", self.code.raised(error)) from error
         except BaseException as error:

@@ -18,7 +18,7 @@ class Positions(nn.Module):
 
 
 class OfANumber(Positions):
-    def forward(self, seq_len):  # type: ignore[no-untyped-def]
+    def forward(self, seq_len: Any) -> Tensor:
         return self.table(torch.arange(seq_len))
 
 
@@ -376,4 +376,45 @@ def test_hidden_dim_beside_the_models_width_is_the_mlps(tmp_path: Path) -> None:
     file = tmp_path / "inner.py"
     file.write_text(_INNER)
     result = climb(file, cases=1)
+    assert result.passed, str(result)
+
+
+_NOT_HERE = """
+from torch import nn
+from no_such_library import rearrange
+
+
+class MLP(nn.Module):
+    def __init__(self, d_model):
+        super().__init__()
+        self.a, self.b = nn.Linear(d_model, 4 * d_model), nn.Linear(4 * d_model, d_model)
+
+    def forward(self, x):
+        return self.b(nn.functional.gelu(self.a(rearrange(x, "b s d -> b s d")), approximate="tanh"))
+"""
+
+
+def test_a_layer_that_needs_a_missing_library_is_refused_and_not_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "missing.py"
+    file.write_text(_NOT_HERE)
+    tried = climb(file, cases=1).rungs[0]
+    assert tried.status == "refused", tried
+    assert "forward cannot be run: rearrange is not available" in str(tried.fault)
+
+
+class Project(Attention):
+    """Its fused matrix has the name that others give to the output's."""
+
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        self.heads, self.project, self.out_linear = n_head, nn.Linear(n_embd, 3 * n_embd), nn.Linear(n_embd, n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in self.project(x).chunk(3, -1))
+        z = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_linear(z.transpose(1, 2).flatten(2))
+
+
+def test_a_matrix_as_wide_as_q_k_and_v_is_theirs_whatever_its_name() -> None:
+    result = climb(attention=Project, cases=2)
     assert result.passed, str(result)
