@@ -106,6 +106,7 @@ STUDIES = {
         _STORIES,
         [
             {},
+            {"max_steps": 2000},
             {"optimizer": "adamw", "lr": 6e-3},
             {"optimizer": "adamw", "lr": 4e-3, "batch": 4, "max_steps": 5000},
             {"optimizer": "adamw", "lr": 4e-3, "batch": 4, "max_steps": 5000, "order": "shuffled"},

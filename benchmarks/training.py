@@ -349,7 +349,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         ]
         bars = panel.bar(names, speeds, color=[_BF16 if "bf16" in name else _FLOAT32 for name in names], width=0.6)
         # A bound far above all bars would flatten them: its number stands at the edge instead.
-        top = max(max(speeds), *(bound for bound in bounds if bound < 3 * max(speeds)))
+        top = max(*speeds, *(bound for bound in bounds if bound < 3 * max(speeds)))
         panel.set_ylim(0, 1.2 * top)
         for i, (bound, speed) in enumerate(zip(bounds, speeds, strict=True)):
             if bound <= top:

@@ -105,7 +105,7 @@ def _ends_early(matched: Matched) -> Finding | None:
         return None
     last = matched.seen[matched.last]
     place = matched.trace.places.get("returned") or last.event.at
-    if some := matched.partial_sum(last):
+    if not last.is_ and (some := matched.partial_sum(last)):
         detail = ("GPT-2 adds all of them, and the bias once.",)
         return _found(matched, last, place, f"the output: it is {some}", detail)
     missing = matched.next_step(last.index + 1, [last.index])
@@ -157,7 +157,7 @@ def _wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
 def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
     """Return where a bias is added that is in the culprit several times, if all else in that sum is right."""
     found = matched.counted(culprit)
-    if not found or found[1][-1] < 2 or not found[0].words([*found[1][:-1], 0]):
+    if not found or found[1][-1] < 2 or any(count not in (0, 1) for count in found[1][:-1]):
         return None
     sum_, (*_, times) = found
     adding = [

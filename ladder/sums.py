@@ -42,10 +42,10 @@ class Sum:
         return np.round(counts, 6).tolist() if off <= 1e-8 * (1 + np.abs(found).max()) else None
 
     def words(self, counts: Sequence[float]) -> str:
-        """Return which terms are in a sum that has each once or not at all; empty if it is none of these."""
+        """Return which terms are in a sum that lacks some, and has others once; empty if it is none of these."""
         *own, bias = counts
         there = [str(term) for term, count in enumerate(own) if count]
-        if not there or any(count not in (0, 1) for count in counts):
+        if not 0 < len(there) < len(own) or any(count not in (0, 1) for count in counts):
             return ""
         if self.of == "hidden unit":
             what = f"the sum over {len(there)} of {len(own)} hidden units"

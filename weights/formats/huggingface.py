@@ -131,7 +131,7 @@ def state_from_hf(config: GPT2Config, tensors: Mapping[str, Tensor]) -> Mapping[
 def parameter_names(names: Iterable[str]) -> dict[str, str]:
     """Return the names of the parameters among a GPT-2's tensors, without prefixes -> with them.
 
-    The prefixes are ``transformer.`` and those of wrappers (see `names.unwrapped`). The causal masks, which older
+    The prefixes are ``transformer.`` and those of wrappers (see `wrapper_prefixes.unwrapped`). The causal masks, which older
     versions kept beside the parameters, are left out.
 
     Raises:
