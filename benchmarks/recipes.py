@@ -59,7 +59,7 @@ class Study:
 _CHARACTERS = PRESETS["shakespeare-char-fast"].replace(max_steps=300)
 _OWN = _CHARACTERS.replace(tokenizer="bpe", vocab_size=1024, n_ctx=128, batch=16, dropout=0.1)
 _SMALL = _OWN.replace(d_model=64, n_layers=2, n_ctx=64, vocab_size=512, dropout=0.2, max_steps=200, warmup_steps=10)
-_STORIES = PRESETS["tinystories"]
+_STORIES = PRESETS["tinystories"].replace(max_steps=2500)
 
 STUDIES = {
     "characters": Study(
