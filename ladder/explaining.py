@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .candidate.configuration import SIZES
+from .candidate.aliases import SIZES
 from .diagnosis import diagnose
 from .experiments import shrink
 from .location import locate

@@ -55,7 +55,7 @@ def try_layer(
     finding, notes = None, []
     if fault and (fault.kind in (*FATAL, "parameters") or (fault.kind == "build" and fault.names)):
         trial = layer.trial(layer.new_case())
-    else:
+    elif fault is None or fault.kind != "refused":
         (verdict, fault, trial), notes = _attempts(layer, number)
     if fault is None and verdict is not None:
         if verdict.lenient and trial is not None:
@@ -64,6 +64,9 @@ def try_layer(
     if fault is None and dtype is not None:
         fault, finding, note = low_precision(layer, dtype, number)
         notes += [note] if note else []
+    if fault is None and layer.widened and layer.first.precision:
+        low = layer.first.precision
+        fault = Fault("half", f"it computes in {low}; computed in float64 throughout, it would be right")
     if layer.widened:
         right = "" if fault else "right in float32 arithmetic: "
         notes.insert(0, as_sentence(right + layer.widened))

@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -108,7 +108,8 @@ class UnderTest:
                 return
 
     def _request(self, trial: Trial, *, wide: bool = False, **how: Any) -> Request:
-        how = {"layout": self.layout, "wide": wide or (self.wide and trial.dtype == torch.float64), **how}
+        widened = self.wide and (trial.dtype == torch.float64 or bool(self.first.precision))
+        how = {"layout": self.layout, "wide": wide or widened, **how}
         numbers = (trial.rung, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
         return Request(*numbers, **how)
 
@@ -166,10 +167,15 @@ class UnderTest:
             self._choose_layout()
 
     def _try_float32(self, fault: Fault) -> None:
-        """Find out whether the layer fails in float64 only because a step of it is in float32 whatever the input is."""
+        """Find out whether the layer fails in float64 only because a step of it is in a lower precision in any case."""
         exact, plain = (self.trial(self.new_case(), dtype) for dtype in (torch.float64, torch.float32))
-        if self.ask(exact, wide=True).answer is not None and self.ask(plain).answer is not None:
+        in_half = bool(self.first.precision)
+        if self.ask(exact, wide=True).answer is not None and (in_half or self.ask(plain).answer is not None):
             self.wide = True
+            if in_half:
+                self.widened = f"it computes in {self.first.precision}; its steps were widened to judge its formula"
+                self.first = replace(self.first, fault=None)
+                return
             at = f" at {fault.at}: {fault.code}" if fault.at else ""
             self.widened = f"in float64 {fault.message}{at}; its float32 steps were widened to judge it"
             self.first = replace(self.first, fault=None)
@@ -184,6 +190,7 @@ class UnderTest:
         steps: list[Quantity] = []
         traced: dict[int, tuple[int, Reply]] = {}  # with how many of GPT-2's steps the layer has there
         without_mask: dict[str, tuple[int, Reply]] = {}  # by how the parameters are read
+        masked: dict[str, Fault | None] = {}  # by the mask that forward was given: what it raised
         asked: deque[int] = deque()
         split: str | None = None  # of a way under which the scores are right
 
@@ -197,7 +204,9 @@ class UnderTest:
         right: tuple[int, Reply] | None = None
         for reply in self._replies(requests()):
             layout = asked.popleft()
-            if not reply.mask:
+            if reply.mask:
+                masked[reply.mask] = reply.fault
+            else:
                 without_mask[reply.reading] = layout, reply
             if reply.answer is not None and difference(reply.answer.output, trial.expected.output) <= 1e-4:
                 right = layout, reply
@@ -222,6 +231,8 @@ class UnderTest:
                 causal[reply.mask] = self._is_causal(trial, reply, layout)
         best = max(traced, key=lambda layout: (causal[traced[layout][1].mask], traced[layout][0]), default=0)
         self._choose(best, traced[best][1] if traced else self.first)
+        if trial.given.is_floating_point() and not any(causal.values()):
+            self.first = _refused(self.first, masked)
 
     def _choose(self, layout: int, reply: Reply) -> None:
         self.layout = layout
@@ -266,6 +277,18 @@ class UnderTest:
         for name, (value, default) in self.first.passed.items():
             notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
         return notes
+
+
+def _refused(first: Reply, masked: Mapping[str, Fault | None]) -> Reply:
+    """Refuse a layer that raises with every mask, each time in another way: what mask it takes is not known."""
+    faults = [fault for fault in masked.values() if fault is not None and fault.kind == "raises"]
+    if not masked or len(faults) < len(masked) or len({fault.message for fault in faults}) == 1:
+        return first
+    message = (
+        f"forward takes a mask, and each kind that was tried raises; the last one: {faults[-1].message}. Write an "
+        "adapter whose layer makes its own mask"
+    )
+    return replace(first, fault=replace(faults[-1], kind="refused", message=message))
 
 
 def as_sentence(clause: str) -> str:

@@ -19,7 +19,7 @@ from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, 
 
 def _called(letters: str, more: str) -> re.Pattern[str]:
     before = r"((w|b|weight|bias|to|fc|linear|lin|proj|attn|self|layer)_?)?"
-    after = r"(_?(proj|projection|weight|bias|linear|lin|w|b|layer|fc|matrix|map|transform|net))?"
+    after = r"(_?(proj|projection|weight|bias|linear|lin|w|b|layer|fc|matrix|map|transform|trans|net))?"
     return re.compile(rf"^{before}({letters}){after}$|^({more})$", re.I)
 
 
@@ -89,6 +89,8 @@ class _Attention:
         lonely = len([each for each in others if each.tensor.ndim > 1]) == 1 and not any(_role(n) == "O" for n in found)
         for name, parameter in found.items():
             role = _role(name) or ("O" if lonely else None)
+            if role in (None, "O") and config.n_heads * config.d_head * 3 in parameter.shape:
+                role = "QKV"  # whatever its name, it is as wide as q, k and v together
             if role is None:
                 raise Unreadable(f"{parameter} is none of attention's parameters")
             head = re.search(r"\.(\d+)(\.|$)", f".{name.removeprefix(common)}")
@@ -97,6 +99,9 @@ class _Attention:
             )
             kind = self.biases if is_bias else self.matrices
             kind.setdefault(role, []).append((int(head[1]) if head else None, parameter))
+        outs = [parameter for head, parameter in self.matrices.get("O", []) if head is None]
+        if len(outs) > 1:
+            raise Unreadable(f"{' and '.join(map(str, outs))} are two output projections, and attention has one")
         for kind in (self.matrices, self.biases):
             if len(kind.get("O", [])) == 1:  # the number is that of a place in an nn.Sequential
                 kind["O"] = [(None, kind["O"][0][1])]

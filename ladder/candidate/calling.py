@@ -1,6 +1,7 @@
 """Call the user's layer: what else its forward takes, the layers inside it, the gradients of its parameters."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -8,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Ways to make a causal mask, for a forward that takes one: of four axes, or of two.
+# Ways to make a causal mask, for a forward that takes one: of four axes, of two, or of three.
 MASKS: Mapping[str, Callable[[int, torch.dtype], Tensor]] = {
     f"{words}{shape}": partial(make, lead)
-    for lead, shape in (((1, 1), ""), ((), ", [seq seq]"))
+    for lead, shape in (((1, 1), ""), ((), ", [seq seq]"), ((1,), ", [1 seq seq]"))
     for words, make in {
         "ones where a query may look": lambda lead, seq, _: torch.ones(*lead, seq, seq, dtype=torch.bool).tril(),
         "True where a query may not look": lambda lead, seq, _: torch.ones(*lead, seq, seq, dtype=torch.bool).triu(1),
@@ -20,6 +21,15 @@ MASKS: Mapping[str, Callable[[int, torch.dtype], Tensor]] = {
         ).triu(1),
     }.items()
 }
+# What else than tokens the forward of a position embedding may take, and how its answer is read then.
+_NUMBER, _INDICES = "the number of positions", "the positions' indices"
+_ADDED, _SHAPE = "embeddings, which were subtracted again", "embeddings, of which it uses the shape"
+_NUMBER_NAMES = re.compile(
+    r"^(n|num|number)_?(of_)?(pos(itions?)?|tokens)$|^(n|t|l|s|length|size)$|(seq|sequence|context|ctx|input)_?(len|length|size)$",
+    re.I,
+)
+_INDEX_NAMES = re.compile(r"^(pos|position)(s|_?ids?|_?ind(ex|ices)?)?$", re.I)
+_TOKEN_NAMES = re.compile(r"tok|ids?$|idx", re.I)
 
 
 def _is_mask(name: str) -> bool:
@@ -34,25 +44,102 @@ def _forward(layer: nn.Module) -> list[inspect.Parameter]:
     ]
 
 
-def masks_of(layer: nn.Module) -> list[str]:
-    """Return the ways to make the mask that forward takes; first none, if it can do without."""
-    taking = [each for each in _forward(layer) if _is_mask(each.name)]
+def ways_to_call(layer: nn.Module, rung: str) -> list[str]:
+    """Return the ways to call forward: what it is given beside, or in place of, its input; the plain way is empty."""
+    arguments = _forward(layer)
+    if rung == "pos-embed" and arguments:
+        name, annotation = arguments[0].name, arguments[0].annotation
+        if annotation is int or annotation == "int" or _NUMBER_NAMES.search(name):
+            return [_NUMBER, ""]
+        if _INDEX_NAMES.search(name):
+            return [_INDICES]
+        return [""] if _TOKEN_NAMES.search(name) else ["", _NUMBER, _ADDED, _SHAPE]
+    taking = [each for each in arguments if _is_mask(each.name)]
     if not taking:
         return [""]
     return [*([""] if all(each.default is not each.empty for each in taking) else []), *MASKS]
 
 
-def call(layer: nn.Module, given: Tensor, mask: str, extras: set[str]) -> Any:
+def _positions(layer: nn.Module, tokens: Tensor, way: str) -> Any:
+    """Return the position embeddings of a forward that does not take tokens."""
+    if way == _NUMBER:
+        return layer(tokens.shape[1])
+    if way == _INDICES:
+        return layer(torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape))
+    table = next(layer.parameters())
+    # Small numbers of their own, so that nothing is lost when they are subtracted from what they were added to.
+    count = tokens.shape[0] * tokens.shape[1] * table.shape[-1]
+    embeddings = torch.arange(count, dtype=table.dtype, device=table.device).sin().view(*tokens.shape, -1)
+    output = layer(embeddings)
+    return output - embeddings if way == _ADDED and isinstance(output, Tensor) else output
+
+
+# What forward may ask for beside its input, in order to go on with a text: nothing came before.
+_NOTHING = re.compile(
+    r"cache|past|kv|pad(ding)?_mask|head_mask|^(return|output|need)_|^(is_)?training$|^(verbose|debug)$", re.I
+)
+_FLAG = re.compile(r"^(use|return|output|need|is|training|verbose|debug)(_|$)", re.I)
+_FIRST_POSITION = re.compile(
+    r"^((start|current|cur|cache|past|seq)_?)?(pos(ition)?|offset|start)(_?(idx|offset))?$", re.I
+)
+_TARGETS = ("targets", "labels")
+
+
+def _nothing_before(arguments: list[inspect.Parameter]) -> dict[str, Any]:
+    """Return values for arguments that forward requires beside its input, for a text that begins with it.
+
+    Example:
+        >>> def forward(x, kv_cache, start_pos, use_cache): ...
+        >>> _nothing_before(list(inspect.signature(forward).parameters.values()))
+        {'kv_cache': None, 'start_pos': 0, 'use_cache': False}
+    """
+    found: dict[str, Any] = {}
+    for each in arguments[1:]:
+        if each.default is not each.empty or each.kind == each.POSITIONAL_ONLY:
+            continue
+        if _FIRST_POSITION.search(each.name):
+            found[each.name] = 0
+        elif _NOTHING.search(each.name) and not _is_mask(each.name):
+            found[each.name] = False if each.annotation is bool or _FLAG.search(each.name) else None
+    return found
+
+
+def _required(layer: nn.Module) -> tuple[list[inspect.Parameter], list[str]]:
+    """Return what forward takes as its input, and the names of what else it requires that is not known."""
+    arguments = _forward(layer)
+    beside = _nothing_before(arguments)
+    open_ones = [
+        each for each in arguments if each.default is each.empty and not _is_mask(each.name) and each.name not in beside
+    ]
+    # TransformerLens's attention takes the input of queries, of keys and of values.
+    thrice = len(open_ones) == 3 and all(
+        re.search(f"(^|_){letter}", each.name, re.I) for letter, each in zip("qkv", open_ones, strict=True)
+    )
+    inputs = open_ones[: 3 if thrice else 1]
+    return inputs, [each.name for each in open_ones[len(inputs) :] if each.name not in _TARGETS]
+
+
+def unknown_arguments(layer: nn.Module) -> list[str]:
+    """Return the names of arguments that forward requires and that are not known."""
+    return _required(layer)[1]
+
+
+def call(layer: nn.Module, given: Tensor, way: str, extras: set[str]) -> Any:
     """Call the layer with its input, and with what else its forward needs."""
     arguments = _forward(layer)
-    required = [each for each in arguments if each.default is each.empty and not _is_mask(each.name)]
-    # TransformerLens's attention takes the input of queries, of keys and of values.
-    positional = [given] * (3 if len(required) == 3 else 1)
-    keywords = {}
-    if mask:
+    if way and way not in MASKS:
+        extras.add(f"forward was given {way}")
+        return _positions(layer, given, way)
+    positional = [given] * max(1, len(_required(layer)[0]))
+    beside = _nothing_before(arguments)
+    keywords: dict[str, Any] = dict(beside)
+    for name, value in beside.items():
+        extras.add(f"forward was given {name}={value}")
+    keywords |= {each.name: given for each in arguments[1:] if each.default is each.empty and each.name in _TARGETS}
+    if way:
         name = next(each.name for each in arguments if _is_mask(each.name))
-        keywords[name] = MASKS[mask](given.shape[1], given.dtype)
-        extras.add(f"forward was given a causal mask ({name}: {mask}), so its own masking was not judged")
+        keywords[name] = MASKS[way](given.shape[1], given.dtype)
+        extras.add(f"forward was given a causal mask ({name}: {way}), so its own masking was not judged")
     output = layer(*positional, **keywords)
     if (
         isinstance(output, tuple)
@@ -62,7 +149,7 @@ def call(layer: nn.Module, given: Tensor, mask: str, extras: set[str]) -> Any:
         and output[0].ndim == 3
         and given.shape[1] > 1
         and output[0].shape[1] == 1
-        and any(each.name in ("targets", "labels") for each in arguments)
+        and any(each.name in ("targets", "labels") and each.name not in keywords for each in arguments)
     ):
         # nanoGPT's model gives all logits only if it is asked for the loss.
         name = next(each.name for each in arguments if each.name in ("targets", "labels"))

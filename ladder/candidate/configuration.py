@@ -5,77 +5,35 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
 from ...assembly.config import GPT2Config
+from .aliases import CLASS_NAMES, SIZES, canonical, decides, flag, flat, foreign, is_plain_flag
 from .kwargs import in_kwargs
 from .standins import StandIn
 
-SIZES = ("d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_layers")
 FIELDS = (*SIZES, "layer_norm_eps", "init_range", "debug", "act_fn", "scale")
 # A dropout that is left on in eval() shows only if its probability is not 0.
 DROPOUT = 0.1
 
-# What sizes and choices are called; compared in lower case, without "_".
-_NAMES = {
-    "d_model": (
-        "d_model n_embd n_embed emb_dim embed_dim embd_size emb_size embedding_dim embedding_dimension "
-        "embed_size hidden_size d_in d_out ndim d_layer dim nx hidden_dim dmodel model_dim d_embed "
-        "embedding_size features n_state normalized_shape width embd_dim d_emb n_emb channels emb dims "
-        "dim_model in_features feature_dim embeddings_dim model_size"
-    ),
-    "n_heads": (
-        "n_heads n_head num_heads heads nhead num_attention_heads n_attn_heads h nb_heads head_num number_of_heads"
-    ),
-    "d_head": "d_head head_size head_dim d_k dk d_v dim_head d_key size_per_head",
-    "d_mlp": (
-        "d_mlp d_ff ff_dim dim_feedforward n_inner intermediate_size d_inner ffn_dim mlp_dim d_hidden "
-        "feed_forward_dim hidden_features ff_hidden ffn_hidden dff d_ffn mlp_hidden_dim hidden ff_size"
-    ),
-    "d_vocab": (
-        "d_vocab vocab_size n_vocab vocabulary_size num_embeddings voc_size vocab vocab_dim num_tokens n_tokens"
-    ),
-    "n_ctx": (
-        "n_ctx block_size context_length n_positions max_seq_len max_sequence_length max_seq_length "
-        "max_length seq_len sequence_length sentence_len max_sequence_len max_position_embeddings max_len "
-        "context_size context_len ctx_len max_tokens max_context_length ctx_size seq_length n_seq max_context "
-        "context_window ctx max_positions max_seq"
-    ),
-    "n_layers": (
-        "n_layers n_layer num_layers num_blocks n_blocks num_hidden_layers N depth num_transformer_blocks layers"
-    ),
-    "layer_norm_eps": "layer_norm_eps layer_norm_epsilon eps epsilon norm_eps ln_eps layernorm_eps",
-    "init_range": "init_range initializer_range init_std",
-    "dropout": "dropout drop_rate dropout_p dropout_rate attn_pdrop resid_pdrop embd_pdrop p pdrop drop",
-    "bias": "bias qkv_bias use_bias attn_bias out_bias linear_bias",
-    "act_fn": "act_fn activation act activation_function hidden_act afn",
-    "device": "device",
-    "debug": "debug verbose",
-    "ratio": "rate hidden_dimension_factor mlp_ratio expansion_factor ff_mult expand mlp_mult expansion",
-    "layer": "layer_idx block_idx layer_i layer_index layer_id",
-    "scale": "scale",
-    "none": "model_type",
-}
-
-
-def _flat(name: str) -> str:
-    return name.lower().replace("_", "")
-
-
-# Names that are made of such words; those above come first.
-_PATTERNS = {
-    "drop(?!_?(last|path))": "dropout",
-    r"^(n|num|nb|number_of)_(.*_)?(layers?|blocks)$": "n_layers",
-    r"^(?!.*(kv|key|value|group))(n|num|nb|number_of)_(.*_)?heads?$": "n_heads",
-    r"(layer_?norm|norm|ln).*eps": "layer_norm_eps",
-}
-_CANONICAL = {_flat(name): ours for ours, names in _NAMES.items() for name in names.split()}
 # Left at their defaults if they have one: passing them would hide what the layer does by itself.
 _OPTIONAL = {"act_fn", "scale", "init_range", "device", "debug", "none", "ratio"}
 _CONFIGURATION = re.compile(
     r"^(cfg|conf|config|configuration|args?|hparams?|params|opt|options|settings|hps|c)$|config$", re.I
+)
+# An argument of such a name is a module, and no configuration.
+_MODULE = re.compile(
+    r"^(.*_)?(model|module|backbone|network|net|encoder|transformer|tokenizer|lm|sub_?layer|fn)$", re.I
+)
+# The model's width, where a configuration has ``hidden_dim`` too.
+_WIDTHS = ("emb_dim", "embed_dim", "n_embd", "n_embed", "d_model", "embedding_dim", "dim", "model_dim")
+# What a file may call GPT-2's activation, if it does not know our name.
+_GELU = (
+    *("gelu_new", "gelu_tanh", "gelu_pytorch_tanh", "tanh_gelu", "new_gelu", "gelu_approx", "gelu_accurate"),
+    *("approx_gelu", "gelu", "GELU"),
 )
 # What one name means in one layer: (rung, argument) -> size.
 _IN_LAYER = {
@@ -88,30 +46,13 @@ _IN_LAYER = {
     ("block", "hiddendimension"): "d_head",
 }
 
-# What the layers of a rung are called, as a rule.
-CLASS_NAMES = {
-    "embed": r"^(?!.*pos)(?!.*unemb).*emb",
-    "pos-embed": r"pos.*(emb|enc)",
-    "layer-norm": r"norm|^ln",
-    "attention": r"att(entio)?n|mha|multi_?head",
-    "mlp": r"mlp|feed_?fo?r?ward|ffn?$|ffwd|position_?wise|^ff",
-    "block": r"block|decoder_?layer|encoder_?layer|^layer$|transformer_?layer",
-    "unembed": r"unemb|lm_?head|output_?head",
-    "model": r"gpt|transformer(?!.*(block|layer))|model|decoder$|lm$|bigram",
-}
-
-
-def canonical(name: str) -> str | None:
-    """Return our name for a size or choice, however it is spelled; None if it is not known."""
-    found = _CANONICAL.get(_flat(name))
-    return found or next((ours for pattern, ours in _PATTERNS.items() if re.search(pattern, name, re.I)), None)
-
 
 class Refused(Exception):
     """A constructor asks for something that is not known."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"asks for {name}, which is not known: give it with --set {name}=VALUE")
+        why = f"which GPT-2 does not have ({foreign(name)})" if foreign(name) else "which is not known"
+        super().__init__(f"asks for {name}, {why}: give it with --set {name}=VALUE")
         self.name = name
 
 
@@ -133,7 +74,13 @@ class Sizes:
         self.passed: dict[str, tuple[Any, Any]] = {}
         self.values: dict[str, Any] = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
         self.values |= {"scale": config.attn_scale(0), "debug": False, "dropout": DROPOUT, "bias": True}
-        self.values |= {"ratio": config.d_mlp // config.d_model or 1, "layer": 0, "none": None, "device": "cpu"}
+        self.values |= {
+            "n_kv_heads": config.n_heads,
+            "ratio": config.d_mlp // config.d_model or 1,
+            "layer": 0,
+            "none": None,
+            "device": "cpu",
+        }
 
     def get(self, name: str, rung: str = "", default: Any = inspect.Parameter.empty) -> Any:
         """Return a value by any of its names, and note that it was read.
@@ -143,12 +90,32 @@ class Sizes:
         """
         if name in self.chosen:
             return self.chosen[name]
-        ours = _IN_LAYER.get((rung, _flat(name))) or canonical(name)
+        ours = _IN_LAYER.get((rung, flat(name))) or canonical(name)
         if ours is None:
-            raise KeyError(name)
-        self.asked.add(ours)
+            return self.flag(name, default)
+        self.asked.add("n_heads" if ours == "n_kv_heads" else ours)
         value = self.values[ours]
-        if default is not inspect.Parameter.empty and default != value and ours in ("layer_norm_eps", "bias"):
+        if (
+            default is not inspect.Parameter.empty
+            and default != value
+            and ours in ("layer_norm_eps", "bias", "n_kv_heads")
+        ):
+            self.passed[name] = (value, default)
+        return value
+
+    def flag(self, name: str, default: Any = inspect.Parameter.empty, is_bool: bool = False) -> Any:
+        """Return what GPT-2 does where a flag decides; of other flags, the file's default.
+
+        Raises:
+            KeyError: it is no flag, or may be something else of that name.
+        """
+        value = flag(name)
+        if value is None or not (is_bool or isinstance(default, bool) or is_plain_flag(name)):
+            raise KeyError(name)
+        known = default is not inspect.Parameter.empty
+        if known and not decides(name):
+            return default
+        if known and default != value:
             self.passed[name] = (value, default)
         return value
 
@@ -168,8 +135,9 @@ class Configuration:
         if name in self._set:
             return self._set[name]
         own = next((v for v in (_field(each, name) for each in self._fallback) if v is not _MISSING), _MISSING)
+        size = "d_mlp" if name not in self._sizes.chosen and self._is_inner(name) else name
         try:
-            return self._sizes.get(name, default=inspect.Parameter.empty if own is _MISSING else own)
+            return self._sizes.get(size, default=inspect.Parameter.empty if own is _MISSING else own)
         except KeyError:
             if own is not _MISSING:
                 return own
@@ -177,6 +145,13 @@ class Configuration:
                 f"the configuration has no {name!r}: give it with --set {name}=VALUE; it has "
                 f"{', '.join(FIELDS)}, under their usual names"
             ) from None
+
+    def _is_inner(self, name: str) -> bool:
+        """Return whether ``hidden_dim`` is an MLP's width: it is where the configuration has the model's beside it."""
+        return flat(name) in ("hiddendim", "hiddensize", "hiddendimension") and any(
+            _field(each, name) is not _MISSING and any(_field(each, own) is not _MISSING for own in _WIDTHS)
+            for each in self._fallback
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -202,7 +177,7 @@ class Configuration:
             return default
 
     def __contains__(self, name: str) -> bool:
-        return canonical(name) is not None or name in self._set
+        return canonical(name) is not None or flag(name) is not None or name in self._set
 
     def keys(self) -> Iterator[str]:
         """Return the usual names, for ``**config``."""
@@ -253,7 +228,20 @@ class Builder:
     def build(self, sizes: Sizes) -> Any:
         """Call the constructor."""
         self.set_constants(sizes)
-        return self._call(self.make, sizes, self.rung)
+        try:
+            return self._call(self.make, sizes, self.rung)
+        except (LookupError, AttributeError, ValueError, NotImplementedError) as error:
+            if sizes.values["act_fn"] != "gelu_new" or "gelu_new" not in str(error):
+                raise
+            return self._with_its_own_activation(sizes, error)
+
+    def _with_its_own_activation(self, sizes: Sizes, error: Exception) -> Any:
+        """Build a layer that has no activation of our name with the first of the file's own that it knows."""
+        for name in _GELU[1:]:
+            sizes.values["act_fn"] = name
+            with suppress(LookupError, AttributeError, ValueError, NotImplementedError):
+                return self._call(self.make, sizes, self.rung)
+        raise error
 
     def set_constants(self, sizes: Sizes) -> None:
         """Give module globals such as ``n_embd``, and the fields of constant classes, these sizes."""
@@ -271,7 +259,7 @@ class Builder:
             plain = isinstance(value, int | float | str | StandIn) and not isinstance(value, bool)
             if (
                 name in used
-                and canonical(name) in (*SIZES, "dropout", "layer_norm_eps", "device")
+                and canonical(name) in (*SIZES, "n_kv_heads", "dropout", "layer_norm_eps", "device")
                 and plain
                 and len(name) > 2
             ):
@@ -283,7 +271,7 @@ class Builder:
             if hasattr(owner, "__dataclass_fields__"):
                 continue
             for name, value in vars(owner).items():
-                if canonical(name) in SIZES and isinstance(value, int) and not isinstance(value, bool):
+                if canonical(name) in SIZES and isinstance(value, int | StandIn) and not isinstance(value, bool):
                     found.append((owner, name))
         return found
 
@@ -312,23 +300,27 @@ class Builder:
             return True
         if isinstance(each.default, enum.Enum):
             return next((member for member in type(each.default) if "gelu" in member.name.lower()), _MISSING)
-        if rung == "mlp" and _flat(name) == "dout" and {_flat(other.name) for other in named} >= {"din", "dout"}:
+        if rung == "mlp" and flat(name) == "dout" and {flat(other.name) for other in named} >= {"din", "dout"}:
             return sizes.get("d_mlp") if len(named) == 2 else sizes.get("d_model")
-        ours = _IN_LAYER.get((rung, _flat(name))) or canonical(name)
+        ours = _IN_LAYER.get((rung, flat(name))) or canonical(name)
         others = [other.name for other in named if other is not each]
-        if (rung, _flat(name)) in _IN_LAYER and not any(
+        if (rung, flat(name)) in _IN_LAYER and not any(
             canonical(other) == "d_model" or _CONFIGURATION.search(other) for other in others
         ):
             ours = "d_model"  # the only width that it is given
         if rung == "layer-norm" and required and not ours and not _CONFIGURATION.search(name):
             ours = "d_model"
         alone = required and len([other for other in named if other.default is other.empty]) == 1
-        if ours and not (_flat(name) in ("c", "n", "h") and alone) and (required or ours not in _OPTIONAL):
-            sizes.asked.add(ours)
-            if each.default != sizes.values[ours] and not required and ours in ("layer_norm_eps", "bias"):
+        if ours and not (flat(name) in ("c", "n", "h") and alone) and (required or ours not in _OPTIONAL):
+            sizes.asked.add("n_heads" if ours == "n_kv_heads" else ours)
+            if each.default != sizes.values[ours] and not required and ours in ("layer_norm_eps", "bias", "n_kv_heads"):
                 sizes.passed[name] = (sizes.values[ours], each.default)
             return sizes.values[ours]
-        if _CONFIGURATION.search(name) or alone:
+        with suppress(KeyError):
+            return sizes.flag(name, each.default, each.annotation is bool or each.annotation == "bool")
+        if foreign(name) and required:
+            raise Refused(name)
+        if _CONFIGURATION.search(name) or (alone and not _MODULE.search(name)):
             return Configuration(sizes, self.configurations)
         if not required:
             return _MISSING
@@ -337,7 +329,7 @@ class Builder:
             (
                 c
                 for n, c in self.namespace.items()
-                if part and inspect.isclass(c) and re.search(CLASS_NAMES[part], n, re.I)
+                if part and inspect.isclass(c) and c is not self.make and re.search(CLASS_NAMES[part], n, re.I)
             ),
             None,
         )

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ...assembly.config import GPT2Config
-from .configuration import CLASS_NAMES, Builder, Refused, Sizes
+from .aliases import CLASS_NAMES
+from .configuration import Builder, Refused, Sizes
 from .layouts import Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
@@ -21,8 +22,11 @@ _CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ct
 _BY_CONTENT = ("model", "block", "attention", "mlp", "layer-norm", "embed", "unembed")
 
 
+# Kinds of layers that other models have; where a file has GPT-2's kind too, that one is meant.
+_OTHERS = re.compile(r"group|gqa|mqa|rope|rotary|alibi|rms|post_?(ln|norm|layer_?norm)|cross|sparse|lora|moe", re.I)
 _UNLEARNED = 98  # of a class without parameters, where GPT-2's layer has some
-# How badly a class fits a rung (parameters that it lacks, whether it is unused, how early it stands), and its name.
+# How badly a class fits a rung, and its name: the parameters that it lacks (more if it is of another kind), whether it
+# is unused, how early it stands.
 _Fit = tuple[int, bool, int, str]
 
 
@@ -57,7 +61,8 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
                 unfit.setdefault(name, (rung, why))
             else:
                 # Of several models the outermost, of other layers the one that is used.
-                fits.setdefault(rung, []).append((missing, used == (rung == "model"), -order, name))
+                rank = missing + (25 if _OTHERS.search(name) else 0)
+                fits.setdefault(rung, []).append((rank, used == (rung == "model"), -order, name))
                 matched.add(name)
                 break
     for order, (name, cls) in enumerate(classes.items()):

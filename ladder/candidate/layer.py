@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from ...assembly.config import GPT2Config
 from ..numbers import Answer, backward
 from ..results import Fault
+from .aliases import foreign
 from .borrowed import BorrowedCalls, borrowed_classes
-from .calling import call, masks_of, parts_of, pull_back
+from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
 from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
 from .layouts import Layout, Unlearned, Unreadable, shapes
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, Code, one_line
+from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
 
 
@@ -63,6 +65,7 @@ class Reply:
         ways: of each way to read its parameters and to make a mask for it, the ``split``; see `Layout`.
         reading, oddity: label and oddity of the way that was used.
         mask: how the causal mask was made that it was given; empty if it was given none.
+        precision: of 16 bits, if its constructor makes parameters in it: ``float16``, ``bfloat16``.
         passed: arguments that were given another value than the file's default: ``(value, default)``.
         notes: how it was called, if not in the plain way; of a file, what was left out or replaced.
         trace: if one was asked for.
@@ -78,6 +81,7 @@ class Reply:
     reading: str = ""
     oddity: str = ""
     mask: str = ""
+    precision: str = ""
     passed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     trace: Trace = field(default_factory=Trace)
@@ -163,6 +167,12 @@ class Candidate:
                 layer, reading = self._build(request, leaves)
             self._borrowed |= borrowed_classes(layer, request.rung)
             layer.to(request.dtype).eval()
+            if unknown := unknown_arguments(layer):
+                why = " and ".join(sorted({foreign(name) or "what to give it is not known" for name in unknown}))
+                message = (
+                    f"forward asks for {', '.join(unknown)}, and {why}: write an adapter whose layer asks for none"
+                )
+                raise _Faulty("refused", message, names=tuple(unknown))
             layout, way = self._layout(layer, reading, request, births)
             state = layout.fill(leaves)
             self._fill(layer, state, leaves, request, reading)
@@ -220,6 +230,8 @@ class Candidate:
         self._passed |= sizes.passed
         if not isinstance(layer, nn.Module):
             raise _Faulty("build", f"{self.name} makes {kind_of(layer)}, which is no nn.Module")
+        low = next((p.dtype for p in layer.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+        self._known = replace(self._known, precision=str(low).removeprefix("torch.") if low else "")
         return layer, reading
 
     def _layout(
@@ -239,7 +251,7 @@ class Candidate:
                 message = f"{self.name}'s parameters cannot be read: {error}"
                 raise _Faulty("parameters", message, listing=listing) from error
             self._known = replace(self._known, missing=reading[0].missing)
-        masks = masks_of(layer)
+        masks = ways_to_call(layer, request.rung)
         # The likeliest ways come first: of a wrong layer only the first are looked into.
         every = itertools.product(range(len(reading)), range(len(masks)))
         # Among the first are both every mask and the likely layouts.
@@ -260,6 +272,8 @@ class Candidate:
             raise
         except Refused as error:
             raise _Faulty("build", f"{self.name} {error}", names=(error.name,)) from error
+        except Unavailable as error:
+            raise _Faulty("refused", f"{what} cannot be run: {error}", self.code.raised(error)) from error
         except SystemExit as error:
             raise _Faulty("exit", f"{what} calls exit()", self.code.raised(error)) from error
         except BaseException as error:

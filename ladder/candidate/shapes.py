@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ...assembly.config import GPT2Config
-from .configuration import SIZES
+from .aliases import SIZES
 
 
 def size_names(config: GPT2Config, given: Tensor) -> dict[int, str]:

@@ -4,11 +4,12 @@ import ast
 import re
 from collections.abc import Iterator
 
-from .configuration import canonical
+from .aliases import canonical
 
 # What a constant may call.
 _CALLS = """
     dict int float str bool range len tuple list set max min
+    ArgumentParser add_argument_group
     field namedtuple TypeVar NewType is_available device SimpleNamespace sqrt partial Path getLogger cpu_count type
 """
 _PLAIN_CALLS = frozenset(_CALLS.split())
@@ -21,7 +22,7 @@ def keeps(node: ast.stmt) -> bool:
     if isinstance(node, ast.If | ast.Try) and not is_main(node):
         inside = [*node.body, *node.orelse, *(each for h in getattr(node, "handlers", []) for each in h.body)]
         return all(isinstance(each, ast.Pass) or (keeps(each) and not isinstance(each, ast.If)) for each in inside)
-    if _is_path(node):
+    if _is_path(node) or _adds_argument(node):
         return True
     if isinstance(node, ast.Assign | ast.AnnAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -48,6 +49,17 @@ def _is_constant(value: ast.expr) -> bool:
 def _is_path(node: ast.stmt) -> bool:
     """Return whether a statement extends the path that imports are found on."""
     return isinstance(node, ast.Expr) and bool(re.match(r"sys\.path\.(insert|append|extend)\(", ast.unparse(node)))
+
+
+def _adds_argument(node: ast.stmt) -> str:
+    """Return the name of the parser if a statement adds an argument to it, whose default may be a size."""
+    match node:
+        case ast.Expr(
+            value=ast.Call(func=ast.Attribute(value=ast.Name(id=parser), attr=("add_argument" | "set_defaults")))
+        ):
+            return parser
+        case _:
+            return ""
 
 
 def is_docstring(node: ast.stmt) -> bool:
@@ -114,7 +126,7 @@ def reachable(nodes: list[ast.stmt], wanted: set[str]) -> set[str]:
                 for target in getattr(node, "targets", [])
                 if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name)
             ]
-            if binds(node) & needed or set(patched) & needed:
+            if binds(node) & needed or {*patched, _adds_argument(node)} & needed:
                 needed |= _uses(node)
     return needed
 
@@ -130,5 +142,5 @@ def parts(node: ast.stmt, needed: set[str]) -> Iterator[ast.stmt]:
                     yield ast.copy_location(ast.ImportFrom(node.module, [alias], node.level), node)
     else:
         patches = any(isinstance(target, ast.Attribute) for target in getattr(node, "targets", []))
-        if patches or _is_path(node) or binds(node) & needed:
+        if patches or _is_path(node) or (binds(node) | {_adds_argument(node)}) & needed:
             yield node

@@ -159,10 +159,13 @@ class Loaded:
         # Another file may import this one by its own name, and must not get a part of it.
         self.module = types.ModuleType(name or free_name(f"part of {path.stem}" if wanted else path.stem))
         StandIn.reading += 1
+        arguments = sys.argv
+        sys.argv = [str(path)]  # a file that parses its command line gets its defaults
         try:
             self._load()
         finally:
             StandIn.reading -= 1
+            sys.argv = arguments
         self.notes = list(dict.fromkeys(self.notes))
 
     @property

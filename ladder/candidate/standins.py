@@ -55,7 +55,26 @@ class StandIn:
         parts = self.standin_name.split(".")
         if StandIn.reading or parts[0] in self.inert or parts[-1] in self.inert:
             return self
-        raise Unavailable(f"{self.standin_name} is not available: {self.reason}")
+        raise self._unavailable()
 
     def __bool__(self) -> bool:
         return False
+
+    def _used(self, *_: object) -> Any:
+        """Raise, unless the file is still being read: arithmetic with a value that is not known."""
+        if StandIn.reading:
+            return self
+        raise self._unavailable()
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _used
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = _used
+    __lt__ = __le__ = __gt__ = __ge__ = _used
+
+    def _has_none(self) -> Any:
+        """Raise: it has no number, no length and no items."""
+        raise self._unavailable()
+
+    __int__ = __float__ = __index__ = __len__ = __iter__ = _has_none
+
+    def _unavailable(self) -> Unavailable:
+        return Unavailable(f"{self.standin_name} is not available: {self.reason}")

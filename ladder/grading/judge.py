@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..candidate.configuration import CLASS_NAMES
+from ..candidate.aliases import CLASS_NAMES
 from ..candidate.limits import Limits
 from ..candidate.source import CandidateError
 from ..climbing import climb

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptladder.ladder import climb
-from gptladder.ladder.candidate.configuration import canonical
+from gptladder.ladder.candidate.aliases import canonical
 from gptladder.ladder.candidate.kwargs import in_kwargs
 
 
@@ -70,7 +70,7 @@ def test_what_is_looked_up_in_kwargs_is_found_with_its_default() -> None:
         ("num_decoder_blocks", "n_layers"),
         ("n_attention_heads", "n_heads"),
         ("layer_norm_eps_value", "layer_norm_eps"),
-        ("num_kv_heads", None),
+        ("num_kv_heads", "n_kv_heads"),
         ("norm_layer", None),
         ("number", None),
     ],
