@@ -67,7 +67,7 @@ def test_wrong_positions_stay_wrong_in_every_way_to_call(layer: type[nn.Module],
 
 
 class Attention(nn.Module):
-    """Right if it is told to hide the future, and not to rotate."""
+    """Right if its arguments say that it hides the future and does not rotate."""
 
     def fill(self, width: int, heads: int, causal: bool = True, rotates: bool = False) -> None:
         self.heads, self.causal, self.rotates = heads, causal, rotates
