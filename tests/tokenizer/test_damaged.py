@@ -13,7 +13,8 @@ from tokenizers import models
 
 from gptladder.files import FileError
 from gptladder.tokenizer import CharTokenizer, load_tokenizer
-from gptladder.tokenizer.folder import MAX_ID, MAX_TOKENIZER_BYTES, refusing
+from gptladder.tokenizer.base import MAX_ID
+from gptladder.tokenizer.folder import MAX_TOKENIZER_BYTES, refusing
 
 pytest.importorskip("transformers")
 
