@@ -123,7 +123,8 @@ def test_results_whose_snapshots_were_deleted_are_set_aside(tmp_path: Path) -> N
     (run / "metrics.jsonl").write_text("rows")
     assert RunFolder(run).set_aside(3, "after-step-3") is None
     branch = RunFolder(run).set_aside(-1, "before-return")
-    assert branch is not None and branch == run / "branches" / "before-return"
+    assert branch is not None
+    assert branch == run / "branches" / "before-return"
     assert (branch / "metrics.jsonl").read_text() == "rows"
     assert (branch / "final").is_dir()
 
