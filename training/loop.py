@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from ..tokenizer import Tokenizer
 from .display import Display
+from .ending import Ending, divergence_limit, evaluations, learns_by_heart, why_it_ends, without_improvement
 from .interruption import Interrupted, Interruption
 from .metrics import perplexity
 from .model_folders import RunModels
 from .recovery import last_good_snapshot
 from .runlog import RunLog
 from .samples import Sampler, draw_samples
-from .schedule import Ending, divergence_limit, evaluations, is_due, learns_by_heart, why_it_ends, without_improvement
+from .schedule import is_due
 from .snapshot_checks import health
 from .snapshots import prune_snapshots, save_snapshot
 from .timing import Timing

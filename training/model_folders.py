@@ -17,10 +17,10 @@ from ..assembly.model import GPT2
 from ..files import FileError, read_json, sync_folder, write_whole
 from ..tokenizer import Tokenizer
 from ..weights.card import CARD_FILE
+from .ending import evaluations
 from .metrics import Metrics
 from .model_card import model_card, with_samples
 from .presets import TrainConfig
-from .schedule import evaluations
 from .trainer import Trainer
 
 _WEIGHTS = "model.safetensors"

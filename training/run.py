@@ -20,6 +20,7 @@ from .data.batches import Batches, evaluation_batches
 from .data.config import DataConfig
 from .data.prepare import TextData, load_data, prepare_data
 from .display import Display, JSONDisplay, TensorBoardDisplay, TerminalDisplay, WandbDisplay
+from .ending import Ending
 from .folder import RunFolder
 from .idle_options import idle_data_options, idle_options
 from .interruption import Interruption
@@ -34,7 +35,7 @@ from .precision import computing_by, keep_freed_memory, settle
 from .presets import TrainConfig
 from .resume import Resumption, check_health, check_text, find_snapshot, settle_folder
 from .samples import Sampler
-from .schedule import Ending, last_step, learning_rate
+from .schedule import last_step, learning_rate
 from .timing import Timing
 from .trainer import NonFiniteError, Trainer
 
