@@ -72,8 +72,8 @@ def _is_right(found: Answer, trial: Trial) -> bool:
 def _drawn(layer: UnderTest, seed: int) -> list[Case]:
     source = random.Random(seed)
     drawn = [layer.draw(source) for _ in range(60)]
-    # First those in which every mistake shows that can: a mask needs positions, a softmax over the batch a batch. Of a
-    # mean over each sequence, three numbers can be compared, and two are too few.
+    # Cases that can show every mistake come first: a wrong mask shows only with several positions, a softmax over the
+    # batch only with a batch. Of a mean over each sequence, three numbers can be compared, and two are too few.
     drawn.sort(key=lambda case: case.batch < 3 or case.seq < 4 or case.config.n_heads < 2)
     return drawn
 
@@ -101,7 +101,7 @@ def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]
         replace(case, config=replace(case.config, **plain, n_ctx=case.seq + 2 + index))
         for index, case in enumerate(drawn[:3])
     ]
-    # A matrix that is square shows as transposed.
+    # A transposed matrix raises an error unless it is square: so in one case d_model = n_heads * d_head.
     config = cases[0].config
     cases.append(sized(cases[0], d_model=config.n_heads * config.d_head))
     first = showing(layer.own_trial(cases[0]))

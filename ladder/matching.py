@@ -140,7 +140,7 @@ class Matched:
         return found
 
     def culprit(self) -> Seen | None:
-        """Return the first event that is wrong: no quantity, on the way to none, and needed for the output."""
+        """Return the first wrong event: no step of the formula, nor before one, and the output depends on it."""
         leading = self.sources(seen.index for seen in self.seen if seen.is_ or seen.part_of)
         used = self.sources([self.last] if self.whole else range(len(self.seen)))
         suspects = [
@@ -300,7 +300,7 @@ def _visible(quantity: Quantity) -> Tensor:
 
 
 def _compared_masked(seen: Seen, visible: npt.NDArray[np.bool_], numbers: Numbers) -> str:
-    """Return the same of masked scores: where a query may not look, any very negative number will do."""
+    """Like `_compared`, for masked scores: where a query may not look, any very negative number is right."""
     shown = seen.numbers[seen.numbers.searchsorted(-1e3) :]
     if shown.size * visible.size != seen.event.value.numel() * np.count_nonzero(visible):
         return ""

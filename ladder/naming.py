@@ -1,4 +1,4 @@
-"""Which mistakes of the catalogue give a layer's very answers."""
+"""Find the mistakes of the catalogue that give exactly a layer's answers."""
 
 import itertools
 from collections.abc import Iterator, Sequence

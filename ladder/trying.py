@@ -174,7 +174,7 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
 
 
 def _float32_note(layer: UnderTest, verdict: Verdict, trial: Trial) -> str:
-    """Return where float32 comes in; whether that is all, was tried."""
+    """Return the line that computes in float32, and whether the layer is right once everything is float64."""
     amount = f"off by {verdict.float64:.0e} in float64"
     place = layer.trace(trial).places.get("dtype")
     wide = layer.ask(trial, wide=True).answer

@@ -183,7 +183,7 @@ class UnderTest:
     def _choose_layout(self) -> None:
         """Choose the way to read the parameters under which the layer is right; if there is none, the likeliest."""
         source = random.Random(self.seed)
-        # With one head, or at one position, ways to read look alike that are not.
+        # With one head or one position, different layouts give the same answer.
         cases = (as_gpt2(self.draw(source), frozenset()) for _ in range(100))
         case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
         trial = self.trial(case, gradients=False)

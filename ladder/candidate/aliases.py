@@ -1,4 +1,4 @@
-"""What strangers call sizes, choices, flags and layers, and which of GPT-2's each of these names means."""
+"""The names that public code has for sizes, choices, flags and layers, and which of GPT-2's each of them means."""
 
 import re
 

@@ -177,7 +177,7 @@ class Candidate:
             state = layout.fill(leaves)
             self._fill(layer, state, leaves, request, reading)
             leaf = request.given.clone().requires_grad_(request.given.is_floating_point())
-            # As in a model, where it comes from the layer before: no leaf of the graph, but what others still need.
+            # A copy, which is no leaf of the graph: in a model, the input is the output of the layer before.
             given = leaf.clone()
             for earlier in request.before:
                 with torch.no_grad():

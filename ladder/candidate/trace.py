@@ -196,7 +196,7 @@ class Recorder(TorchFunctionMode):
         self._numbers += value.numel()
         too_much = value.numel() > _MOST_NUMBERS or self._numbers > _MOST_IN_ALL
         if too_much or len(self.trace.events) >= _MOST_EVENTS:
-            # A mask is none of the layer's numbers.
+            # A tensor made of neither inputs nor parameters, such as a mask, may be left out.
             self.trace.whole &= not (event.inputs or event.parameters)
             return
         value = value.double().clone() if value.is_floating_point() else value.clone()

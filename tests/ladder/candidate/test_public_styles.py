@@ -1,4 +1,4 @@
-"""Right layers in ways that strangers write them: what forward takes, what constructors ask for, half precision."""
+"""Right layers as public code writes them: what forward takes, what constructors ask for, half precision."""
 
 from pathlib import Path
 from typing import Any
