@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs" / "teachers.md").read_text(encoding="utf-8")
-ENV = {**os.environ, "PYTHONPATH": str(ROOT.parent), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
 def blocks(kind: str) -> list[str]:
