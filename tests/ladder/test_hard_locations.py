@@ -31,6 +31,10 @@ class Loop(nn.Module):
     def values(self, x: Tensor, head: int) -> Tensor:
         return x @ self.W["W_V"][head] + self.b["b_V"][head]
 
+    def pattern(self, scores: Tensor) -> Tensor:
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        return scores.masked_fill(later, -torch.inf).softmax(-1)
+
     def added(self, x: Tensor, out: Tensor) -> Tensor:
         return x
 
@@ -40,9 +44,7 @@ class Loop(nn.Module):
             q = x @ self.W["W_Q"][head] + self.b["b_Q"][head]
             k = x @ self.W["W_K"][head] + self.b["b_K"][head]
             scores = q @ k.mT / math.sqrt(q.shape[-1])
-            later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-            pattern = scores.masked_fill(later, -torch.inf).softmax(-1)
-            out = out + pattern @ self.values(x, head) @ self.W_O[head]
+            out = out + self.pattern(scores) @ self.values(x, head) @ self.W_O[head]
             x = self.added(x, out)
         return out
 
@@ -103,16 +105,9 @@ class OverTheSequence(OverAll):
 class MaximumOfAll(Loop):
     """Right while no hidden score is hundreds larger than the visible ones; then 0 is divided by 0."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.b_O.expand_as(x)
-        for head in self.heads():
-            q = x @ self.W["W_Q"][head] + self.b["b_Q"][head]
-            k = x @ self.W["W_K"][head] + self.b["b_K"][head]
-            scores = q @ k.mT / math.sqrt(q.shape[-1])
-            weights = (scores - scores.amax(-1, keepdim=True)).exp().tril()  # here: MaximumOfAll
-            pattern = weights / weights.sum(-1, keepdim=True)
-            out = out + pattern @ self.values(x, head) @ self.W_O[head]
-        return out
+    def pattern(self, scores: Tensor) -> Tensor:
+        weights = (scores - scores.amax(-1, keepdim=True)).exp().tril()  # here: MaximumOfAll
+        return weights / weights.sum(-1, keepdim=True)
 
 
 class InChunks(nn.Module):
