@@ -117,7 +117,8 @@ def _submission(student: str, paths: list[Path], unpack_into: Path | None, hidde
     for path in paths:
         try:
             if path.is_symlink() and path.resolve().is_relative_to(path.parent):
-                raise ValueError(f"{printable(path.name)} is a link to another submission")
+                what = "another submission" if path.exists() else "a file that does not exist"
+                raise ValueError(f"{printable(path.name)} is a link to {what}")
             for file, name in _files(path, path.parent if path.is_file() else path, unpack_into, places):
                 _hash(digest, file, name)
                 files.append(file)
