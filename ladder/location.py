@@ -46,7 +46,8 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     for part, at in event.within:
         if at is not None and part not in wrong and part_rung(part) is not None:
             return _wrong_input(matched, culprit, part, at)
-    if special := _miscounted(matched, culprit) or _mixed(matched, culprit):
+    special = _miscounted(matched, culprit) or _mixed(matched, culprit) or _misnamed(matched, culprit)
+    if special:
         return special
     if mask := mask_fault(matched, culprit):
         what, detail, origin = mask
@@ -195,18 +196,53 @@ def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
     return None
 
 
+def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that makes keys of queries, say, if the culprit multiplies these, and else all is right.
+
+    It is another line than those of the product and of the queries: ``k = q.view(…)``.
+    """
+    if len(culprit.event.inputs) != 2 or min(culprit.event.inputs) < 0:
+        return None
+    paths = [_moved_from(matched, index) for index in culprit.event.inputs]
+    first, second = (next((q for q in path[-1].is_ if q.step), None) for path in paths)
+    names = {"Q": "queries", "K": "keys", "V": "values"}
+    letters = [each.key.rpartition(".")[2] if each else "" for each in (first, second)]
+    wanted = {("Q", "Q"): "K", ("K", "K"): "Q", ("pattern", "Q"): "V", ("pattern", "K"): "V"}.get(tuple(letters))
+    if wanted is None:
+        return None
+    at = 0 if wanted == "Q" else 1
+    path, lines = paths[at], {line_of(culprit.event), line_of(paths[at][-1].event)}
+    own = {seen.index for seen in path}
+    for seen in reversed(path[:-1]):
+        users = {each.index for each in matched.seen if seen.index in each.event.inputs}
+        if users <= own | {culprit.index} and line_of(seen.event) not in lines and seen.event.at:
+            where = f"line {line_of(culprit.event)}"
+            wrong = f"the {names[wanted]} of {where}: they are made of {names[letters[at]]}"
+            return _found(matched, seen, seen.event.at, wrong)
+    return None
+
+
+def _moved_from(matched: Matched, index: int) -> list[Seen]:
+    """Return an event and those before it, back to the one that made its numbers: the rest moved them."""
+    path = [matched.seen[index]]
+    while path[-1].event.function in MOVES and path[-1].event.inputs and path[-1].event.inputs[0] >= 0:
+        path.append(matched.seen[path[-1].event.inputs[0]])
+    return path
+
+
 def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     """Return what the culprit gives, and sentences about it that were each checked."""
     event = culprit.event
     name, line = f"`{event.function}`", line_of(event)
-    if event.function in MOVES and {quantity.key for quantity in culprit.is_} == {"input"}:
+    products = [seen.event for seen in matched.seen if culprit.index in seen.event.inputs and seen.event.parameters]
+    if event.function in MOVES and {quantity.key for quantity in culprit.is_} == {"input"} and not products:
         sentence = "The layer's input itself is used there; GPT-2 uses it in products with W_Q, W_K and W_V only."
         return f"the layer's input, moved by {name}", [sentence] if matched.trial.rung == "attention" else []
-    if event.function in MOVES and culprit.is_:
-        words = culprit.is_[0].words
+    if known := not matched.arranged(culprit) and (*culprit.is_, *culprit.part_of):
+        words = known[0].words
         moved = f"The numbers of {words} are right, but {name} on line {line} puts them into another order"
         mixed = f": the result of shape {list(event.value.shape)} mixes axes" if event.function in _RESHAPES else ""
-        return f"the order of {words}", [f"{moved}{mixed}."]
+        return f"the order of {words}", [f"{moved}{mixed}.", *_exchanged(matched, event)]
     complete = [seen for seen in matched.seen[: culprit.index] if any(q.key == "output" for q in seen.is_)]
     if complete and complete[-1].index in matched.sources([culprit.index]):
         return f"what {name} gives", [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
@@ -217,6 +253,8 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         if quantity.key.endswith(("raw", "Q", "K")):
             sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
         return f"{quantity.words}, times a factor", [sentence]
+    if bias := _bias_again(matched, culprit):
+        return f"what {name} gives", [f"Line {line} {bias}."]
     taken = dict.fromkeys(words for i in event.inputs if (words := _called(matched, i)))
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS)
     missing = matched.next_step(culprit.index, event.inputs, event.function)
@@ -226,6 +264,45 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         scores = f"{turned.is_[0].words} (line {line_of(turned.event)})"
         what += f"; the rows of {scores} are keys, and GPT-2's are queries"
     return what, [f"{name} on line {line} takes {' and '.join(taken)}."] if taken else []
+
+
+def _bias_again(matched: Matched, culprit: Seen) -> str:
+    """Return that a bias is added a second time, or subtracted, if the culprit does so and all else in it is right."""
+    steps = {each.key: each for each in matched.steps}
+    for step in matched.steps:
+        of, last = step.key[: step.key.rfind(".") + 1], step.key.rpartition(".")[2]
+        before, bias = {
+            "Q": ("Q0", "b_Q"), "K": ("K0", "b_K"), "V": ("V0", "b_V"), "pre": ("pre0", "b_in"),
+        }.get(last, ("", ""))  # fmt: skip
+        if last == "output":
+            before = "gained" if f"{of}gained" in steps else "projected"
+            bias = next((name for name in ("b_O", "b_out", "b") if f"{of}{name}" in matched.trial.parameters), "")
+        bare = steps.get(f"{of}{before}")
+        if not bias or bare is None:
+            continue
+        added = step.value - bare.value
+        for wrong, words in ((step.value + added, "adds {} a second time"), (bare.value - added, "subtracts {}")):
+            if added.any() and equal(sorted_numbers(wrong), culprit.numbers):
+                return words.format(f"{of}{bias}")
+    return ""
+
+
+def _exchanged(matched: Matched, event: Event) -> list[str]:
+    """Return which position has the numbers of which, in a sentence, if an event exchanges whole positions."""
+    source = matched.trial.given if event.inputs[:1] == (-1,) else None
+    if event.inputs and event.inputs[0] >= 0:
+        source = matched.seen[event.inputs[0]].event.value
+    if source is None or source.shape != event.value.shape:
+        return []
+    for axis, size in enumerate(source.shape):
+        if size != matched.trial.case.seq:
+            continue
+        own, before = event.value.movedim(axis, 0), source.movedim(axis, 0)
+        came_from = [next((j for j in range(size) if torch.equal(own[i], before[j])), None) for i in range(size)]
+        moved = next((i for i, j in enumerate(came_from) if i != j), None)
+        if None not in came_from and moved is not None:
+            return [f"Position {moved} has the numbers of position {came_from[moved]} there."]
+    return []
 
 
 def _transposed(matched: Matched, event: Event) -> Seen | None:

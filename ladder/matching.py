@@ -188,9 +188,10 @@ class Matched:
                 continue
             visited.add(index)
             seen = self.seen[index]
-            if seen.event.function not in MOVES:
+            arranged = self.arranged(seen)
+            if arranged and seen.event.function not in MOVES:
                 continue
-            if seen.is_ and not self.arranged(seen):
+            if not arranged:
                 sources = [self.seen[i] for i in seen.event.inputs if i >= 0]
                 if all(self.arranged(source) for source in sources) and (found is None or index < found.index):
                     found = seen
@@ -199,8 +200,8 @@ class Matched:
 
     def arranged(self, seen: Seen) -> bool:
         """Return whether an event's numbers lie as a quantity's do, with axes exchanged or merged at most."""
-        fitting = [quantity for quantity in seen.is_ if quantity.value.numel() == seen.event.value.numel()]
-        return not fitting or any(_arrangement(seen.event.value, each.value) is not None for each in fitting)
+        known = [_lies_like(seen.event.value, quantity) for quantity in (*seen.is_, *seen.part_of)]
+        return not any(each is False for each in known) or True in known
 
     def axes(self, seen: Seen) -> str:
         """Return the axes of queries, keys, values, scores or z in an event, in words; empty if it is none of them."""
@@ -255,6 +256,10 @@ class Matched:
             alike = [e.value for e in self.trace.events if (e.at, e.function) == (event.at, event.function)]
             every = torch.cat([value.double().flatten() for value in alike])
             found = [(each, c) for each in self.steps[1:] if (c := factor_of(every, each.value)) is not None]
+        # With one position, masked scores are scores.
+        found = [
+            each for i, each in enumerate(found) if not any(close(each[0].value, other.value) for other, _ in found[:i])
+        ]
         # The one whose factor has a name; else the one that comes last.
         return next((each for each in found if self.size_of(*each)), found[-1] if found else None)
 
@@ -334,6 +339,24 @@ def _arrangement(value: Tensor, right: Tensor) -> tuple[int, ...] | None:
         turned = right.permute(order)
         if _merged(list(turned.shape), shape) and close(turned.flatten().double(), value.double().flatten(), TOLERANCE):
             return order
+    return None
+
+
+def _lies_like(value: Tensor, quantity: Quantity) -> bool | None:
+    """Return whether numbers lie as those of a quantity, or of one head of it; None if that cannot be told."""
+    right = quantity.value
+    if quantity.visible is not None:
+        if value.shape != right.shape:
+            return None
+        return close(value[..., quantity.visible].double(), right[..., quantity.visible].double(), TOLERANCE)
+    if value.numel() == right.numel():
+        return _arrangement(value, right) is not None
+    axes = next((axes for keys, axes in _AXES.items() if re.search(keys, quantity.key)), ())
+    if "n_heads" in axes and value.numel() * right.shape[axes.index("n_heads")] == right.numel():
+        return any(_arrangement(value, head) is not None for head in right.unbind(axes.index("n_heads")))
+    if value.numel() > right.numel() and value.shape[:2] == right.shape[:2]:  # queries, keys and values in one
+        pairs = zip(right.flatten(0, 1), value.flatten(0, 1), strict=True)
+        return all(within(sorted_numbers(own), sorted_numbers(every)) for own, every in pairs)
     return None
 
 

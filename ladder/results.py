@@ -57,7 +57,7 @@ class Fault:
     @property
     def lines(self) -> list[Line]:
         """The fault in words."""
-        lines: list[Line] = [("text", f"{self.message}.")]
+        lines: list[Line] = [("text", f"{self.message.removesuffix('.')}.")]
         lines += [("code", f"{self.at}: {self.code}")] if self.at else []
         return lines + ([("listing", self.listing)] if self.listing else [])
 
