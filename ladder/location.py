@@ -8,8 +8,8 @@ import torch
 from .candidate.trace import Event, Trace
 from .experiments import part_rung, wrong_parts
 from .masks import mask_fault
-from .matching import MOVES, Matched, Seen, line_of
-from .number_sets import common, equal, sorted_numbers, varied
+from .matching import FILLS, MOVES, Matched, Seen, line_of
+from .number_sets import common, equal, sorted_numbers, varied, within
 from .numbers import close
 from .results import Finding, listed
 from .rungs import Trial
@@ -47,8 +47,12 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
         if at is not None and part not in wrong and part_rung(part) is not None:
             return _wrong_input(matched, culprit, part, at)
     special = _miscounted(matched, culprit) or _mixed(matched, culprit) or _misnamed(matched, culprit)
+    special = special or _unfilled(matched, culprit) or _of_some_positions(matched, culprit)
+    special = special or _of_two_heads(matched, culprit) or _in_loop(matched, culprit)
     if special:
         return special
+    if (elsewhere := _right_elsewhere(matched, culprit)) is not None:
+        return elsewhere
     if mask := mask_fault(matched, culprit):
         what, detail, origin = mask
         return _found(matched, culprit, origin.at if origin else event.at, what, detail)
@@ -196,6 +200,91 @@ def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
     return None
 
 
+def _unfilled(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the loop that puts right numbers into a tensor, if it leaves out some of that."""
+    event = culprit.event
+    if event.function not in FILLS or event.loop is None or len(event.inputs) != 2 or min(event.inputs) < 0:
+        return None
+    into, value = (matched.seen[index] for index in event.inputs)
+    if not value.good or (bool(into.event.value.any()) and not into.good):
+        return None
+    for axis, size in enumerate(event.value.shape):
+        empty = [i for i, part in enumerate(event.value.unbind(axis)) if not part.any()]
+        if empty and len(empty) < size:
+            what = f"position {empty[0]}" if size == matched.trial.case.seq else f"number {empty[0]} of axis {axis}"
+            detail = f"What line {line_of(event)} puts into it is right, and {what}, counted from 0, is left at 0."
+            return _found(matched, culprit, event.loop, "what this loop leaves out", [detail])
+    return None
+
+
+def _of_some_positions(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that takes a statistic of a layer norm of some positions, if it is used for more than these."""
+    for seen in (matched.seen[i] for i in culprit.event.inputs if i >= 0):
+        for quantity in seen.part_of:
+            statistic = quantity.key.rpartition(".")[2] in ("mean", "variance", "variance+eps", "scale", "1/scale")
+            few = statistic and not seen.is_ and culprit.event.value.numel() > seen.event.value.shape[-1]
+            if few and seen.event.at and not seen.event.loop:
+                detail = f"It has {seen.event.value.numel()} numbers, and GPT-2 has one for each position: "
+                detail += f"{quantity.value.numel()} here."
+                return _found(matched, seen, seen.event.at, f"{quantity.words}, of some positions only", [detail])
+    return None
+
+
+def _of_two_heads(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that takes another head's part, if the culprit multiplies the parts of two heads."""
+    found: list[tuple[Seen, str, int]] = []
+    for seen in (matched.seen[i] for i in culprit.event.inputs if i >= 0):
+        for quantity in matched.steps:
+            axis = {"Q": 2, "K": 2, "V": 2, "pattern": 1}.get(quantity.key.rpartition(".")[2])
+            if axis is not None and seen.good:
+                every = enumerate(quantity.value.unbind(axis))
+                heads = [head for head, each in every if within(seen.numbers, sorted_numbers(each))]
+                found += [(seen, quantity.words, heads[0])] if len(heads) == 1 else []
+    if len(found) != 2 or found[0][2] == found[1][2]:
+        return None
+    # The first product of a loop is that of head 0; weights come before values.
+    one, other = found if "pattern" in found[0][1] or found[0][2] == 0 else found[::-1]
+    taken = other[0]
+    for seen in _moved_from(matched, taken.index):
+        taken = seen if seen.numbers.size == taken.numbers.size else taken
+    wrong = f"the head: {other[1]} there are of head {other[2]}, and {one[1]} beside them of head {one[2]}"
+    return _found(matched, taken, taken.event.at, wrong, [f"Line {line_of(culprit.event)} takes them together."])
+
+
+def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the loop that the culprit is in, if no step of the formula is in its body: it makes one bit by bit."""
+    loop = culprit.event.loop
+    inside = [seen for seen in matched.seen if seen.event.loop == loop]
+    lines = {seen.event.at for seen in inside}
+    made = [_moved_from(matched, seen.index)[-1] for seen in inside if seen.good]
+    steps = any(quantity.key != "input" for seen in made for quantity in (*seen.is_, *seen.part_of))
+    times = sum((each.event.at, each.event.function) == (culprit.event.at, culprit.event.function) for each in inside)
+    if loop is None or len(lines) < 2 or steps or times < 2:
+        return None
+    missing = matched.next_step(culprit.index, culprit.event.inputs)
+    return _found(matched, culprit, loop, "what this loop makes" + (f" (GPT-2 has {missing} next)" if missing else ""))
+
+
+def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that calls a function of the user's, if another line calls it and then it gives what is right."""
+    event = culprit.event
+    if event.caller is None or event.at is None or event.caller[0] == event.at[0]:
+        return None
+    right = [
+        seen.event
+        for seen in matched.seen
+        if seen.good and (seen.event.at, seen.event.function) == (event.at, event.function)
+        if seen.event.caller is not None and seen.event.caller != event.caller
+    ]
+    if not right or right[0].caller is None:
+        return None
+    missing = matched.next_step(culprit.index, event.inputs, event.function)
+    wrong = f"what line {line_of(event)} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
+    other = right[0].caller[0].rpartition(":")[2]
+    detail = f"Line {line_of(event)} gives what is right when line {other} calls it."
+    return _found(matched, culprit, event.caller, wrong, [detail, *_how(matched, culprit)[1]])
+
+
 def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the line that makes keys of queries, say, if the culprit multiplies these, and else all is right.
 
@@ -204,7 +293,7 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
     if len(culprit.event.inputs) != 2 or min(culprit.event.inputs) < 0:
         return None
     paths = [_moved_from(matched, index) for index in culprit.event.inputs]
-    first, second = (next((q for q in path[-1].is_ if q.step), None) for path in paths)
+    first, second = (next((q for q in path[0].is_ if q.step), None) for path in paths)
     names = {"Q": "queries", "K": "keys", "V": "values"}
     letters = [each.key.rpartition(".")[2] if each else "" for each in (first, second)]
     wanted = {("Q", "Q"): "K", ("K", "K"): "Q", ("pattern", "Q"): "V", ("pattern", "K"): "V"}.get(tuple(letters))
@@ -214,6 +303,8 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
     path, lines = paths[at], {line_of(culprit.event), line_of(paths[at][-1].event)}
     own = {seen.index for seen in path}
     for seen in reversed(path[:-1]):
+        if len([each for each in seen.is_ if each.step]) != 1:  # queries, keys and values in one
+            continue
         users = {each.index for each in matched.seen if seen.index in each.event.inputs}
         if users <= own | {culprit.index} and line_of(seen.event) not in lines and seen.event.at:
             where = f"line {line_of(culprit.event)}"

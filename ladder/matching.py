@@ -19,6 +19,7 @@ from .number_sets import TOLERANCE, Numbers, equal, factor_of, sorted_numbers, v
 from .numbers import close
 from .quantities import Quantity, quantities
 from .rungs import Trial
+from .softmax_steps import ROW_NUMBERS, SoftmaxSteps
 from .sums import Sum, sums
 
 # Functions that move numbers and do not change them.
@@ -29,6 +30,8 @@ _MOVES = """
 """
 MOVES = frozenset(_MOVES.split())
 _JOINS = ("cat", "concat", "stack")
+# Functions that put numbers into a part of a tensor.
+FILLS = ("__setitem__", "index_put_", "index_copy_", "copy_")
 # What functions that compute several steps in one end with.
 _FUSED = {
     "scaled_dot_product_attention": "z",
@@ -79,6 +82,7 @@ class Matched:
         self.whole = whole
         self.known = np.sort(np.concatenate(self.sets))
         self._sums: list[Sum] | None = None
+        self.softmax = SoftmaxSteps(self.steps)
         self._match()
 
     @np.errstate(all="ignore")  # masks may be as large as numbers go
@@ -119,9 +123,30 @@ class Matched:
                     seen.good = True
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
+            seen.good |= self._filled(seen) or self.softmax.is_step(seen.event) or self._is_of_rows(seen.event)
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
             for known in (seen.is_, seen.part_of):
                 known.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
+
+    def _filled(self, seen: Seen) -> bool:
+        """Return whether right numbers were put into a part of a tensor, and more will be: there it is not complete."""
+        event = seen.event
+        if event.function not in FILLS or len(event.inputs) != 2 or min(event.inputs) < 0:
+            return False
+        into, value = (self.seen[index] for index in event.inputs)
+        began = into.good or not bool(into.event.value.any())
+        again = any(each.event.function in FILLS and seen.index in each.event.inputs[:1] for each in self.seen)
+        return began and value.good and again
+
+    def _is_of_rows(self, event: Event) -> bool:
+        """Return whether an event is what a softmax subtracts from each row of right numbers, or divides it by."""
+        rows = self.seen[event.inputs[0]] if len(event.inputs) == 1 and event.inputs[0] >= 0 else None
+        if event.function not in ROW_NUMBERS or rows is None or not rows.good:
+            return False
+        right = ROW_NUMBERS[event.function](rows.event.value.double())
+        return right.numel() == event.value.numel() and close(
+            event.value.double().flatten(), right.flatten(), TOLERANCE
+        )
 
     @property
     def found(self) -> set[str]:
@@ -345,6 +370,8 @@ def _arrangement(value: Tensor, right: Tensor) -> tuple[int, ...] | None:
 def _lies_like(value: Tensor, quantity: Quantity) -> bool | None:
     """Return whether numbers lie as those of a quantity, or of one head of it; None if that cannot be told."""
     right = quantity.value
+    if quantity.visible is None and not value.isfinite().all():  # what is hidden is none of its numbers
+        return None
     if quantity.visible is not None:
         if value.shape != right.shape:
             return None

@@ -3,6 +3,7 @@
 import __future__
 
 import ast
+import contextlib
 import difflib
 import inspect
 import json
@@ -51,6 +52,7 @@ class Code:
     def __init__(self, *files: Path, cells: Iterable[str] = ()) -> None:
         self.files = {file.resolve() for file in files}
         self._owned = dict.fromkeys(cells, True)
+        self._loops: dict[str, dict[int, int]] = {}
 
     def first(self, frames: Iterable[tuple[str, int | None]]) -> tuple[str, str] | None:
         """Return ``file:line`` and that line, of the first frame (a file and a line's number) in the user's code."""
@@ -75,6 +77,36 @@ class Code:
                 return self.first([(frame.f_code.co_filename, frame.f_lineno)])
             frame = frame.f_back
         return None
+
+    def around(self) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
+        """Return the loop in whose body the running line of the user's source is, and the line that called its function."""
+        frame, loop = sys._getframe(1), None
+        while frame is not None and not self.owns(frame.f_code.co_filename):
+            frame = frame.f_back
+        if frame is None:
+            return None, None
+        name, function = frame.f_code.co_filename, frame.f_code
+        if (line := self._loops_of(name).get(frame.f_lineno)) is not None:
+            loop = self.first([(name, line)])
+        while frame is not None and (frame.f_code is function or not self.owns(frame.f_code.co_filename)):
+            if frame.f_code is call.__code__:
+                return loop, None
+            frame = frame.f_back
+        return loop, self.first([(frame.f_code.co_filename, frame.f_lineno)]) if frame else None
+
+    def _loops_of(self, name: str) -> dict[int, int]:
+        """Return the line of the innermost loop around each line of a file."""
+        if name not in self._loops:
+            found: dict[int, int] = {}
+            with contextlib.suppress(SyntaxError):
+                for node in ast.walk(ast.parse("".join(linecache.getlines(name)))):  # an inner loop after an outer one
+                    if isinstance(node, ast.For | ast.While):
+                        for each in node.body:
+                            found |= dict.fromkeys(
+                                range(each.lineno, (each.end_lineno or each.lineno) + 1), node.lineno
+                            )
+            self._loops[name] = found
+        return self._loops[name]
 
     def outermost(self) -> tuple[str, int] | None:
         """Return file and number of the line that is being run in the method that the ladder called itself."""

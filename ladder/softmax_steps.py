@@ -1,0 +1,57 @@
+"""The steps of a softmax that is written by hand: GPT-2's scores and weights, up to one number for each row."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .candidate.trace import Event
+from .number_sets import Numbers, equal, sorted_numbers, varied, within
+from .quantities import Quantity
+
+# What is subtracted from each row of scores, or what each row of weights is divided by.
+ROW_NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "amax": lambda rows: rows.amax(-1),
+    "max": lambda rows: rows.amax(-1),
+    "sum": lambda rows: rows.sum(-1),
+    "logsumexp": lambda rows: rows.logsumexp(-1),
+}
+# What divides: then the rows should add up to 1, and a factor for each of them is no longer free.
+_DIVISIONS = ("div", "div_", "true_divide", "__truediv__", "__itruediv__", "divide", "softmax", "normalize")
+
+
+class SoftmaxSteps:
+    """What a tensor may be between scores and pattern: scores less a number a row, weights times a factor a row.
+
+    Args:
+        steps: the quantities of the formula.
+    """
+
+    def __init__(self, steps: Sequence[Quantity]) -> None:
+        self.scores: list[Numbers] = []
+        self.weights: list[Numbers] = []
+        for step in steps:
+            if not step.key.endswith(("raw", "scores", "masked")):
+                continue
+            rows = step.value if step.visible is None else step.value.masked_fill(~step.visible, -torch.inf)
+            self.scores.append(sorted_numbers(_centred(rows)))
+            if not step.key.endswith("raw"):
+                self.weights.append(sorted_numbers(rows.softmax(-1)))
+
+    def is_step(self, event: Event) -> bool:
+        """Return whether an event is such a step, of all heads or of some."""
+        value = event.value.double()
+        if not self.scores or value.ndim < 2 or value.shape[-1] < 2 or event.function in _DIVISIONS:
+            return False
+        options = [(_centred(value.masked_fill(value < -1e3, -torch.inf)), self.scores)]
+        if bool((value >= 0).all()):
+            options.append((value / value.sum(-1, keepdim=True), self.weights))
+        for rows, known in options:
+            numbers = sorted_numbers(rows)
+            if varied(numbers) and any(equal(numbers, each) or within(numbers, each) for each in known):
+                return True
+        return False
+
+
+def _centred(rows: Tensor) -> Tensor:
+    return rows - rows.amax(-1, keepdim=True)
