@@ -57,6 +57,8 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
         what, detail, origin = mask
         return _found(matched, culprit, origin.at if origin else event.at, what, detail)
     what, detail = _how(matched, culprit)
+    if axes := _wrong_axes(matched, culprit):
+        return axes
     if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
         event = turned.event
     # Where torch's module was built, unless what is wrong is what it was given.
@@ -112,7 +114,8 @@ def _ends_early(matched: Matched) -> Finding | None:
     place = matched.trace.places.get("returned") or last.event.at
     if not last.is_ and (some := matched.partial_sum(last)):
         detail = ("GPT-2 adds all of them, and the bias once.",)
-        return _found(matched, last, place, f"the output: it is {some}", detail)
+        # A loop that adds one after another leaves out those that it does not reach.
+        return _found(matched, last, last.event.loop or place, f"the output: it is {some}", detail)
     missing = matched.next_step(last.index + 1, [last.index])
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
     detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
@@ -230,6 +233,33 @@ def _of_some_positions(matched: Matched, culprit: Seen) -> Finding | None:
     return None
 
 
+# Functions that exchange axes.
+_PERMUTES = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "T", "rearrange")
+
+
+def _wrong_axes(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that orders the axes of queries and keys, if their product is not one of positions."""
+    event = culprit.event
+    if event.function not in ("matmul", "__matmul__", "bmm", "baddbmm") or len(event.inputs) < 2:
+        return None
+    known = ((index, matched.axes(matched.seen[index])) for index in event.inputs[:2] if index >= 0)
+    index, axes = next(((index, axes.strip("[]").split(", ")) for index, axes in known if axes), (-1, []))
+    second = index == event.inputs[1]
+    if len(axes) < 3 or axes[-1 if second else -2] == "seq" or matched.seen[index].is_[0].key[-1] not in "QK":
+        return None
+    queries = matched.seen[index]
+    path = [matched.seen[index] for index in sorted(matched.sources([queries.index]), reverse=True)]
+    moved = [seen for seen in path if seen.event.function in _PERMUTES and seen.event.at]
+    # An input whose axes are exchanged comes first: what follows it may be as it should be.
+    first = [seen for seen in moved if any(quantity.key == "input" for quantity in seen.is_)]
+    if not moved:
+        return None
+    chosen = (first or moved)[-1 if first else 0]
+    wrong = f"the axes: line {line_of(event)} takes {queries.is_[0].words} as [{', '.join(axes)}]"
+    detail = f"Its products are of {axes[-1 if second else -2]}, where GPT-2 has a product for each position (seq)."
+    return _found(matched, chosen, chosen.event.at, wrong, [detail])
+
+
 def _of_two_heads(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the line that takes another head's part, if the culprit multiplies the parts of two heads."""
     found: list[tuple[Seen, str, int]] = []
@@ -302,7 +332,9 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
     at = 0 if wanted == "Q" else 1
     path, lines = paths[at], {line_of(culprit.event), line_of(paths[at][-1].event)}
     own = {seen.index for seen in path}
-    for seen in reversed(path[:-1]):
+    if paths[0][-1] is not paths[1][-1]:  # made twice
+        lines.discard(line_of(path[-1].event))
+    for seen in reversed(path):
         if len([each for each in seen.is_ if each.step]) != 1:  # queries, keys and values in one
             continue
         users = {each.index for each in matched.seen if seen.index in each.event.inputs}

@@ -123,7 +123,7 @@ class Matched:
                     seen.good = True
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
-            seen.good |= self._filled(seen) or self.softmax.is_step(seen.event) or self._is_of_rows(seen.event)
+            seen.good |= self._filled(seen) or self._is_of_softmax(seen)
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
             for known in (seen.is_, seen.part_of):
                 known.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
@@ -138,15 +138,19 @@ class Matched:
         again = any(each.event.function in FILLS and seen.index in each.event.inputs[:1] for each in self.seen)
         return began and value.good and again
 
-    def _is_of_rows(self, event: Event) -> bool:
-        """Return whether an event is what a softmax subtracts from each row of right numbers, or divides it by."""
-        rows = self.seen[event.inputs[0]] if len(event.inputs) == 1 and event.inputs[0] >= 0 else None
-        if event.function not in ROW_NUMBERS or rows is None or not rows.good:
+    def _is_of_softmax(self, seen: Seen) -> bool:
+        """Return whether an event is a step of a softmax by hand: scores or weights, or a number for each row of these."""
+        event = seen.event
+        sources = [self.seen[index] for index in event.inputs if index >= 0]
+        if any(quantity.key.endswith("pattern") for each in sources for quantity in (*each.is_, *each.part_of)):
+            return False  # it is complete
+        if self.softmax.is_step(event.function, event.value):
+            return True
+        rows = sources[0].event.value.double() if len(sources) == 1 and sources[0].good else None
+        if event.function not in ROW_NUMBERS or rows is None or not self.softmax.is_step("", rows):
             return False
-        right = ROW_NUMBERS[event.function](rows.event.value.double())
-        return right.numel() == event.value.numel() and close(
-            event.value.double().flatten(), right.flatten(), TOLERANCE
-        )
+        right = ROW_NUMBERS[event.function](rows).flatten()
+        return right.numel() == event.value.numel() and close(event.value.double().flatten(), right, TOLERANCE)
 
     @property
     def found(self) -> set[str]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .candidate.trace import Event
 from .number_sets import Numbers, equal, sorted_numbers, varied, within
 from .quantities import Quantity
 
@@ -16,8 +15,18 @@ ROW_NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda rows: rows.sum(-1),
     "logsumexp": lambda rows: rows.logsumexp(-1),
 }
-# What divides: then the rows should add up to 1, and a factor for each of them is no longer free.
-_DIVISIONS = ("div", "div_", "true_divide", "__truediv__", "__itruediv__", "divide", "softmax", "normalize")
+# After these a row is complete: a factor for each of them is no longer free.
+_COMPLETE = (
+    "div",
+    "div_",
+    "true_divide",
+    "__truediv__",
+    "__itruediv__",
+    "divide",
+    "softmax",
+    "normalize",
+    "log_softmax",
+)
 
 
 class SoftmaxSteps:
@@ -38,10 +47,12 @@ class SoftmaxSteps:
             if not step.key.endswith("raw"):
                 self.weights.append(sorted_numbers(rows.softmax(-1)))
 
-    def is_step(self, event: Event) -> bool:
-        """Return whether an event is such a step, of all heads or of some."""
-        value = event.value.double()
-        if not self.scores or value.ndim < 2 or value.shape[-1] < 2 or event.function in _DIVISIONS:
+    def is_step(self, function: str, value: Tensor) -> bool:
+        """Return whether what a function gave is such a step, of all heads or of some."""
+        value = value.double()
+        if not self.scores or value.ndim < 2 or value.shape[-1] < 2 or function in _COMPLETE:
+            return False
+        if bool(value.isnan().any() or value.isposinf().any()):
             return False
         options = [(_centred(value.masked_fill(value < -1e3, -torch.inf)), self.scores)]
         if bool((value >= 0).all()):

@@ -79,7 +79,7 @@ class Code:
         return None
 
     def around(self) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
-        """Return the loop in whose body the running line of the user's source is, and the line that called its function."""
+        """Return the loop around the running line of the user's source, and the line that called its function."""
         frame, loop = sys._getframe(1), None
         while frame is not None and not self.owns(frame.f_code.co_filename):
             frame = frame.f_back
