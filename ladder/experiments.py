@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .candidate.trace import Trace
-from .numbers import Answer, close
-from .rungs import Case, Trial, altered
+from .numbers import close
+from .rungs import UNANSWERED, Case, Trial, altered
 
 
 def row_facts(trial: Trial, output: Tensor) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def part_trial(trial: Trial, part: str, part_rung: str, given: Tensor) -> Trial:
         (*given.shape[:2], trial.config.d_vocab if part_rung == "unembed" else trial.config.d_model), dtype=trial.dtype
     )
     case = replace(trial.case, batch=given.shape[0], seq=given.shape[1])
-    numbers = {"parameters": parameters, "given": given, "cotangent": cotangent, "expected": Answer(given, {})}
+    numbers = {"parameters": parameters, "given": given, "cotangent": cotangent, "expected": UNANSWERED}
     return altered(replace(trial, rung=part_rung, case=case, **numbers))
 
 

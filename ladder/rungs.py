@@ -158,6 +158,10 @@ def block_arguments(config: GPT2Config) -> dict[str, Any]:
     }
 
 
+UNANSWERED = Answer(torch.empty(0), {})
+"""In place of a trial's expected answer, where that must not be seen or is not known yet."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """The numbers of a case, all of them drawn, and the reference's answer to them.
@@ -176,7 +180,7 @@ class Trial:
     parameters: Mapping[str, Tensor]
     given: Tensor
     cotangent: Tensor
-    expected: Answer
+    expected: Answer = UNANSWERED
 
     @property
     def config(self) -> GPT2Config:

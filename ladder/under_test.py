@@ -110,8 +110,7 @@ class UnderTest:
     def _request(self, trial: Trial, *, wide: bool = False, **how: Any) -> Request:
         widened = self.wide and (trial.dtype == torch.float64 or bool(self.first.precision))
         how = {"layout": self.layout, "wide": wide or widened, **how}
-        numbers = (trial.rung, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
-        return Request(*numbers, **how)
+        return Request(trial, **how)
 
     def answer(self, trial: Trial, **how: Any) -> Answer | None:
         """Return the layer's answer, with no gradient of what it does not have; None if it gives none."""

@@ -65,7 +65,7 @@ def main() -> None:
             except EOFError:
                 return
             faulthandler.dump_traceback_later(start.time_limit, exit=True, file=trace)
-            reply = candidates[request.rung].respond(request)
+            reply = candidates[request.trial.rung].respond(request)
 
 
 def _candidates(start: Start) -> tuple[dict[str, Candidate], Reply]:

@@ -45,10 +45,7 @@ def under_test(
 ) -> UnderTest:
     def ask(requests: Iterable[Request]) -> Iterator[Reply]:
         for request in requests:
-            case = Case(request.config, *request.given.shape[:2], seed=0)
-            expected = Answer(request.cotangent, {})
-            numbers = (request.parameters, request.given, request.cotangent)
-            yield Reply(answer=respond(Trial(name, case, request.dtype, *numbers, expected)))
+            yield Reply(answer=respond(request.trial))
 
     return UnderTest(rung(name), ask, draw=draw)
 
@@ -368,8 +365,7 @@ def located(layer: type[nn.Module], name: str) -> tuple[Trial, Trace]:
     config = replace(case.config, n_heads=3, d_head=4, d_model=12, d_mlp=48, act_fn="gelu_new", scale_attn_weights=True)
     trial = make_trial(rung(name), rung(name).own, replace(case, batch=2, seq=7, config=config), torch.float64)
     candidate = Candidate(layer, "mine", Code(Path(__file__)))
-    numbers = (trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
-    reply = candidate.respond(Request(name, *numbers, look=True))
+    reply = candidate.respond(Request(trial, look=True))
     assert reply.fault is None, reply.fault
     return trial, reply.trace
 

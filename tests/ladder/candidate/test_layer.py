@@ -409,8 +409,7 @@ def test_heads_that_must_fill_the_model_are_no_fault() -> None:
 def reply_to(make: Any, rung_name: str = "attention", **how: Any) -> tuple[Trial, Reply]:
     judged = rung(rung_name)
     trial = make_trial(judged, judged.references[0], draw_case(random.Random(3)), torch.float64)
-    numbers = (trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
-    return trial, Candidate(make, "mine", Code(Path(__file__))).respond(Request(rung_name, *numbers, **how))
+    return trial, Candidate(make, "mine", Code(Path(__file__))).respond(Request(trial, **how))
 
 
 def test_a_trace_has_every_tensor_with_its_line_and_the_parts_of_a_block() -> None:

@@ -95,8 +95,7 @@ def trial_of(name: str = "attention") -> Trial:
 
 
 def question(name: str = "attention") -> Request:
-    trial = trial_of()
-    return Request(name, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
+    return Request(replace(trial_of(), rung=name))
 
 
 def answer_of(reply: Reply) -> Answer:
@@ -267,13 +266,15 @@ import torch
 from gptladder import GPT2Config
 from gptladder.ladder.candidate.layer import Request
 from gptladder.ladder.candidate.sandbox import Sandbox
+from gptladder.ladder.rungs import Case, Trial
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it
 shapes = dict(W_Q=(2, 4, 2), W_K=(2, 4, 2), W_V=(2, 4, 2), b_Q=(2, 2), b_K=(2, 2), b_V=(2, 2), W_O=(2, 2, 4), b_O=(4,))
 parameters = {name: torch.zeros(shape) for name, shape in shapes.items()}
 given = torch.zeros(1, 3, 4)
 with Sandbox({"attention": "mine.py:Hangs"}, 5) as sandbox:
-    sandbox.respond(Request("attention", GPT2Config(d_model=4, n_heads=2), torch.float32, parameters, given, given))
+    case = Case(GPT2Config(d_model=4, n_heads=2), 1, 3, 0)
+    sandbox.respond(Request(Trial("attention", case, torch.float32, parameters, given, given)))
 """
 
 
