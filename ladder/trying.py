@@ -10,6 +10,7 @@ import torch
 from .drawing import Draw, as_gpt2
 from .explaining import explained, lacking
 from .hidden import hidden_faults
+from .location import locate
 from .low_precision import low_precision
 from .numbers import Answer, difference
 from .results import Diagnosis, Fault, Tried, Verdict
@@ -182,7 +183,7 @@ def _float32_note(layer: UnderTest, verdict: Verdict, trial: Trial) -> str:
     if place and alone:
         return f"Right in float32 arithmetic ({amount}): {place[0]} computes in float32: {place[1]}"
     where = f"; float32 comes in at {place[0]}: {place[1]}" if place else ""
-    finding = None if place else layer.finding(trial)
+    finding = None if place else locate(trial, layer.trace(trial))
     if finding and finding.at:
         where = f"; the first line with other numbers is {finding.at}: {finding.code}"
     return f"Right in float32 ({amount}){where}"
