@@ -93,13 +93,14 @@ class Sizes:
         ours = _IN_LAYER.get((rung, flat(name))) or canonical(name)
         if ours is None:
             return self.flag(name, default)
+        return self.take(ours, name, default)
+
+    def take(self, ours: str, name: str, default: Any) -> Any:
+        """Return a value by our name, and note that it was read; and the file's default for it, if that differs."""
         self.asked.add("n_heads" if ours == "n_kv_heads" else ours)
         value = self.values[ours]
-        if (
-            default is not inspect.Parameter.empty
-            and default != value
-            and ours in ("layer_norm_eps", "bias", "n_kv_heads")
-        ):
+        known = default is not inspect.Parameter.empty
+        if known and default != value and ours in ("layer_norm_eps", "bias", "n_kv_heads"):
             self.passed[name] = (value, default)
         return value
 
@@ -312,10 +313,7 @@ class Builder:
             ours = "d_model"
         alone = required and len([other for other in named if other.default is other.empty]) == 1
         if ours and not (flat(name) in ("c", "n", "h") and alone) and (required or ours not in _OPTIONAL):
-            sizes.asked.add("n_heads" if ours == "n_kv_heads" else ours)
-            if each.default != sizes.values[ours] and not required and ours in ("layer_norm_eps", "bias", "n_kv_heads"):
-                sizes.passed[name] = (sizes.values[ours], each.default)
-            return sizes.values[ours]
+            return sizes.take(ours, name, each.default)
         with suppress(KeyError):
             return sizes.flag(name, each.default, each.annotation is bool or each.annotation == "bool")
         if foreign(name) and required:
