@@ -14,10 +14,10 @@ from .candidate.layer import Candidate
 from .candidate.limits import Limits
 from .candidate.sandbox import Sandbox
 from .candidate.source import CandidateError, Code
+from .one_rung import try_layer
 from .report.notebook import ShownClimb
 from .results import Climb, Hint, Tried
 from .rungs import RUNGS, Rung
-from .trying import try_layer
 from .under_test import Ask
 
 Layer = str | Callable[..., Any]

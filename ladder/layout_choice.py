@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from .answers import Answer, close, difference
 from .candidate.layer import Reply
-from .matching import Matched
-from .numbers import Answer, close, difference
-from .quantities import quantities
+from .formula.quantities import quantities
+from .formula.trace_matching import Matched
 from .rungs import Trial
 
 # A trial, and how to run the layer on it: the fields of a `Request`.

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .location import locate
+from .diagnosis.which_line import locate
 from .results import Fault, Finding
 from .rungs import RANGES, Trial, altered, answer
 from .under_test import UnderTest

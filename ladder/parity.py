@@ -16,7 +16,7 @@ from .. import weights
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from . import references
-from .numbers import difference
+from .answers import difference
 from .results import Verdict
 from .rungs import FLOAT64_TOLERANCE, RUNGS, rung
 from .verdicts import judge

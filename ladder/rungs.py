@@ -18,7 +18,7 @@ from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
 from ..components.shapes import typecheck
-from .numbers import Answer, Reference, backward, difference, randomize
+from .answers import Answer, Reference, backward, difference, randomize
 
 Build = Callable[[GPT2Config, torch.dtype], nn.Module]
 

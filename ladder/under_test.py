@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from .answers import Answer, difference
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
-from .drawing import Draw, as_gpt2, drawing, in_any_block, without
+from .cases import Draw, as_gpt2, drawing, in_any_block, without
 from .layout_choice import Asked, LayoutChoice
-from .numbers import Answer, difference
 from .results import Fault
 from .rungs import Case, Rung, Trial, altered, make_trial
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES
-from .configuration import Builder, Refused, Sizes
+from .building import Builder, Refused, Sizes
 from .layouts import Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..numbers import Answer, backward
+from ..answers import Answer, backward
 from ..results import Fault
 from ..rungs import UNANSWERED, Trial
 from .aliases import foreign
 from .borrowed import BorrowedCalls, borrowed_classes
+from .building import FIELDS, Builder, Configuration, Refused, Sizes
 from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
-from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
 from .layouts import Layout, Unlearned, Unreadable, shapes
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names

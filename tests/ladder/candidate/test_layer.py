@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gptladder import GPT2, GPT2Config, components
-from gptladder.ladder import CandidateError, climb, explaining
+from gptladder.ladder import CandidateError, climb
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
 from gptladder.ladder.candidate.source import Code, find
+from gptladder.ladder.diagnosis import faults
 from gptladder.ladder.results import Diagnosis, Fault, Tried
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
 
@@ -198,8 +199,8 @@ FAULTY = {
 
 
 def undiagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out which mistake it is: test_diagnosis tests that, and it takes time."""
-    monkeypatch.setattr(explaining, "diagnose", lambda rung, *args, **kwargs: Diagnosis())
+    """Leave out which mistake it is: test_diagnose tests that, and it takes time."""
+    monkeypatch.setattr(faults, "diagnose", lambda rung, *args, **kwargs: Diagnosis())
 
 
 def fault(found: Tried) -> Fault:

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from gptladder.ladder import CandidateError
+from gptladder.ladder.answers import Answer
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
 from gptladder.ladder.candidate.sandbox import Sandbox
 from gptladder.ladder.candidate.source import find
-from gptladder.ladder.numbers import Answer
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
 
@@ -229,7 +229,7 @@ sys.path.insert(0, {folder!r})
 from arena import Attention
 from gptladder.ladder.candidate import messages
 from gptladder.ladder.candidate.layer import Reply
-from gptladder.ladder.numbers import Answer
+from gptladder.ladder.answers import Answer
 
 class Mine(Attention):
     def forward(self, x):

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .candidate.aliases import SIZES
-from .diagnosis import diagnose
-from .experiments import shrink
-from .location import locate
-from .numbers import close, same
-from .results import Diagnosis, Fault, Finding, Tried, listed
-from .rungs import Case, Trial, distance
-from .under_test import UnderTest
-from .verdicts import wrongness
+from ..answers import close, same
+from ..candidate.aliases import SIZES
+from ..results import Diagnosis, Fault, Finding, Tried, listed
+from ..rungs import Case, Trial, distance
+from ..under_test import UnderTest
+from ..verdicts import wrongness
+from .diagnose import diagnose
+from .smallest_case import shrink
+from .which_line import locate
 
 _HEADS = ("d_model", "n_heads", "d_head")
 # The sizes that a rung's layer has to do with.

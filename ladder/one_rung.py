@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from .drawing import Draw, as_gpt2
-from .explaining import explained, lacking
-from .hidden import hidden_faults
-from .location import locate
+from .answers import Answer, difference
+from .cases import Draw, as_gpt2
+from .diagnosis.faults import explained, lacking
+from .diagnosis.which_line import locate
 from .low_precision import low_precision
-from .numbers import Answer, difference
 from .results import Diagnosis, Fault, Tried, Verdict
 from .rungs import RANGES, Case, Rung, Trial, distance
+from .special_cases import hidden_faults
 from .under_test import FATAL, OPTIONAL, Ask, UnderTest, as_sentence
 from .verdicts import limit, wrongness
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES, SIZES, canonical, decides, flag, flat, foreign, is_plain_flag
-from .kwargs import in_kwargs
+from .arguments_in_kwargs import in_kwargs
 from .standins import StandIn
 
 FIELDS = (*SIZES, "layer_norm_eps", "init_range", "debug", "act_fn", "scale")

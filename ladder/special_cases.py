@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .diagnosis import small_stream
+from .cases import small_stream
 from .results import Fault, Verdict
 from .rungs import Case, Trial, altered
 from .under_test import FATAL, UnderTest

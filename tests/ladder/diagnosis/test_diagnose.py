@@ -11,21 +11,21 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
+from gptladder.ladder.answers import Answer
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
 from gptladder.ladder.candidate.source import Code
 from gptladder.ladder.candidate.trace import Trace
-from gptladder.ladder.diagnosis import diagnose
-from gptladder.ladder.experiments import shrink
-from gptladder.ladder.location import locate
-from gptladder.ladder.matching import Matched
+from gptladder.ladder.diagnosis.diagnose import diagnose
+from gptladder.ladder.diagnosis.smallest_case import shrink
+from gptladder.ladder.diagnosis.which_line import locate
+from gptladder.ladder.formula.quantities import quantities
+from gptladder.ladder.formula.same_numbers import factor_of
+from gptladder.ladder.formula.trace_matching import Matched
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
 from gptladder.ladder.mistakes.mistake import with_steps
 from gptladder.ladder.mistakes.mlp import PlainMLP
 from gptladder.ladder.mistakes.plain_attention import PlainAttention
 from gptladder.ladder.mistakes.wiring import PlainBlock, PlainModel
-from gptladder.ladder.number_sets import factor_of
-from gptladder.ladder.numbers import Answer
-from gptladder.ladder.quantities import quantities
 from gptladder.ladder.results import Diagnosis, as_text
 from gptladder.ladder.rungs import RUNGS, Build, Case, Rung, Trial, answer, draw_case, make_trial, rung
 from gptladder.ladder.under_test import UnderTest
