@@ -1,4 +1,4 @@
-"""Try the user's layer on its rung: on many cases, on what hides mistakes, and look into it if it is wrong."""
+"""Try the user's layer on its rung: on many cases, on special ones, and look into it if it is wrong."""
 
 import random
 import time
@@ -50,6 +50,7 @@ def try_layer(
         dtype: a lower precision to try it at too.
     """
     began = time.perf_counter()
+    # What it reads and lacks; then the rung's cases, unless it gives no answer at all.
     layer = UnderTest(rung, ask, reference, seed)
     layer.begin()
     verdict, fault, trial, before = None, layer.first.fault, None, ()
@@ -58,6 +59,7 @@ def try_layer(
         trial = layer.trial(layer.new_case())
     elif fault is None or fault.kind != "refused":
         (verdict, fault, trial), notes = _attempts(layer, number)
+    # If it is right on those: cases that show what others hide, and a lower precision if one was asked for.
     if fault is None and verdict is not None:
         if verdict.lenient and trial is not None:
             notes.append(_float32_note(layer, verdict, trial))
@@ -71,6 +73,7 @@ def try_layer(
     if layer.widened:
         right = "" if fault else "right in float32 arithmetic: "
         notes.insert(0, as_sentence(right + layer.widened))
+    # The result; and if it is wrong, where and how.
     tried = Tried(
         rung=rung.name,
         layer=name,
@@ -135,6 +138,7 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
     gradient, worst = 0.0, 0
     wrong: dict[str, tuple[Trial, str]] = {}
     exact: list[tuple[Trial, Answer, tuple[float, float]]] = []
+    # How far off it is at most, and for each kind of fault the trial that shows it best.
     for trial, reply in layer.ask_each(_trials(layer, number)):
         if reply.answer is None:
             return None, reply.fault, trial
@@ -165,6 +169,7 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
         wrong = {kind: (trial, message) for trial, (kind, message) in judged if kind}
         if not wrong:
             return verdict, None, shown
+    # The worst of what is wrong.
     for kind in _KINDS:
         if kind in wrong:
             trial, message = wrong[kind]

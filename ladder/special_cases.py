@@ -1,4 +1,4 @@
-"""What hides a mistake: small streams, calls before, full length, large scores. Layers that pass are tried on them."""
+"""Cases that show what others hide: a small stream, calls before, full length, large scores. Right layers get them."""
 
 import random
 from collections.abc import Iterator

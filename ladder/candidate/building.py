@@ -294,6 +294,7 @@ class Builder:
     def _argument(self, each: inspect.Parameter, named: list[inspect.Parameter], sizes: Sizes, rung: str) -> Any:
         required = each.default is each.empty
         name = each.name
+        # What the user has chosen, and names that mean something of their own.
         if name in sizes.chosen:
             return sizes.chosen[name]
         if name == "scale" and each.default is False:  # whether to divide by sqrt(d_head): GPT-2 does
@@ -303,6 +304,7 @@ class Builder:
             return next((member for member in type(each.default) if "gelu" in member.name.lower()), _MISSING)
         if rung == "mlp" and flat(name) == "dout" and {flat(other.name) for other in named} >= {"din", "dout"}:
             return sizes.get("d_mlp") if len(named) == 2 else sizes.get("d_model")
+        # A size or a choice of GPT-2's.
         ours = _IN_LAYER.get((rung, flat(name))) or canonical(name)
         others = [other.name for other in named if other is not each]
         if (rung, flat(name)) in _IN_LAYER and not any(
@@ -314,6 +316,7 @@ class Builder:
         alone = required and len([other for other in named if other.default is other.empty]) == 1
         if ours and not (flat(name) in ("c", "n", "h") and alone) and (required or ours not in _OPTIONAL):
             return sizes.take(ours, name, each.default)
+        # A flag, or a configuration.
         with suppress(KeyError):
             return sizes.flag(name, each.default, each.annotation is bool or each.annotation == "bool")
         if foreign(name) and required:
@@ -322,6 +325,7 @@ class Builder:
             return Configuration(sizes, self.configurations)
         if not required:
             return _MISSING
+        # A layer: one of the file's own classes, if it has one of that kind.
         part = next((part for part, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)), None)
         cls = next(
             (

@@ -1,4 +1,4 @@
-"""What is wrong with a layer, and where: the line at which it happened, the mistake that it is, the smallest case."""
+"""For each kind of fault: the line where it happens, which mistake it is, and the smallest case that shows it."""
 
 import random
 from collections.abc import Callable, Sequence
