@@ -172,7 +172,7 @@ class Candidate:
             _fill(layer, self.name, state, trial)
             if self.is_adapter:  # what it makes nothing of is missing
                 self._known = replace(self._known, missing=_unused(layer, state, leaves))
-            # Run it forwards, after the calls that shall come before.
+            # Run it forwards, after the calls that come before it.
             leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
             # A copy, which is no leaf of the graph: in a model, the input is the output of the layer before.
             given = leaf.clone()

@@ -14,8 +14,8 @@ from rich.console import Console
 from ... import __version__
 from ...files import user_path
 from ...options import parse
-from ..candidate.processes import probe
 from ..rungs import RUNGS, rung
+from ..sandbox.processes import probe
 from .grade import Settings
 from .grade import grade as grade_all
 from .judge import judge

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import FileError, read_json, write_whole
-from ..candidate.processes import context_of_judges
+from ..sandbox.processes import context_of_judges
 from .outcomes import Outcome, Status, outcome_from_json
 from .submissions import Submission, printable
 

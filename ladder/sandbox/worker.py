@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from ..candidate.finder import find_layers, rungs_of
+from ..candidate.layer import Candidate, Reply, Request
+from ..candidate.source import CandidateError, Loaded, load, split
 from ..results import Fault
 from . import messages
-from .finder import find_layers, rungs_of
-from .layer import Candidate, Reply, Request
 from .processes import take_streams
-from .source import CandidateError, Loaded, load, split
 
 START = f"{__name__}:main"
 

@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from ..candidate.layer import Reply, Request
+from ..candidate.source import CandidateError, Code, split
 from ..results import Fault
 from ..rungs import Trial
-from .layer import Reply, Request
 from .limits import OVER_LIMIT, Limits
 from .messages import MessageError, exchange
 from .processes import Process, ended_by, remove, start
-from .source import CandidateError, Code, split
 from .worker import START, Start
 
 # Seconds to read the user's file and what it imports.

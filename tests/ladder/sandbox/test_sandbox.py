@@ -17,10 +17,10 @@ import torch
 from gptladder.ladder import CandidateError
 from gptladder.ladder.answers import Answer
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
-from gptladder.ladder.candidate.sandbox import Sandbox
 from gptladder.ladder.candidate.source import find
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
+from gptladder.ladder.sandbox.sandbox import Sandbox
 
 ARENA = Path(__file__).parents[1] / "layers" / "arena.py"
 
@@ -227,7 +227,7 @@ FORGED = """
 import sys, torch
 sys.path.insert(0, {folder!r})
 from arena import Attention
-from gptladder.ladder.candidate import messages
+from gptladder.ladder.sandbox import messages
 from gptladder.ladder.candidate.layer import Reply
 from gptladder.ladder.answers import Answer
 
@@ -265,7 +265,7 @@ import signal
 import torch
 from gptladder import GPT2Config
 from gptladder.ladder.candidate.layer import Request
-from gptladder.ladder.candidate.sandbox import Sandbox
+from gptladder.ladder.sandbox.sandbox import Sandbox
 from gptladder.ladder.rungs import Case, Trial
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it

@@ -12,11 +12,11 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from gptladder.ladder.candidate import messages
 from gptladder.ladder.candidate.layer import Reply, Request
-from gptladder.ladder.candidate.messages import MessageError, exchange, pack, read, unpack, write
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import draw_case, make_trial
+from gptladder.ladder.sandbox import messages
+from gptladder.ladder.sandbox.messages import MessageError, exchange, pack, read, unpack, write
 
 
 @dataclass(frozen=True)
