@@ -278,19 +278,23 @@ def test_float32_arithmetic_is_no_fault_and_its_line_is_named(layer: type) -> No
         assert f"test_layer.py:{here} computes in float32" in found.note
 
 
+class NeverReadsItsBK(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        self.b_K, kept = torch.zeros_like(self.b_K), self._parameters.pop("b_K")
+        try:
+            return super().forward(x)
+        finally:
+            del self.b_K
+            self.b_K = kept
+
+
 def test_a_mistake_beside_a_float32_step_is_not_called_rounding() -> None:
     class Averages(HasAFloat32Scale):
         def forward(self, x: Tensor) -> Tensor:
             return (super().forward(x) - self.b_O) / self.cfg.n_heads + self.b_O
 
-    class NeverReads(HasAFloat32Scale):
-        def forward(self, x: Tensor) -> Tensor:
-            self.b_K, kept = torch.zeros_like(self.b_K), self._parameters.pop("b_K")
-            try:
-                return super().forward(x)
-            finally:
-                del self.b_K
-                self.b_K = kept
+    class NeverReads(NeverReadsItsBK, HasAFloat32Scale):
+        pass
 
     for seed in range(3):
         assert climb(attention=Averages, cases=6, seed=seed).rungs[0].mistakes == ("heads averaged",)
@@ -493,15 +497,6 @@ def test_what_is_right_on_first_sight_is_found(layer: type) -> None:
 
 
 def test_a_parameter_that_is_never_read_is_a_fault() -> None:
-    class Without(Attention):
-        def forward(self, x: Tensor) -> Tensor:
-            self.b_K, kept = torch.zeros_like(self.b_K), self._parameters.pop("b_K")
-            try:
-                return super().forward(x)
-            finally:
-                del self.b_K
-                self.b_K = kept
-
-    found = climb(attention=Without, cases=3).rungs[0]
+    found = climb(attention=NeverReadsItsBK, cases=3).rungs[0]
     assert fault(found).message == "the output is right, but no gradient reaches b_K"
     assert found.mistakes == ("b_K not added to the keys",)
