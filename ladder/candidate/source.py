@@ -246,11 +246,13 @@ class Loaded:
                 sys.path.insert(0, folder)
         sys.modules[self.module.__name__] = self.module
 
+        # Which statements the wanted classes need.
         statements = list(self._statements())
         bound = set().union(*(binds(node) for _, node in statements))
         # If a name that is asked for is not there, all are read, to list them.
         wanted = self.wanted if self.wanted <= bound else set()
         needed = bound if self.imported else reachable([node for _, node in statements], wanted)
+        # Run those; what fails, and what is left out, becomes a stand-in that raises if it is used.
         left_out, failed = [], []
         for file, node in statements:
             names = binds(node)

@@ -3,7 +3,6 @@
 No layout matters: a tensor is a quantity if it holds the same numbers, whatever their order.
 """
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -14,11 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .candidate.trace import STATISTICS, Event, Trace
-from .number_sets import TOLERANCE, Numbers, equal, factor_of, sorted_numbers, varied, within
-from .numbers import close
+from ..answers import close
+from ..candidate.trace import STATISTICS, Event, Trace
+from ..rungs import Trial
+from .arrangement import HEAD_AXES, arrangement, grouped, lies_like
 from .quantities import Quantity, quantities
-from .rungs import Trial
+from .same_numbers import TOLERANCE, Numbers, equal, factor_of, sorted_numbers, varied, within
 from .softmax_steps import ROW_NUMBERS, SoftmaxSteps
 from .sums import Sum, sums
 
@@ -139,7 +139,7 @@ class Matched:
         return began and value.good and again
 
     def _is_of_softmax(self, seen: Seen) -> bool:
-        """Return whether an event is a step of a softmax by hand: scores or weights, or a number for each row of these."""
+        """Return whether an event is a step of a softmax by hand: scores, weights, or a number for each row."""
         event = seen.event
         sources = [self.seen[index] for index in event.inputs if index >= 0]
         if any(quantity.key.endswith("pattern") for each in sources for quantity in (*each.is_, *each.part_of)):
@@ -229,19 +229,19 @@ class Matched:
 
     def arranged(self, seen: Seen) -> bool:
         """Return whether an event's numbers lie as a quantity's do, with axes exchanged or merged at most."""
-        known = [_lies_like(seen.event.value, quantity) for quantity in (*seen.is_, *seen.part_of)]
+        known = [lies_like(seen.event.value, quantity) for quantity in (*seen.is_, *seen.part_of)]
         return not any(each is False for each in known) or True in known
 
     def axes(self, seen: Seen) -> str:
         """Return the axes of queries, keys, values, scores or z in an event, in words; empty if it is none of them."""
         for quantity in seen.is_:
-            names = next((axes for keys, axes in _AXES.items() if re.search(keys, quantity.key)), ())
+            names = next((axes for keys, axes in HEAD_AXES.items() if re.search(keys, quantity.key)), ())
             if names and quantity.value.numel() == seen.event.value.numel():
                 if min(quantity.value.shape) < 2:
                     return ""
-                order = _arrangement(seen.event.value, quantity.value)
+                order = arrangement(seen.event.value, quantity.value)
                 return (
-                    "" if order is None else f"[{', '.join(_grouped(seen.event.value, quantity.value, order, names))}]"
+                    "" if order is None else f"[{', '.join(grouped(seen.event.value, quantity.value, order, names))}]"
                 )
         return ""
 
@@ -351,65 +351,3 @@ def _factor(event: Event, quantity: Quantity) -> float | None:
     if event.value.shape != quantity.value.shape:
         return None
     return factor_of(event.value[event.value > -1e4], quantity.value[..., quantity.visible])
-
-
-# The axes of what is split into heads.
-_AXES = {
-    r"(^|\.)([QKV]0?|z)$": ("batch", "seq", "n_heads", "d_head"),
-    r"(^|\.)(raw|scores|pattern)$": ("batch", "n_heads", "query", "key"),
-}
-
-
-def _arrangement(value: Tensor, right: Tensor) -> tuple[int, ...] | None:
-    """Return the order of the right tensor's axes in which its numbers lie as these do; None if they lie otherwise."""
-    shape = [size for size in value.shape if size != 1]
-    right = right.squeeze()
-    for order in itertools.permutations(range(right.ndim)):
-        turned = right.permute(order)
-        if _merged(list(turned.shape), shape) and close(turned.flatten().double(), value.double().flatten(), TOLERANCE):
-            return order
-    return None
-
-
-def _lies_like(value: Tensor, quantity: Quantity) -> bool | None:
-    """Return whether numbers lie as those of a quantity, or of one head of it; None if that cannot be told."""
-    right = quantity.value
-    if quantity.visible is None and not value.isfinite().all():  # what is hidden is none of its numbers
-        return None
-    if quantity.visible is not None:
-        if value.shape != right.shape:
-            return None
-        return close(value[..., quantity.visible].double(), right[..., quantity.visible].double(), TOLERANCE)
-    if value.numel() == right.numel():
-        return _arrangement(value, right) is not None
-    axes = next((axes for keys, axes in _AXES.items() if re.search(keys, quantity.key)), ())
-    if "n_heads" in axes and value.numel() * right.shape[axes.index("n_heads")] == right.numel():
-        return any(_arrangement(value, head) is not None for head in right.unbind(axes.index("n_heads")))
-    if value.numel() > right.numel() and value.shape[:2] == right.shape[:2]:  # queries, keys and values in one
-        pairs = zip(right.flatten(0, 1), value.flatten(0, 1), strict=True)
-        return all(within(sorted_numbers(own), sorted_numbers(every)) for own, every in pairs)
-    return None
-
-
-def _grouped(value: Tensor, right: Tensor, order: Sequence[int], names: Sequence[str]) -> list[str]:
-    """Return the name of each of a tensor's axes: of those that were merged, their product."""
-    left = [(right.shape[i], names[i]) for i in order]
-    found = []
-    for size in value.shape:
-        product, merged = 1, []
-        while left and product < size:
-            product *= left[0][0]
-            merged.append(left.pop(0)[1])
-        found.append("*".join(merged) or "1")
-    return found
-
-
-def _merged(axes: list[int], shape: list[int]) -> bool:
-    """Return whether a shape comes from merging neighbouring axes."""
-    for size in shape:
-        product = 1
-        while axes and product < size:
-            product *= axes.pop(0)
-        if product != size:
-            return False
-    return not axes

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .number_sets import Numbers, equal, sorted_numbers, varied, within
 from .quantities import Quantity
+from .same_numbers import Numbers, equal, sorted_numbers, varied, within
 
 # What is subtracted from each row of scores, or what each row of weights is divided by.
 ROW_NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -17,16 +17,8 @@ ROW_NUMBERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 # After these a row is complete: a factor for each of them is no longer free.
 _COMPLETE = (
-    "div",
-    "div_",
-    "true_divide",
-    "__truediv__",
-    "__itruediv__",
-    "divide",
-    "softmax",
-    "normalize",
-    "log_softmax",
-)
+    "div", "div_", "divide", "true_divide", "__truediv__", "__itruediv__", "softmax", "log_softmax", "normalize",
+)  # fmt: skip
 
 
 class SoftmaxSteps:

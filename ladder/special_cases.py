@@ -1,4 +1,4 @@
-"""What hides a mistake: small streams, calls before, full length, large scores. Layers that pass are tried on them."""
+"""Cases that show what others hide: a small stream, calls before, full length, large scores. Right layers get them."""
 
 import random
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .diagnosis import small_stream
-from .quantities import quantities
+from .cases import small_stream
+from .formula.quantities import quantities
 from .results import Fault, Verdict
 from .rungs import Case, Trial, altered
 from .under_test import FATAL, UnderTest
