@@ -30,6 +30,13 @@ _SECOND = re.compile(
 )
 
 
+def _assign(picked: dict[str, Parameter], role: str, parameter: Parameter, layer: str) -> None:
+    """Give a parameter its role; refuse one that has none, or whose role is taken."""
+    if not role or role in picked:
+        raise Unreadable(f"{parameter} is none of {layer}'s parameters")
+    picked[role] = parameter
+
+
 def _mlp(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     picked: dict[str, Parameter] = {}
     for name, parameter in found.items():
@@ -47,9 +54,7 @@ def _mlp(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
             role = "b_out"
         else:
             role = ""
-        if not role or role in picked:
-            raise Unreadable(f"{parameter} is none of an MLP's parameters")
-        picked[role] = parameter
+        _assign(picked, role, parameter, "an MLP")
     return _picked(picked, of, ("W_in", "b_in", "W_out", "b_out"))
 
 
@@ -63,9 +68,7 @@ def _norm(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
             role = "b"
         else:
             role = "w" if bool((parameter.tensor == 1).all()) else "b"
-        if parameter.tensor.numel() != config.d_model or role in picked:
-            raise Unreadable(f"{parameter} is none of a LayerNorm's parameters")
-        picked[role] = parameter
+        _assign(picked, role if parameter.tensor.numel() == config.d_model else "", parameter, "a LayerNorm")
     return _picked(picked, of, ("w", "b"))
 
 
@@ -91,9 +94,7 @@ def _unembed(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
             role = "b_U"
         else:
             role = ""
-        if not role or role in picked:
-            raise Unreadable(f"{parameter} is none of an output projection's parameters")
-        picked[role] = parameter
+        _assign(picked, role, parameter, "an output projection")
     return _picked(picked, of, ("W_U", "b_U"))
 
 

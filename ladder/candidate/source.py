@@ -34,6 +34,11 @@ class CandidateError(ValueError):
 
     ``kind`` is that of the `Fault` if reading the file ended the sandbox (``hang``, ``died``, ``limit``); ``no layer``
     if the file was read and holds none; and otherwise empty. ``at`` is the ``file:line`` where that happened.
+
+    Example:
+        >>> split("no_such_file.py")
+        Traceback (most recent call last):
+        gptladder.ladder.candidate.source.CandidateError: there is no file no_such_file.py: ...
     """
 
     def __init__(self, message: str, kind: str = "", at: str | None = None) -> None:
@@ -155,19 +160,6 @@ def _shown(name: str) -> str:
     if typed:
         return f"cell {typed[1]}" if typed[1] else "cell"
     return name.removeprefix(os.path.join(os.getcwd(), ""))
-
-
-def find(source: str) -> tuple[Callable[..., Any], Code]:
-    """Return the class or function that ``FILE.py:NAME`` names, and its source.
-
-    Raises:
-        CandidateError: no such file, a file that cannot be read, nothing of that name in it.
-    """
-    path, name = split(source)
-    if not name:
-        raise CandidateError(f"{source!r} does not name a class: write {source}:CLASS")
-    loaded = load(path, [name])
-    return loaded.get(name, source), loaded.code
 
 
 class Loaded:

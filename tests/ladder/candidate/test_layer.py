@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gptladder import GPT2, GPT2Config, components
 from gptladder.ladder import CandidateError, climb
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
-from gptladder.ladder.candidate.source import Code, find
+from gptladder.ladder.candidate.source import Code, load
 from gptladder.ladder.diagnosis import faults
 from gptladder.ladder.results import Diagnosis, Fault, Tried
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
@@ -29,7 +29,7 @@ def ours(cfg: Any) -> GPT2:
 
 
 def in_file(name: str, *classes: str) -> list[Any]:
-    return [find(f"{LAYERS / name}:{each}")[0] for each in classes]
+    return [load(LAYERS / name, [each]).get(each, name) for each in classes]
 
 
 ARENA = ("Embed", "PosEmbed", "LayerNorm", "Attention", "MLP", "TransformerBlock", "Unembed", "DemoTransformer")

@@ -17,7 +17,7 @@ import torch
 from gptladder.ladder import CandidateError
 from gptladder.ladder.answers import Answer
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
-from gptladder.ladder.candidate.source import find
+from gptladder.ladder.candidate.source import load
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
 from gptladder.ladder.sandbox.sandbox import Sandbox
@@ -130,8 +130,10 @@ def test_it_answers_as_the_layer_does_in_this_process() -> None:
     with Sandbox({"attention": "mine.py:Prints"}, 60) as sandbox:
         for look in (False, True):
             there = sandbox.respond(replace(question(), look=look))
-            layer, code = find(f"{ARENA}:Attention")
-            near = Candidate(layer, "Attention", code).respond(replace(question(), look=look))
+            loaded = load(ARENA, ["Attention"])
+            near = Candidate(loaded.get("Attention", ""), "Attention", loaded.code).respond(
+                replace(question(), look=look)
+            )
             ours, theirs = answer_of(near), answer_of(there)
             assert torch.equal(theirs.output, ours.output)
             assert theirs.gradients.keys() == ours.gradients.keys()
