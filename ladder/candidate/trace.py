@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
 from .own_functions import OwnFunctions
-from .source import Code
+from .places import Code
 
 Place = tuple[str, str]
 
