@@ -61,9 +61,10 @@ def try_layer(
         (verdict, fault, trial), notes = _attempts(layer, number)
     # If it is right on those: cases that show what others hide, and a lower precision if one was asked for.
     if fault is None and verdict is not None:
-        if verdict.lenient and trial is not None:
-            notes.append(_float32_note(layer, verdict, trial))
+        shown = trial
         fault, trial, before = next(hidden_faults(layer, verdict), (None, None, ()))
+        if fault is None and verdict.lenient and shown is not None:
+            notes.append(_float32_note(layer, verdict, shown))
     if fault is None and dtype is not None:
         fault, finding, note = low_precision(layer, dtype, number)
         notes += [note] if note else []

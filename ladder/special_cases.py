@@ -13,10 +13,9 @@ from .results import Fault, Verdict
 from .rungs import Case, Trial, altered
 from .under_test import FATAL, UnderTest
 
-# By how a step's key ends: how large trained models make it, what makes it as large, and what it is. Above 10, GELU in
-# float32 may be computed by exponentials that overflow.
+# By how a step's key ends: how large trained models make it, what makes it as large, and what it is.
 _LARGE = {
-    "post": (10.0, ("W_in", "b_in"), "the hidden layer"),
+    "post": (20.0, ("W_in", "b_in"), "the hidden layer"),
     "z": (100.0, ("W_V", "b_V"), "the values"),
     "logits": (300.0, ("W_U", "b_U"), "the logits"),
     "start": (1000.0, ("W_E", "W_pos"), "the stream"),
@@ -108,6 +107,8 @@ def _large_values(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
     keys = {each.key: each.value for each in quantities(base)}
     keys[base.rung] = keys["output"]
     for ending, (most, names, what) in _LARGE.items():
+        if verdict.lenient and ending == "post":
+            most = 10.0  # above, a GELU of exponentials overflows in float32
         reached = [value.abs().max().item() for key, value in keys.items() if key.endswith(ending)]
         if not reached or (factor := most / max(reached)) <= 1:
             continue

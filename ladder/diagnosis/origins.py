@@ -13,7 +13,7 @@ from ..results import Finding
 def origin_of(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the line that made a step wrong, if it is another than the step's own and the numbers show it."""
     for cause in (
-        _miscounted, _mixed, _misnamed, _unfilled, _of_some_positions, _of_two_heads, _in_loop, _wrong_axes,
+        _miscounted, _mixed, _misnamed, _unfilled, _of_some_positions, _cut_short, _of_two_heads, _in_loop, _wrong_axes,
     ):  # fmt: skip
         if (finding := cause(matched, culprit)) is not None:
             return finding
@@ -25,7 +25,8 @@ def found_at(
 ) -> Finding:
     """Return that something is wrong at a place, and what is right before an event."""
     at, code = place or (None, None)
-    return Finding(at, code, matched.right_steps(before.index), wrong, tuple(detail))
+    file = at.rpartition(":")[0] if at else ""
+    return Finding(at, code, matched.right_steps(before.index, file), wrong, tuple(detail))
 
 
 def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
@@ -126,6 +127,39 @@ def _of_some_positions(matched: Matched, culprit: Seen) -> Finding | None:
     return None
 
 
+def _cut_short(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the slice that leaves out numbers of queries, keys, values or the input, if no other takes the rest."""
+    given = matched.trial.given
+    for seen in (matched.seen[index] for index in sorted(matched.sources(culprit.event.inputs))):
+        if seen.event.inputs != (-1,) or seen.event.function != "__getitem__" or seen.event.loop:
+            continue
+        own = [each for each in matched.seen if -1 in each.event.inputs and each.event.function == "__getitem__"]
+        if len(own) == 1 and seen.event.value.numel() < given.numel() and seen.event.at:
+            detail = f"Line {line_of(seen.event)} takes {seen.event.value.numel()} of its {given.numel()} numbers, "
+            return found_at(
+                matched,
+                seen,
+                seen.event.at,
+                "the input: some of it is left out",
+                [f"{detail}and no other line the rest."],
+            )
+    for index in culprit.event.inputs:
+        path = moved_from(matched, index) if index >= 0 else []
+        whole = next((seen for seen in path if any(q.key[-1] in "QKV" and q.step for q in seen.is_)), None)
+        cut = [seen for seen in path[: path.index(whole)] if not seen.is_] if whole else []
+        if whole is None or not cut or cut[-1].event.function != "__getitem__" or cut[-1].event.loop:
+            continue
+        others = [seen for seen in matched.seen if seen.event.inputs[:1] == cut[-1].event.inputs[:1]]
+        if sum(seen.event.function == "__getitem__" for seen in others) > 1:
+            continue
+        words, (few, every) = whole.is_[0].words, (seen.event.value.numel() for seen in (cut[-1], whole))
+        detail = (
+            f"Line {line_of(cut[-1].event)} takes {few} of their {every} numbers, and no other line takes the rest."
+        )
+        return found_at(matched, cut[-1], cut[-1].event.at, f"{words}: some of them are left out", [detail])
+    return None
+
+
 # Functions that exchange axes.
 _PERMUTES = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "T", "rearrange")
 
@@ -143,6 +177,7 @@ def _wrong_axes(matched: Matched, culprit: Seen) -> Finding | None:
     queries = matched.seen[index]
     path = [matched.seen[index] for index in sorted(matched.sources([queries.index]), reverse=True)]
     moved = [seen for seen in path if seen.event.function in _PERMUTES and seen.event.at]
+    moved = [seen for seen in moved if line_of(seen.event) != line_of(event)] or moved
     # An input whose axes are exchanged comes first: what follows it may be as it should be.
     first = [seen for seen in moved if any(quantity.key == "input" for quantity in seen.is_)]
     if not moved:
@@ -168,7 +203,7 @@ def _of_two_heads(matched: Matched, culprit: Seen) -> Finding | None:
     # The first product of a loop is that of head 0; weights come before values.
     one, other = found if "pattern" in found[0][1] or found[0][2] == 0 else found[::-1]
     taken = other[0]
-    for seen in _moved_from(matched, taken.index):
+    for seen in moved_from(matched, taken.index):
         taken = seen if seen.numbers.size == taken.numbers.size else taken
     wrong = f"the head: {other[1]} there are of head {other[2]}, and {one[1]} beside them of head {one[2]}"
     return found_at(matched, taken, taken.event.at, wrong, [f"Line {line_of(culprit.event)} takes them together."])
@@ -179,7 +214,7 @@ def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
     loop = culprit.event.loop
     inside = [seen for seen in matched.seen if seen.event.loop == loop]
     lines = {seen.event.at for seen in inside}
-    made = [_moved_from(matched, seen.index)[-1] for seen in inside if seen.good]
+    made = [moved_from(matched, seen.index)[-1] for seen in inside if seen.good]
     steps = any(quantity.key != "input" for seen in made for quantity in (*seen.is_, *seen.part_of))
     times = sum((each.event.at, each.event.function) == (culprit.event.at, culprit.event.function) for each in inside)
     if loop is None or len(lines) < 2 or steps or times < 2:
@@ -197,7 +232,7 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
     """
     if len(culprit.event.inputs) != 2 or min(culprit.event.inputs) < 0:
         return None
-    paths = [_moved_from(matched, index) for index in culprit.event.inputs]
+    paths = [moved_from(matched, index) for index in culprit.event.inputs]
     first, second = (next((q for q in path[0].is_ if q.step), None) for path in paths)
     names = {"Q": "queries", "K": "keys", "V": "values"}
     letters = [each.key.rpartition(".")[2] if each else "" for each in (first, second)]
@@ -220,7 +255,7 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
     return None
 
 
-def _moved_from(matched: Matched, index: int) -> list[Seen]:
+def moved_from(matched: Matched, index: int) -> list[Seen]:
     """Return an event and those before it, back to the one that made its numbers: the rest moved them."""
     path = [matched.seen[index]]
     while path[-1].event.function in MOVES and path[-1].event.inputs and path[-1].event.inputs[0] >= 0:

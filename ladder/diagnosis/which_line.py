@@ -44,7 +44,7 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     for part, at in event.within:
         if at is not None and part not in wrong and part_rung(part) is not None:
             return _wrong_input(matched, culprit, part, at)
-    if (origin := origin_of(matched, culprit)) is not None:
+    if (origin := origin_of(matched, culprit) or _part_ends_early(matched, culprit, wrong)) is not None:
         return origin
     if (elsewhere := _right_elsewhere(matched, culprit)) is not None:
         return elsewhere
@@ -58,10 +58,16 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     following = matched.next_step(culprit.index, event.inputs)
     given = event.function in _BY_WEIGHTS or "before the activation" in following
     given |= event.function == "softmax" and "pattern" not in following
-    moved = event.made is None or event.function in MOVES or given
+    moved = event.made is None or event.function in MOVES or given or _right_once(matched, event)
     if not moved and event.at is not None and event.made != event.at:
         detail.append(f"It is called at line {line_of(event)}.")
     return found_at(matched, culprit, event.at if moved else event.made, what, detail)
+
+
+def _right_once(matched: Matched, event: Event) -> bool:
+    """Return whether the module that an event ran in gave what is right when another line called it."""
+    ran = (seen for seen in matched.seen if seen.good and seen.event.made == event.made)
+    return any(seen.event.function == event.function and seen.event.at != event.at for seen in ran)
 
 
 def _random(one: Trace, other: Trace) -> Finding | None:
@@ -118,6 +124,22 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
     missing = matched.next_step(culprit.index, culprit.event.inputs)
     wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
     return found_at(matched, culprit, at, wrong, detail)
+
+
+def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Finding | None:
+    """Return the last line of a wrong layer inside, all of whose steps are right, if it leaves out GPT-2's last."""
+    around = {part for part, _ in culprit.event.within}
+    for seen in (matched.seen[index] for index in culprit.event.inputs if index >= 0):
+        chain = [seen]
+        while (before := chain[-1].event.inputs[:1]) and before[0] >= 0 and matched.seen[before[0]].is_ == seen.is_:
+            chain.append(matched.seen[before[0]])
+        for last in chain:
+            part = next((part for part, _ in last.event.within if part in wrong - around), None)
+            missing = matched.next_step(last.index + 1, [last.index])
+            if part and last.is_ and missing:
+                what = f"what {part} gives: it is {last.is_[0].words}"
+                return found_at(matched, last, last.event.at, what, [f"GPT-2 has {missing} next."])
+    return None
 
 
 def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:

@@ -1,5 +1,6 @@
 """The steps of a softmax that is written by hand: GPT-2's scores and weights, up to one number for each row."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -29,15 +30,17 @@ class SoftmaxSteps:
     """
 
     def __init__(self, steps: Sequence[Quantity]) -> None:
-        self.scores: list[Numbers] = []
-        self.weights: list[Numbers] = []
+        # With each, the share of the numbers that are visible.
+        self.scores: list[tuple[Numbers, float]] = []
+        self.weights: list[tuple[Numbers, float]] = []
         for step in steps:
             if not step.key.endswith(("raw", "scores", "masked")):
                 continue
             rows = step.value if step.visible is None else step.value.masked_fill(~step.visible, -torch.inf)
-            self.scores.append(sorted_numbers(_centred(rows)))
+            numbers = sorted_numbers(_centred(rows))
+            self.scores.append((numbers, numbers.size / rows.numel()))
             if not step.key.endswith("raw"):
-                self.weights.append(sorted_numbers(rows.softmax(-1)))
+                self.weights.append((sorted_numbers(rows.softmax(-1)), 1.0))
 
     def is_step(self, function: str, value: Tensor) -> bool:
         """Return whether what a function gave is such a step, of all heads or of some."""
@@ -51,9 +54,15 @@ class SoftmaxSteps:
             options.append((value / value.sum(-1, keepdim=True), self.weights))
         for rows, known in options:
             numbers = sorted_numbers(rows)
-            if varied(numbers) and any(equal(numbers, each) or within(numbers, each) for each in known):
+            if varied(numbers) and any(_is_part(rows, numbers, *each) for each in known):
                 return True
         return False
+
+
+def _is_part(rows: Tensor, numbers: Numbers, known: Numbers, share: float) -> bool:
+    """Return whether rows are those of all heads or of some, as large a share of them visible, or none hidden."""
+    own = numbers.size / rows.numel()
+    return (own == 1 or math.isclose(own, share)) and (equal(numbers, known) or within(numbers, known))
 
 
 def _centred(rows: Tensor) -> Tensor:

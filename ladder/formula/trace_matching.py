@@ -111,14 +111,17 @@ class Matched:
         # One head at a time, or one block of keys: together they are the quantity.
         whole = {seen.index for seen in self.seen if seen.good}
         for quantity, numbers in zip(self.steps, self.sets, strict=True):
-            pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
+            # Scores that are hidden are infinite: what is left of them does not show the mask.
+            pieces = [
+                seen
+                for seen in parts.get(quantity.key, [])
+                if seen.index not in whole
+                if quantity.visible is not None or seen.numbers.size == seen.event.value.numel()
+            ]
             complete = bool(pieces) and within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
             for seen in pieces:
-                # Scores that are hidden are infinite: what is left of them does not show the mask.
-                finite = seen.numbers.size == seen.event.value.numel()
                 # Rows of the table of positions, but not all: they may be the wrong ones.
-                finite &= quantity.key != "pos_embed"
-                if complete or finite or quantity.visible is not None:
+                if complete or quantity.key != "pos_embed":
                     seen.part_of.append(quantity)
                     seen.good = True
                 seen.is_ += [quantity] if complete else []
@@ -157,21 +160,25 @@ class Matched:
         """The keys of the quantities that were found."""
         return {quantity.key for seen in self.seen for quantity in seen.is_}
 
-    def sources(self, indices: Iterable[int]) -> set[int]:
-        """Return these events and all that they were made from."""
+    def sources(self, indices: Iterable[int], *, numbers: bool = False) -> set[int]:
+        """Return these events and all that they were made from; or those alone whose ``numbers`` they have."""
         found: set[int] = set()
         stack = list(indices)
         while stack:
             index = stack.pop()
-            if index >= 0 and index not in found:
+            if index < 0 or index in found:
+                continue
+            event = self.seen[index].event
+            if not numbers or event.value.dtype != torch.bool:
                 found.add(index)
-                stack += self.seen[index].event.inputs
+                stack += event.inputs
         return found
 
     def culprit(self) -> Seen | None:
         """Return the first wrong event: no step of the formula, nor before one, and the output depends on it."""
         leading = self.sources(seen.index for seen in self.seen if seen.is_ or seen.part_of)
-        used = self.sources([self.last] if self.whole else range(len(self.seen)))
+        # What a mask was made from shows in the step that uses it.
+        used = self.sources([self.last] if self.whole else range(len(self.seen)), numbers=self.whole)
         suspects = [
             seen
             for seen in self.seen
@@ -268,14 +275,17 @@ class Matched:
         later = [each for each in self.steps[last + 1 :] if each.step and each.key not in found]
         return next((each.words for each in later if each.key.endswith(ending)), "")
 
-    def right_steps(self, before: int) -> tuple[str, ...]:
-        """Return the last steps before an event that are right, with their lines."""
+    def right_steps(self, before: int, file: str = "") -> tuple[str, ...]:
+        """Return the last steps before an event that are right, with their lines, and with files other than this."""
         found: dict[str, str] = {}
         for seen in self.seen[:before]:
             known = [(each, each.words) for each in seen.is_] + [(e, f"a part of {e.words}") for e in seen.part_of]
             for quantity, words in known[:1]:
                 if quantity.step and quantity.key != "input" and seen.event.at:
-                    found.setdefault(words, f"{words} (line {line_of(seen.event)})")
+                    own, _, line = seen.event.at[0].rpartition(":")
+                    found.setdefault(
+                        words, f"{words} ({f'line {line}' if own == file or not file else f'{own}:{line}'})"
+                    )
         return tuple(list(found.values())[-4:])
 
     def factor(self, event: Event) -> tuple[Quantity, float] | None:

@@ -290,7 +290,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", TwiceOut, "gives what is right when line "),
         ("attention", BiasAgain, "adds b_Q a second time."),
         ("mlp", LastPieceMissing, ", counted from 0, is left at 0."),
-        ("mlp", Clamped, "where the hidden layer reaches 10, off by"),
+        ("mlp", Clamped, "where the hidden layer reaches 20, off by"),
         ("layer_norm", MeanOfTheFirst, "First wrong: the mean, of some positions only."),
         ("layer_norm", RunningMean, "First wrong: what this loop makes (GPT-2 has the mean next)."),
         ("layer_norm", ClampedNorm, "where the input reaches 1000, off by"),
