@@ -236,7 +236,9 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
     first, second = (next((q for q in path[0].is_ if q.step), None) for path in paths)
     names = {"Q": "queries", "K": "keys", "V": "values"}
     letters = [each.key.rpartition(".")[2] if each else "" for each in (first, second)]
-    wanted = {("Q", "Q"): "K", ("K", "K"): "Q", ("pattern", "Q"): "V", ("pattern", "K"): "V"}.get(tuple(letters))
+    wanted = {("Q", "Q"): "K", ("K", "K"): "Q", ("pattern", "Q"): "V", ("pattern", "K"): "V"}.get(
+        (letters[0], letters[1])
+    )
     if wanted is None:
         return None
     at = 0 if wanted == "Q" else 1

@@ -107,10 +107,25 @@ def _ends_early(matched: Matched) -> Finding | None:
         detail = ("GPT-2 adds all of them, and the bias once.",)
         # A loop that adds one after another leaves out those that it does not reach.
         return found_at(matched, last, last.event.loop or place, f"the output: it is {some}", detail)
+    if last.is_ and (unused := _unused(matched, last)):
+        what = f"the output: it is {last.is_[-1].words}"
+        return found_at(matched, unused, unused.event.at, what, [_not_used(unused)])
     missing = matched.next_step(last.index + 1, [last.index])
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
     detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
     return found_at(matched, last, place, what, detail)
+
+
+def _unused(matched: Matched, last: Seen) -> Seen | None:
+    """Return the last step that is made of an event alone and that nothing uses."""
+    used = {index for seen in matched.seen for index in seen.event.inputs}
+    ends = (seen for seen in matched.seen if seen.is_ and seen.event.inputs == (last.index,) and seen.event.at)
+    ends = (seen for seen in ends if seen.index not in used and seen.index != matched.last and seen.event.parameters)
+    return max(ends, key=lambda seen: seen.index, default=None)
+
+
+def _not_used(unused: Seen) -> str:
+    return f"{_capital(unused.is_[0].words)} is made of that on line {line_of(unused.event)}, and not used."
 
 
 def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]) -> Finding:
@@ -138,6 +153,8 @@ def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Findin
             missing = matched.next_step(last.index + 1, [last.index])
             if part and last.is_ and missing:
                 what = f"what {part} gives: it is {last.is_[0].words}"
+                if unused := _unused(matched, last):
+                    return found_at(matched, unused, unused.event.at, what, [_not_used(unused)])
                 return found_at(matched, last, last.event.at, what, [f"GPT-2 has {missing} next."])
     return None
 

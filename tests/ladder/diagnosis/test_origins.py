@@ -218,6 +218,51 @@ class BiasAgain(Split):
         return [q, k, v]
 
 
+class NotAssigned(Split):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        z = (self.pattern(q @ k.mT / math.sqrt(self.d_head)) @ v).transpose(1, 2).flatten(2)
+        self.out(z)  # here: NotAssigned
+        return z
+
+
+class FirstSequence(Split):
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().heads(x)
+        k = k[:1]  # here: FirstSequence
+        return q, k, v
+
+
+class HeadsLast(Split):
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        every = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head)).permute(2, 0, 1, 3, 4)  # here: HeadsLast
+        q, k, v = every.unbind(0)
+        return q, k, v
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+
+class TopThree(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+        least = scores.topk(min(3, scores.shape[-1]), dim=-1).values[..., -1:]
+        scores = scores.masked_fill(scores < least, -torch.inf)  # here: TopThree
+        return scores.softmax(-1)
+
+
+class TwiceActivated(nn.Module):
+    def __init__(self, d_model: int, d_mlp: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(d_model, d_mlp), nn.Linear(d_mlp, d_model)
+        self.gelu = nn.GELU(approximate="tanh")
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.gelu(self.first(x))
+        hidden = self.gelu(hidden)  # here: TwiceActivated
+        return self.second(hidden)
+
+
 class Norm(nn.Module):
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -289,6 +334,11 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", FromHeadOneOn, "takes a part of the scaled scores"),
         ("attention", TwiceOut, "gives what is right when line "),
         ("attention", BiasAgain, "adds b_Q a second time."),
+        ("attention", NotAssigned, "The output is made of that on line "),
+        ("attention", FirstSequence, "First wrong: the keys: some of them are left out."),
+        ("attention", HeadsLast, "Its products are of n_heads, where GPT-2 has a product for each position (seq)."),
+        ("attention", TopThree, "First wrong: what `masked_fill` gives (GPT-2 has the attention pattern next)."),
+        ("mlp", TwiceActivated, "`gelu` on line "),
         ("mlp", LastPieceMissing, ", counted from 0, is left at 0."),
         ("mlp", Clamped, "where the hidden layer reaches 20, off by"),
         ("layer_norm", MeanOfTheFirst, "First wrong: the mean, of some positions only."),
