@@ -105,9 +105,12 @@ class MistakeSearch:
         if not all(options):
             return None
         base = self.own[0].base
+        # Layers of one class make one mistake, where two would do as well.
+        every = itertools.islice(itertools.product(*options), 100)
+        likeliest = sorted(every, key=lambda chosen: len({each.name for each, _ in chosen}))[:20]
         for wiring in (None, *self.own):
             for spelling in wiring.spellings if wiring else ({},):
-                for chosen in itertools.islice(itertools.product(*options), 20):
+                for chosen in likeliest:
                     builds = {path: build for (path, _, _), (_, build) in zip(inner, chosen, strict=True)}
                     if self._reproduces(build := with_parts(base, builds, spelling)):
                         found = [(path, each) for (path, _, _), (each, _) in zip(inner, chosen, strict=True)]

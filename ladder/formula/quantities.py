@@ -71,6 +71,8 @@ def _layer_norm(
     yield Quantity(f"{of}variance+eps", f"the variance plus eps{where}", variance + config.layer_norm_eps)
     yield Quantity(f"{of}scale", f"the standard deviation{where}", scale)
     yield Quantity(f"{of}1/scale", f"one over the standard deviation{where}", 1 / scale, step=False)
+    gained = (x - mean) * p[f"{of}w"]
+    yield Quantity(f"{of}centred w", f"the input less its mean, times w{where}", gained, step=False)
     yield Quantity(f"{of}normalised", f"the normalised vector{where}", normalised)
     yield Quantity(f"{of}gained", f"the normalised vector times w{where}", normalised * p[f"{of}w"])
     yield Quantity(f"{of}output", output, normalised * p[f"{of}w"] + p[f"{of}b"])
@@ -86,6 +88,11 @@ def _attention(
         yield Quantity(f"{of}{letter}0", f"the {words} without their bias{where}", bare, step=False)
         yield Quantity(f"{of}{letter}", f"the {words}{where}", made[letter])
     q, k, v = (made[letter] for letter in "QKV")
+    # Many scale queries or keys, or both by its root, in place of scores.
+    for letter, words in (("Q", "queries"), ("K", "keys")):
+        for name, power in (("scaled", 1.0), ("half scaled", 0.5)):
+            value = made[letter] * config.attn_scale(0) ** power
+            yield Quantity(f"{of}{letter} {name}", f"the scaled {words}{where}", value, step=False)
     raw = torch.einsum("bqnh,bknh->bnqk", q, k)
     scores = raw * config.attn_scale(0)
     visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
