@@ -3,16 +3,18 @@
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from .drawing import Draw, as_gpt2
 from .explaining import explained, lacking
 from .hidden import hidden_faults
 from .low_precision import low_precision
 from .numbers import Answer, difference
-from .results import Diagnosis, Fault, Tried, Verdict
+from .own_faults import own_faults
+from .results import Diagnosis, Fault, Finding, Tried, Verdict
 from .rungs import RANGES, Case, Rung, Trial, distance
 from .under_test import FATAL, OPTIONAL, Ask, UnderTest, as_sentence
 from .verdicts import limit, wrongness
@@ -50,40 +52,74 @@ def try_layer(
     """
     began = time.perf_counter()
     layer = UnderTest(rung, ask, reference, seed)
-    layer.begin()
-    verdict, fault, trial, before = None, layer.first.fault, None, ()
-    finding, notes = None, []
-    if fault and (fault.kind in (*FATAL, "parameters") or (fault.kind == "build" and fault.names)):
-        trial = layer.trial(layer.new_case())
-    elif fault is None or fault.kind != "refused":
-        (verdict, fault, trial), notes = _attempts(layer, number)
-    if fault is None and verdict is not None:
-        if verdict.lenient and trial is not None:
-            notes.append(_float32_note(layer, verdict, trial))
-        fault, trial, before = next(hidden_faults(layer, verdict), (None, None, ()))
-    if fault is None and dtype is not None:
-        fault, finding, note = low_precision(layer, dtype, number)
-        notes += [note] if note else []
-    if fault is None and layer.widened and layer.first.precision:
-        low = layer.first.precision
-        fault = Fault("half", f"it computes in {low}; computed in float64 throughout, it would be right")
+    found = _Found()
+    with own_faults(found.fail):
+        _judge(layer, found, number, dtype)
+    fault, notes = found.fault, found.notes
     if layer.widened:
         right = "" if fault else "right in float32 arithmetic: "
         notes.insert(0, as_sentence(right + layer.widened))
     tried = Tried(
         rung=rung.name,
         layer=name,
-        verdict=verdict,
+        verdict=found.verdict,
         fault=fault,
         missing=tuple(sorted(layer.missing - set(OPTIONAL))),
         reading=layer.reading,
         notes=tuple(dict.fromkeys([*map(as_sentence, layer.notes), *notes])),
         borrowed=layer.first.borrowed,
-        diagnosis=Diagnosis(finding=finding) if fault else None,
+        diagnosis=Diagnosis(finding=found.finding) if fault else None,
     )
-    if fault is not None and trial is not None:
-        tried = explained(layer, tried, fault, trial, before)
+    if fault is not None and found.trial is not None:
+        undiagnosed: list[str] = []
+        with own_faults(undiagnosed.append):
+            tried = explained(layer, tried, fault, found.trial, found.before)
+        added = [f"The verdict stands, but what is wrong was not found out: {why}." for why in undiagnosed]
+        tried = replace(tried, notes=(*tried.notes, *added))
     return replace(lacking(tried), seconds=time.perf_counter() - began)
+
+
+@dataclass
+class _Found:
+    """What was found out about a layer: how far off it is, what is wrong, and the trial that shows it.
+
+    Args:
+        before: inputs that the layer must be called with first, to show it.
+    """
+
+    verdict: Verdict | None = None
+    fault: Fault | None = None
+    trial: Trial | None = None
+    before: tuple[Tensor, ...] = ()
+    finding: Finding | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def fail(self, why: str) -> None:
+        """Note that the layer could not be judged to the end, by a fault of gptladder's own."""
+        right = self.verdict if self.fault is None else None
+        message = f"right on the {right.cases} cases, but not tried further: {why}" if right else why
+        self.fault, self.trial = Fault("internal", message), None
+
+
+def _judge(layer: UnderTest, found: _Found, number: int, dtype: torch.dtype | None) -> None:
+    """Try the layer on the cases; if it is right on them, on what hides mistakes, and at a lower precision."""
+    layer.begin()
+    found.fault = fault = layer.first.fault
+    if fault and (fault.kind in (*FATAL, "parameters") or (fault.kind == "build" and fault.names)):
+        found.trial = layer.trial(layer.new_case())
+    elif fault is None or fault.kind != "refused":
+        (found.verdict, found.fault, found.trial), found.notes = _attempts(layer, number)
+    if found.fault is None and found.verdict is not None:
+        if found.verdict.lenient and found.trial is not None:
+            found.notes.append(_float32_note(layer, found.verdict, found.trial))
+        nothing = None, None, ()
+        found.fault, found.trial, found.before = next(hidden_faults(layer, found.verdict), nothing)
+    if found.fault is None and dtype is not None:
+        found.fault, found.finding, note = low_precision(layer, dtype, number)
+        found.notes += [note] if note else []
+    if found.fault is None and layer.widened and layer.first.precision:
+        low = layer.first.precision
+        found.fault = Fault("half", f"it computes in {low}; computed in float64 throughout, it would be right")
 
 
 def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, list[str]]:

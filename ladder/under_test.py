@@ -15,6 +15,7 @@ from .drawing import Draw, as_gpt2, drawing, in_any_block, without
 from .location import locate
 from .matching import Matched
 from .numbers import Answer, close, difference
+from .own_faults import OwnFault
 from .quantities import Quantity, quantities
 from .results import Fault, Finding
 from .rungs import Case, Rung, Trial, altered, make_trial
@@ -102,6 +103,8 @@ class UnderTest:
         if self.dead:
             return
         for reply in self._ask(requests):
+            if reply.fault is not None and reply.fault.kind == "internal":
+                raise OwnFault(reply.fault.message)
             self.dead = reply.fault is not None and reply.fault.kind in FATAL
             yield reply
             if self.dead:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
 from ..numbers import Answer, backward
+from ..own_faults import described
 from ..results import Fault
 from .aliases import foreign
 from .borrowed import BorrowedCalls, borrowed_classes
@@ -146,6 +147,12 @@ class Candidate:
             answer = self._answer(request, trace)
         except _Faulty as error:
             fault = error.fault
+        except Exception as error:
+            place = self.code.raised(error)  # the user's code also runs where it is only looked at: a property, say
+            if place:
+                fault = Fault("raises", f"reading the layer raises {one_line(error)}", *place)
+            else:
+                fault = Fault("internal", described(error))
         return replace(
             self._known,
             answer=answer,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..own_faults import described
 from ..results import Fault
 from . import messages
 from .finder import find_layers, rungs_of
@@ -46,15 +47,11 @@ def main() -> None:
     requests, replies = take_streams()
     torch.set_num_threads(1)
     start = messages.read(requests, Start)
-    candidates: dict[str, Candidate] = {}
     with open(start.trace, "r+b") as trace:
         os.set_inheritable(trace.fileno(), False)
         faulthandler.enable(trace)
         faulthandler.dump_traceback_later(start.reading_limit, exit=True, file=trace)
-        try:
-            candidates, reply = _candidates(start)
-        except CandidateError as refused:
-            reply = Reply(fault=Fault(refused.kind, str(refused)))
+        candidates, reply = read_sources(start)
         while True:
             faulthandler.cancel_dump_traceback_later()
             for stream in (sys.stdout, sys.stderr):
@@ -66,6 +63,16 @@ def main() -> None:
                 return
             faulthandler.dump_traceback_later(start.time_limit, exit=True, file=trace)
             reply = candidates[request.rung].respond(request)
+
+
+def read_sources(start: Start) -> tuple[dict[str, Candidate], Reply]:
+    """Read the sources; return the layers by rung, and what was found or why nothing could be."""
+    try:
+        return _candidates(start)
+    except CandidateError as refused:
+        return {}, Reply(fault=Fault(refused.kind, str(refused)))
+    except Exception as error:
+        return {}, Reply(fault=Fault("internal", described(error)))
 
 
 def _candidates(start: Start) -> tuple[dict[str, Candidate], Reply]:

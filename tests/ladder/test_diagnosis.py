@@ -112,7 +112,7 @@ def test_a_layers_mistake_is_found_inside_a_larger_layer(name: str, mistake: str
     assert found.mistakes == (mistake,)
 
 
-def test_an_unembedding_inside_a_tied_model_is_tried_with_the_embeddings_table() -> None:
+def test_an_unembedding_in_a_tied_model_is_tried_with_the_embeddings_table() -> None:
     config = replace(draw_case(random.Random(0)).config, tie_word_embeddings=True, unembed_bias=True)
     trial = make_trial(rung("model"), rung("model").own, Case(config, 2, 3, 0), torch.float64, gradients=False)
     given = torch.randn(2, 3, config.d_model, dtype=torch.float64)
