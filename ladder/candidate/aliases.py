@@ -83,6 +83,10 @@ _PATTERNS = {
     r"^(n|num|nb|number_of)_(kv|key_value)_?(heads?|groups?)$": "n_kv_heads",
     r"^(?!.*(kv|key|value|group))(n|num|nb|number_of)_(.*_)?heads?$": "n_heads",
     r"(layer_?norm|norm|ln).*eps": "layer_norm_eps",
+    r"^(ff|ffn|ffwd|mlp|feed_?forward|fc|hidden|inner|intermediate|expansion|expand|widening)(_dim|_size|_width)?_"
+    r"(scale|scaling|mult|multiplier|multiple|factor|ratio|rate|expansion)(_factor)?$": "ratio",
+    r"^(n|num|nb|max|maximum)_?(ctx|context|positions?|seq_?len)$": "n_ctx",
+    r"^(input|output|in|out|src|tgt|source|target|token|char|word)_?vocab(ulary)?(_size|_len)?$": "d_vocab",
     r"^(qkv|attn|attention|c_attn|(out(put)?_)?proj|mlp|ffn?|ln|norm|linear|add|use|has|with|include)_bias$": "bias",
 }
 # Choices between two: what GPT-2 does. A name that may also mean a module or a tensor counts only for a bool.

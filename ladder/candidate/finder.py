@@ -11,6 +11,7 @@ from torch import nn
 
 from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES
+from .calling import unknown_arguments
 from .configuration import Builder, Refused, Sizes
 from .layouts import Unlearned, Unreadable
 from .parameters import read
@@ -121,6 +122,8 @@ def _fits(
         layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, set()))
         if not isinstance(layer, nn.Module):
             return None, "it makes no nn.Module"
+        if rung == "layer-norm" and (more := unknown_arguments(layer)):
+            return None, f"its forward asks for {', '.join(more)} beside its input"
         try:
             missing = len(read(layer, rung, _CONFIG)[0].missing)
         except Unlearned as error:
