@@ -211,7 +211,7 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     embeds = dict(itertools.islice(tables.items(), 1)) if tied else {n: p for n, p in tables.items() if n not in heads}
     norm = {n: p for n, p in rest.items() if p.tensor.ndim == 1 and p.tensor.numel() == config.d_model}
     bias = {n: p for n, p in rest.items() if p.tensor.ndim == 1 and p.tensor.numel() == config.d_vocab}
-    positions = {n: p for n, p in rest.items() if config.n_ctx in p.shape and n not in tables}
+    positions = {n: p for n, p in rest.items() if config.n_ctx in p.shape and p.tensor.ndim > 1 and n not in tables}
     extra = set(rest) - set(tables) - set(norm) - set(bias) - set(positions)
     if extra:
         raise Unreadable(f"{', '.join(str(rest[n]) for n in sorted(extra))}: none of GPT-2's parameters")

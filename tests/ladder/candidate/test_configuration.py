@@ -1,6 +1,8 @@
 """What constructors ask for: sizes, configurations, other layers."""
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,12 @@ import pytest
 from torch import Tensor, nn
 
 from gptladder.assembly.config import GPT2Config
+from gptladder.ladder import climb
 from gptladder.ladder.candidate.configuration import Builder, Refused, Sizes
 from gptladder.ladder.candidate.finder import find_layers
+from gptladder.ladder.candidate.parameters import read
 from gptladder.ladder.candidate.source import load
+from gptladder.ladder.drawing import as_gpt2, drawing, with_other_tables
 
 CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ctx=97, n_layers=2)
 
@@ -149,3 +154,48 @@ class LMHead(nn.Module):
 
 def test_an_argument_of_a_classs_name_is_that_class_and_no_configuration() -> None:
     assert build(LMHead, "model", TransformerDecoder=Norm, GPT=GPT).decoder.weight.shape == (41, 18)
+
+
+class ReadsWhatItDoesNotUse(nn.Module):
+    """Its matrices are [d_model d_model], whatever d_head is; its position table may have as many rows as columns."""
+
+    def __init__(self, config: Any = None, **kwargs: Any) -> None:
+        super().__init__()
+        self.n_head, self.words = config.n_head, f"d_k = {config.d_k}"
+        self.qkv, self.proj = nn.Linear(config.n_embd, 3 * config.n_embd), nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for each in self.qkv(x).chunk(3, -1))
+        z = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(z.transpose(1, 2).flatten(2))
+
+
+def test_a_size_that_no_matrix_follows_does_not_vary_and_is_not_mentioned() -> None:
+    result = climb(attention=ReadsWhatItDoesNotUse, cases=3)
+    assert result.passed, str(result)
+    assert result.rungs[0].note == ""
+
+
+def test_tables_are_different_also_where_the_heads_fill_the_model() -> None:
+    draw = drawing(frozenset({"d_model", "n_heads", "d_head", "n_ctx", "d_vocab", "d_mlp"}), frozenset())
+    source = random.Random(0)
+    for case in (with_other_tables(as_gpt2(draw(source), frozenset())) for _ in range(200)):
+        config = case.config
+        tables = {config.n_ctx, config.d_model, 3 * config.d_model, config.d_vocab}
+        assert len(tables) == 4, case
+        assert case.seq <= config.n_ctx, case
+
+
+class Model(nn.Module):
+    def __init__(self, d_model: int, d_vocab: int, n_ctx: int) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(d_vocab, d_model), nn.Embedding(n_ctx, d_model)
+        self.h = nn.ModuleList([nn.ModuleDict({"ln_1": nn.LayerNorm(d_model), "ln_2": nn.LayerNorm(d_model)})])
+        self.h[0]["qkv"], self.h[0]["proj"] = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
+        self.h[0]["fc1"], self.h[0]["fc2"] = nn.Linear(d_model, 72), nn.Linear(72, d_model)
+        self.ln_f, self.lm_head = nn.LayerNorm(d_model), nn.Linear(d_model, d_vocab, bias=False)
+
+
+def test_a_vector_as_long_as_the_context_is_no_table_of_positions() -> None:
+    config = replace(CONFIG, n_ctx=18, n_layers=1)
+    assert "wpe is W_pos" in read(Model(18, 41, 18), "model", config)[0].label
