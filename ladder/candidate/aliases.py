@@ -10,7 +10,7 @@ _NAMES = {
         "d_model n_embd n_embed emb_dim embed_dim embd_size emb_size embedding_dim embedding_dimension "
         "embed_size hidden_size d_in d_out ndim d_layer dim nx hidden_dim dmodel model_dim d_embed "
         "embedding_size features n_state normalized_shape width embd_dim d_emb n_emb channels emb dims "
-        "dim_model in_features feature_dim embeddings_dim model_size d_embd n_dim num_embed num_embd embed_dims "
+        "D h_dim dim_model in_features feature_dim embeddings_dim model_size d_embd n_dim num_embed num_embd embed_dims "
         "num_hiddens hid_dim model_dimension model_width n_features num_features token_dim dimension d_embedding "
         "embed_dimension emb_dimension d_hidden_size residual_dim d_residual norm_shape embeddings_size "
         "embedding_length embed_len dim_embed dim_emb dim_embedding n_embedding n_embeddings_dim n_hidden_size "
@@ -86,7 +86,7 @@ _PATTERNS = {
     r"^(ff|ffn|ffwd|mlp|feed_?forward|fc|hidden|inner|intermediate|expansion|expand|widening)(_dim|_size|_width)?_"
     r"(scale|scaling|mult|multiplier|multiple|factor|ratio|rate|expansion)(_factor)?$": "ratio",
     r"^(n|num|nb|max|maximum)_?(ctx|context|positions?|seq_?len)$": "n_ctx",
-    r"^(input|output|in|out|src|tgt|source|target|token|char|word)_?vocab(ulary)?(_size|_len)?$": "d_vocab",
+    r"^(input|output|in|out|src|tgt|trg|source|target|token|char|word)_?vocab(ulary)?(_size|_len)?$": "d_vocab",
     r"^(qkv|attn|attention|c_attn|(out(put)?_)?proj|mlp|ffn?|ln|norm|linear|add|use|has|with|include)_bias$": "bias",
 }
 # Choices between two: what GPT-2 does. A name that may also mean a module or a tensor counts only for a bool.
@@ -97,7 +97,8 @@ _FLAGS = {
     r"^((use|apply|with|enable|is)_)?(rope|rotary|alibi)(_pos(itions)?|_emb(eddings?)?)?$": False,
     r"^(is_)?(cross|encoder)(_attn|_attention)?$|^add_cross_attention$": False,
     r"^((use|enable)_)?(flash|sdpa|(kv_?)?cache(_kv)?)(_attn|_attention)?$": False,
-    r"^(return|output)_(attn|attention)s?(_weights|_scores)?$|^need_weights$": False,
+    r"^(return|output|log|store|save|keep|record|track)_(attn|attention)s?(_weights|_scores|_maps?)?$": False,
+    r"^need_weights$": False,
     r"^(use_)?(gradient_|activation_)?checkpoint(ing)?$|^use_(gqa|moe|lora|swiglu|rms_?norm|qk_?norm)$": False,
 }
 # These change what a layer computes: its own default is not left to stand.
@@ -147,9 +148,13 @@ def flag(name: str) -> bool | None:
 
 def is_plain_flag(name: str) -> bool:
     """Return whether a name can mean nothing but a flag: ``use_cache`` as against ``cache``."""
-    return bool(re.match("(is|use|apply|with|enable|return|output|add|need|norm_first|pre)_?", name, re.I)) or (
-        flat(name) in ("causal", "masked", "autoregressive", "flash", "flashattention", "flashattn")
-    )
+    return bool(
+        re.match(
+            "(is|use|apply|with|enable|return|output|add|need|norm_first|pre|log|store|save|keep|record|track)_?",
+            name,
+            re.I,
+        )
+    ) or (flat(name) in ("causal", "masked", "autoregressive", "flash", "flashattention", "flashattn"))
 
 
 def decides(name: str) -> bool:

@@ -45,6 +45,7 @@ _IN_LAYER = {
     ("mlp", "hiddendim"): "d_mlp",
     ("mlp", "hiddensize"): "d_mlp",
     ("mlp", "hiddendimension"): "d_mlp",
+    ("pos-embed", "numembeddings"): "n_ctx",
     ("mlp", "scaling"): "ratio",
     ("mlp", "mult"): "ratio",
     ("mlp", "multiplier"): "ratio",
@@ -235,6 +236,7 @@ class Builder:
     def __init__(self, make: Callable[..., Any], rung: str, namespace: MutableMapping[str, Any]) -> None:
         self.make, self.rung, self.namespace = make, rung, namespace
         self.configurations = own_configurations(namespace)
+        self._making: list[Callable[..., Any]] = []
         self.constants = self._constants()
 
     def build(self, sizes: Sizes) -> Any:
@@ -288,6 +290,13 @@ class Builder:
         return found
 
     def _call(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
+        self._making.append(make)
+        try:
+            return self._made(make, sizes, rung)
+        finally:
+            self._making.pop()
+
+    def _made(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
         arguments = list(inspect.signature(make).parameters.values())
         named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         given: dict[str, Any] = {}
@@ -362,7 +371,8 @@ class Builder:
         part = next((part for part, pattern in CLASS_NAMES.items() if re.search(pattern, each.name, re.I)), "")
         if each.annotation in (int, float, bool, str, "int", "float", "bool", "str"):
             return "", None
-        classes = {n: c for n, c in self.namespace.items() if inspect.isclass(c) and c is not self.make}
+        # A class whose arguments are being made is none of its own arguments.
+        classes = {n: c for n, c in self.namespace.items() if inspect.isclass(c) and c not in self._making}
         likely = [c for n, c in classes.items() if part and re.search(CLASS_NAMES[part], n, re.I)]
         of_that_name = [c for n, c in classes.items() if part and flat(n) == flat(each.name)]
         return part, next(iter([*of_that_name, *likely]), None)

@@ -67,7 +67,7 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
                 matched.add(name)
                 break
     for order, (name, cls) in enumerate(classes.items()):
-        if name in matched:
+        if name in matched or re.search(CLASS_NAMES["pos-embed"], name, re.I):  # its parameters would fit other rungs
             continue
         for rung in _BY_CONTENT:
             if rung not in fits and rung not in named:

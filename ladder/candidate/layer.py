@@ -284,6 +284,9 @@ class Candidate:
         except SystemExit as error:
             raise _Faulty("exit", f"{what} calls exit()", self.code.raised(error)) from error
         except BaseException as error:
+            if isinstance(error, TypeError) and not self.code.raised(error) and "forward() " in str(error):
+                message = f"forward cannot be called: {one_line(error)}; write an adapter whose layer takes one input"
+                raise _Faulty("refused", message) from error
             raise _Faulty(kind, f"{what} raises {one_line(error)}", self.code.raised(error)) from error
 
     def _fill(

@@ -118,6 +118,9 @@ def _layers(
     """Return the classes for each rung: of the whole file, or the rung of the one that is named."""
     if not name:
         return find_layers(loaded, chosen, only)
+    if only:
+        loaded.get(name, source)
+        return {only: [name]}
     rungs = rungs_of(loaded.get(name, source), name, vars(loaded.module), chosen)
     return {rungs[0]: [name]} if rungs else {}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from gptladder.assembly.config import GPT2Config
@@ -15,6 +16,7 @@ from gptladder.ladder.candidate.configuration import Builder, Refused, Sizes
 from gptladder.ladder.candidate.finder import find_layers
 from gptladder.ladder.candidate.parameters import read
 from gptladder.ladder.candidate.source import load
+from gptladder.ladder.candidate.worker import Start, read_sources
 from gptladder.ladder.drawing import as_gpt2, drawing, with_other_tables
 
 CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ctx=97, n_layers=2)
@@ -199,3 +201,40 @@ class Model(nn.Module):
 def test_a_vector_as_long_as_the_context_is_no_table_of_positions() -> None:
     config = replace(CONFIG, n_ctx=18, n_layers=1)
     assert "wpe is W_pos" in read(Model(18, 41, 18), "model", config)[0].label
+
+
+class Rows(nn.Embedding):
+    """The name alone tells whether its rows are tokens or positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.arange(x.shape[-1]).expand(x.shape))
+
+
+def test_rows_of_a_class_without_a_constructor_are_what_its_name_tells(tmp_path: Path) -> None:
+    assert climb(pos_embed=Rows, cases=1).passed
+    file = tmp_path / "rows.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n\n\nclass PositionEmbedding(nn.Embedding):\n    def forward(self, x):\n"
+        "        return super().forward(torch.arange(x.shape[-1]).expand(x.shape))\n"
+    )
+    assert find_layers(load(file), {}) == {"pos-embed": ["PositionEmbedding"]}
+    layers, _ = read_sources(Start({"": f"{file}:PositionEmbedding"}, {}, "pos-embed", "", 1.0, 1.0))
+    assert list(layers) == ["pos-embed"], "a class and a rung are named"
+
+
+class MultiHeadAttention(nn.Module):
+    def __init__(self, n_embd: int, log_attention_weights: bool, attention_of: Any) -> None:
+        super().__init__()
+        self.log = log_attention_weights
+
+
+def test_a_class_is_not_built_to_build_itself() -> None:
+    with pytest.raises(Refused, match="asks for attention_of"):
+        build(MultiHeadAttention, "attention", MultiHeadAttention=MultiHeadAttention)
+    with pytest.raises(Refused, match="asks for attention, which is another layer"):
+        build(OfAttention, MultiHeadAttention=MultiHeadAttention)
+
+
+class OfAttention(nn.Module):
+    def __init__(self, n_embd: int, attention: nn.Module) -> None:
+        super().__init__()
