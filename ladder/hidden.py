@@ -1,4 +1,4 @@
-"""What hides a mistake: small streams, calls before, full length, large scores. Layers that pass are tried on them."""
+"""What hides a mistake: small streams, calls before, full length, large numbers. Layers that pass are tried on them."""
 
 import random
 from collections.abc import Iterator
@@ -28,6 +28,7 @@ def hidden_faults(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
         yield from _full_context(layer, verdict)
     if with_attention:
         yield from _large_scores(layer, case, verdict)
+    yield from _large_numbers(layer, case, verdict)
 
 
 def _limit(verdict: Verdict, factor: float = 1.0) -> float:
@@ -87,3 +88,44 @@ def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
     message = f"right for small attention scores; where scores are in the hundreds, off by {off:.1e}"
     if off:
         yield fault or Fault("large", message), trial, ()
+
+
+# Factors that make a layer's numbers as large as a trained GPT-2's: its stream reaches thousands.
+_FACTORS = {"W_E": 300.0, "W_pos": 300.0, "W_U": 100.0, "W_V": 30.0}
+_LARGE = {
+    "embed": "embeddings are in the hundreds",
+    "pos-embed": "embeddings are in the hundreds",
+    "layer-norm": "inputs are in the hundreds",
+    "attention": "values are large",
+    "mlp": "numbers of the hidden layer reach {most:.0f}",
+    "block": "numbers of the residual stream are in the hundreds, and those of the hidden layer above 10",
+    "unembed": "logits are in the hundreds",
+    "model": "numbers of the residual stream, and logits, are in the hundreds",
+}
+
+
+def _large_numbers(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
+    """Try a layer on large numbers: a clamp, or a range that a function is approximated in, shows there."""
+    base, rung = layer.trial(case, gradients=False), layer.rung.name
+    large = {
+        name: factor * p for name, p in base.parameters.items() for end, factor in _FACTORS.items() if _is(name, end)
+    }
+    # Where tanh is written with exp, right formulas overflow beyond this.
+    most = 8.0 if verdict.lenient else 15.0
+    if rung == "mlp":
+        hidden = base.given @ base.parameters["W_in"] + base.parameters["b_in"]
+        factor = most / hidden.abs().max()
+        large |= {name: factor * base.parameters[name] for name in ("W_in", "b_in")}
+    elif rung in ("block", "model"):  # what they read there is normalised
+        large |= {name: most / 2 * p for name, p in base.parameters.items() if _is(name, "W_in")}
+    given = 300.0 * base.given if rung in ("layer-norm", "block") else base.given
+    trial = layer.fair(altered(base, given=given, **large))
+    size = max(1.0, trial.expected.output.abs().max().item())
+    fault, off = layer.off(trial, _limit(verdict, 100) * size)
+    message = f"right for small numbers; where {_LARGE[rung].format(most=most)}, off by {off:.1e}"
+    if off:
+        yield fault or Fault("large", message), trial, ()
+
+
+def _is(name: str, end: str) -> bool:
+    return name.rpartition(".")[2] == end
