@@ -110,10 +110,10 @@ def _judge(layer: UnderTest, found: _Found, number: int, dtype: torch.dtype | No
     elif fault is None or fault.kind != "refused":
         (found.verdict, found.fault, found.trial), found.notes = _attempts(layer, number)
     if found.fault is None and found.verdict is not None:
-        if found.verdict.lenient and found.trial is not None:
-            found.notes.append(_float32_note(layer, found.verdict, found.trial))
-        nothing = None, None, ()
-        found.fault, found.trial, found.before = next(hidden_faults(layer, found.verdict), nothing)
+        rounded = found.trial
+        found.fault, found.trial, found.before = next(hidden_faults(layer, found.verdict), (None, None, ()))
+        if found.fault is None and found.verdict.lenient and rounded is not None:
+            found.notes.append(_float32_note(layer, found.verdict, rounded))
     if found.fault is None and dtype is not None:
         found.fault, found.finding, note = low_precision(layer, dtype, number)
         found.notes += [note] if note else []

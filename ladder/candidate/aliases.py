@@ -10,10 +10,10 @@ _NAMES = {
         "d_model n_embd n_embed emb_dim embed_dim embd_size emb_size embedding_dim embedding_dimension "
         "embed_size hidden_size d_in d_out ndim d_layer dim nx hidden_dim dmodel model_dim d_embed "
         "embedding_size features n_state normalized_shape width embd_dim d_emb n_emb channels emb dims "
-        "D h_dim dim_model in_features feature_dim embeddings_dim model_size d_embd n_dim num_embed num_embd embed_dims "
+        "dim_model in_features feature_dim embeddings_dim model_size d_embd n_dim num_embed num_embd embed_dims "
         "num_hiddens hid_dim model_dimension model_width n_features num_features token_dim dimension d_embedding "
         "embed_dimension emb_dimension d_hidden_size residual_dim d_residual norm_shape embeddings_size "
-        "embedding_length embed_len dim_embed dim_emb dim_embedding n_embedding n_embeddings_dim n_hidden_size "
+        "D h_dim embedding_length embed_len dim_embed dim_emb dim_embedding n_embedding n_embeddings_dim n_hidden_size "
         "d_embeddings embedding_width hidden_dims"
     ),
     "n_heads": (

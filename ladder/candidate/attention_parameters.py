@@ -94,8 +94,9 @@ class _Attention:
             if role is None:
                 raise Unreadable(f"{parameter} is none of attention's parameters")
             head = re.search(r"\.(\d+)(\.|$)", f".{name.removeprefix(common)}")
-            is_bias = parameter.tensor.numel() <= largest and (
-                parameter.tensor.ndim == 1 or "b" in name.rpartition(".")[2][:1]
+            last = name.rpartition(".")[2]
+            is_bias = (parameter.tensor.numel() <= largest and (parameter.tensor.ndim == 1 or last[:1] == "b")) or (
+                parameter.tensor.ndim == 1 and last == "bias"
             )
             kind = self.biases if is_bias else self.matrices
             kind.setdefault(role, []).append((int(head[1]) if head else None, parameter))
@@ -108,13 +109,13 @@ class _Attention:
 
     def layouts(self) -> Layouts:
         """Return every layout."""
+        if "O" not in self.matrices:
+            raise Unreadable("it has nothing that could be W_O, as one head of attention has none")
         ways = list(self._fused() if "QKV" in self.matrices else self._separate())
         if not ways:
             raise Unreadable(
                 f"the shapes of {self._listed('QKV', 'Q', 'K', 'V')} fit no layout of queries, keys and values"
             )
-        if "O" not in self.matrices:
-            raise Unreadable("it has nothing that could be W_O")
         head, out = self.matrices["O"][0]
         outs = self._fitting(_patterns(_OUT if head is None else _OUT_OF_HEAD, out.known), out.shape)
         if not outs:
@@ -134,11 +135,13 @@ class _Attention:
         return ", ".join(map(str, found)) or "its parameters"
 
     def _fitting(self, patterns: Iterable[str], shape: tuple[int, ...]) -> list[str]:
-        def made(pattern: str) -> tuple[int, ...]:
+        def made(pattern: str) -> list[int]:
             parts = re.findall(r"\([^)]*\)|\w", pattern)
-            return tuple(math.prod(self.lengths[axis] for axis in part.strip("()").split()) for part in parts)
+            return [math.prod(self.lengths[axis] for axis in part.strip("()").split()) for part in parts]
 
-        return [pattern for pattern in dict.fromkeys(patterns) if made(pattern) == shape]
+        # Axes of length 1 make no difference: OpenAI's own code keeps matrices as [1 in out].
+        wanted = [size for size in shape if size != 1]
+        return [each for each in dict.fromkeys(patterns) if [size for size in made(each) if size != 1] == wanted]
 
     def _fused(self) -> Iterable[tuple[str, str]]:
         parameter = self.matrices["QKV"][0][1]
@@ -204,8 +207,13 @@ class _Attention:
         found = []
         if order != "QKV":
             found.append(f"the order is {', '.join(order.lower())}")
-        if re.search(r"h n|n c|h c|n h c", pattern):
+        axes = "".join(axis for axis in pattern if axis in "cnh")
+        if axes.find("h") < axes.find("n"):
             found.append("the numbers of the heads are interleaved")
+        if axes.find("h") < axes.find("c"):
+            found.append("the numbers of q, k and v are interleaved")
+        elif axes.startswith("nc"):
+            found.append("each head has its q, k and v side by side")
         if "h n" in out and "n h m" not in out:
             found.append("the output projection expects the heads interleaved")
         return " and ".join(found)

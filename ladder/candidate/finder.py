@@ -13,7 +13,7 @@ from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES
 from .calling import unknown_arguments
 from .configuration import Builder, Refused, Sizes
-from .layouts import Unlearned, Unreadable
+from .layouts import Repeated, Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
 
@@ -131,7 +131,7 @@ def _fits(
         return (missing if _runs(layer, rung) else missing + 50), ""
     except Unreadable as error:
         # One block many times over is a fault to report, and no reason to look elsewhere.
-        return 99 if "one and the same block" in str(error) else None, str(error)
+        return 99 if isinstance(error, Repeated) else None, str(error)
     except Refused as error:
         return None, f"it {error}"
     except (KeyboardInterrupt, SystemExit):

@@ -18,7 +18,7 @@ from .aliases import foreign
 from .borrowed import BorrowedCalls, borrowed_classes
 from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
 from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
-from .layouts import Layout, Unlearned, Unreadable, shapes
+from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .parameters import read
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, Code, one_line
@@ -254,7 +254,8 @@ class Candidate:
             except Unreadable as error:
                 names = shapes(request.rung, request.config)
                 sizes = size_names(request.config, request.given)
-                listing = both_sides(names, {n: tuple(t.shape) for n, t in layer.named_parameters()}, sizes)
+                own = {name: tuple(tensor.shape) for name, tensor in layer.named_parameters()}
+                listing = "" if isinstance(error, Repeated) else both_sides(names, own, sizes)
                 message = f"{self.name}'s parameters cannot be read: {error}"
                 raise _Faulty("parameters", message, listing=listing) from error
             self._known = replace(self._known, missing=reading[0].missing)

@@ -14,6 +14,7 @@ from .layouts import (
     Layouts,
     Parameter,
     Parameters,
+    Repeated,
     Unlearned,
     Unreadable,
     joined,
@@ -292,7 +293,7 @@ def _check_blocks(every: Mapping[str, Tensor]) -> None:
         if len(names) > 1 and len({re.sub(r"\d+", "#", name) for name in names}) == 1:
             one, other = (re.match(r"(.*?\d+)\.", name) for name in names[:2])
             if one and other:
-                raise Unreadable(
+                raise Repeated(
                     f"{one[1]} and {other[1]} are one and the same block, with one set of parameters ([Block(cfg)] * n "
                     "puts one block n times into the list): make a new block for each layer"
                 )

@@ -101,7 +101,7 @@ def _candidates(start: Start) -> tuple[dict[str, Candidate], Reply]:
             why = f" ({'; '.join(loaded[path].notes)})" if loaded[path].notes else ""
             raise CandidateError(
                 f"{sources['']}: none of its classes could be taken for {start.only or 'a layer of GPT-2'}; it has "
-                f"{has}{why}. Say which is which: --attention FILE.py:CLASS",
+                f"{has}{why}. Say which is which: --{start.only or 'attention'} FILE.py:CLASS",
                 "no layer",
             )
         for rung, classes in layers.items():

@@ -86,3 +86,16 @@ class InFloat32(ByHand):
 def test_right_layers_are_right_for_large_numbers(rung: str, layer: type[nn.Module]) -> None:
     found = tried(rung, layer)
     assert found.passed, found.text()
+
+
+class ClampedInFloat32(ClampedMLP):
+    def forward(self, normalized_resid_mid: Tensor) -> Tensor:
+        hidden = (normalized_resid_mid @ self.W_in + self.b_in).float().clamp(-6, 6).to(self.W_in.dtype)
+        return nn.functional.gelu(hidden, approximate="tanh") @ self.W_out + self.b_out
+
+
+def test_a_wrong_layer_is_not_called_right_in_float32_beside_it() -> None:
+    found = tried("mlp", ClampedInFloat32)
+    assert found.fault is not None
+    assert found.fault.kind == "large"
+    assert "Right in float32" not in found.note

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.ladder import climb
+from gptladder.ladder.candidate.layouts import Unreadable, shapes
 from gptladder.ladder.candidate.parameters import read
+from gptladder.ladder.candidate.shapes import both_sides
 
 CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ctx=97, n_layers=2)
 
@@ -109,3 +111,76 @@ def test_a_third_matrix_is_none_of_an_mlps() -> None:
     gated.w3 = Dense(18, 72)
     with pytest.raises(ValueError, match=r"w3.kernel \[18, 72\] is none of an MLP's parameters"):
         read(gated, "mlp", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "oddity"),
+    [
+        ("(c n h) m", ""),
+        ("(c h n) m", "the numbers of the heads are interleaved"),
+        ("(n c h) m", "each head has its q, k and v side by side"),
+        ("(n h c) m", "the numbers of q, k and v are interleaved"),
+        ("(h n c) m", "the numbers of the heads are interleaved and the numbers of q, k and v are interleaved"),
+    ],
+)
+def test_the_note_on_how_a_matrix_lies_names_what_is_interleaved(pattern: str, oddity: str) -> None:
+    layer = nn.ModuleDict({"qkv": nn.Linear(18, 54), "proj": nn.Linear(18, 18)})
+    layouts = read(layer, "attention", CONFIG)
+    assert oddity in {
+        each.oddity for each in layouts if f"holds q, k, v as [{pattern}], proj is [m (n h)]" in each.label
+    }
+
+
+class Convolution(nn.Module):
+    """A matrix as OpenAI's own code keeps it: [1 in out]."""
+
+    def __init__(self, size: int, to: int) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(1, size, to)), nn.Parameter(torch.zeros(to))
+
+
+def test_axes_of_length_1_make_no_difference() -> None:
+    layer = nn.ModuleDict({"c_attn": Convolution(18, 54), "c_proj": Convolution(18, 18)})
+    layouts = read(layer, "attention", CONFIG)
+    assert layouts[0].label == "c_attn.w holds q, k, v as [m (c n h)], c_proj.w is [(n h) m]"
+    given = {name: torch.randn(shape) for name, shape in shapes("attention", CONFIG).items()}
+    assert {name: tuple(each.shape) for name, each in layouts[0].fill(given).items()} == {
+        name: tuple(each.shape) for name, each in layer.named_parameters()
+    }
+
+
+def refusal(layer: nn.Module, rung: str = "attention") -> str:
+    with pytest.raises(Unreadable) as caught:
+        read(layer, rung, CONFIG)
+    return str(caught.value)
+
+
+def test_refusals_give_the_first_reason() -> None:
+    head = nn.ModuleDict({each: nn.Linear(18, 7) for each in ("q", "k", "v")})
+    assert refusal(head) == "it has nothing that could be W_O, as one head of attention has none"
+    large = nn.ModuleDict({"wq": nn.Linear(768, 768), "wk": nn.Linear(768, 768), "wv": nn.Linear(768, 768)})
+    large["wo"] = nn.Linear(768, 768)
+    assert refusal(large).startswith("the shapes of wq.weight [768, 768]"), "its bias is no second projection"
+
+
+class Twice(nn.Module):
+    def __init__(self, n_embd: int, n_head: int, n_layer: int, n_vocab: int, n_ctx: int) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(n_vocab, n_embd), nn.Embedding(n_ctx, n_embd)
+        self.h = nn.ModuleList([Block(n_embd, n_head)] * max(2, n_layer))
+
+
+def test_one_block_in_all_places_is_refused_without_a_table() -> None:
+    fault = climb(model=Twice, cases=1).rungs[0].fault
+    assert fault is not None
+    assert "h.0 and h.1 are one and the same block" in fault.message
+    assert fault.listing == ""
+
+
+def test_parameters_of_other_names_are_listed_beside_gpt2s() -> None:
+    text = both_sides({"W_E": (41, 18), "W_U": (18, 41)}, {"table": (41, 18)}, {41: "d_vocab", 18: "d_model"})
+    rows = [line.split(maxsplit=1) for line in text.splitlines()]
+    assert text.splitlines()[1] == "    W_E [d_vocab d_model]                table [d_vocab d_model]"
+    assert rows[2] == ["W_U", "[d_model d_vocab]"]
+    same = both_sides({"W_E": (41, 18)}, {"W_E": (18, 41)}, {}, wrong=["W_E"])
+    assert same.splitlines()[1] == "  x W_E [41 18]                          W_E [18 41]"

@@ -144,8 +144,9 @@ def test_a_stand_in_is_a_base_class_a_decorator_and_a_silent_logger() -> None:
 def test_constants_made_by_torch_are_no_script(write: Write) -> None:
     write(
         "mine.py",
-        "import math\nimport torch\nROOT = torch.sqrt(torch.tensor(2 / math.pi)).item()\nNEG = torch.tensor(-math.inf)\n"
-        "LOW = torch.finfo(torch.float32).min\nDATA = torch.tensor(open('absent.txt').read())\n"
+        "import math\nimport torch\nROOT = torch.sqrt(torch.tensor(2 / math.pi)).item()\n"
+        "NEG = torch.tensor(-math.inf)\nLOW = torch.finfo(torch.float32).min\n"
+        "DATA = torch.tensor(open('absent.txt').read())\n"
         "class MLP:\n    values = ROOT, NEG, LOW\n",
     )
     found, _ = find("mine.py:MLP")
