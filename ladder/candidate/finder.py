@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import re
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,6 +84,10 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
     for name, (rung, why_not) in unfit.items():
         if name not in matched and rung not in found and only in (None, rung):
             loaded.notes.append(f"{name} could not be tried as {rung}: {why_not}")
+    tried = {name for names in found.values() for name in names}
+    left = [name for name in classes if name not in tried | unfit.keys() and not _is_part(name, classes)]
+    if left and found and only is None:
+        loaded.notes.append(f"not tried, as neither name nor parameters tell which layer it is: {', '.join(left)}")
     return {rung: found[rung] for rung in CLASS_NAMES if rung in found and only in (None, rung)}
 
 
@@ -166,6 +171,20 @@ def _gives_vectors(layer: nn.Module) -> bool:
             if output.is_floating_point() and output.shape[-2:] == (5, _CONFIG.d_model):
                 return True
     return False
+
+
+def _is_part(name: str, classes: Mapping[str, type]) -> bool:
+    """Return whether another class of the file uses a class, or is derived from it."""
+    others = [cls for other, cls in classes.items() if other != name]
+    codes = [getattr(method, "__code__", None) for cls in others for method in vars(cls).values()]
+    used = set().union(*[_names(code) for code in codes if code is not None])
+    return name in used or any(issubclass(cls, classes[name]) for cls in others)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return the names that code looks up, also in its comprehensions and inner functions."""
+    inner = (each for each in code.co_consts if isinstance(each, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _used(name: str, classes: Mapping[str, type]) -> bool:

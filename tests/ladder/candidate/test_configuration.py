@@ -238,3 +238,33 @@ def test_a_class_is_not_built_to_build_itself() -> None:
 class OfAttention(nn.Module):
     def __init__(self, n_embd: int, attention: nn.Module) -> None:
         super().__init__()
+
+
+LEFT = (
+    WRAPPED
+    + """
+
+class Helper(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.a, self.b = nn.Linear(dim, 7), nn.Linear(7, 5)
+
+
+class Inside(Helper):
+    pass
+
+
+class MLP(FeedForward):
+    def __init__(self, dim):
+        super().__init__(dim, 4)
+        self.hooks = [Inside for _ in range(2)]
+"""
+)
+
+
+def test_a_class_that_nothing_tells_the_rung_of_is_mentioned(tmp_path: Path) -> None:
+    file = tmp_path / "left.py"
+    file.write_text(LEFT.replace("class Inside(Helper)", "class Inside(nn.Module)"))
+    loaded = load(file)
+    find_layers(loaded, {})
+    assert loaded.notes[-1] == "not tried, as neither name nor parameters tell which layer it is: Helper"

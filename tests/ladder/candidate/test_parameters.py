@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gptladder.assembly.config import GPT2Config
-from gptladder.ladder import climb
+from gptladder.ladder import climb, trying
 from gptladder.ladder.candidate.layouts import Unreadable, shapes
 from gptladder.ladder.candidate.parameters import read
 from gptladder.ladder.candidate.shapes import both_sides
@@ -184,3 +184,49 @@ def test_parameters_of_other_names_are_listed_beside_gpt2s() -> None:
     assert rows[2] == ["W_U", "[d_model d_vocab]"]
     same = both_sides({"W_E": (41, 18)}, {"W_E": (18, 41)}, {}, wrong=["W_E"])
     assert same.splitlines()[1] == "  x W_E [41 18]                          W_E [18 41]"
+
+
+class Aufmerksamkeit(nn.Module):
+    """Its names tell nothing; the output projection is defined first."""
+
+    sharp = 1.0
+
+    def __init__(self, n_embd: int, n_head: int) -> None:
+        super().__init__()
+        self.koepfe = n_head
+        self.ausgabe, self.anfrage = nn.Linear(n_embd, n_embd), nn.Linear(n_embd, n_embd)
+        self.paare = nn.ModuleList([nn.Linear(n_embd, n_embd), nn.Linear(n_embd, n_embd)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        every = (self.anfrage, *self.paare)
+        q, k, v = (each(x).unflatten(-1, (self.koepfe, -1)).transpose(1, 2) for each in every)
+        z = nn.functional.scaled_dot_product_attention(self.sharp * q, k, v, is_causal=True)
+        return self.ausgabe(z.transpose(1, 2).flatten(2))
+
+
+class Sharp(Aufmerksamkeit):
+    sharp = 2.0
+
+
+def test_four_matrices_of_unknown_names_are_tried_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trying, "explained", lambda layer, tried, *_: tried)  # only the verdict is wanted
+    assert len(read(Aufmerksamkeit(18, 3), "attention", CONFIG)) == 24 * 2 * 2
+    right = climb(attention=Aufmerksamkeit, cases=2)
+    assert right.passed, str(right)
+    assert right.rungs[0].reading == "anfrage, paare.0, paare.1 are [(n h) m], ausgabe is [m (n h)]"
+    wrong = climb(attention=Sharp, cases=2)
+    assert wrong.rungs[0].status == "failed", "no order makes a wrong layer right"
+
+
+def test_a_known_name_beside_unknown_ones_is_not_guessed_about() -> None:
+    layer = nn.ModuleDict({each: nn.Linear(18, 18) for each in ("query", "a", "b", "c")})
+    assert "is none of attention's parameters" in refusal(layer)
+
+
+def test_three_matrices_beside_an_output_projection_keep_their_biases() -> None:
+    layer = nn.ModuleDict({each: nn.Linear(18, 18) for each in ("linears_0", "linears_1", "linears_2", "proj")})
+    layouts = read(layer, "attention", CONFIG)
+    given = {name: torch.randn(shape) for name, shape in shapes("attention", CONFIG).items()}
+    assert layouts[0].label == "linears_0, linears_1, linears_2 are [(n h) m], proj is [m (n h)]"
+    torch.testing.assert_close(layouts[0].fill(given)["linears_1.bias"], given["b_K"].flatten())
+    assert len({each.split for each in layouts}) == 2 * 3, "queries and keys may change places"
