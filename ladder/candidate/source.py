@@ -33,6 +33,11 @@ class CandidateError(ValueError):
 
     ``kind`` is that of the `Fault` if reading the file ended the sandbox (``hang``, ``died``, ``limit``); ``no layer``
     if the file was read and holds none; and otherwise empty. ``at`` is the ``file:line`` where that happened.
+
+    Example:
+        >>> split("no_such_file.py")
+        Traceback (most recent call last):
+        gptladder.ladder.candidate.source.CandidateError: there is no file no_such_file.py: ...
     """
 
     def __init__(self, message: str, kind: str = "", at: str | None = None) -> None:
@@ -125,19 +130,6 @@ def _shown(name: str) -> str:
     return name.removeprefix(os.path.join(os.getcwd(), ""))
 
 
-def find(source: str) -> tuple[Callable[..., Any], Code]:
-    """Return the class or function that ``FILE.py:NAME`` names, and its source.
-
-    Raises:
-        CandidateError: no such file, a file that cannot be read, nothing of that name in it.
-    """
-    path, name = split(source)
-    if not name:
-        raise CandidateError(f"{source!r} does not name a class: write {source}:CLASS")
-    loaded = load(path, [name])
-    return loaded.get(name, source), loaded.code
-
-
 class Loaded:
     """A source that was read. Statements of its script part were left out; imports that failed became stand-ins.
 
@@ -214,11 +206,13 @@ class Loaded:
                 sys.path.insert(0, folder)
         sys.modules[self.module.__name__] = self.module
 
+        # Which statements the wanted classes need.
         statements = list(self._statements())
         bound = set().union(*(binds(node) for _, node in statements))
         # If a name that is asked for is not there, all are read, to list them.
         wanted = self.wanted if self.wanted <= bound else set()
         needed = bound if self.imported else reachable([node for _, node in statements], wanted)
+        # Run those; what fails, and what is left out, becomes a stand-in that raises if it is used.
         left_out, failed = [], []
         for file, node in statements:
             names = binds(node)

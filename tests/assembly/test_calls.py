@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import HookPoint
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.weights import to_hooked_transformer
 
 pytest.importorskip("transformer_lens")

@@ -17,7 +17,7 @@ from torch import Tensor
 from gptladder import GPT2, GPT2Config
 from gptladder.components import Embed, HookPoint, TypeCheckError, named_taps
 from gptladder.components.block import Norm
-from gptladder.ladder.numbers import Reference, randomize
+from gptladder.ladder.answers import Reference, randomize
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("model")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from gptladder.ladder.answers import same
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
 from gptladder.ladder.mistakes.embeddings import PlainEmbed, PlainUnembed
 from gptladder.ladder.mistakes.wiring import PlainModel, with_parts
-from gptladder.ladder.numbers import same
 from gptladder.ladder.rungs import FLOAT64_TOLERANCE, Build, answer, cases, compare, make_trial, rung
 
 SPELLED = [(mistake, build) for mistake in MISTAKES for build in mistake.builds]

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from gptladder.ladder import climb, explaining, trying
+from gptladder.ladder import climb, one_rung
 from gptladder.ladder.candidate import layer as in_candidate
-from gptladder.ladder.candidate import worker
+from gptladder.ladder.diagnosis import faults
+from gptladder.ladder.sandbox import worker
 
 REPORT = "This is a fault of gptladder, not of the layer: please report it"
 
@@ -32,7 +33,7 @@ def broken(*_: Any, **__: Any) -> Any:
 
 
 def test_a_diagnosis_that_fails_leaves_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explaining, "diagnose", broken)
+    monkeypatch.setattr(faults, "diagnose", broken)
     tried = climb(mlp=ReLU, cases=2).rungs[0]
     assert tried.status == "failed"
     assert tried.verdict is not None
@@ -44,14 +45,14 @@ def test_a_diagnosis_that_fails_leaves_the_verdict(monkeypatch: pytest.MonkeyPat
 
 
 def test_debugging_raises_the_fault_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explaining, "diagnose", broken)
+    monkeypatch.setattr(faults, "diagnose", broken)
     monkeypatch.setenv("GPTLADDER_DEBUG", "1")
     with pytest.raises(KeyError, match="no such key"):
         climb(mlp=ReLU, cases=2)
 
 
 def test_a_layer_that_is_right_so_far_has_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trying, "hidden_faults", broken)
+    monkeypatch.setattr(one_rung, "hidden_faults", broken)
     tried = climb(mlp=MLP, cases=2).rungs[0]
     assert tried.status == "refused"
     assert "right on the 2 cases, but not tried further: KeyError" in tried.text()

@@ -1,4 +1,4 @@
-"""What hides a mistake: small streams, calls before, full length, large numbers. Layers that pass are tried on them."""
+"""Cases that show what others hide: a small stream, calls before, full length, large numbers. Right layers get them."""
 
 import random
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .diagnosis import small_stream
+from .cases import small_stream
 from .results import Fault, Verdict
 from .rungs import Case, Trial, altered
 from .under_test import FATAL, UnderTest

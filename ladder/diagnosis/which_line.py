@@ -5,14 +5,14 @@ from collections.abc import Sequence
 
 import torch
 
-from .candidate.trace import Event, Trace
-from .experiments import part_rung, wrong_parts
-from .masks import mask_fault
-from .matching import MOVES, Matched, Seen, line_of
-from .number_sets import common, equal, sorted_numbers, varied
-from .numbers import close
-from .results import Finding, listed
-from .rungs import Trial
+from ..answers import close
+from ..candidate.trace import Event, Trace
+from ..formula.same_numbers import common, equal, sorted_numbers, varied
+from ..formula.trace_matching import MOVES, Matched, Seen, line_of
+from ..results import Finding, listed
+from ..rungs import Trial
+from .wrong_masks import mask_fault
+from .wrong_parts import part_rung, wrong_parts
 
 # What torch's modules compute with their weights alone: nothing that they were built with can make it wrong.
 _BY_WEIGHTS = ("linear", "embedding", "conv1d", "conv2d", "bilinear")

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .candidate.trace import Event
-from .matching import Matched, Seen, line_of
-from .number_sets import TOLERANCE
+from ..candidate.trace import Event
+from ..formula.same_numbers import TOLERANCE
+from ..formula.trace_matching import Matched, Seen, line_of
 
 # What a mask does wrong, sentences about it, and the step that first makes it wrong, if that is known.
 MaskFault = tuple[str, list[str], Event | None]

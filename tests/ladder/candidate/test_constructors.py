@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.ladder import climb
-from gptladder.ladder.candidate.configuration import Builder, Refused, Sizes
+from gptladder.ladder.candidate.building import Builder, Refused, Sizes
 from gptladder.ladder.candidate.finder import find_layers
 from gptladder.ladder.candidate.parameters import read
 from gptladder.ladder.candidate.source import load
-from gptladder.ladder.candidate.worker import Start, read_sources
-from gptladder.ladder.drawing import as_gpt2, drawing, with_other_tables
+from gptladder.ladder.cases import as_gpt2, drawing, with_other_tables
+from gptladder.ladder.sandbox.worker import Start, read_sources
 
 CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ctx=97, n_layers=2)
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .candidate.trace import STATISTICS, Event, Trace
-from .number_sets import TOLERANCE, Numbers, equal, factor_of, sorted_numbers, varied, within
-from .numbers import close
+from ..answers import close
+from ..candidate.trace import STATISTICS, Event, Trace
+from ..rungs import Trial
 from .quantities import Quantity, quantities
-from .rungs import Trial
+from .same_numbers import TOLERANCE, Numbers, equal, factor_of, sorted_numbers, varied, within
 from .sums import Sum, sums
 
 # Functions that move numbers and do not change them.

@@ -7,16 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .numbers import Answer
-from .rungs import RANGES, Case, draw_case
+from .answers import Answer
+from .rungs import RANGES, Case, Trial, altered, draw_case
 
+# What writes into the residual stream.
+_WRITING = ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")
 # GPT-2's own choices. Others are tried on a layer that reads the field of that name.
 _GPT2: dict[str, tuple[str, Any]] = {
     "act_fn": ("act_fn", "gelu_new"),
     "scale": ("scale_attn_weights", True),
     "layer_norm_eps": ("layer_norm_eps", 1e-5),
 }
-
 
 # Draws a case: from a source of randomness, with a sequence of this length (default: the rungs' own).
 Draw = Callable[..., Case]
@@ -57,6 +58,13 @@ def with_other_tables(case: Case) -> Case:
     n_ctx = next(size for size in itertools.count(config.n_ctx) if size not in taken)
     d_vocab = next(size for size in itertools.count(config.d_vocab) if size not in {*taken, n_ctx})
     return replace(case, config=replace(config, n_ctx=n_ctx, d_vocab=d_vocab))
+
+
+def small_stream(trial: Trial) -> Trial:
+    """Return the trial with a residual stream so small that even the least eps counts."""
+    small = {name: 1e-3 * value for name, value in trial.parameters.items() if name.endswith(_WRITING)}
+    given = 1e-3 * trial.given if trial.given.is_floating_point() else trial.given
+    return altered(trial, given=given, **small)
 
 
 def without(found: Answer, missing: frozenset[str]) -> Answer:
