@@ -1,5 +1,6 @@
 """Cases and trials for a layer, by what it reads of its configuration and what it lacks."""
 
+import itertools
 import random
 import re
 from collections.abc import Callable
@@ -33,9 +34,8 @@ def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
             case = as_gpt2(draw_case(source, seq=seq), but, tie_word_embeddings=tied, unembed_bias=not lacks)
             config = case.config
             sizes = [case.batch, case.seq, *(getattr(config, name) for name in RANGES if hasattr(config, name))]
-            tables = {config.n_ctx, config.d_model, 3 * config.d_model, config.d_mlp, config.d_vocab}
-            # So that no two axes, and no two tables, can be taken for one another.
-            if len(set(sizes)) == len(sizes) and len(tables) == 5:
+            # So that no two axes can be taken for one another.
+            if len(set(sizes)) == len(sizes) and config.d_mlp != 3 * config.d_model and case == with_other_tables(case):
                 return case
 
     return draw
@@ -49,6 +49,15 @@ def as_gpt2(case: Case, but: frozenset[str], **choices: Any) -> Case:
     if "d_mlp" not in but:
         changed["d_mlp"] = 4 * changed.get("d_model", case.config.d_model)
     return replace(case, config=replace(case.config, **changed))
+
+
+def with_other_tables(case: Case) -> Case:
+    """Return the case with a vocabulary and a context that no two tables and matrices can be confused by."""
+    config = case.config
+    taken = {config.d_model, 3 * config.d_model, config.d_mlp}
+    n_ctx = next(size for size in itertools.count(config.n_ctx) if size not in taken)
+    d_vocab = next(size for size in itertools.count(config.d_vocab) if size not in {*taken, n_ctx})
+    return replace(case, config=replace(config, n_ctx=n_ctx, d_vocab=d_vocab))
 
 
 def small_stream(trial: Trial) -> Trial:

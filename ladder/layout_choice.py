@@ -126,7 +126,9 @@ class LayoutChoice:
         given = self.trial.given.clone()
         given[:, -1] = given[:, 0]
         again, answer = self._answer_to(given, way), self.tried[way].answer
-        return again is not None and answer is not None and close(again.output[:, :-1], answer.output[:, :-1])
+        if again is None or answer is None or not bool(answer.output.isfinite().all()):
+            return False  # NaN is equal to NaN, whatever the mask hides
+        return close(again.output[:, :-1], answer.output[:, :-1])
 
     def _answer_to(self, given: Tensor, way: int) -> Answer | None:
         asked = (replace(self.trial, given=given), {"layout": way, "gradients": False})

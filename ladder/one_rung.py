@@ -3,16 +3,18 @@
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from .answers import Answer, difference
-from .cases import Draw, as_gpt2
+from .cases import Draw, as_gpt2, with_other_tables
 from .diagnosis.faults import explained, lacking
 from .diagnosis.which_line import locate
 from .low_precision import low_precision
-from .results import Diagnosis, Fault, Tried, Verdict
+from .own_faults import own_faults
+from .results import Diagnosis, Fault, Finding, Tried, Verdict
 from .rungs import RANGES, Case, Rung, Trial, distance
 from .special_cases import hidden_faults
 from .under_test import FATAL, OPTIONAL, Ask, UnderTest, as_sentence
@@ -52,25 +54,10 @@ def try_layer(
     began = time.perf_counter()
     # What it reads and lacks; then the rung's cases, unless it gives no answer at all.
     layer = UnderTest(rung, ask, reference, seed)
-    layer.begin()
-    verdict, fault, trial, before = None, layer.first.fault, None, ()
-    finding, notes = None, []
-    if fault and (fault.kind in (*FATAL, "parameters") or (fault.kind == "build" and fault.names)):
-        trial = layer.trial(layer.new_case())
-    elif fault is None or fault.kind != "refused":
-        (verdict, fault, trial), notes = _attempts(layer, number)
-    # If it is right on those: cases that show what others hide, and a lower precision if one was asked for.
-    if fault is None and verdict is not None:
-        shown = trial
-        fault, trial, before = next(hidden_faults(layer, verdict), (None, None, ()))
-        if fault is None and verdict.lenient and shown is not None:
-            notes.append(_float32_note(layer, verdict, shown))
-    if fault is None and dtype is not None:
-        fault, finding, note = low_precision(layer, dtype, number)
-        notes += [note] if note else []
-    if fault is None and layer.widened and layer.first.precision:
-        low = layer.first.precision
-        fault = Fault("half", f"it computes in {low}; computed in float64 throughout, it would be right")
+    found = _Found()
+    with own_faults(found.fail):
+        _judge(layer, found, number, dtype)
+    fault, notes = found.fault, found.notes
     if layer.widened:
         right = "" if fault else "right in float32 arithmetic: "
         notes.insert(0, as_sentence(right + layer.widened))
@@ -78,23 +65,81 @@ def try_layer(
     tried = Tried(
         rung=rung.name,
         layer=name,
-        verdict=verdict,
+        verdict=found.verdict,
         fault=fault,
         missing=tuple(sorted(layer.missing - set(OPTIONAL))),
         reading=layer.reading,
         notes=tuple(dict.fromkeys([*map(as_sentence, layer.notes), *notes])),
         borrowed=layer.first.borrowed,
-        diagnosis=Diagnosis(finding=finding) if fault else None,
+        diagnosis=Diagnosis(finding=found.finding) if fault else None,
     )
-    if fault is not None and trial is not None:
-        tried = explained(layer, tried, fault, trial, before)
+    if fault is not None and found.trial is not None:
+        undiagnosed: list[str] = []
+        with own_faults(undiagnosed.append):
+            tried = explained(layer, tried, fault, found.trial, found.before)
+        added = [f"The verdict stands, but what is wrong was not found out: {why}." for why in undiagnosed]
+        tried = replace(tried, notes=(*tried.notes, *added))
     return replace(lacking(tried), seconds=time.perf_counter() - began)
+
+
+@dataclass
+class _Found:
+    """What was found out about a layer: how far off it is, what is wrong, and the trial that shows it.
+
+    Args:
+        before: inputs that the layer must be called with first, to show it.
+    """
+
+    verdict: Verdict | None = None
+    fault: Fault | None = None
+    trial: Trial | None = None
+    before: tuple[Tensor, ...] = ()
+    finding: Finding | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def fail(self, why: str) -> None:
+        """Note that the layer could not be judged to the end, by a fault of gptladder's own."""
+        right = self.verdict if self.fault is None else None
+        message = f"right on the {right.cases} cases, but not tried further: {why}" if right else why
+        self.fault, self.trial = Fault("internal", message), None
+
+
+def _judge(layer: UnderTest, found: _Found, number: int, dtype: torch.dtype | None) -> None:
+    """Try the layer on the cases; if it is right on them, on what hides mistakes, and at a lower precision."""
+    layer.begin()
+    found.fault = fault = layer.first.fault
+    if fault and (fault.kind in (*FATAL, "parameters") or (fault.kind == "build" and fault.names)):
+        found.trial = layer.trial(layer.new_case())
+    elif fault is None or fault.kind != "refused":
+        (found.verdict, found.fault, found.trial), found.notes = _attempts(layer, number)
+    if found.fault is None and found.verdict is not None:
+        rounded = found.trial
+        found.fault, found.trial, found.before = next(hidden_faults(layer, found.verdict), (None, None, ()))
+        if found.fault is None and found.verdict.lenient and rounded is not None:
+            found.notes.append(_float32_note(layer, found.verdict, rounded))
+    if found.fault is None and dtype is not None:
+        found.fault, found.finding, note = low_precision(layer, dtype, number)
+        found.notes += [note] if note else []
+    if found.fault is None and layer.widened and layer.first.precision:
+        low = layer.first.precision
+        found.fault = Fault("half", f"it computes in {low}; computed in float64 throughout, it would be right")
+
+
+# GPT-2's own choices, of what a layer may read.
+_CHOICES = {
+    "act_fn": "gelu_new",
+    "scale": "scores divided by sqrt(d_head)",
+    "d_head": "n_heads * d_head = d_model",
+}
 
 
 def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, list[str]]:
     """Try the layer on all that it reads; if it fails, on GPT-2's own choices alone."""
     attempt = verdict, fault, _ = _attempt(layer, number)
-    varied = layer.asked & {"d_head", "act_fn", "scale"}
+    if fault is not None and fault.kind == "parameters" and not _follows_d_head(layer):
+        layer.leave_out("d_head")
+        attempt = verdict, fault, _ = _attempt(layer, number)
+    varied = [choice for name, choice in _CHOICES.items() if name in layer.asked]
     if fault is None or fault.kind in FATAL or not varied:
         return attempt, []
     everything = layer.draw
@@ -104,11 +149,10 @@ def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, list[str]]:
     if again[1] is None or verdict is None:
         again = _attempt(layer, number)
     if again[1] is None:
-        note = (
-            "It is right for GPT-2's own choices (gelu_new, scores divided by sqrt(d_head), n_heads * d_head = "
-            f"d_model), but not for others that it reads: {fault.message}."
-        )
-        return again, [note]
+        choices = f"GPT-2's own choices ({', '.join(varied)})"
+        if verdict is None:
+            return again, [f"Only {choices} were tried: with others that it reads, {fault.message}."]
+        return again, [f"With {choices} its output is right; with others that it reads, {fault.message}."]
     if verdict is None and (again[0] is not None or fault.kind == "parameters"):
         # Numbers that are wrong show more than a fault that only other choices bring about.
         return again, []
@@ -116,9 +160,19 @@ def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, list[str]]:
     return attempt, []
 
 
+def _follows_d_head(layer: UnderTest) -> bool:
+    """Return whether the layer's matrices follow d_head: they may not, though a message of its constructor reads it."""
+    if "d_head" not in layer.asked:
+        return True
+    source = random.Random(layer.seed + 5)
+    drawn = (layer.draw(source) for _ in range(10))
+    others = [case for case in drawn if case.config.d_model != case.config.n_heads * case.config.d_head]
+    return any(layer.ask(layer.trial(case, gradients=False), gradients=False).answer for case in others[:3])
+
+
 def _as_gpt2(draw: Draw, but: frozenset[str]) -> Draw:
     def draw_gpt2(source: random.Random, seq: tuple[int, int] = RANGES["seq"]) -> Case:
-        return as_gpt2(draw(source, seq), but)
+        return with_other_tables(as_gpt2(draw(source, seq), but))
 
     return draw_gpt2
 

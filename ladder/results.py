@@ -39,7 +39,8 @@ class Fault:
             that gives one ``nan``, ``some nan``, ``output``, ``half``
             (computed in 16 bits), ``random``, ``state`` (wrong after another call), ``context`` (wrong at n_ctx),
             ``large`` (wrong for large scores), ``low`` (wrong in float16 or bfloat16 alone), ``missing`` (a
-            gradient), ``gradient``, ``float32`` (alone), ``biases`` (GPT-2's biases are missing, all else is right).
+            gradient), ``gradient``, ``float32`` (alone), ``biases`` (GPT-2's biases are missing, all else is right);
+            ``refused`` of one that cannot be tried, and ``internal`` if that is a fault of gptladder's own.
         message: what happened, as a sentence without its full stop.
         at: ``file:line`` in the user's source, if it is known.
         code: that line.
@@ -201,7 +202,7 @@ class Tried:
         """``passed``, ``failed``, or ``refused``: it could not be tried."""
         if self.fault is None:
             return "passed" if self.verdict is not None and self.verdict.passed else "failed"
-        return "refused" if self.fault.kind in ("build", "parameters", "refused") else "failed"
+        return "refused" if self.fault.kind in ("build", "parameters", "refused", "internal") else "failed"
 
     @property
     def passed(self) -> bool:

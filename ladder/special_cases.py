@@ -1,4 +1,4 @@
-"""Cases that show what others hide: a small stream, calls before, full length, large scores. Right layers get them."""
+"""Cases that show what others hide: a small stream, calls before, full length, large numbers. Right layers get them."""
 
 import random
 from collections.abc import Iterator
@@ -113,10 +113,10 @@ def _large_values(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
         if not reached or (factor := most / max(reached)) <= 1:
             continue
         large = {name: factor * value for name, value in base.parameters.items() if name.endswith(names)}
-        yield from _off_when_large(layer, altered(base, **large), f"{what} reaches {most:g}", verdict)
+        yield from _off_when_large(layer, altered(base, **large), f"numbers of {what} reach {most:g}", verdict)
     if layer.rung.name in ("layer-norm", "block"):
         given = base.given * (1000.0 / base.given.abs().max())
-        yield from _off_when_large(layer, altered(base, given=given), "the input reaches 1000", verdict)
+        yield from _off_when_large(layer, altered(base, given=given), "numbers of the input reach 1000", verdict)
 
 
 def _off_when_large(layer: UnderTest, trial: Trial, where: str, verdict: Verdict) -> Iterator[Hidden]:

@@ -11,8 +11,9 @@ import torch
 from .answers import Answer, difference
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
-from .cases import Draw, as_gpt2, drawing, in_any_block, without
+from .cases import Draw, drawing, in_any_block, without
 from .layout_choice import Asked, LayoutChoice
+from .own_faults import OwnFault
 from .results import Fault
 from .rungs import Case, Rung, Trial, altered, make_trial
 
@@ -95,6 +96,8 @@ class UnderTest:
         if self.dead:
             return
         for reply in self._ask(self._request(trial, **how) for trial, how in asked):
+            if reply.fault is not None and reply.fault.kind == "internal":
+                raise OwnFault(reply.fault.message)
             self.dead = reply.fault is not None and reply.fault.kind in FATAL
             yield reply
             if self.dead:
@@ -153,6 +156,11 @@ class UnderTest:
         if len(self.first.ways) > 1:
             self._choose_layout()
 
+    def leave_out(self, name: str) -> None:
+        """Vary a field of the configuration no more: it makes no difference to the layer, though it was read."""
+        self.first = replace(self.first, asked=self.first.asked - {name})
+        self.draw = drawing(self.asked, self.missing)
+
     def _try_float32(self, fault: Fault) -> None:
         """Find out whether the layer fails in float64 only because a step of it is in a lower precision in any case."""
         exact, plain = (self.trial(self.new_case(), dtype) for dtype in (torch.float64, torch.float32))
@@ -170,7 +178,8 @@ class UnderTest:
     def _choose_layout(self) -> None:
         """Choose the way to read the parameters under which the layer is right; if there is none, the likeliest."""
         source = random.Random(self.seed)
-        cases = (as_gpt2(self.draw(source), frozenset()) for _ in range(100))
+        draw = drawing(frozenset(), self.missing)
+        cases = (draw(source) for _ in range(100))
         case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
         trial = self.trial(case, gradients=False)
         self.layout, self.first = LayoutChoice(self.first, trial, self._replies).choose()

@@ -13,7 +13,7 @@ _NAMES = {
         "dim_model in_features feature_dim embeddings_dim model_size d_embd n_dim num_embed num_embd embed_dims "
         "num_hiddens hid_dim model_dimension model_width n_features num_features token_dim dimension d_embedding "
         "embed_dimension emb_dimension d_hidden_size residual_dim d_residual norm_shape embeddings_size "
-        "embedding_length embed_len dim_embed dim_emb dim_embedding n_embedding n_embeddings_dim n_hidden_size "
+        "D h_dim embedding_length embed_len dim_embed dim_emb dim_embedding n_embedding n_embeddings_dim n_hidden_size "
         "d_embeddings embedding_width hidden_dims"
     ),
     "n_heads": (
@@ -83,6 +83,10 @@ _PATTERNS = {
     r"^(n|num|nb|number_of)_(kv|key_value)_?(heads?|groups?)$": "n_kv_heads",
     r"^(?!.*(kv|key|value|group))(n|num|nb|number_of)_(.*_)?heads?$": "n_heads",
     r"(layer_?norm|norm|ln).*eps": "layer_norm_eps",
+    r"^(ff|ffn|ffwd|mlp|feed_?forward|fc|hidden|inner|intermediate|expansion|expand|widening)(_dim|_size|_width)?_"
+    r"(scale|scaling|mult|multiplier|multiple|factor|ratio|rate|expansion)(_factor)?$": "ratio",
+    r"^(n|num|nb|max|maximum)_?(ctx|context|positions?|seq_?len)$": "n_ctx",
+    r"^(input|output|in|out|src|tgt|trg|source|target|token|char|word)_?vocab(ulary)?(_size|_len)?$": "d_vocab",
     r"^(qkv|attn|attention|c_attn|(out(put)?_)?proj|mlp|ffn?|ln|norm|linear|add|use|has|with|include)_bias$": "bias",
 }
 # Choices between two: what GPT-2 does. A name that may also mean a module or a tensor counts only for a bool.
@@ -93,7 +97,8 @@ _FLAGS = {
     r"^((use|apply|with|enable|is)_)?(rope|rotary|alibi)(_pos(itions)?|_emb(eddings?)?)?$": False,
     r"^(is_)?(cross|encoder)(_attn|_attention)?$|^add_cross_attention$": False,
     r"^((use|enable)_)?(flash|sdpa|(kv_?)?cache(_kv)?)(_attn|_attention)?$": False,
-    r"^(return|output)_(attn|attention)s?(_weights|_scores)?$|^need_weights$": False,
+    r"^(return|output|log|store|save|keep|record|track)_(attn|attention)s?(_weights|_scores|_maps?)?$": False,
+    r"^need_weights$": False,
     r"^(use_)?(gradient_|activation_)?checkpoint(ing)?$|^use_(gqa|moe|lora|swiglu|rms_?norm|qk_?norm)$": False,
 }
 # These change what a layer computes: its own default is not left to stand.
@@ -143,9 +148,13 @@ def flag(name: str) -> bool | None:
 
 def is_plain_flag(name: str) -> bool:
     """Return whether a name can mean nothing but a flag: ``use_cache`` as against ``cache``."""
-    return bool(re.match("(is|use|apply|with|enable|return|output|add|need|norm_first|pre)_?", name, re.I)) or (
-        flat(name) in ("causal", "masked", "autoregressive", "flash", "flashattention", "flashattn")
-    )
+    return bool(
+        re.match(
+            "(is|use|apply|with|enable|return|output|add|need|norm_first|pre|log|store|save|keep|record|track)_?",
+            name,
+            re.I,
+        )
+    ) or (flat(name) in ("causal", "masked", "autoregressive", "flash", "flashattention", "flashattn"))
 
 
 def decides(name: str) -> bool:

@@ -4,6 +4,7 @@ Where several stay possible (transposes of square matrices, the order of q, k an
 tries which is right.
 """
 
+import bisect
 import itertools
 import math
 import re
@@ -19,7 +20,7 @@ from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, 
 
 def _called(letters: str, more: str) -> re.Pattern[str]:
     before = r"((w|b|weight|bias|to|fc|linear|lin|proj|attn|self|layer)_?)?"
-    after = r"(_?(proj|projection|weight|bias|linear|lin|w|b|layer|fc|matrix|map|transform|trans|net))?"
+    after = r"(_?(proj|projection|weights?|bias|linear|lin|w|b|layer|fc|matrix|map|transform|trans|net))?"
     return re.compile(rf"^{before}({letters}){after}$|^({more})$", re.I)
 
 
@@ -72,10 +73,16 @@ def _without_m(pattern: str) -> str:
 
 
 class _Attention:
-    """Reads the parameters of one attention layer."""
+    """Reads the parameters of one attention layer.
 
-    def __init__(self, found: Parameters, of: str, config: GPT2Config) -> None:
+    Args:
+        chosen: roles of parameters whose names do not tell them.
+    """
+
+    def __init__(self, found: Parameters, of: str, config: GPT2Config, chosen: Mapping[str, str]) -> None:
         self.of, self.config = of, config
+        # Queries and keys may change places: their products, as a set, stay the same.
+        self.split = "".join(chosen.values()).replace("K", "Q")
         self.lengths = {"n": config.n_heads, "m": config.d_model, "h": config.d_head, "c": 3}
         self.missing: set[str] = set()
         self.matrices: dict[str, list[tuple[int | None, Parameter]]] = {}
@@ -88,14 +95,16 @@ class _Attention:
         others = [parameter for name, parameter in found.items() if _role(name) is None]
         lonely = len([each for each in others if each.tensor.ndim > 1]) == 1 and not any(_role(n) == "O" for n in found)
         for name, parameter in found.items():
-            role = _role(name) or ("O" if lonely else None)
+            role = chosen.get(name) or _role(name) or ("O" if lonely else None)
             if role in (None, "O") and config.n_heads * config.d_head * 3 in parameter.shape:
                 role = "QKV"  # whatever its name, it is as wide as q, k and v together
             if role is None:
                 raise Unreadable(f"{parameter} is none of attention's parameters")
-            head = re.search(r"\.(\d+)(\.|$)", f".{name.removeprefix(common)}")
-            is_bias = parameter.tensor.numel() <= largest and (
-                parameter.tensor.ndim == 1 or "b" in name.rpartition(".")[2][:1]
+            # The number of a parameter whose role was chosen is its own, not a head's.
+            head = None if name in chosen else re.search(r"\.(\d+)(\.|$)", f".{name.removeprefix(common)}")
+            last = name.rpartition(".")[2]
+            is_bias = (parameter.tensor.numel() <= largest and (parameter.tensor.ndim == 1 or last[:1] == "b")) or (
+                parameter.tensor.ndim == 1 and last == "bias"
             )
             kind = self.biases if is_bias else self.matrices
             kind.setdefault(role, []).append((int(head[1]) if head else None, parameter))
@@ -108,13 +117,13 @@ class _Attention:
 
     def layouts(self) -> Layouts:
         """Return every layout."""
+        if "O" not in self.matrices:
+            raise Unreadable("it has nothing that could be W_O, as one head of attention has none")
         ways = list(self._fused() if "QKV" in self.matrices else self._separate())
         if not ways:
             raise Unreadable(
                 f"the shapes of {self._listed('QKV', 'Q', 'K', 'V')} fit no layout of queries, keys and values"
             )
-        if "O" not in self.matrices:
-            raise Unreadable("it has nothing that could be W_O")
         head, out = self.matrices["O"][0]
         outs = self._fitting(_patterns(_OUT if head is None else _OUT_OF_HEAD, out.known), out.shape)
         if not outs:
@@ -134,11 +143,13 @@ class _Attention:
         return ", ".join(map(str, found)) or "its parameters"
 
     def _fitting(self, patterns: Iterable[str], shape: tuple[int, ...]) -> list[str]:
-        def made(pattern: str) -> tuple[int, ...]:
+        def made(pattern: str) -> list[int]:
             parts = re.findall(r"\([^)]*\)|\w", pattern)
-            return tuple(math.prod(self.lengths[axis] for axis in part.strip("()").split()) for part in parts)
+            return [math.prod(self.lengths[axis] for axis in part.strip("()").split()) for part in parts]
 
-        return [pattern for pattern in dict.fromkeys(patterns) if made(pattern) == shape]
+        # Axes of length 1 make no difference: OpenAI's own code keeps matrices as [1 in out].
+        wanted = [size for size in shape if size != 1]
+        return [each for each in dict.fromkeys(patterns) if [size for size in made(each) if size != 1] == wanted]
 
     def _fused(self) -> Iterable[tuple[str, str]]:
         parameter = self.matrices["QKV"][0][1]
@@ -167,8 +178,8 @@ class _Attention:
             return state
 
         label, oddity = self._label(order, pattern, out), self._oddity(order, pattern, out)
-        # Queries and keys may change places: their products, as a set, stay the same.
-        return Layout(fill, frozenset(self.missing), label, oddity, f"{pattern} {order.index('V')}")
+        split = f"{pattern} {order.index('V')} {self.split}".rstrip()
+        return Layout(fill, frozenset(self.missing), label, oddity, split)
 
     def _source(
         self, given: Given, letter: str, role: str, head: int | None, order: str, pattern: str, out: str
@@ -204,8 +215,13 @@ class _Attention:
         found = []
         if order != "QKV":
             found.append(f"the order is {', '.join(order.lower())}")
-        if re.search(r"h n|n c|h c|n h c", pattern):
+        axes = "".join(axis for axis in pattern if axis in "cnh")
+        if axes.find("h") < axes.find("n"):
             found.append("the numbers of the heads are interleaved")
+        if axes.find("h") < axes.find("c"):
+            found.append("the numbers of q, k and v are interleaved")
+        elif axes.startswith("nc"):
+            found.append("each head has its q, k and v side by side")
         if "h n" in out and "n h m" not in out:
             found.append("the output projection expects the heads interleaved")
         return " and ".join(found)
@@ -221,4 +237,36 @@ def attention_layouts(found: Parameters, of: str, config: GPT2Config) -> Layouts
     Raises:
         Unreadable: they fit no layout.
     """
-    return _Attention(found, of, config).layouts()
+    every = [_Attention(found, of, config, chosen).layouts() for chosen in _choices(found)]
+    counts = list(itertools.accumulate(map(len, every), initial=0))
+
+    def make(index: int) -> Layout:
+        which = bisect.bisect_right(counts, index) - 1
+        return every[which][index - counts[which]]
+
+    return Layouts(counts[-1], make)
+
+
+def _choices(found: Parameters) -> list[dict[str, str]]:
+    """Return the roles that parameters may have whose names do not tell: in the layer's own order first, then in any.
+
+    They are four matrices of one shape, for queries, keys, values and output; or three, beside an output projection.
+    """
+    matrices = {name: p for name, p in found.items() if p.tensor.ndim > 1}
+    unknown = [name for name in matrices if _role(name) is None]
+    known = {_role(name) for name in matrices} - {None}
+    roles = {(4, False): "QKVO", (3, True): "QKV"}.get((len(unknown), known == {"O"}), "")
+    if not roles or (known and known != {"O"}) or len({matrices[name].shape for name in unknown}) > 1:
+        return [{}]
+    of_path = {name.rpartition(".")[0]: index for index, name in enumerate(unknown)}
+    chosen = []
+    for order in itertools.permutations(roles):
+        of_matrix = dict(zip(unknown, order, strict=True))
+        # A bias beside its matrix, in the same module, has its role.
+        beside = {
+            name: order[of_path[name.rpartition(".")[0]]]
+            for name in found
+            if name not in matrices and len(of_path) == len(unknown) and name.rpartition(".")[0] in of_path
+        }
+        chosen.append(of_matrix | beside)
+    return chosen

@@ -24,10 +24,13 @@ _OPTIONAL = {"act_fn", "scale", "init_range", "device", "debug", "none", "ratio"
 _CONFIGURATION = re.compile(
     r"^(cfg|conf|config|configuration|args?|hparams?|params|opt|options|settings|hps|c)$|config$", re.I
 )
-# An argument of such a name is a module, and no configuration.
+# An argument of such a name, or with such an annotation, is a module, and neither a size nor a configuration.
 _MODULE = re.compile(
-    r"^(.*_)?(model|module|backbone|network|net|encoder|transformer|tokenizer|lm|sub_?layer|fn)$", re.I
+    r"^(.*_)?(model|module|backbone|network|net|encoder|transformer|tokenizer|lm|(sub_?)?layer|fn|func(tion)?|inner|"
+    r"wrapped)$|^f$",
+    re.I,
 )
+_MODULE_TYPE = re.compile(r"^(torch\.)?(nn\.)?Module$|Callable\b", re.I)
 # The model's width, where a configuration has ``hidden_dim`` too.
 _WIDTHS = ("emb_dim", "embed_dim", "n_embd", "n_embed", "d_model", "embedding_dim", "dim", "model_dim")
 # What a file may call GPT-2's activation, if it does not know our name.
@@ -42,17 +45,27 @@ _IN_LAYER = {
     ("mlp", "hiddendim"): "d_mlp",
     ("mlp", "hiddensize"): "d_mlp",
     ("mlp", "hiddendimension"): "d_mlp",
+    ("pos-embed", "numembeddings"): "n_ctx",
+    ("mlp", "scaling"): "ratio",
+    ("mlp", "mult"): "ratio",
+    ("mlp", "multiplier"): "ratio",
     ("attention", "hiddendimension"): "d_head",
     ("block", "hiddendimension"): "d_head",
 }
 
 
 class Refused(Exception):
-    """A constructor asks for something that is not known."""
+    """A constructor asks for something that is not known.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: of the argument.
+        is_module: it is another layer, which cannot be given as a value.
+    """
+
+    def __init__(self, name: str, is_module: bool = False) -> None:
         why = f"which GPT-2 does not have ({foreign(name)})" if foreign(name) else "which is not known"
-        super().__init__(f"asks for {name}, {why}: give it with --set {name}=VALUE")
+        advice = f"asks for {name}, {why}: give it with --set {name}=VALUE"
+        super().__init__(f"asks for {name}, which is another layer" if is_module else advice)
         self.name = name
 
 
@@ -224,6 +237,7 @@ class Builder:
     def __init__(self, make: Callable[..., Any], rung: str, namespace: MutableMapping[str, Any]) -> None:
         self.make, self.rung, self.namespace = make, rung, namespace
         self.configurations = own_configurations(namespace)
+        self._making: list[Callable[..., Any]] = []
         self.constants = self._constants()
 
     def build(self, sizes: Sizes) -> Any:
@@ -277,6 +291,13 @@ class Builder:
         return found
 
     def _call(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
+        self._making.append(make)
+        try:
+            return self._made(make, sizes, rung)
+        finally:
+            self._making.pop()
+
+    def _made(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
         arguments = list(inspect.signature(make).parameters.values())
         named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         given: dict[str, Any] = {}
@@ -311,7 +332,10 @@ class Builder:
             canonical(other) == "d_model" or _CONFIGURATION.search(other) for other in others
         ):
             ours = "d_model"  # the only width that it is given
-        if rung == "layer-norm" and required and not ours and not _CONFIGURATION.search(name):
+        typed = self._is_module(each)
+        is_module = bool(_MODULE.search(name)) if typed is None else typed
+        ours = None if typed and ours in SIZES else ours
+        if rung == "layer-norm" and required and not ours and not _CONFIGURATION.search(name) and not is_module:
             ours = "d_model"
         alone = required and len([other for other in named if other.default is other.empty]) == 1
         if ours and not (flat(name) in ("c", "n", "h") and alone) and (required or ours not in _OPTIONAL):
@@ -321,23 +345,38 @@ class Builder:
             return sizes.flag(name, each.default, each.annotation is bool or each.annotation == "bool")
         if foreign(name) and required:
             raise Refused(name)
-        if _CONFIGURATION.search(name) or (alone and not _MODULE.search(name)):
+        if _CONFIGURATION.search(name):
+            return Configuration(sizes, self.configurations)
+        part, cls = self._part(each)
+        if alone and not is_module and not (cls and flat(cls.__name__) == flat(name)):
             return Configuration(sizes, self.configurations)
         if not required:
             return _MISSING
-        # A layer: one of the file's own classes, if it has one of that kind.
-        part = next((part for part, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)), None)
-        cls = next(
-            (
-                c
-                for n, c in self.namespace.items()
-                if part and inspect.isclass(c) and c is not self.make and re.search(CLASS_NAMES[part], n, re.I)
-            ),
-            None,
-        )
-        if cls is None or part is None:
-            raise Refused(name)
-        return self._call(cls, sizes, part)
+        if cls is None:
+            raise Refused(name, is_module)
+        try:
+            return self._call(cls, sizes, part)
+        except Refused as error:
+            raise Refused(name, is_module=True) from error
+
+    def _is_module(self, each: inspect.Parameter) -> bool | None:
+        """Return whether an argument is a module, by its annotation; None if that does not tell."""
+        annotation = each.annotation
+        annotation = self.namespace.get(annotation, annotation) if isinstance(annotation, str) else annotation
+        if inspect.isclass(annotation) and annotation not in (each.empty, Any, object, Callable):
+            return issubclass(annotation, nn.Module)
+        return True if _MODULE_TYPE.search(str(each.annotation)) else None
+
+    def _part(self, each: inspect.Parameter) -> tuple[str, type | None]:
+        """Return the class of the file that an argument asks for an instance of, by its name, and that class's rung."""
+        part = next((part for part, pattern in CLASS_NAMES.items() if re.search(pattern, each.name, re.I)), "")
+        if each.annotation in (int, float, bool, str, "int", "float", "bool", "str"):
+            return "", None
+        # A class whose arguments are being made is none of its own arguments.
+        classes = {n: c for n, c in self.namespace.items() if inspect.isclass(c) and c not in self._making}
+        likely = [c for n, c in classes.items() if part and re.search(CLASS_NAMES[part], n, re.I)]
+        of_that_name = [c for n, c in classes.items() if part and flat(n) == flat(each.name)]
+        return part, next(iter([*of_that_name, *likely]), None)
 
 
 def _global_names(namespace: Mapping[str, Any]) -> set[str]:

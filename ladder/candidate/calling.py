@@ -97,11 +97,23 @@ def _nothing_before(arguments: list[inspect.Parameter]) -> dict[str, Any]:
     for each in arguments[1:]:
         if each.default is not each.empty or each.kind == each.POSITIONAL_ONLY:
             continue
+        if _takes_indices(each):
+            continue
         if _FIRST_POSITION.search(each.name):
             found[each.name] = 0
         elif _NOTHING.search(each.name) and not _is_mask(each.name):
             found[each.name] = False if each.annotation is bool or _FLAG.search(each.name) else None
     return found
+
+
+def _takes_indices(argument: inspect.Parameter) -> bool:
+    """Return whether an argument that forward requires beside tokens is the index of each position."""
+    annotation = str(getattr(argument.annotation, "__name__", argument.annotation))
+    return (
+        argument.default is argument.empty
+        and bool(_INDEX_NAMES.search(argument.name))
+        and (argument.annotation is argument.empty or "Tensor" in annotation)
+    )
 
 
 def _required(layer: nn.Module) -> tuple[list[inspect.Parameter], list[str]]:
@@ -111,6 +123,7 @@ def _required(layer: nn.Module) -> tuple[list[inspect.Parameter], list[str]]:
     open_ones = [
         each for each in arguments if each.default is each.empty and not _is_mask(each.name) and each.name not in beside
     ]
+    open_ones = open_ones[:1] + [each for each in open_ones[1:] if not _takes_indices(each)]
     # TransformerLens's attention takes the input of queries, of keys and of values.
     thrice = len(open_ones) == 3 and all(
         re.search(f"(^|_){letter}", each.name, re.I) for letter, each in zip("qkv", open_ones, strict=True)
@@ -130,12 +143,18 @@ def call(layer: nn.Module, given: Tensor, way: str, extras: set[str]) -> Any:
     if way and way not in MASKS:
         extras.add(f"forward was given {way}")
         return _positions(layer, given, way)
-    # What else its forward requires: nothing that came before, targets, and a mask if the way is one.
-    positional = [given] * max(1, len(_required(layer)[0]))
+    # What else its forward requires: nothing that came before, positions, targets, and a mask if the way is one.
+    inputs = _required(layer)[0]
+    by_name = [each for each in inputs if each.kind == each.KEYWORD_ONLY]
+    positional = [] if by_name else [given] * max(1, len(inputs))
     beside = _nothing_before(arguments)
-    keywords: dict[str, Any] = dict(beside)
+    keywords: dict[str, Any] = beside | {each.name: given for each in by_name}
     for name, value in beside.items():
         extras.add(f"forward was given {name}={value}")
+    for each in arguments[1:]:
+        if _takes_indices(each) and not given.is_floating_point():
+            keywords[each.name] = torch.arange(given.shape[1], device=given.device)[None]
+            extras.add(f"forward was given {_INDICES} ({each.name})")
     keywords |= {each.name: given for each in arguments[1:] if each.default is each.empty and each.name in _TARGETS}
     if way:
         name = next(each.name for each in arguments if _is_mask(each.name))

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import re
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import nn
 from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES
 from .building import Builder, Refused, Sizes
-from .layouts import Unlearned, Unreadable
+from .calling import unknown_arguments
+from .layouts import Repeated, Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
 
@@ -68,7 +70,7 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
                 break
     # By what they hold, those whose names mean nothing, for rungs that have no class yet.
     for order, (name, cls) in enumerate(classes.items()):
-        if name in matched:
+        if name in matched or re.search(CLASS_NAMES["pos-embed"], name, re.I):  # its parameters would fit other rungs
             continue
         for rung in _BY_CONTENT:
             if rung not in fits and rung not in named:
@@ -85,6 +87,10 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
     for name, (rung, why_not) in unfit.items():
         if name not in matched and rung not in found and only in (None, rung):
             loaded.notes.append(f"{name} could not be tried as {rung}: {why_not}")
+    tried = {name for names in found.values() for name in names}
+    left = [name for name in classes if name not in tried | unfit.keys() and not _is_part(name, classes)]
+    if left and found and only is None:
+        loaded.notes.append(f"not tried, as neither name nor parameters tell which layer it is: {', '.join(left)}")
     return {rung: found[rung] for rung in CLASS_NAMES if rung in found and only in (None, rung)}
 
 
@@ -124,6 +130,8 @@ def _fits(
         layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, set()))
         if not isinstance(layer, nn.Module):
             return None, "it makes no nn.Module"
+        if rung == "layer-norm" and (more := unknown_arguments(layer)):
+            return None, f"its forward asks for {', '.join(more)} beside its input"
         try:
             missing = len(read(layer, rung, _CONFIG)[0].missing)
         except Unlearned as error:
@@ -131,7 +139,7 @@ def _fits(
         return (missing if _runs(layer, rung) else missing + 50), ""
     except Unreadable as error:
         # One block many times over is a fault to report, and no reason to look elsewhere.
-        return 99 if "one and the same block" in str(error) else None, str(error)
+        return 99 if isinstance(error, Repeated) else None, str(error)
     except Refused as error:
         return None, f"it {error}"
     except (KeyboardInterrupt, SystemExit):
@@ -166,6 +174,20 @@ def _gives_vectors(layer: nn.Module) -> bool:
             if output.is_floating_point() and output.shape[-2:] == (5, _CONFIG.d_model):
                 return True
     return False
+
+
+def _is_part(name: str, classes: Mapping[str, type]) -> bool:
+    """Return whether another class of the file uses a class, or is derived from it."""
+    others = [cls for other, cls in classes.items() if other != name]
+    codes = [getattr(method, "__code__", None) for cls in others for method in vars(cls).values()]
+    used = set().union(*[_names(code) for code in codes if code is not None])
+    return name in used or any(issubclass(cls, classes[name]) for cls in others)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return the names that code looks up, also in its comprehensions and inner functions."""
+    inner = (each for each in code.co_consts if isinstance(each, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _used(name: str, classes: Mapping[str, type]) -> bool:

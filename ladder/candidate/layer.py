@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..answers import Answer, backward
+from ..own_faults import described
 from ..results import Fault
 from ..rungs import UNANSWERED, Trial
 from .aliases import foreign
 from .borrowed import BorrowedCalls, borrowed_classes
 from .building import FIELDS, Builder, Configuration, Refused, Sizes
 from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
-from .layouts import Layout, Unlearned, Unreadable, shapes
+from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .parameters import read
 from .places import Code
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
@@ -144,6 +145,12 @@ class Candidate:
             answer = self._answer(request, trace)
         except _Faulty as error:
             fault = error.fault
+        except Exception as error:
+            place = self.code.raised(error)  # the user's code also runs where it is only looked at: a property, say
+            if place:
+                fault = Fault("raises", f"reading the layer raises {one_line(error)}", *place)
+            else:
+                fault = Fault("internal", described(error))
         return replace(
             self._known,
             answer=answer,
@@ -246,7 +253,8 @@ class Candidate:
                 raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
                 names, sizes = shapes(trial.rung, trial.config), size_names(trial.config, trial.given)
-                listing = both_sides(names, {n: tuple(t.shape) for n, t in layer.named_parameters()}, sizes)
+                own = {name: tuple(tensor.shape) for name, tensor in layer.named_parameters()}
+                listing = "" if isinstance(error, Repeated) else both_sides(names, own, sizes)
                 message = f"{self.name}'s parameters cannot be read: {error}"
                 raise _Faulty("parameters", message, listing=listing) from error
             self._known = replace(self._known, missing=reading[0].missing)
@@ -276,6 +284,9 @@ class Candidate:
         except SystemExit as error:
             raise _Faulty("exit", f"{what} calls exit()", self.code.raised(error)) from error
         except BaseException as error:
+            if isinstance(error, TypeError) and not self.code.raised(error) and "forward() " in str(error):
+                message = f"forward cannot be called: {one_line(error)}; write an adapter whose layer takes one input"
+                raise _Faulty("refused", message) from error
             raise _Faulty(kind, f"{what} raises {one_line(error)}", self.code.raised(error)) from error
 
 

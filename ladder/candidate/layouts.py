@@ -17,6 +17,10 @@ class Unreadable(ValueError):
     """Parameters that cannot be taken for GPT-2's; the message names them, in one clause."""
 
 
+class Repeated(Unreadable):
+    """One block that stands several times in a list."""
+
+
 class Unlearned(Unreadable):
     """A layer without parameters, though GPT-2's has some."""
 

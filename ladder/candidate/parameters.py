@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from .layouts import (
     Layouts,
     Parameter,
     Parameters,
+    Repeated,
     Unlearned,
     Unreadable,
     joined,
@@ -22,11 +23,14 @@ from .layouts import (
     together,
 )
 
+# How a name of a matrix may end: ``c_fc_w``, ``fc1_kernel``.
+_ENDS = r"(_(w|b|weight|bias|kernel|matrix))?$"
 _FIRST = re.compile(
-    r"^(c_fc|fc_?1|fc_?in|linear_?1|lin_?1|l1|w_?1|w_?in|b_?in|.*(up|inner|expand|first|hidden|in)(_.*)?)$", re.I
+    rf"^(c_fc|fc_?1|fc_?in|linear_?1|lin_?1|l1|w_?1|w_?in|b_?in|.*(up|inner|expand|first|hidden|in)(_.*)?){_ENDS}", re.I
 )
 _SECOND = re.compile(
-    r"^(c_proj|fc_?2|fc_?out|linear_?2|lin_?2|l2|w_?2|w_?out|b_?out|.*(down|outer|contract|second|out)(_.*)?)$", re.I
+    rf"^(c_proj|fc_?2|fc_?out|linear_?2|lin_?2|l2|w_?2|w_?out|b_?out|.*(down|outer|contract|second|out)(_.*)?){_ENDS}",
+    re.I,
 )
 
 
@@ -38,24 +42,41 @@ def _assign(picked: dict[str, Parameter], role: str, parameter: Parameter, layer
 
 
 def _mlp(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
-    picked: dict[str, Parameter] = {}
-    for name, parameter in found.items():
-        shape = tuple(size for size in parameter.shape if size != 1)  # a convolution of one position has a third axis
-        if sorted(shape) == sorted((config.d_mlp, config.d_model)):
-            if parameter.kept:
-                first: bool | None = shape[0 if parameter.kept == "out in" else 1] == config.d_mlp
-            else:
-                known = [part for part in segments(name) or [name] if _FIRST.search(part) or _SECOND.search(part)]
-                first = bool(_FIRST.search(known[0])) if known else "W_in" not in picked
-            role = "W_in" if first else "W_out"
-        elif parameter.tensor.numel() == config.d_mlp:
-            role = "b_in"
-        elif parameter.tensor.numel() == config.d_model:
-            role = "b_out"
-        else:
-            role = ""
-        _assign(picked, role, parameter, "an MLP")
-    return _picked(picked, of, ("W_in", "b_in", "W_out", "b_out"))
+    matrices = [p for p in found.values() if sorted(_lengths(p)) == sorted((config.d_mlp, config.d_model))]
+    first = [_is_first(parameter, config) for parameter in matrices]
+    if len(matrices) > 2 or (len(matrices) == 2 and None not in first and first[0] == first[1]):
+        raise Unreadable(f"{matrices[-1]} is none of an MLP's parameters")
+    biases: dict[str, Parameter] = {}
+    for parameter in found.values():
+        if not any(parameter is matrix for matrix in matrices):
+            role = {config.d_mlp: "b_in", config.d_model: "b_out"}.get(parameter.tensor.numel())
+            if role is None or role in biases:
+                raise Unreadable(f"{parameter} is none of an MLP's parameters")
+            biases[role] = parameter
+    names = ["W_out", "W_in"] if first[:1] == [False] or first[1:] == [True] else ["W_in", "W_out"]
+    # As a rule the matrix that is defined first comes first. If neither names nor modules tell, both orders are tried.
+    orders = [names, names[::-1]] if first == [None, None] else [names]
+    roles = ("W_in", "b_in", "W_out", "b_out")
+    layouts: list[Layout] = []
+    for order in orders:
+        every = dict(zip(order, matrices, strict=False)) | biases
+        layouts += _picked({role: every[role] for role in roles if role in every}, of, roles)
+    return layouts
+
+
+def _is_first(parameter: Parameter, config: GPT2Config) -> bool | None:
+    """Return whether a matrix is an MLP's first, by its module or its name; None if neither tells."""
+    if parameter.kept:
+        return _lengths(parameter)[0 if parameter.kept == "out in" else 1] == config.d_mlp
+    for part in segments(parameter.name) or [parameter.name]:
+        if _FIRST.search(part) or _SECOND.search(part):
+            return bool(_FIRST.search(part))
+    return None
+
+
+def _lengths(parameter: Parameter) -> tuple[int, ...]:
+    """Return a parameter's shape without axes of length 1: a convolution of one position has a third axis."""
+    return tuple(size for size in parameter.shape if size != 1)
 
 
 def _norm(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
@@ -105,7 +126,7 @@ def _picked(picked: Mapping[str, Parameter], of: str, roles: Iterable[str]) -> l
         state = {}
         for role, parameter in picked.items():
             right = given[of + role]
-            shape = tuple(size for size in parameter.shape if size != 1)
+            shape = _lengths(parameter)
             turned = right.ndim == 2 and tuple(right.shape) != shape and tuple(right.T.shape) == shape
             state[parameter.name] = (right.T if turned else right).reshape(parameter.shape)
         return state
@@ -155,8 +176,9 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     if second(norms[0]) > second(norms[1]):
         norms.reverse()
 
-    def some(names: Iterable[str]) -> Parameters:
-        return {name: found[name] for name in names}
+    def some(names: Collection[str]) -> Parameters:
+        # In the layer's own order, which tells what comes first where names do not.
+        return {name: parameter for name, parameter in found.items() if name in names}
 
     return joined(
         [
@@ -197,7 +219,7 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     embeds = dict(itertools.islice(tables.items(), 1)) if tied else {n: p for n, p in tables.items() if n not in heads}
     norm = {n: p for n, p in rest.items() if p.tensor.ndim == 1 and p.tensor.numel() == config.d_model}
     bias = {n: p for n, p in rest.items() if p.tensor.ndim == 1 and p.tensor.numel() == config.d_vocab}
-    positions = {n: p for n, p in rest.items() if config.n_ctx in p.shape and n not in tables}
+    positions = {n: p for n, p in rest.items() if config.n_ctx in p.shape and p.tensor.ndim > 1 and n not in tables}
     # Nothing may be left over, and nothing may be missing but the head of a tied model.
     extra = set(rest) - set(tables) - set(norm) - set(bias) - set(positions)
     if extra:
@@ -279,7 +301,7 @@ def _check_blocks(every: Mapping[str, Tensor]) -> None:
         if len(names) > 1 and len({re.sub(r"\d+", "#", name) for name in names}) == 1:
             one, other = (re.match(r"(.*?\d+)\.", name) for name in names[:2])
             if one and other:
-                raise Unreadable(
+                raise Repeated(
                     f"{one[1]} and {other[1]} are one and the same block, with one set of parameters ([Block(cfg)] * n "
                     "puts one block n times into the list): make a new block for each layer"
                 )

@@ -1,5 +1,6 @@
 """Shapes in words: axes by the names of their sizes, GPT-2's parameters beside the layer's."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,16 +30,20 @@ def both_sides(
     given: Mapping[str, Sequence[int]],
     own: Mapping[str, Sequence[int]],
     sizes: Mapping[int, str],
-    wrong: Sequence[str] | None = None,
+    wrong: Sequence[str] = (),
 ) -> str:
-    """Return GPT-2's parameters beside the layer's, marked where they differ."""
+    """Return GPT-2's parameters beside the layer's: those of one name in one line, the ``wrong`` ones marked.
+
+    If no name is the same, the two are lists beside each other.
+    """
+    left = {name: f"{name} {axes(shape, sizes)}" for name, shape in given.items()}
+    right = {name: f"{name} {axes(shape, sizes)}" for name, shape in own.items()}
+    if left.keys() & right.keys():
+        rows = [(left.get(name, ""), right.get(name, ""), name in wrong) for name in dict.fromkeys((*left, *right))]
+    else:
+        rows = [(*pair, False) for pair in itertools.zip_longest(left.values(), right.values(), fillvalue="")]
     lines = [f"    {'GPT-2':<36} yours"]
-    rows = dict.fromkeys((*given, *own))
-    for name in list(rows)[:24]:
-        left = f"{name} {axes(given[name], sizes)}" if name in given else ""
-        right = f"{name} {axes(own[name], sizes)}" if name in own else ""
-        mark = "x" if (left != right if wrong is None else name in wrong) else " "
-        lines.append(f"  {mark} {left:<36} {right}".rstrip())
+    lines += [f"  {'x' if marked else ' '} {one:<36} {other}".rstrip() for one, other, marked in rows[:24]]
     if len(rows) > 24:
         lines.append(f"    … and {len(rows) - 24} more")
     return "\n".join(lines)

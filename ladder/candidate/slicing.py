@@ -10,6 +10,7 @@ from .aliases import canonical
 _CALLS = """
     dict int float str bool range len tuple list set max min
     ArgumentParser add_argument_group
+    tensor item log exp tanh pow finfo iinfo
     field namedtuple TypeVar NewType is_available device SimpleNamespace sqrt partial Path getLogger cpu_count type
 """
 _PLAIN_CALLS = frozenset(_CALLS.split())

@@ -302,5 +302,6 @@ def _defined_in(module: types.ModuleType, value: Any) -> bool:
 def one_line(error: BaseException) -> str:
     """Return an exception's type and message in one line."""
     text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
+    text = text.removesuffix(".")  # it stands inside a sentence
     text = text if len(text) <= 300 else text[:299] + "…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

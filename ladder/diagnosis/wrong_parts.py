@@ -15,6 +15,8 @@ def part_trial(trial: Trial, part: str, part_rung: str, given: Tensor) -> Trial:
     """Return the trial of one layer inside another: its parameters, and the input that it had there; no gradients."""
     prefix = f"{part}."
     parameters = {name.removeprefix(prefix): p for name, p in trial.parameters.items() if name.startswith(prefix)}
+    if part_rung == "unembed" and "W_U" not in parameters:  # the model's logits are tied
+        parameters["W_U"] = trial.parameters["embed.W_E"].T
     cotangent = torch.zeros(
         (*given.shape[:2], trial.config.d_vocab if part_rung == "unembed" else trial.config.d_model), dtype=trial.dtype
     )

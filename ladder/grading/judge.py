@@ -25,6 +25,7 @@ _STATUS_OF_FAULT: dict[str, Status] = {
     "limit": "over a limit",
     "build": "cannot be built",
     "parameters": "cannot be built",
+    "internal": "not graded",
 }
 _MOST_TEXT = 10_000_000
 # Of several files, the outcome of the one that came furthest counts.
@@ -36,6 +37,7 @@ _ORDER: tuple[Status, ...] = (
     "crashed",
     "cannot be built",
     "wrong",
+    "not graded",  # staff look at it, whatever the student's other files are
     "right in float32",
     "right",
 )

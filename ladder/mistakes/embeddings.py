@@ -1,6 +1,7 @@
 """Classic mistakes of the embeddings and of the output projection."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +42,24 @@ class PlainPosEmbed(nn.Module):
 
 
 class PlainUnembed(nn.Module):
-    """``x @ W_U + b_U``."""
+    """``x @ W_U + b_U``. In a model whose logits are tied, `tie_to` makes ``W_U`` the embedding's table."""
 
     def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
         super().__init__()
         self.d_model = config.d_model
         self.W_U = empty(config.d_model, config.d_vocab, dtype=dtype)
         self.b_U = empty(config.d_vocab, dtype=dtype) if config.unembed_bias else None
+        self._tied_to: tuple[nn.Module, ...] = ()
+
+    def tie_to(self, embed: nn.Module) -> None:
+        """Use ``embed.W_E`` transposed from now on, and no ``W_U`` of its own."""
+        del self.W_U
+        self._tied_to = (embed,)  # in a tuple, so that it does not become a submodule
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "W_U" and self._tied_to:
+            return self._tied_to[0].W_E.T
+        return super().__getattr__(name)
 
     def forward(self, x: Tensor, **_: object) -> Tensor:
         """The logits."""

@@ -11,7 +11,7 @@ from ...assembly.model import GPT2
 from ...components import Block
 from ..rungs import Build, block_arguments
 from .attention import ATTENTION
-from .embeddings import EMBED, POS_EMBED, UNEMBED
+from .embeddings import EMBED, POS_EMBED, UNEMBED, PlainUnembed
 from .layer_norm import LAYER_NORM
 from .mistake import Mistake, Steps, entries, with_steps
 from .mlp import MLPS
@@ -321,6 +321,9 @@ def _init(base: type[nn.Module], parts: Callable[[GPT2Config], Mapping[str, Buil
         base.__init__(self, config, dtype)  # pyright: ignore[reportCallIssue]
         for path, build in parts(config).items():
             self.set_submodule(path, build(config, dtype))
+        unembed = getattr(self, "unembed", None)
+        if isinstance(unembed, PlainUnembed) and config.tie_word_embeddings:
+            unembed.tie_to(self.embed)
 
     return init
 

@@ -13,6 +13,7 @@ import torch
 from ..candidate.finder import find_layers, rungs_of
 from ..candidate.layer import Candidate, Reply, Request
 from ..candidate.source import CandidateError, Loaded, load, split
+from ..own_faults import described
 from ..results import Fault
 from . import messages
 from .processes import take_streams
@@ -46,15 +47,11 @@ def main() -> None:
     requests, replies = take_streams()
     torch.set_num_threads(1)
     start = messages.read(requests, Start)
-    candidates: dict[str, Candidate] = {}
     with open(start.trace, "r+b") as trace:
         os.set_inheritable(trace.fileno(), False)
         faulthandler.enable(trace)
         faulthandler.dump_traceback_later(start.reading_limit, exit=True, file=trace)
-        try:
-            candidates, reply = _candidates(start)
-        except CandidateError as refused:
-            reply = Reply(fault=Fault(refused.kind, str(refused)))
+        candidates, reply = read_sources(start)
         while True:
             faulthandler.cancel_dump_traceback_later()
             for stream in (sys.stdout, sys.stderr):
@@ -66,6 +63,16 @@ def main() -> None:
                 return
             faulthandler.dump_traceback_later(start.time_limit, exit=True, file=trace)
             reply = candidates[request.trial.rung].respond(request)
+
+
+def read_sources(start: Start) -> tuple[dict[str, Candidate], Reply]:
+    """Read the sources; return the layers by rung, and what was found or why nothing could be."""
+    try:
+        return _candidates(start)
+    except CandidateError as refused:
+        return {}, Reply(fault=Fault(refused.kind, str(refused)))
+    except Exception as error:
+        return {}, Reply(fault=Fault("internal", described(error)))
 
 
 def _candidates(start: Start) -> tuple[dict[str, Candidate], Reply]:
@@ -94,7 +101,7 @@ def _candidates(start: Start) -> tuple[dict[str, Candidate], Reply]:
             why = f" ({'; '.join(loaded[path].notes)})" if loaded[path].notes else ""
             raise CandidateError(
                 f"{sources['']}: none of its classes could be taken for {start.only or 'a layer of GPT-2'}; it has "
-                f"{has}{why}. Say which is which: --attention FILE.py:CLASS",
+                f"{has}{why}. Say which is which: --{start.only or 'attention'} FILE.py:CLASS",
                 "no layer",
             )
         for rung, classes in layers.items():
@@ -111,6 +118,9 @@ def _layers(
     """Return the classes for each rung: of the whole file, or the rung of the one that is named."""
     if not name:
         return find_layers(loaded, chosen, only)
+    if only:
+        loaded.get(name, source)
+        return {only: [name]}
     rungs = rungs_of(loaded.get(name, source), name, vars(loaded.module), chosen)
     return {rungs[0]: [name]} if rungs else {}
 

@@ -73,3 +73,19 @@ def test_a_right_layer_is_right_however_its_numbers_lie() -> None:
     under_test.begin()
     assert under_test.first.ways[under_test.layout] == "(h n c) m 2"
     assert "the order is k, q, v" in under_test.first.oddity
+
+
+class TakesTrue(Fused):
+    """It hides where its mask is true, and mixes heads with positions, so that the future shows with every mask."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (each.transpose(1, 2) for each in self.parts(x))
+        scores = q @ k.mT - 1e4 * mask.to(q.dtype)
+        return self.out((scores.softmax(-1) @ v).reshape(x.shape))
+
+
+def test_a_mask_that_makes_nothing_but_nan_is_not_chosen() -> None:
+    respond = Candidate(TakesTrue, "TakesTrue", Code(Path(__file__))).respond
+    under_test = UnderTest(rung("attention"), lambda requests: map(respond, requests))
+    under_test.begin()
+    assert any("True where a query may not look" in note for note in under_test.first.notes), under_test.first.notes

@@ -1,13 +1,17 @@
 """Wrong layers: the rung fails each of them, and the plain layers that they are made from hold."""
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
 import torch
 from torch import nn
 
+from gptladder.ladder.answers import same
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
-from gptladder.ladder.rungs import FLOAT64_TOLERANCE, Build, cases, compare, rung
+from gptladder.ladder.mistakes.embeddings import PlainEmbed, PlainUnembed
+from gptladder.ladder.mistakes.wiring import PlainModel, with_parts
+from gptladder.ladder.rungs import FLOAT64_TOLERANCE, Build, answer, cases, compare, make_trial, rung
 
 SPELLED = [(mistake, build) for mistake in MISTAKES for build in mistake.builds]
 NAMES = [f"{mistake.rung}: {mistake.name}" for mistake, _ in SPELLED]
@@ -68,6 +72,21 @@ def test_with_no_step_replaced_the_layer_is_right(name: str, base: type[nn.Modul
         for reference in judged.references:
             found = compare(judged, reference, case, torch.float64, base)
             assert max(found) <= FLOAT64_TOLERANCE, (reference.library, case)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_mistakes_inside_a_tied_model_stay_tied(bias: bool) -> None:
+    """A wrong embedding's table is the output projection's, and the one gradient of both is there."""
+    case = next(case for case in cases(3, 50) if case.config.n_layers == 1)
+    case = replace(case, config=replace(case.config, tie_word_embeddings=True, unembed_bias=bias))
+    trial = make_trial(rung("model"), rung("model").own, case, torch.float64)
+    for mistake in INSIDE["model"]:
+        if mistake.name.startswith(("embed", "unembed", "ln_final")):
+            found = answer(mistake.build(case.config, torch.float64), trial)
+            assert found.gradients.keys() <= trial.expected.gradients.keys(), mistake.name
+            assert "embed.W_E" in found.gradients, mistake.name
+    plain = with_parts(PlainModel, {"embed": PlainEmbed, "unembed": PlainUnembed}, {})
+    assert same(answer(plain(case.config, torch.float64), trial), trial.expected)
 
 
 def test_a_wrong_step_takes_the_place_of_a_right_one() -> None:

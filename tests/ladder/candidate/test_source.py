@@ -1,12 +1,14 @@
 """The user's source file: found, read without its script part, and its lines kept apart from those of libraries."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from gptladder.ladder.candidate.places import Code
 from gptladder.ladder.candidate.source import CandidateError, load, one_line, split
@@ -144,6 +146,18 @@ def test_a_stand_in_is_a_base_class_a_decorator_and_a_silent_logger() -> None:
     StandIn("logger", "").info("nothing")
     with pytest.raises(Unavailable):
         StandIn("einsum", "no einops")(1, 2)
+
+
+def test_constants_made_by_torch_are_no_script(write: Write) -> None:
+    write(
+        "mine.py",
+        "import math\nimport torch\nROOT = torch.sqrt(torch.tensor(2 / math.pi)).item()\n"
+        "NEG = torch.tensor(-math.inf)\nLOW = torch.finfo(torch.float32).min\n"
+        "DATA = torch.tensor(open('absent.txt').read())\n"
+        "class MLP:\n    values = ROOT, NEG, LOW\n",
+    )
+    found, _ = find("mine.py:MLP")
+    assert vars(found)["values"] == (pytest.approx((2 / math.pi) ** 0.5), -math.inf, torch.finfo(torch.float32).min)
 
 
 def test_a_notebook_is_read_cell_by_cell_without_its_magics(write: Write, tmp_path: Path) -> None:

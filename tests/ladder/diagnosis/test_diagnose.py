@@ -18,6 +18,7 @@ from gptladder.ladder.candidate.trace import Trace
 from gptladder.ladder.diagnosis.diagnose import diagnose
 from gptladder.ladder.diagnosis.smallest_case import shrink
 from gptladder.ladder.diagnosis.which_line import locate
+from gptladder.ladder.diagnosis.wrong_parts import part_trial
 from gptladder.ladder.formula.quantities import quantities
 from gptladder.ladder.formula.same_numbers import factor_of
 from gptladder.ladder.formula.trace_matching import Matched
@@ -107,6 +108,15 @@ def test_a_layers_mistake_is_found_inside_a_larger_layer(name: str, mistake: str
     made = named(INSIDE[name], mistake)
     found = diagnosed(built(name, made.build))
     assert found.mistakes == (mistake,)
+
+
+def test_an_unembedding_in_a_tied_model_is_tried_with_the_embeddings_table() -> None:
+    config = replace(draw_case(random.Random(0)).config, tie_word_embeddings=True, unembed_bias=True)
+    trial = make_trial(rung("model"), rung("model").own, Case(config, 2, 3, 0), torch.float64, gradients=False)
+    given = torch.randn(2, 3, config.d_model, dtype=torch.float64)
+    right = given @ trial.parameters["embed.W_E"].T + trial.parameters["unembed.b_U"]
+    inner = part_trial(trial, "unembed", "unembed", given)
+    torch.testing.assert_close(inner.expected.output, right, atol=1e-12, rtol=0)
 
 
 def test_two_mistakes_at_once_are_told_apart() -> None:

@@ -340,10 +340,10 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", TopThree, "First wrong: what `masked_fill` gives (GPT-2 has the attention pattern next)."),
         ("mlp", TwiceActivated, "`gelu` on line "),
         ("mlp", LastPieceMissing, ", counted from 0, is left at 0."),
-        ("mlp", Clamped, "where the hidden layer reaches 20, off by"),
+        ("mlp", Clamped, "numbers of the hidden layer reach 20, off by"),
         ("layer_norm", MeanOfTheFirst, "First wrong: the mean, of some positions only."),
         ("layer_norm", RunningMean, "First wrong: what this loop makes (GPT-2 has the mean next)."),
-        ("layer_norm", ClampedNorm, "where the input reaches 1000, off by"),
+        ("layer_norm", ClampedNorm, "numbers of the input reach 1000, off by"),
     ],
 )
 def test_the_line_that_made_a_step_wrong_is_named(rung: str, layer: type[nn.Module], words: str) -> None:
