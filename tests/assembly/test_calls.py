@@ -135,6 +135,8 @@ def test_pos_slice_takes_the_positions_of_what_is_formed_on_request(ours: GPT2) 
     part = ours.run_with_cache(TOKENS, names_filter=names, pos_slice=(2, 5))[1]
     for name in names:
         assert torch.equal(part[name], whole[name][:, 2:5]), name
+    tokens = ours.run_with_cache(TOKENS, names_filter="hook_tokens", pos_slice=(2, 5))[1]["hook_tokens"]
+    assert torch.equal(tokens, TOKENS[:, 2:5])
 
 
 def test_gradients_are_kept_of_the_loss_whatever_is_returned(ours: GPT2, theirs: Any) -> None:
