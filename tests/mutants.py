@@ -11,6 +11,7 @@ kept for as long as a module's source stays the same: the next run tries what is
     make mutants                                       every module, which takes hours
     python tests/mutants.py components/attention.py    some modules
     python tests/mutants.py --fresh                    without what earlier runs found
+    python tests/mutants.py --skip-explained           believe the explanations
     python tests/mutants.py --report                   the table alone
 """
 
@@ -33,7 +34,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")  # threads do not survive a fork
 os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # loading all plugins would take half of the time
@@ -41,101 +42,20 @@ os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # loading all plugins would 
 import coverage
 import hypothesis
 import pytest
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator, operator_names
+
+sys.path.insert(1, str(Path(__file__).with_name("helpers")))
+from mutations import Functions, Mutant, mutants, outermost_function, outside_the_body, replace_code
 
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 RESULTS = ROOT / "build/mutants"
 STORED = ROOT / "benchmarks/results/cpu/mutants.json"
 SCREEN = os.dup(1)
-Functions = dict[tuple[str, int], list[types.FunctionType]]
 
 
 def digest(*parts: str) -> str:
     """Return a short name of texts that changes if they do."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-
-
-# What the mutants of a module are.
-
-
-class Mutant(NamedTuple):
-    """A change of a module: the number of the changed line, the line as it is then, the source of the whole module."""
-
-    number: int
-    line: str
-    source: str
-
-
-def program(source: str) -> str:
-    """Return what Python runs, without annotations, overloads, and a star between a function's parameters."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.arguments):
-            node.args, node.posonlyargs, node.kwonlyargs = [*node.posonlyargs, *node.args, *node.kwonlyargs], [], []
-            node.defaults, node.kw_defaults = [*node.defaults, *filter(None, node.kw_defaults)], []
-        if isinstance(node, ast.FunctionDef):
-            node.decorator_list = [each for each in node.decorator_list if ast.unparse(each) != "overload"]
-        for name in {"annotation", "returns"} & set(node._fields):
-            setattr(node, name, None)
-    return ast.dump(tree)
-
-
-def mutants(source: str) -> Iterator[Mutant]:
-    """Yield each mutant that is another program."""
-    seen = {program(source)}
-    for name in operator_names():
-        operator = get_operator(name)
-        if operator.arguments() or ("Operator_" in name and name.split("Operator_")[1] not in CONFIG["operators"]):
-            continue
-        for occurrence in itertools.count():
-            if (mutated := mutate_code(source, operator(), occurrence)) is None:
-                break
-            try:
-                new = program(mutated)
-            except SyntaxError:
-                continue
-            if new not in seen:
-                seen.add(new)
-                pairs = enumerate(itertools.zip_longest(source.splitlines(), mutated.splitlines(), fillvalue=""), 1)
-                number, line = next((number, now) for number, (was, now) in pairs if was != now)
-                yield Mutant(number, " ".join(line.split()), mutated)
-
-
-def outermost_function(tree: ast.Module | ast.ClassDef, number: int) -> ast.FunctionDef | None:
-    """Return the function of a module or class in whose body the line is."""
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.body[0].lineno <= number <= (node.end_lineno or 0):
-            return node
-        if isinstance(node, ast.ClassDef) and (found := outermost_function(node, number)):
-            return found
-    return None
-
-
-def outside_the_body(source: str, number: int) -> str | None:
-    """Return the program without the body of the function that the line is in (None: it is in no body)."""
-    tree = ast.parse(source)
-    if (function := outermost_function(tree, number)) is None:
-        return None
-    function.body = []
-    return ast.dump(tree)
-
-
-def replace_code(path: Path, source: str, functions: Functions) -> bool:
-    """Give the function that is another one in ``source`` its new code. Return whether that was possible."""
-    codes, replaced = [compile(source, str(path), "exec", dont_inherit=True)], False
-    while codes:
-        code = codes.pop()
-        for function in functions.get((code.co_qualname, code.co_firstlineno), []):
-            if function.__code__ != code:
-                try:
-                    function.__code__, replaced = code, True
-                except ValueError:  # it reads other variables of the function around it
-                    return False
-        if not code.co_flags & 2:  # of a module or a class
-            codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return replaced
 
 
 # How tests are run.
@@ -263,11 +183,16 @@ class Trial:
         """Return what was not tried yet, and then survivors of other tests; each in random order."""
         explained = explanations(self.module)
         todo = {}
-        for mutant in mutants(self.source):
+        for mutant in mutants(self.source, CONFIG["operators"]):
             known = self.results["tried"].get(key := digest(mutant.source))
-            left = known and not known["killed_by"] and (known["in"], known["mutant"]) not in explained
-            if not known or (left and known["tests"] != self.tests):
-                todo[bool(known), key] = mutant
+            is_explained = (self.where(mutant), mutant.line) in explained
+            if is_explained and "--skip-explained" in sys.argv:
+                if not known:
+                    self.keep(mutant, [], 0, skipped=True)
+            elif not known or known["skipped"]:
+                todo[False, key] = mutant
+            elif not known["killed_by"] and not is_explained and known["tests"] != self.tests:
+                todo[True, key] = mutant
         return [todo[place] for place in sorted(todo)]
 
     def tests_of(self, mutant: Mutant) -> list[str]:
@@ -304,17 +229,20 @@ class Trial:
             self.path.write_text(self.source, "utf-8")
             os.utime(self.path, (before.st_atime, before.st_mtime))
 
-    def keep(self, mutant: Mutant, failed: list[str], count: int) -> None:
-        """Write down what came out for a mutant."""
+    def where(self, mutant: Mutant) -> str:
+        """Return the class and the function that the changed line is in."""
         definitions = [node for node in ast.walk(self.ast) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-        around = [node.name for node in definitions if node.lineno <= mutant.number <= (node.end_lineno or 0)]
-        where, later = ".".join(around), digest(mutant.source) in self.results["tried"]
+        return ".".join(each.name for each in definitions if each.lineno <= mutant.number <= (each.end_lineno or 0))
+
+    def keep(self, mutant: Mutant, failed: list[str], count: int, *, skipped: bool = False) -> None:
+        """Write down what came out for a mutant."""
         self.killers.update(failed)
-        found = {"line": mutant.number, "in": where, "mutant": mutant.line, "killed_by": failed[:1]}
-        self.results["tried"][digest(mutant.source)] = {**found, "later": later, "tests": self.tests}
+        key, where = digest(mutant.source), self.where(mutant)
+        found = {"line": mutant.number, "in": where, "mutant": mutant.line, "killed_by": failed[:1], "skipped": skipped}
+        self.results["tried"][key] = {**found, "later": key in self.results["tried"], "tests": self.tests}
         self.results["date"] = time.strftime("%Y-%m-%d")
         self.write()
-        verdict = failed[0] if failed else f"survived {count}"
+        verdict = failed[0] if failed else f"survived {count}" if count else "explained"
         os.write(SCREEN, f"{self.module}:{mutant.number} {where}: {mutant.line}  # {verdict}\n".encode())
 
     def write(self) -> None:
@@ -322,7 +250,7 @@ class Trial:
 
     def run(self) -> None:
         """Try each mutant that is to be tried."""
-        self.results["mutants"] = sum(1 for _ in mutants(self.source))
+        self.results["mutants"] = sum(1 for _ in mutants(self.source, CONFIG["operators"]))
         self.write()
         todo = self.todo()
         if quick := [mutant for mutant in todo if not self.runs_at_import(mutant)]:
@@ -456,7 +384,7 @@ def main() -> None:
     options = {argument for argument in sys.argv[1:] if argument.startswith("--")}
     named = set(sys.argv[1:]) - options
     known = {module for group in CONFIG["groups"] for module in group["modules"]}
-    if unknown := sorted(named - known) + sorted(options - {"--fresh", "--report"}):
+    if unknown := sorted(named - known) + sorted(options - {"--fresh", "--report", "--skip-explained"}):
         raise SystemExit(
             f"{', '.join(unknown)}: mutants.toml lists no such module; the options are --fresh and --report"
         )

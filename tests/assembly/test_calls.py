@@ -147,6 +147,7 @@ def test_gradients_are_kept_of_the_loss_whatever_is_returned(ours: GPT2, theirs:
         assert close(cache["blocks.1.hook_resid_mid_grad"], expected["blocks.1.hook_resid_mid_grad"])
         if return_type != "loss":
             assert close(result if return_type == "logits" else result.logits, logits)
+    assert close(ours.run_with_cache(TOKENS, "both", incl_bwd=True)[0].logits, logits)
     _, cache = ours.run_with_cache(TOKENS, incl_bwd=lambda result: result[:, -1, 3].sum())
     assert cache["blocks.2.hook_resid_post_grad"][:, -1].any()
     assert not cache["blocks.2.hook_resid_post_grad"][:, :-1].any()
@@ -200,6 +201,8 @@ def test_a_loss_needs_two_tokens_and_a_cache_all_layers(ours: GPT2) -> None:
     stream = ours(TOKENS, stop_at_layer=1)
     with pytest.raises(ValueError, match="pass tokens="):
         ours(stream, start_at_layer=1, return_type="loss")
+    with pytest.raises(ValueError, match=r"tokens have the shape \[3, 5\], but the logits \[3, 7\]"):
+        ours(stream, start_at_layer=1, return_type="loss", tokens=TOKENS[:, :5])
     cache = ours.new_cache(3)
     with pytest.raises(ValueError, match="a cache needs all layers"):
         ours(TOKENS, stop_at_layer=1, cache=cache)
@@ -245,7 +248,8 @@ def test_notes_of_a_hook_stay_until_they_are_cleared(ours: GPT2) -> None:
         seen.append(hook.ctx["calls"])
 
     hook = [("hook_embed", count)]
-    ours.run_with_hooks(TOKENS, fwd_hooks=hook)
+    with ours.hooks(hook):
+        ours(TOKENS)
     ours.run_with_hooks(TOKENS, fwd_hooks=hook, clear_contexts=True)
     ours.run_with_hooks(TOKENS, fwd_hooks=hook)
     ours.reset_hooks()
