@@ -240,7 +240,6 @@ class Trial:
         key, where = digest(mutant.source), self.where(mutant)
         found = {"line": mutant.number, "in": where, "mutant": mutant.line, "killed_by": failed[:1], "skipped": skipped}
         self.results["tried"][key] = {**found, "later": key in self.results["tried"], "tests": self.tests}
-        self.results["date"] = time.strftime("%Y-%m-%d")
         self.write()
         verdict = failed[0] if failed else f"survived {count}" if count else "explained"
         os.write(SCREEN, f"{self.module}:{mutant.number} {where}: {mutant.line}  # {verdict}\n".encode())
@@ -251,6 +250,7 @@ class Trial:
     def run(self) -> None:
         """Try each mutant that is to be tried."""
         self.results["mutants"] = sum(1 for _ in mutants(self.source, CONFIG["operators"]))
+        self.results["date"] = time.strftime("%Y-%m-%d")
         self.write()
         todo = self.todo()
         if quick := [mutant for mutant in todo if not self.runs_at_import(mutant)]:
@@ -325,58 +325,48 @@ def summary(module: str) -> dict[str, Any]:
     """Print what is wrong: survivors without explanation, and the reverse. Return a module's row of the table."""
     results, explained = read_results(module), explanations(module)
     tried = results["tried"].values()
-    lived = {(each["in"], each["mutant"]): each["line"] for each in tried if not each["killed_by"]}
-    for where, mutant in sorted(lived.keys() - explained, key=lived.__getitem__):
-        print(f"survivor: {module}:{lived[where, mutant]} {where}: {mutant}")
-    if len(tried) == results.get("mutants"):
-        print(
-            *(f"no survivor: {module} {where}: {mutant}\n" for where, mutant in explained - lived.keys()),
-            sep="",
-            end="",
-        )
-    alive = [each for each in tried if not each["killed_by"]]
-    known = sum((each["in"], each["mutant"]) in explained for each in alive)
-    later = sum(each["later"] for each in tried if each["killed_by"])
-    return {
-        "mutants": results.get("mutants", 0),
+    alive = [(each["line"], each["in"], each["mutant"]) for each in tried if not each["killed_by"]]
+    left = sorted(each for each in alive if each[1:] not in explained)
+    for number, where, mutant in left:
+        print(f"survivor: {module}:{number} {where}: {mutant}")
+    if len(tried) == results["mutants"]:
+        for where, mutant in sorted(explained - {each[1:] for each in alive}):
+            print(f"no survivor: {module} {where}: {mutant}")
+    numbers = {
+        "mutants": results["mutants"],
         "tried": len(tried),
         "killed": len(tried) - len(alive),
-        "by_new_tests": later,
-        "explained": known,
-        "survivors": len(alive) - known,
-        "date": results.get("date"),
-        "source": results["source"],
+        "killed by new tests": sum(each["later"] for each in tried if each["killed_by"]),
+        "explained": len(alive) - len(left),
+        "survivors": len(left),
     }
+    return {**numbers, "date": results["date"], "source": results["source"]}
 
 
 def report() -> None:
     """Store the rows of the modules that were tried, and print all rows."""
     rows = json.loads(STORED.read_text("utf-8"))["modules"] if STORED.exists() else {}
+    modules = sorted(module for group in CONFIG["groups"] for module in group["modules"])
+    rows |= {module: summary(module) for module in modules if read_results(module)["tried"]}
+    rows = {module: rows[module] for module in modules if module in rows}
+    stored = json.dumps({"command": "make mutants", "modules": rows}, indent=1)
+    STORED.write_text(stored + "\n", "utf-8")
+
+    print(f"{'module':36}  mutants    tried   killed   by new explained survivors   killed of those not explained")
     total = Counter[str]()
-    lines = []
-    for module in (module for group in CONFIG["groups"] for module in group["modules"]):
-        if file_of(module).exists() and read_results(module)["tried"]:
-            rows[module] = summary(module)
-        if module not in rows:
-            lines.append(f"{module:36} not tried")
-            continue
-        row = rows[module]
+    for module, row in rows.items():
         numbers = {name: value for name, value in row.items() if isinstance(value, int)}
         total.update(numbers)
-        stale = digest((ROOT / module).read_text("utf-8")) != row["source"]
-        lines.append(line_of(module, numbers) + f"  {row['date']}{', and changed since' * stale}")
-    names = ("mutants", "tried", "killed", "by new", "explained", "survivors")
-    print(f"{'module':36}", *(f"{name:>9}" for name in names), "  killed of those not explained")
-    print(*lines, line_of("all", total), sep="\n")
-    modules = [module for group in CONFIG["groups"] for module in group["modules"] if module in rows]
-    stored = {"command": "make mutants", "modules": {module: rows[module] for module in modules}}
-    STORED.write_text(json.dumps(stored, indent=1) + "\n", "utf-8")
+        is_stale = digest((ROOT / module).read_text("utf-8")) != row["source"]
+        print(line_of(module, numbers), row["date"], "changed since" if is_stale else "")
+    print(line_of("all", total))
+    print(*(f"{module:36} not tried\n" for module in modules if module not in rows), sep="", end="")
 
 
 def line_of(name: str, row: dict[str, int]) -> str:
     """Return a row as text."""
     share = row["killed"] / max(row["tried"] - row["explained"], 1)
-    return f"{name:36} " + " ".join(f"{value:9}" for value in row.values()) + f" {share:8.1%}"
+    return f"{name:36}" + "".join(f"{value:9}" for value in row.values()) + f" {share:8.1%} "
 
 
 def main() -> None:
@@ -385,9 +375,7 @@ def main() -> None:
     named = set(sys.argv[1:]) - options
     known = {module for group in CONFIG["groups"] for module in group["modules"]}
     if unknown := sorted(named - known) + sorted(options - {"--fresh", "--report", "--skip-explained"}):
-        raise SystemExit(
-            f"{', '.join(unknown)}: mutants.toml lists no such module; the options are --fresh and --report"
-        )
+        raise SystemExit(f"{', '.join(unknown)}: neither a module of mutants.toml nor an option: see mutants.py")
     RESULTS.mkdir(parents=True, exist_ok=True)
     if "--report" not in options:
         for group in CONFIG["groups"]:
