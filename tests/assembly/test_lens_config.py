@@ -22,7 +22,7 @@ def made(**changes: Any) -> GPT2:
 
 CHOICES: list[dict[str, Any]] = [
     {},
-    {"act_fn": "relu", "layer_norm_eps": 1e-3, "init_range": 0.5},
+    {"act_fn": "relu", "layer_norm_eps": 1e-3, "init_range": 0.5, "d_head": 5},
     {"scale_attn_by_inverse_layer_idx": True},
     {"scale_attn_weights": False},
     {"tie_word_embeddings": False, "unembed_bias": True},

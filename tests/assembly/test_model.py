@@ -113,6 +113,11 @@ def test_wrong_tokens_are_refused(wrong: Tensor, error: type[Exception], message
         made()(wrong)
 
 
+def test_a_mask_of_another_shape_is_refused_by_its_name() -> None:
+    with pytest.raises(TypeCheckError, match=r"(?s)GPT2\.final_residual.*'padding_mask'"):
+        made()(tokens(2, 7), padding_mask=torch.ones(2, 6, dtype=torch.bool))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     "take",

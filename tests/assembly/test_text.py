@@ -157,7 +157,8 @@ def test_single_tokens_are_read_and_written(ours: GPT2, theirs: Any) -> None:
 def test_positions_of_a_token_are_hooked_transformers(ours: GPT2, theirs: Any, mode: Any) -> None:
     for given in ("banana", ours.to_tokens("banana"), ours.to_tokens("banana")[0], ours.to_tokens("banana").double()):
         assert ours.get_token_position("a", given, mode) == theirs.get_token_position("a", given, mode)
-    assert ours.get_token_position("a", "banana", mode, prepend_bos=False) == {"first": 1, "last": 5}[mode]
+    for letter, places in (("a", {"first": 1, "last": 5}), ("n", {"first": 2, "last": 4})):
+        assert ours.get_token_position(letter, "banana", mode, prepend_bos=False) == places[mode]
     with pytest.raises(
         ValueError, match=r"token 120 is not among the 9 tokens \[259, 98, 97, 110, 97, 110, 97, 110\]$"
     ):
@@ -190,6 +191,7 @@ def test_the_default_of_prepend_bos_can_be_changed() -> None:
 
 def test_a_tokenizer_without_special_tokens_prepends_nothing() -> None:
     model = made(CharTokenizer("abc"), d_vocab=3)
+    assert [each.cfg.tokenizer_prepends_bos for each in (model, made(byte_pairs()), made(None))] == [False, False, None]
     assert model.to_tokens("cab").tolist() == [[2, 0, 1]]
     with pytest.raises(ValueError, match="no token that begins a text"):
         model.to_tokens("cab", prepend_bos=True)

@@ -161,7 +161,7 @@ def test_a_layers_cache_holds_keys_and_values_and_is_full_at_its_capacity() -> N
         cache.append(k, v)
 
 
-SIZES = {"batch": 2, "n_heads": 1, "d_head": 1, "capacity": 4}
+SIZES: dict[str, Any] = {"batch": 2, "n_heads": 1, "d_head": 1, "capacity": 4}
 
 
 @pytest.mark.parametrize("make", [lambda: LayerCache(**SIZES), lambda: KVCache(n_layers=1, **SIZES)])

@@ -416,6 +416,15 @@ def test_without_options_hooks_end_with_the_block_and_notes_stay() -> None:
     assert tap.ctx == {"calls": 2}
 
 
+def test_hooks_of_a_block_may_stay_until_they_are_reset() -> None:
+    module, x = torch.nn.Sequential(Tap()), torch.ones(1)
+    with hooks(module, [("0", plus_one)], reset_hooks_end=False):
+        assert module(x) == 2
+    assert module(x) == 2
+    reset_hooks(module)
+    assert module(x) == 1
+
+
 @pytest.mark.parametrize("on", ["tap", "module"])
 def test_added_hooks_act_in_their_order_and_permanent_ones_stay(on: str) -> None:
     tap, x = Tap(), torch.ones(1)
@@ -440,8 +449,9 @@ def test_a_tap_is_active_if_there_is_a_hook_on_it() -> None:
     with hooks(torch.nn.Sequential(one, other), [("0", double)]):
         assert (one.active, other.active) == (True, False)
     assert not one.active
-    for add in (one.add_hook, one.register_forward_hook, one.register_forward_pre_hook):
-        added: Any = add(double)
+    adding: list[Any] = [one.add_hook, one.register_forward_hook, one.register_forward_pre_hook]
+    for add in adding:
+        added = add(double)
         assert one.active
         added() if callable(added) else added.remove()
         assert not one.active
