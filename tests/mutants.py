@@ -197,12 +197,11 @@ class Trial:
 
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests to run: the fastest of those that reach the line, first those that killed mutants."""
-        function = outermost_function(self.ast, mutant.number)
-        lines = range(function.lineno, (function.end_lineno or 0) + 1) if function else self.reached
-        # A line that runs at import, or is not seen to be reached, counts as reached by all tests of what is around it.
-        around = set[str]().union(*(self.reached.get(number, ()) for number in lines)) - {""}
-        tests = (function and self.reached.get(mutant.number, set()) - {""}) or around
-        tests = tests or set(self.seconds) & set().union(*self.reached.values())
+        tests = set(self.seconds)  # for what runs at import: a decorator can raise before a line of the module runs
+        if function := outermost_function(self.ast, mutant.number):
+            lines = range(function.lineno, (function.end_lineno or 0) + 1)
+            around = set[str]().union(*(self.reached.get(number, ()) for number in lines))
+            tests = self.reached.get(mutant.number, set()) - {""} or around - {""} or tests
         order = sorted(tests, key=lambda test: (self.seconds[test] / (1 + self.killers[test]), test))
         until = itertools.accumulate(self.seconds[test] for test in order)
         order = [test for test, sum_ in zip(order, until, strict=True) if sum_ < CONFIG["seconds_for_a_mutant"]]

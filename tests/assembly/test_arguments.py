@@ -1,4 +1,4 @@
-"""The check of what a caller passes as a model: the message says what it is and what to pass instead."""
+"""The check of what a caller passes as a model: the message names it and what to pass instead."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from gptladder.assembly.arguments import check_model
 
 def test_a_model_of_ours_passes_compiled_or_not() -> None:
     model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=5, n_ctx=4))
-    check_model(model)
-    check_model(torch.compile(model, backend="eager"))
+    for passed in (model, torch.compile(model, backend="eager")):
+        assert check_model(passed) is None
 
 
 def test_another_module_is_named_and_what_converts_it() -> None:

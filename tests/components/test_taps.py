@@ -181,7 +181,7 @@ def test_a_misspelt_name_is_answered_with_the_right_one(ours: GPT2) -> None:
         ours.run_with_cache(TOKENS, names_filter="blocks.0.attn.hook_patern")
 
 
-def test_a_predicate_on_what_is_formed_on_request_is_answered_with_its_first(ours: GPT2) -> None:
+def test_a_predicate_on_what_is_formed_on_request_gets_the_first_name(ours: GPT2) -> None:
     names = ["blocks.0.attn.hook_result", "blocks.1.hook_mlp_in"]
     with pytest.raises(ValueError, match=r"as 'blocks\.0\.attn\.hook_result', or call offer\(module, 'hook_result'\)"):
         ours.run_with_cache(TOKENS, names_filter=lambda name: name in names)

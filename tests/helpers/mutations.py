@@ -37,7 +37,7 @@ def program(source: str) -> str:
 
 
 def mutants(source: str, operators: list[str]) -> Iterator[Mutant]:
-    """Yield each mutant that is another program. ``operators`` says which replacements of an operator are made."""
+    """Yield each mutant that is another program. ``operators`` lists the replacements of operators."""
     seen = {program(source)}
     for name in operator_names():
         operator = get_operator(name)
