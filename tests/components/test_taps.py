@@ -468,7 +468,7 @@ def test_a_block_of_hooks_is_under_way_in_its_own_thread_alone() -> None:
     assert not any_hooks()
 
 
-def test_a_hook_of_pytorchs_gets_a_copy_and_a_call_without_hooks_makes_none() -> None:
+def test_a_hook_of_pytorchs_gets_a_copy_and_no_hook_makes_none() -> None:
     tap, x = Tap(), torch.ones(1)
     assert tap(x) is x
     tap.register_forward_hook(lambda tap, args, activation: activation.zero_())

@@ -139,6 +139,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: Tensor, p: float) -
 
 
 @given(logits_of())
+@example(torch.tensor([[0.0, -20.0]]))  # the first token's probability rounds to 1
 def test_top_p_of_1_and_min_p_of_0_change_nothing(logits: Tensor) -> None:
     assert torch.equal(TopP(1.0)(no_history(logits), logits), logits)
     assert torch.equal(MinP(0.0)(no_history(logits), logits), logits)
@@ -180,6 +181,7 @@ def test_epsilon_equals_transformers(logits: Tensor, epsilon: float) -> None:
 
 
 @given(logits_of(), PROBABILITIES)
+@example(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.6)  # the cutoff lies between the last two
 @example(torch.linspace(0, 1, 24)[None], 0.01)  # a high entropy: the cutoff falls under epsilon
 def test_eta_equals_transformers(logits: Tensor, epsilon: float) -> None:
     probs = logits.softmax(-1)
