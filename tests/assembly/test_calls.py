@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
+from gptladder.assembly.loss import next_token_loss
 from gptladder.components import HookPoint
 from gptladder.ladder.numbers import randomize
 from gptladder.weights import to_hooked_transformer
@@ -46,6 +47,7 @@ def test_the_loss_is_hooked_transformers(ours: GPT2, theirs: Any, per_token: boo
     both = ours(TOKENS, **{**options, "return_type": "both"}, **masks[0])
     assert close(both.loss, expected)
     assert close(both.logits, ours(TOKENS, **masks[0]))
+    assert close(next_token_loss(both.logits, TOKENS, MASK if masked else None), theirs(TOKENS, "loss", **masks[1]))
     assert both[0] is both.logits
 
 
