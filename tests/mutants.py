@@ -44,7 +44,7 @@ import hypothesis
 import pytest
 
 sys.path.insert(1, str(Path(__file__).with_name("helpers")))
-from mutations import Functions, Mutant, mutants, outermost_function, outside_the_body, replace_code
+from mutations import Functions, Mutant, changes_a_body_alone, mutants, outermost_function, replace_code
 
 ROOT = Path(__file__).parents[1]
 CONFIG = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
@@ -56,9 +56,6 @@ SCREEN = os.dup(1)
 def digest(*parts: str) -> str:
     """Return a short name of texts that changes if they do."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
-
-
-# How tests are run.
 
 
 class Plugin:
@@ -81,13 +78,21 @@ class Plugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        if self.lines:
-            self.lines.switch_context(item.nodeid)
         before = sum(os.times()[:4])  # of the processor: a clock would count what other processes take
         try:
             return (yield)
         finally:
             self.seconds[item.nodeid] = sum(os.times()[:4]) - before
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if self.lines:  # fixtures may serve all tests of the file
+            self.lines.switch_context(item.nodeid.split("::")[0])
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        if self.lines:
+            self.lines.switch_context(item.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.failed += [report.nodeid] * report.failed
@@ -165,9 +170,6 @@ def run(tree: Path, paths: list[str], plugin: Plugin, cpu_seconds: float) -> tup
     return json.loads(record.read_text())
 
 
-# What is tried, and what comes out.
-
-
 class Trial:
     """The mutants of one module, tried by tests that reach it, and the results."""
 
@@ -176,7 +178,12 @@ class Trial:
     ) -> None:
         self.tree, self.path, self.module, self.tests = tree, tree / module, module, tests
         self.source, self.seconds, self.killers = self.path.read_text("utf-8"), seconds, Counter[str]()
-        self.reached = {number: set(contexts) & {"", *seconds} for number, contexts in reached.items()}
+        known = {"": {""}} | {test: {test} for test in seconds}
+        for test in seconds:
+            known.setdefault(test.split("::")[0], set()).add(test)
+        self.reached = {
+            number: set().union(*(known.get(each, ()) for each in contexts)) for number, contexts in reached.items()
+        }
         self.ast, self.results = ast.parse(self.source), read_results(module)
 
     def todo(self) -> list[Mutant]:
@@ -209,11 +216,9 @@ class Trial:
 
     def runs_at_import(self, mutant: Mutant) -> bool:
         """Return whether the change is outside the bodies of functions, or in one that runs during collection."""
-        outside = outside_the_body(self.source, mutant.number)
-        if outside is None or outside_the_body(mutant.source, mutant.number) != outside:
-            return True
         function = outermost_function(self.ast, mutant.number)
-        assert function
+        if function is None or not changes_a_body_alone(self.source, mutant):
+            return True
         body = range(function.body[0].lineno, (function.end_lineno or 0) + 1)
         return any("" in self.reached.get(number, ()) for number in body)
 
@@ -291,14 +296,7 @@ def try_group(tests: list[str], modules: list[str], without: str) -> Iterator[st
     """Run tests once on a copy of the tree, to learn which lines each of them reaches, then with each mutant."""
     with tempfile.TemporaryDirectory(dir=RESULTS, prefix="run-") as folder:
         tree = Path(folder, "gptladder")
-        built = {"build", "dist", "runs", "data"}  # at the root; there is a folder training/data too
-        shutil.copytree(
-            ROOT,
-            tree,
-            ignore=lambda at, names: [
-                n for n in names if n[0] == "." or n == "__pycache__" or (at == str(ROOT) and n in built)
-            ],
-        )
+        shutil.copytree(ROOT, tree, ignore=_not_source)
         lines = coverage.Coverage(str(tree.with_name("lines")), include=[str(tree / name) for name in modules])
         failed, seconds = run(
             tree, [*(["-k", f"not ({without})"] if without else []), *tests], Plugin(lines=lines), 3600
@@ -318,6 +316,11 @@ def try_group(tests: list[str], modules: list[str], without: str) -> Iterator[st
         for module in modules:
             Trial(tree, module, data.contexts_by_lineno(str(tree / module)), passed, as_they_are).run()
             yield module
+
+
+def _not_source(folder: str, names: list[str]) -> set[str]:
+    built = {"build", "dist", "runs", "data"} if Path(folder) == ROOT else set[str]()  # training/data is source
+    return {name for name in names if name[0] == "." or name == "__pycache__" or name in built}
 
 
 def summary(module: str) -> dict[str, Any]:

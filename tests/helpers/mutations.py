@@ -67,13 +67,16 @@ def outermost_function(tree: ast.Module | ast.ClassDef, number: int) -> ast.Func
     return None
 
 
-def outside_the_body(source: str, number: int) -> str | None:
-    """Return the program without the body of the function that the line is in (None: it is in no body)."""
-    tree = ast.parse(source)
-    if (function := outermost_function(tree, number)) is None:
-        return None
-    function.body = []
-    return ast.dump(tree)
+def changes_a_body_alone(source: str, mutant: Mutant) -> bool:
+    """Return whether a mutant differs from the module in the body of one function, and nowhere else."""
+    outside = []
+    for each in (source, mutant.source):
+        tree = ast.parse(each)
+        if (function := outermost_function(tree, mutant.number)) is None:
+            return False
+        function.body = []
+        outside.append(ast.dump(tree))
+    return outside[0] == outside[1]
 
 
 def replace_code(path: Path, source: str, functions: Functions) -> bool:
