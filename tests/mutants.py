@@ -336,7 +336,7 @@ def summary(module: str) -> dict[str, Any]:
             print(f"no survivor: {module} {where}: {mutant}")
     numbers = {
         "mutants": results["mutants"],
-        "tried": len(tried),
+        "tried": sum(not each["skipped"] for each in tried),
         "killed": len(tried) - len(alive),
         "killed by new tests": sum(each["later"] for each in tried if each["killed_by"]),
         "explained": len(alive) - len(left),
@@ -367,7 +367,7 @@ def report() -> None:
 
 def line_of(name: str, row: dict[str, int]) -> str:
     """Return a row as text."""
-    share = row["killed"] / max(row["tried"] - row["explained"], 1)
+    share = row["killed"] / max(row["killed"] + row["survivors"], 1)
     return f"{name:36}" + "".join(f"{value:9}" for value in row.values()) + f" {share:8.1%} "
 
 

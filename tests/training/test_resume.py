@@ -222,14 +222,14 @@ def program(folder: Path, steps: int) -> list[str]:
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path, kills: int) -> None:
     """There is a snapshot at every step, so that many of the moments are in the middle of writing one."""
-    steps, chance = 40 * kills, random.Random(kills)
+    steps, chance = 20 * kills, random.Random(kills)
     one, other = tmp_path / "undisturbed", tmp_path / "killed"
     resumed(one, every_step(steps)).run()
     for _ in range(kills):
         with subprocess.Popen(program(other, steps), stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             process.stdout.readline()  # the first update: importing torch takes longer than all the training
-            time.sleep(chance.uniform(0, 0.2))
+            time.sleep(chance.uniform(0, 0.1))
             process.kill()
         assert process.returncode == -signal.SIGKILL
     resumed(other, every_step(steps)).run()
