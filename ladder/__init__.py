@@ -16,5 +16,8 @@ __all__ = ["CandidateError", "Climb", "climb", "load_ipython_extension"]
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """Add the cell magic ``%%climb``, which tries the layers that a cell defines; called by ``%load_ext``."""
+    """Add the cell magic ``%%climb``, which tries the layers that a cell defines; called by ``%load_ext``.
+
+    Example: see ``docs/your-layer.md``.
+    """
     register(ipython, climb)

@@ -11,13 +11,14 @@ import torch
 
 from .candidate.finder import rungs_of
 from .candidate.layer import Candidate
-from .candidate.limits import Limits
-from .candidate.sandbox import Sandbox
-from .candidate.source import CandidateError, Code
+from .candidate.places import Code
+from .candidate.source import CandidateError
+from .one_rung import try_layer
 from .report.notebook import ShownClimb
 from .results import Climb, Hint, Tried
 from .rungs import RUNGS, Rung
-from .trying import try_layer
+from .sandbox.limits import Limits
+from .sandbox.sandbox import Sandbox
 from .under_test import Ask
 
 Layer = str | Callable[..., Any]

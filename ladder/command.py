@@ -110,6 +110,7 @@ def climb(argv: list[str]) -> int:
 
         # The cases are small, and the layer computes at the same time: threads of this process would wait in its way.
         torch.set_num_threads(1)
+        # Each rung is shown as it begins and as it ends.
         shown: list[str] = []
         status.stop()  # its thread must not be at work while the file's process starts as a copy of this one
 
@@ -142,6 +143,7 @@ def climb(argv: list[str]) -> int:
             if not arguments.json:
                 raise
             climbed = Climb(refused=str(error))
+    # The report, in the forms that were asked for.
     if climbed.rungs:
         if beginning := terminal.climb_begin(climbed):
             console.print()

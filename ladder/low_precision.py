@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .diagnosis.which_line import locate
 from .results import Fault, Finding
 from .rungs import RANGES, Trial, altered, answer
 from .under_test import UnderTest
@@ -108,7 +109,8 @@ def _low_scores(layer: UnderTest, dtype: torch.dtype, name: str) -> tuple[Fault 
     if fault or off <= _TIMES * allowed:
         return fault, None
     message = f"right in float64; in {name}, where all attention scores are {_LOW_SCORE:.0e}, off by {off:.1e}"
-    return Fault("low", message), layer.finding(_with_scores(trial, _LOW_SCORE, 0.05))
+    telling = _with_scores(trial, _LOW_SCORE, 0.05)
+    return Fault("low", message), locate(telling, layer.trace(telling))
 
 
 def _with_scores(trial: Trial, score: float, others: float) -> Trial:

@@ -16,7 +16,7 @@ from .. import weights
 from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from . import references
-from .numbers import difference
+from .answers import difference
 from .results import Verdict
 from .rungs import FLOAT64_TOLERANCE, RUNGS, rung
 from .verdicts import judge
@@ -169,6 +169,7 @@ def _round_trips(ours: GPT2, hf: Any, tokens: Tensor, say: Callable[[str], None]
             path, "weights", max(difference(one[k], other[k]) for k in one) if same_names else float("inf"), 0.0
         )
 
+    # In memory.
     yield trip("Hugging Face → ours → Hugging Face", hf_state, weights.to_hf(ours).state_dict())
     yield trip(
         "ours → HookedTransformer → ours",
@@ -179,6 +180,7 @@ def _round_trips(ours: GPT2, hf: Any, tokens: Tensor, say: Callable[[str], None]
         theirs = weights.to_bridge_state_dict(ours, conv1d=conv1d)
         path = f"ours → TransformerBridge ({'bridged' if conv1d else 'native'}) → ours"
         yield trip(path, ours_state, weights.from_bridge(theirs, ours.config).state_dict())
+    # Through files: whole, in shards, and pickled.
     with tempfile.TemporaryDirectory(prefix="gptladder-parity-") as scratch:
         folder = Path(scratch)
         weights.save_pretrained(ours, folder / "whole")
@@ -193,6 +195,7 @@ def _round_trips(ours: GPT2, hf: Any, tokens: Tensor, say: Callable[[str], None]
         yield trip(
             "transformers → pytorch_model.bin → ours", ours_state, weights.from_pretrained(folder / "bin").state_dict()
         )
+    # Weights that TransformerLens has folded and centred: other numbers, the same probabilities.
     say("HookedTransformer's processed weights")
     processed = references.processed_lens(hf)
     ours_processed = weights.from_hooked_transformer(processed)

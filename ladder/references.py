@@ -25,7 +25,7 @@ from ..assembly.config import GPT2Config
 from ..weights.formats.hooked_transformer import hooked_config_fields
 from ..weights.formats.huggingface import config_from_hf, config_to_hf, state_from_hf
 from ..weights.layout import to_ours
-from .numbers import Parameters, Reference, randomize
+from .answers import Parameters, Reference, randomize
 
 
 def _lens_config(config: GPT2Config, dtype: torch.dtype) -> transformer_lens.HookedTransformerConfig:

@@ -18,7 +18,7 @@ from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from ..components import MLP, Attention, Block, Embed, LayerNorm, PosEmbed, Unembed
 from ..components.shapes import typecheck
-from .numbers import Answer, Reference, backward, difference, randomize
+from .answers import Answer, Reference, backward, difference, randomize
 
 Build = Callable[[GPT2Config, torch.dtype], nn.Module]
 
@@ -158,6 +158,10 @@ def block_arguments(config: GPT2Config) -> dict[str, Any]:
     }
 
 
+UNANSWERED = Answer(torch.empty(0), {})
+"""In place of a trial's expected answer, where that must not be seen or is not known yet."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """The numbers of a case, all of them drawn, and the reference's answer to them.
@@ -176,7 +180,7 @@ class Trial:
     parameters: Mapping[str, Tensor]
     given: Tensor
     cotangent: Tensor
-    expected: Answer
+    expected: Answer = UNANSWERED
 
     @property
     def config(self) -> GPT2Config:

@@ -2,31 +2,24 @@
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from .answers import Answer, difference
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
-from .drawing import Draw, as_gpt2, drawing, in_any_block, without
-from .location import locate
-from .matching import Matched
-from .numbers import Answer, close, difference
-from .quantities import Quantity, quantities
-from .results import Fault, Finding
+from .cases import Draw, as_gpt2, drawing, in_any_block, without
+from .layout_choice import Asked, LayoutChoice
+from .results import Fault
 from .rungs import Case, Rung, Trial, altered, make_trial
 
 # Answers requests of one rung, in order.
 Ask = Callable[[Iterable[Request]], Iterator[Reply]]
 # After these, another case would cost a new process.
 FATAL = ("hang", "died", "limit")
-# Ways to read the parameters of a wrong layer that are traced.
-_MOST_TRACED = 50
-# Products of a head's queries and keys, and what is made of them: right ones show which numbers are a head's.
-_PRODUCTS = ("raw", "scores", "masked", "pattern", "z")
 # Parameters that GPT-2 does not have, or has only once.
 OPTIONAL = ("b_U", "unembed.b_U", "unembed.W_U")
 
@@ -82,26 +75,26 @@ class UnderTest:
     # ---- asking ----
 
     def ask(self, trial: Trial, **how: Any) -> Reply:
-        """Ask for the layer's answer to a trial."""
-        return next(self._replies([self._request(trial, **how)]), Reply())
+        """Ask for the layer's answer to a trial. ``how`` are fields of a `Request`."""
+        return next(self._replies([(trial, how)]), Reply())
 
     def ask_each(self, trials: Iterable[Trial], **how: Any) -> Iterator[tuple[Trial, Reply]]:
         """Ask for the layer's answers to trials. It may work on one while the next is made."""
         asked: deque[Trial] = deque()
 
-        def requests() -> Iterator[Request]:
+        def questions() -> Iterator[Asked]:
             for trial in trials:
                 asked.append(trial)
-                yield self._request(trial, **how)
+                yield trial, how
 
-        for reply in self._replies(requests()):
+        for reply in self._replies(questions()):
             yield asked.popleft(), reply
 
-    def _replies(self, requests: Iterable[Request]) -> Iterator[Reply]:
+    def _replies(self, asked: Iterable[Asked]) -> Iterator[Reply]:
         """Yield the layer's replies. Nothing more is asked of a layer that hung or died."""
         if self.dead:
             return
-        for reply in self._ask(requests):
+        for reply in self._ask(self._request(trial, **how) for trial, how in asked):
             self.dead = reply.fault is not None and reply.fault.kind in FATAL
             yield reply
             if self.dead:
@@ -109,9 +102,7 @@ class UnderTest:
 
     def _request(self, trial: Trial, *, wide: bool = False, **how: Any) -> Request:
         widened = self.wide and (trial.dtype == torch.float64 or bool(self.first.precision))
-        how = {"layout": self.layout, "wide": wide or widened, **how}
-        numbers = (trial.rung, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
-        return Request(*numbers, **how)
+        return Request(trial, **{"layout": self.layout, "wide": wide or widened, **how})
 
     def answer(self, trial: Trial, **how: Any) -> Answer | None:
         """Return the layer's answer, with no gradient of what it does not have; None if it gives none."""
@@ -150,10 +141,6 @@ class UnderTest:
         off = difference(reply.answer.output, trial.expected.output)
         return None, off if off > limit else 0.0
 
-    def finding(self, trial: Trial, before: tuple[Tensor, ...] = ()) -> Finding | None:
-        """Return where the layer first departs from GPT-2 on a trial."""
-        return locate(trial, self.trace(trial, before=before))
-
     # ---- what it reads ----
 
     def begin(self) -> None:
@@ -169,92 +156,24 @@ class UnderTest:
     def _try_float32(self, fault: Fault) -> None:
         """Find out whether the layer fails in float64 only because a step of it is in a lower precision in any case."""
         exact, plain = (self.trial(self.new_case(), dtype) for dtype in (torch.float64, torch.float32))
-        in_half = bool(self.first.precision)
-        if self.ask(exact, wide=True).answer is not None and (in_half or self.ask(plain).answer is not None):
-            self.wide = True
-            if in_half:
-                self.widened = f"it computes in {self.first.precision}; its steps were widened to judge its formula"
-                self.first = replace(self.first, fault=None)
-                return
+        low = self.first.precision
+        if self.ask(exact, wide=True).answer is None or not (low or self.ask(plain).answer is not None):
+            return
+        self.wide = True
+        if low:
+            self.widened = f"it computes in {low}; its steps were widened to judge its formula"
+        else:
             at = f" at {fault.at}: {fault.code}" if fault.at else ""
             self.widened = f"in float64 {fault.message}{at}; its float32 steps were widened to judge it"
-            self.first = replace(self.first, fault=None)
+        self.first = replace(self.first, fault=None)
 
     def _choose_layout(self) -> None:
         """Choose the way to read the parameters under which the layer is right; if there is none, the likeliest."""
         source = random.Random(self.seed)
-        # With one head or one position, different layouts give the same answer.
         cases = (as_gpt2(self.draw(source), frozenset()) for _ in range(100))
         case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
         trial = self.trial(case, gradients=False)
-        steps: list[Quantity] = []
-        traced: dict[int, tuple[int, Reply]] = {}  # with how many of GPT-2's steps the layer has there
-        without_mask: dict[str, tuple[int, Reply]] = {}  # by how the parameters are read
-        masked: dict[str, Fault | None] = {}  # by the mask that forward was given: what it raised
-        asked: deque[int] = deque()
-        split: str | None = None  # of a way under which the scores are right
-
-        def requests() -> Iterator[Request]:
-            for layout, its_split in enumerate(self.first.ways):
-                if split in (None, its_split):
-                    asked.append(layout)
-                    look = len(traced) < _MOST_TRACED
-                    yield self._request(trial, layout=layout, look=look, gradients=False)
-
-        right: tuple[int, Reply] | None = None
-        for reply in self._replies(requests()):
-            layout = asked.popleft()
-            if reply.mask:
-                masked[reply.mask] = reply.fault
-            else:
-                without_mask[reply.reading] = layout, reply
-            if reply.answer is not None and difference(reply.answer.output, trial.expected.output) <= 1e-4:
-                right = layout, reply
-                break
-            if reply.answer is not None and len(traced) < _MOST_TRACED:
-                # The layer works on the next meanwhile.
-                steps = steps or quantities(trial)
-                found = Matched(trial, reply.trace, steps).found
-                traced[layout] = len(found), reply
-                if any(key.endswith(_PRODUCTS) for key in found):
-                    split = self.first.ways[layout]
-        if right:
-            own = without_mask.get(right[1].reading, right)
-            # A mask from outside would hide what is wrong with the layer's own.
-            self._choose(*(own if own is not right and self._masks_by_itself(trial, *own) else right))
-            return
-        # A mask that forward takes is given in a way that hides the future, if there is one. Which numbers the
-        # parameters are makes no difference.
-        causal: dict[str, bool] = {}
-        for layout, (_, reply) in traced.items():
-            if reply.mask not in causal:
-                causal[reply.mask] = self._is_causal(trial, reply, layout)
-        best = max(traced, key=lambda layout: (causal[traced[layout][1].mask], traced[layout][0]), default=0)
-        self._choose(best, traced[best][1] if traced else self.first)
-        if trial.given.is_floating_point() and not any(causal.values()):
-            self.first = _refused(self.first, masked)
-
-    def _choose(self, layout: int, reply: Reply) -> None:
-        self.layout = layout
-        self.first = replace(self.first, notes=reply.notes, reading=reply.reading, oddity=reply.oddity)
-
-    def _masks_by_itself(self, trial: Trial, layout: int, reply: Reply) -> bool:
-        """Return whether the layer hides something although it is given no mask.
-
-        Attention that hides nothing treats all positions alike: inputs in reverse order give the outputs in reverse.
-        """
-        if not trial.given.is_floating_point():
-            return False
-        back = self.ask(replace(trial, given=trial.given.flip(1)), layout=layout, gradients=False).answer
-        return back is None or reply.answer is None or not close(back.output.flip(1), reply.answer.output)
-
-    def _is_causal(self, trial: Trial, reply: Reply, layout: int) -> bool:
-        """Return whether another last position changes nothing before it."""
-        given = trial.given.clone()
-        given[:, -1] = given[:, 0]
-        again = self.ask(replace(trial, given=given), layout=layout, gradients=False).answer
-        answer = reply.answer
-        return again is not None and answer is not None and close(again.output[:, :-1], answer.output[:, :-1])
+        self.layout, self.first = LayoutChoice(self.first, trial, self._replies).choose()
 
     # ---- what to know of it ----
 
@@ -277,18 +196,6 @@ class UnderTest:
         for name, (value, default) in self.first.passed.items():
             notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
         return notes
-
-
-def _refused(first: Reply, masked: Mapping[str, Fault | None]) -> Reply:
-    """Refuse a layer that raises with every mask, each time in another way: what mask it takes is not known."""
-    faults = [fault for fault in masked.values() if fault is not None and fault.kind == "raises"]
-    if not masked or len(faults) < len(masked) or len({fault.message for fault in faults}) == 1:
-        return first
-    message = (
-        f"forward takes a mask, and each kind that was tried raises; the last one: {faults[-1].message}. Write an "
-        "adapter whose layer makes its own mask"
-    )
-    return replace(first, fault=replace(faults[-1], kind="refused", message=message))
 
 
 def as_sentence(clause: str) -> str:

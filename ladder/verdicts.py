@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .numbers import Answer, Reference, difference
+from .answers import Answer, Reference, difference
 from .results import Verdict
 from .rungs import Build, Rung, Trial, cases, compare
 

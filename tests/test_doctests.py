@@ -12,9 +12,9 @@ import pytest
 import torch
 
 # Packages whose public classes and functions each have an example. Others are listed here once theirs have.
-COMPLETE = ("components", "assembly", "weights", "sampling", "sampling.transforms", "lens")
+COMPLETE = ("components", "assembly", "weights", "sampling", "sampling.transforms", "ladder", "lens")
 # Packages and modules whose examples run, as far as there are any.
-PACKAGES = (*COMPLETE, "training", "training.data")
+PACKAGES = (*COMPLETE, "ladder.candidate", "ladder.grading", "ladder.sandbox", "training", "training.data")
 MODULES = (
     "files",
     "device",

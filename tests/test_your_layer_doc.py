@@ -11,7 +11,7 @@ import pytest
 
 from gptladder.cli import main
 from gptladder.ladder import climb
-from gptladder.ladder.candidate.source import find
+from gptladder.ladder.candidate.source import load
 
 TEXT = (Path(__file__).parents[1] / "docs" / "your-layer.md").read_text(encoding="utf-8")
 SESSION, REST = TEXT.split("## What it does")
@@ -70,7 +70,7 @@ def test_the_adapters(block: str) -> None:
     assert f"\n    gptladder climb --attention {name}:attention\n" in TEXT
     if "transformers" in block:
         pytest.importorskip("transformers")
-    adapter, _ = find(f"{name}:attention")
+    adapter = load(Path(name), ["attention"]).get("attention", name)
     climb(attention=adapter, cases=3).raise_if_failed()
 
 

@@ -1,1 +1,1 @@
-"""The user's layer: its source file, how it is built and filled, and the process that it runs in."""
+"""The user's layer: its source file, how it is built, filled and called, and what it computes."""

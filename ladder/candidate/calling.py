@@ -130,6 +130,7 @@ def call(layer: nn.Module, given: Tensor, way: str, extras: set[str]) -> Any:
     if way and way not in MASKS:
         extras.add(f"forward was given {way}")
         return _positions(layer, given, way)
+    # What else its forward requires: nothing that came before, targets, and a mask if the way is one.
     positional = [given] * max(1, len(_required(layer)[0]))
     beside = _nothing_before(arguments)
     keywords: dict[str, Any] = dict(beside)
@@ -141,25 +142,18 @@ def call(layer: nn.Module, given: Tensor, way: str, extras: set[str]) -> Any:
         keywords[name] = MASKS[way](given.shape[1], given.dtype)
         extras.add(f"forward was given a causal mask ({name}: {way}), so its own masking was not judged")
     output = layer(*positional, **keywords)
-    if (
-        isinstance(output, tuple)
-        and output
-        and isinstance(output[0], Tensor)
-        and not given.is_floating_point()
-        and output[0].ndim == 3
-        and given.shape[1] > 1
-        and output[0].shape[1] == 1
-        and any(each.name in ("targets", "labels") and each.name not in keywords for each in arguments)
-    ):
+    targets = next((each.name for each in arguments if each.name in _TARGETS and each.name not in keywords), None)
+    if targets and _is_last_position_only(output, given):
         # nanoGPT's model gives all logits only if it is asked for the loss.
-        name = next(each.name for each in arguments if each.name in ("targets", "labels"))
         try:
-            again = layer(*positional, **keywords, **{name: given})
+            again = layer(*positional, **keywords, **{targets: given})
         except Exception:  # then its one position is its answer
             again = None
         if isinstance(again, tuple) and isinstance(again[0], Tensor) and again[0].shape[1:2] == given.shape[1:]:
-            extras.add(f"without {name}, forward returns the last position's logits only; it was judged with {name}")
+            note = "forward returns the last position's logits only; it was judged with"
+            extras.add(f"without {targets}, {note} {targets}")
             output = again
+    # The answer may stand in a tuple, in a dictionary or in an object of transformers'.
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple | list) and output:
@@ -167,6 +161,14 @@ def call(layer: nn.Module, given: Tensor, way: str, extras: set[str]) -> Any:
     if isinstance(output, Mapping) and output:
         return output.get("logits", next(iter(output.values())))
     return getattr(output, "logits", output)
+
+
+def _is_last_position_only(output: Any, tokens: Tensor) -> bool:
+    """Return whether a model gave the logits of one position for tokens of several."""
+    if tokens.is_floating_point() or tokens.shape[1] < 2:
+        return False
+    logits = output[0] if isinstance(output, tuple) and output else None
+    return isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[1] == 1
 
 
 def parts_of(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, nn.Module]:

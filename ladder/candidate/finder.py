@@ -11,7 +11,7 @@ from torch import nn
 
 from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES
-from .configuration import Builder, Refused, Sizes
+from .building import Builder, Refused, Sizes
 from .layouts import Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
@@ -46,6 +46,7 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
     matched: set[str] = set()
     named: set[str] = set()
     unfit: dict[str, tuple[str, str]] = {}
+    # By their names: the first rung that a name means and the class fits.
     for order, (name, cls) in enumerate(classes.items()):
         rungs = [rung for rung, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)]
         rungs = _narrowed(rungs, name)
@@ -65,6 +66,7 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
                 fits.setdefault(rung, []).append((rank, used == (rung == "model"), -order, name))
                 matched.add(name)
                 break
+    # By what they hold, those whose names mean nothing, for rungs that have no class yet.
     for order, (name, cls) in enumerate(classes.items()):
         if name in matched:
             continue
@@ -75,6 +77,7 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
                     fits[rung] = [(missing, True, -order, name)]
                     break
     found = {rung: [name for *_, name in sorted(fits[rung])] for rung in CLASS_NAMES if rung in fits}
+    # Adapters come first; and where a rung is left without a class, the one that does not fit is named.
     for rung in CLASS_NAMES:
         for name in (rung.replace("-", "_"), rung.replace("-", "")):
             if _is_adapter(namespace.get(name)):

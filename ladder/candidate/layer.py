@@ -10,28 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...assembly.config import GPT2Config
-from ..numbers import Answer, backward
+from ..answers import Answer, backward
 from ..results import Fault
+from ..rungs import UNANSWERED, Trial
 from .aliases import foreign
 from .borrowed import BorrowedCalls, borrowed_classes
+from .building import FIELDS, Builder, Configuration, Refused, Sizes
 from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
-from .configuration import FIELDS, Builder, Configuration, Refused, Sizes
 from .layouts import Layout, Unlearned, Unreadable, shapes
 from .parameters import read
+from .places import Code
 from .shapes import axes, both_sides, kind_of, mismatch, size_names
-from .source import CandidateError, Code, one_line
+from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
 
 
 @dataclass(frozen=True)
 class Request:
-    """A trial without its expected answer, and how to run the layer on it.
+    """A trial, and how to run the layer on it.
 
     Args:
-        rung: its name.
-        parameters, given, cotangent: as in `Trial`.
+        trial: its expected answer is taken out: a layer must not see it.
         layout: which way to read the layer's parameters.
         before: inputs that the same instance is called with first.
         look: record a trace; with ``gradients`` too, check derivatives that the user wrote.
@@ -40,18 +40,16 @@ class Request:
         attach: lines, as ``file:line``, that must not cut the gradient.
     """
 
-    rung: str
-    config: GPT2Config
-    dtype: torch.dtype
-    parameters: Mapping[str, Tensor]
-    given: Tensor
-    cotangent: Tensor
+    trial: Trial
     layout: int = 0
     before: tuple[Tensor, ...] = ()
     look: bool = False
     wide: bool = False
     gradients: bool = True
     attach: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trial", replace(self.trial, expected=UNANSWERED))
 
 
 @dataclass(frozen=True)
@@ -158,25 +156,25 @@ class Candidate:
         )
 
     def _answer(self, request: Request, trace: Trace) -> Answer:
-        leaves = {name: tensor.clone().requires_grad_() for name, tensor in request.parameters.items()}
+        trial = request.trial
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in trial.parameters.items()}
         births = Births(self.code)
         with ExitStack() as stack:
             if request.wide:
-                stack.enter_context(Widened(request.dtype))
+                stack.enter_context(Widened(trial.dtype))
+            # Build the layer, and fill it with the trial's parameters.
             with births:
-                layer, reading = self._build(request, leaves)
-            self._borrowed |= borrowed_classes(layer, request.rung)
-            layer.to(request.dtype).eval()
-            if unknown := unknown_arguments(layer):
-                why = " and ".join(sorted({foreign(name) or "what to give it is not known" for name in unknown}))
-                message = (
-                    f"forward asks for {', '.join(unknown)}, and {why}: write an adapter whose layer asks for none"
-                )
-                raise _Faulty("refused", message, names=tuple(unknown))
+                layer, reading = self._build(trial, leaves)
+            self._borrowed |= borrowed_classes(layer, trial.rung)
+            layer.to(trial.dtype).eval()
+            _check_arguments(layer)
             layout, way = self._layout(layer, reading, request, births)
             state = layout.fill(leaves)
-            self._fill(layer, state, leaves, request, reading)
-            leaf = request.given.clone().requires_grad_(request.given.is_floating_point())
+            _fill(layer, self.name, state, trial)
+            if self.is_adapter:  # what it makes nothing of is missing
+                self._known = replace(self._known, missing=_unused(layer, state, leaves))
+            # Run it forwards, after the calls that come before it.
+            leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
             # A copy, which is no leaf of the graph: in a model, the input is the output of the layer before.
             given = leaf.clone()
             for earlier in request.before:
@@ -186,7 +184,7 @@ class Candidate:
             if request.attach:
                 stack.enter_context(Attached(self.code, request.attach))
             if request.look:
-                recorder = Recorder(self.code, layer, given, request.dtype, births)
+                recorder = Recorder(self.code, layer, given, trial.dtype, births)
                 recorder.trace = trace
                 with recorder.recording(parts_of(layer, state, leaves)):
                     output = self._run("forward", lambda: call(layer, given, way, extras))
@@ -195,14 +193,15 @@ class Candidate:
                     trace.places["backward"] = wrong
             else:
                 # Which functions of libraries it calls is the same in every case.
-                with BorrowedCalls(request.rung, libraries=not self._called_once) as borrowed:
+                with BorrowedCalls(trial.rung, libraries=not self._called_once) as borrowed:
                     output = self._run("forward", lambda: call(layer, given, way, extras))
                 self._called_once = True
                 self._borrowed |= borrowed.names
-            output = self._checked(output, given, request)
-            self._notes |= dict.fromkeys(sorted(extras))
-            if output.requires_grad and request.gradients:  # a layer that cuts the graph has no gradients
-                self._run("the backward pass", lambda: backward(output, request.cotangent))
+            output, notes = _checked(output, given, trial)
+            self._notes |= dict.fromkeys([*notes, *sorted(extras)])
+            # Run it backwards. A layer that cuts the graph has no gradients.
+            if output.requires_grad and request.gradients:
+                self._run("the backward pass", lambda: backward(output, trial.cotangent))
         gradients = pull_back(layer, state, leaves)
         if leaf.grad is not None:
             gradients["input"] = leaf.grad
@@ -210,12 +209,12 @@ class Candidate:
         bare = {name: gradient.as_subclass(Tensor) for name, gradient in gradients.items()}
         return Answer(output.detach().as_subclass(Tensor), bare)
 
-    def _build(self, request: Request, leaves: dict[str, Tensor]) -> tuple[nn.Module, list[Layout] | None]:
+    def _build(self, trial: Trial, leaves: dict[str, Tensor]) -> tuple[nn.Module, list[Layout] | None]:
         """Return the layer, and how its parameters are read if it comes from an adapter."""
-        sizes = Sizes(request.config, self.chosen, self.asked)
-        if request.rung not in self._builders:
-            self._builders[request.rung] = Builder(self.make, request.rung, self.namespace)
-        builder = self._builders[request.rung]
+        sizes = Sizes(trial.config, self.chosen, self.asked)
+        if trial.rung not in self._builders:
+            self._builders[trial.rung] = Builder(self.make, trial.rung, self.namespace)
+        builder = self._builders[trial.rung]
         if self.is_adapter:
             builder.set_constants(sizes)
             config = Configuration(sizes, [])
@@ -238,20 +237,20 @@ class Candidate:
         self, layer: nn.Module, reading: Sequence[Layout] | None, request: Request, births: Births
     ) -> tuple[Layout, str]:
         """Return the requested way to read the parameters, and to make the mask that forward takes."""
+        trial = request.trial
         if reading is None:
             try:
-                reading = read(layer, request.rung, request.config)
+                reading = read(layer, trial.rung, trial.config)
             except Unlearned as error:
                 place = next((place for place in births.buffers.values() if place), None)
                 raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
-                names = shapes(request.rung, request.config)
-                sizes = size_names(request.config, request.given)
+                names, sizes = shapes(trial.rung, trial.config), size_names(trial.config, trial.given)
                 listing = both_sides(names, {n: tuple(t.shape) for n, t in layer.named_parameters()}, sizes)
                 message = f"{self.name}'s parameters cannot be read: {error}"
                 raise _Faulty("parameters", message, listing=listing) from error
             self._known = replace(self._known, missing=reading[0].missing)
-        masks = ways_to_call(layer, request.rung)
+        masks = ways_to_call(layer, trial.rung)
         # The likeliest ways come first: of a wrong layer only the first are looked into.
         every = itertools.product(range(len(reading)), range(len(masks)))
         # Among the first are both every mask and the likely layouts.
@@ -279,55 +278,62 @@ class Candidate:
         except BaseException as error:
             raise _Faulty(kind, f"{what} raises {one_line(error)}", self.code.raised(error)) from error
 
-    def _fill(
-        self,
-        layer: nn.Module,
-        state: Mapping[str, Tensor],
-        leaves: dict[str, Tensor],
-        request: Request,
-        reading: Sequence[Layout] | None,
-    ) -> None:
-        """Copy parameters in; every place must get one."""
-        places = dict(layer.named_parameters(remove_duplicate=False))
-        filled = {id(places[name]) for name in state if name in places}
-        buffers = dict(layer.named_buffers())
-        wrong = [name for name, place in places.items() if name in state and place.shape != state[name].shape]
-        empty = [name for name, place in places.items() if id(place) not in filled]
-        unknown = [name for name in state if name not in places and name not in buffers]
-        if wrong or empty or unknown:
-            given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-            own = {name: tuple(tensor.shape) for name, tensor in places.items()}
-            raise _Faulty(
-                "parameters",
-                f"{self.name}'s parameters do not match: {mismatch(wrong, empty, unknown)}",
-                listing=both_sides(given, own, size_names(request.config, request.given), [*wrong, *empty, *unknown]),
-            )
-        if reading is not None:  # an adapter: what it makes nothing of is missing
-            used = [tensor.sum() for name, tensor in state.items() if name in places and tensor.requires_grad]
-            reached = (
-                torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True) if used else ()
-            )
-            pairs = zip(leaves, reached or [None] * len(leaves), strict=True)
-            self._known = replace(self._known, missing=frozenset(name for name, found in pairs if found is None))
-        with torch.no_grad():
-            for name, tensor in state.items():
-                (places | buffers)[name].copy_(tensor)
 
-    def _checked(self, output: Any, given: Tensor, request: Request) -> Tensor:
-        if not isinstance(output, Tensor):
-            must = "it must return a tensor, or a tuple or a dictionary that begins with one"
-            raise _Faulty("type", f"forward returns {kind_of(output)}; {must}")
-        shared = output.shape[:-2] in ((), (1,)) and output.shape[-2:] == request.cotangent.shape[-2:]
-        if request.rung == "pos-embed" and shared and output.shape != request.cotangent.shape:
-            self._notes["forward returns the positions once, for all sequences of the batch"] = None
-            output = output.expand(request.cotangent.shape)
-        if output.shape != request.cotangent.shape:
-            sizes = size_names(request.config, request.given)
-            got, want = axes(output.shape, sizes), axes(request.cotangent.shape, sizes)
-            raise _Faulty("shape", f"forward returns {got}; it must return {want}")
-        if output.dtype != request.dtype:
-            got, want = (str(dtype).removeprefix("torch.") for dtype in (output.dtype, request.dtype))
-            raise _Faulty("dtype", f"forward returns {got} where its input and its parameters are {want}")
-        if not torch.equal(given, request.given):
-            raise _Faulty("input", "forward changes its input in place; the layers around it still need the old one")
-        return output
+def _check_arguments(layer: nn.Module) -> None:
+    """Refuse a layer whose forward asks for what is not known."""
+    if unknown := unknown_arguments(layer):
+        why = " and ".join(sorted({foreign(name) or "what to give it is not known" for name in unknown}))
+        message = f"forward asks for {', '.join(unknown)}, and {why}: write an adapter whose layer asks for none"
+        raise _Faulty("refused", message, names=tuple(unknown))
+
+
+def _fill(layer: nn.Module, named: str, state: Mapping[str, Tensor], trial: Trial) -> None:
+    """Copy parameters in; every place must get one."""
+    places = dict(layer.named_parameters(remove_duplicate=False))
+    filled = {id(places[name]) for name in state if name in places}
+    buffers = dict(layer.named_buffers())
+    wrong = [name for name, place in places.items() if name in state and place.shape != state[name].shape]
+    empty = [name for name, place in places.items() if id(place) not in filled]
+    unknown = [name for name in state if name not in places and name not in buffers]
+    if wrong or empty or unknown:
+        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        own = {name: tuple(tensor.shape) for name, tensor in places.items()}
+        raise _Faulty(
+            "parameters",
+            f"{named}'s parameters do not match: {mismatch(wrong, empty, unknown)}",
+            listing=both_sides(given, own, size_names(trial.config, trial.given), [*wrong, *empty, *unknown]),
+        )
+    with torch.no_grad():
+        for name, tensor in state.items():
+            (places | buffers)[name].copy_(tensor)
+
+
+def _unused(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the names of the parameters that no number of the layer's comes from."""
+    places = dict(layer.named_parameters(remove_duplicate=False))
+    used = [tensor.sum() for name, tensor in state.items() if name in places and tensor.requires_grad]
+    if not used:
+        return frozenset(leaves)
+    reached = torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True)
+    return frozenset(name for name, found in zip(leaves, reached, strict=True) if found is None)
+
+
+def _checked(output: Any, given: Tensor, trial: Trial) -> tuple[Tensor, list[str]]:
+    """Return the output if it is of the kind that it must be, and what to note of it."""
+    if not isinstance(output, Tensor):
+        must = "it must return a tensor, or a tuple or a dictionary that begins with one"
+        raise _Faulty("type", f"forward returns {kind_of(output)}; {must}")
+    notes, wanted = [], trial.cotangent.shape
+    shared = output.shape[:-2] in ((), (1,)) and output.shape[-2:] == wanted[-2:]
+    if trial.rung == "pos-embed" and shared and output.shape != wanted:
+        notes.append("forward returns the positions once, for all sequences of the batch")
+        output = output.expand(wanted)
+    if output.shape != wanted:
+        sizes = size_names(trial.config, trial.given)
+        raise _Faulty("shape", f"forward returns {axes(output.shape, sizes)}; it must return {axes(wanted, sizes)}")
+    if output.dtype != trial.dtype:
+        got, want = (str(dtype).removeprefix("torch.") for dtype in (output.dtype, trial.dtype))
+        raise _Faulty("dtype", f"forward returns {got} where its input and its parameters are {want}")
+    if not torch.equal(given, trial.given):
+        raise _Faulty("input", "forward changes its input in place; the layers around it still need the old one")
+    return output, notes

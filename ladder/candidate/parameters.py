@@ -30,6 +30,13 @@ _SECOND = re.compile(
 )
 
 
+def _assign(picked: dict[str, Parameter], role: str, parameter: Parameter, layer: str) -> None:
+    """Give a parameter its role; refuse one that has none, or whose role is taken."""
+    if not role or role in picked:
+        raise Unreadable(f"{parameter} is none of {layer}'s parameters")
+    picked[role] = parameter
+
+
 def _mlp(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
     picked: dict[str, Parameter] = {}
     for name, parameter in found.items():
@@ -47,9 +54,7 @@ def _mlp(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
             role = "b_out"
         else:
             role = ""
-        if not role or role in picked:
-            raise Unreadable(f"{parameter} is none of an MLP's parameters")
-        picked[role] = parameter
+        _assign(picked, role, parameter, "an MLP")
     return _picked(picked, of, ("W_in", "b_in", "W_out", "b_out"))
 
 
@@ -63,9 +68,7 @@ def _norm(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
             role = "b"
         else:
             role = "w" if bool((parameter.tensor == 1).all()) else "b"
-        if parameter.tensor.numel() != config.d_model or role in picked:
-            raise Unreadable(f"{parameter} is none of a LayerNorm's parameters")
-        picked[role] = parameter
+        _assign(picked, role if parameter.tensor.numel() == config.d_model else "", parameter, "a LayerNorm")
     return _picked(picked, of, ("w", "b"))
 
 
@@ -91,9 +94,7 @@ def _unembed(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
             role = "b_U"
         else:
             role = ""
-        if not role or role in picked:
-            raise Unreadable(f"{parameter} is none of an output projection's parameters")
-        picked[role] = parameter
+        _assign(picked, role, parameter, "an output projection")
     return _picked(picked, of, ("W_U", "b_U"))
 
 
@@ -115,6 +116,7 @@ def _picked(picked: Mapping[str, Parameter], of: str, roles: Iterable[str]) -> l
 
 
 def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
+    # The parameters of each module, and those that are as wide as an MLP.
     groups: dict[str, list[str]] = {}
     for name in found:
         groups.setdefault(name.rpartition(".")[0], []).append(name)
@@ -130,6 +132,7 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
         )
         return small and bool(re.search(r"norm|ln", path.lower() + kind))
 
+    # Two modules are the layer norms; what is neither theirs nor the MLP's is attention's.
     norms = [names for path, names in groups.items() if is_norm(path, names)]
     rest = [name for name in found if name not in wide and not any(name in names for names in norms)]
     if len(norms) != 2 or not wide or not rest:
@@ -148,6 +151,7 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
             else 0
         )
 
+    # By their names, or else as they stand, one norm is the first.
     if second(norms[0]) > second(norms[1]):
         norms.reverse()
 
@@ -183,6 +187,7 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
         per_block.append(_block(own, f"blocks.{layer}.", config))
     # All blocks are of one class: they lie alike.
     blocks = Layouts(min(map(len, per_block)), lambda index: together([block[index] for block in per_block]))
+    # What stands outside the blocks: tables, the head, the last norm, a bias, positions.
     rest = {name: p for name, p in found.items() if not re.match(rf"{re.escape(before)}\d+\.", name)}
     tables = {name: p for name, p in rest.items() if config.d_vocab in p.shape and p.tensor.ndim == 2}
     tied = len({id(p.tensor) for p in tables.values()}) == 1
@@ -193,6 +198,7 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     norm = {n: p for n, p in rest.items() if p.tensor.ndim == 1 and p.tensor.numel() == config.d_model}
     bias = {n: p for n, p in rest.items() if p.tensor.ndim == 1 and p.tensor.numel() == config.d_vocab}
     positions = {n: p for n, p in rest.items() if config.n_ctx in p.shape and n not in tables}
+    # Nothing may be left over, and nothing may be missing but the head of a tied model.
     extra = set(rest) - set(tables) - set(norm) - set(bias) - set(positions)
     if extra:
         raise Unreadable(f"{', '.join(str(rest[n]) for n in sorted(extra))}: none of GPT-2's parameters")

@@ -7,10 +7,8 @@ import difflib
 import inspect
 import json
 import linecache
-import os
 import re
 import sys
-import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from ...files import user_path
-from .calling import call
 from .modules import free_name, make_packages, module_file, package_of
+from .places import Code
 from .slicing import binds, is_docstring, is_main, keeps, parts, reachable
 from .standins import StandIn
 
@@ -33,66 +31,16 @@ class CandidateError(ValueError):
 
     ``kind`` is that of the `Fault` if reading the file ended the sandbox (``hang``, ``died``, ``limit``); ``no layer``
     if the file was read and holds none; and otherwise empty. ``at`` is the ``file:line`` where that happened.
+
+    Example:
+        >>> split("no_such_file.py")
+        Traceback (most recent call last):
+        gptladder.ladder.candidate.source.CandidateError: there is no file no_such_file.py: ...
     """
 
     def __init__(self, message: str, kind: str = "", at: str | None = None) -> None:
         super().__init__(message)
         self.kind, self.at = kind, at
-
-
-class Code:
-    """The user's own source, as against libraries: the files named, and the files in the same folders.
-
-    Args:
-        files: the files.
-        cells: what Python calls code that was typed: ``<ipython-input-3-…>``.
-    """
-
-    def __init__(self, *files: Path, cells: Iterable[str] = ()) -> None:
-        self.files = {file.resolve() for file in files}
-        self._owned = dict.fromkeys(cells, True)
-
-    def first(self, frames: Iterable[tuple[str, int | None]]) -> tuple[str, str] | None:
-        """Return ``file:line`` and that line, of the first frame (a file and a line's number) in the user's code."""
-        for name, line in frames:
-            if line is not None and self.owns(name):
-                linecache.checkcache(name)  # the user may have edited the file since it was last read
-                return f"{_shown(name)}:{line}", linecache.getline(name, line).strip()
-        return None
-
-    def raised(self, error: BaseException) -> tuple[str, str] | None:
-        """Return the place in the user's source at which an exception was raised."""
-        if isinstance(error, SyntaxError) and error.filename and error.lineno:
-            return self.first([(error.filename, error.lineno)])
-        frames = traceback.extract_tb(error.__traceback__)
-        return self.first((frame.filename, frame.lineno) for frame in reversed(frames))
-
-    def running(self) -> tuple[str, str] | None:
-        """Return the line of the user's source that is being run."""
-        frame = sys._getframe(1)
-        while frame is not None:
-            if self.owns(frame.f_code.co_filename):
-                return self.first([(frame.f_code.co_filename, frame.f_lineno)])
-            frame = frame.f_back
-        return None
-
-    def outermost(self) -> tuple[str, int] | None:
-        """Return file and number of the line that is being run in the method that the ladder called itself."""
-        frame, found = sys._getframe(1), None
-        while frame is not None and frame.f_code is not call.__code__:
-            if self.owns(frame.f_code.co_filename):
-                found = frame.f_code.co_filename, frame.f_lineno
-            frame = frame.f_back
-        return found
-
-    def owns(self, name: str) -> bool:
-        """Return whether a file is the user's."""
-        if name not in self._owned:
-            path = Path(re.sub(r"\[cell \d+\]$", "", name))
-            beside = any(path.is_relative_to(file.parent) for file in self.files)
-            libraries = path.is_relative_to(_PACKAGE) or "site-packages" in path.parts
-            self._owned[name] = path in self.files or (beside and not libraries)
-        return self._owned[name]
 
 
 def split(source: str) -> tuple[Path, str]:
@@ -115,27 +63,6 @@ def split(source: str) -> tuple[Path, str]:
     if name and not name.isidentifier():
         raise CandidateError(f"{source!r} names no class: write FILE.py:CLASS, or the file alone")
     return path.resolve(), name
-
-
-def _shown(name: str) -> str:
-    """Return how a file is named in reports: from the current folder, or as a notebook's cell."""
-    typed = re.match(r"<ipython-input-(\d+)-|.*\Wipykernel_\d+\W", name)
-    if typed:
-        return f"cell {typed[1]}" if typed[1] else "cell"
-    return name.removeprefix(os.path.join(os.getcwd(), ""))
-
-
-def find(source: str) -> tuple[Callable[..., Any], Code]:
-    """Return the class or function that ``FILE.py:NAME`` names, and its source.
-
-    Raises:
-        CandidateError: no such file, a file that cannot be read, nothing of that name in it.
-    """
-    path, name = split(source)
-    if not name:
-        raise CandidateError(f"{source!r} does not name a class: write {source}:CLASS")
-    loaded = load(path, [name])
-    return loaded.get(name, source), loaded.code
 
 
 class Loaded:
@@ -214,11 +141,13 @@ class Loaded:
                 sys.path.insert(0, folder)
         sys.modules[self.module.__name__] = self.module
 
+        # Which statements the wanted classes need.
         statements = list(self._statements())
         bound = set().union(*(binds(node) for _, node in statements))
         # If a name that is asked for is not there, all are read, to list them.
         wanted = self.wanted if self.wanted <= bound else set()
         needed = bound if self.imported else reachable([node for _, node in statements], wanted)
+        # Run those; what fails, and what is left out, becomes a stand-in that raises if it is used.
         left_out, failed = [], []
         for file, node in statements:
             names = binds(node)

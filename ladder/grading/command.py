@@ -14,8 +14,8 @@ from rich.console import Console
 from ... import __version__
 from ...files import user_path
 from ...options import parse
-from ..candidate.processes import probe
 from ..rungs import RUNGS, rung
+from ..sandbox.processes import probe
 from .grade import Settings
 from .grade import grade as grade_all
 from .judge import judge
@@ -69,6 +69,7 @@ def grade(argv: list[str]) -> int:
         ValueError, OSError: a folder, a rung or a number that cannot be used.
     """
     arguments = parse(GradeArguments, argv, prog="gptladder grade")
+    # Check the options, and what this system can isolate.
     points = _points(arguments.rungs)
     for name, most in _LARGEST.items():
         value = getattr(arguments, name)
@@ -88,9 +89,10 @@ def grade(argv: list[str]) -> int:
         unlimited=tuple(each for each in ("processes", "memory") if not able[each]),
     )
     folder, out = user_path(arguments.folder), user_path(arguments.out)
-    if out.exists() and (not out.is_dir() or out.resolve() == folder.resolve()):
+    if out.exists() and (not out.is_dir() or os.path.realpath(out) == os.path.realpath(folder)):
         what = "the folder of the submissions" if out.is_dir() else "a file"
         raise ValueError(f"--out {out} is {what}: give another folder for the results")
+    # Judge, and write the results.
     with tempfile.TemporaryDirectory(prefix="gptladder-unpacked-", ignore_cleanup_errors=True) as unpacked:
         submissions = find_submissions(folder, single=arguments.single, leave_out=[out], unpack_into=Path(unpacked))
         out.mkdir(parents=True, exist_ok=True)

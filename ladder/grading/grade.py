@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import FileError, read_json, write_whole
-from ..candidate.processes import context_of_judges
+from ..sandbox.processes import context_of_judges
 from .outcomes import Outcome, Status, outcome_from_json
 from .submissions import Submission, printable
 
@@ -77,16 +77,6 @@ Judge = Callable[[Submission, str, Settings], Outcome]
 """Judges one submission on one rung. It runs in a process of its own, so it must be importable by name."""
 
 
-@dataclass
-class _Running:
-    submission: Submission
-    rung: str
-    process: Any
-    pipe: Connection
-    began: float
-    late: bool = False
-
-
 def grade(
     submissions: Sequence[Submission], judge: Judge, settings: Settings, *, folder: Path, jobs: int
 ) -> Generator[Outcome, None, None]:
@@ -112,29 +102,67 @@ def grade(
             else:
                 waiting.append((submission, rung))
     waiting.reverse()
-    running: list[_Running] = []
+    running: list[_Judging] = []
     context = context_of_judges()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_started(context, judge, settings, *waiting.pop()))
-            for each in _ended(running, settings):
-                outcome = _printable(_outcome_of(each, settings))
+                running.append(_Judging(context, judge, settings, *waiting.pop()))
+            for each in _ended(running):
+                outcome = _printable(each.outcome())
                 write_whole(_place(folder, each.submission, each.rung, settings), json.dumps(_plain(outcome)) + "\n")
                 yield outcome
     finally:
         for each in running:
-            _stop(each)
+            each.stop()
 
 
-def _started(context: Any, judge: Judge, settings: Settings, submission: Submission, rung: str) -> _Running:
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(theirs, judge, submission, rung, settings), daemon=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # as in processes.py: the threads are numerical libraries'
-        process.start()
-    theirs.close()
-    return _Running(submission, rung, process, ours, time.monotonic())
+class _Judging:
+    """A submission that is being judged on a rung, in a process of its own."""
+
+    def __init__(self, context: Any, judge: Judge, settings: Settings, submission: Submission, rung: str) -> None:
+        self.submission, self.rung, self.settings = submission, rung, settings
+        self.limit, self.late = settings.time_limit + _GRACE_SECONDS, False
+        self.pipe, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=_work, args=(theirs, judge, submission, rung, settings), daemon=True)
+        with warnings.catch_warnings():
+            # As in processes.py: the threads are numerical libraries'.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process.start()
+        theirs.close()
+        self.began = time.monotonic()
+
+    def is_over(self, ready: Sequence[Any]) -> bool:
+        """Return whether it has reported or ended, if one of its handles is ready, or has used up its time."""
+        self.late = time.monotonic() - self.began > self.limit
+        return self.late or self.pipe in ready or self.process.sentinel in ready
+
+    def outcome(self) -> Outcome:
+        """End the process, and return what it reported, or how it ended."""
+        message: dict[str, Any] | None = None
+        if self.pipe.poll():
+            with suppress(EOFError, OSError, ValueError):
+                message = json.loads(self.pipe.recv_bytes())
+        seconds = round(time.monotonic() - self.began, 2)
+        if message is None and not self.late:
+            self.process.join(timeout=5)  # its end of the pipe closes a moment before it ends
+        self.stop()
+        if message is not None and "failed" not in message:
+            return dataclasses.replace(outcome_from_json(message), seconds=seconds)
+        status: Status = "not graded"
+        if message is not None:
+            hint = message["failed"]
+        elif self.late:
+            status, hint = "hung", f"the rung did not end within {self.limit:g} s"
+        else:
+            hint = f"the judging process ended with status {self.process.exitcode}"
+        return self.settings.outcome(self.submission, self.rung, status, seconds=seconds, hint=hint)
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
 
 def _work(pipe: Connection, judge: Judge, submission: Submission, rung: str, settings: Settings) -> None:
@@ -148,37 +176,15 @@ def _work(pipe: Connection, judge: Judge, submission: Submission, rung: str, set
     pipe.close()
 
 
-def _ended(running: list[_Running], settings: Settings) -> Iterator[_Running]:
+def _ended(running: list[_Judging]) -> Iterator[_Judging]:
     """Wait until some have reported, ended, or used up their time; remove them from the list."""
-    deadline = min(each.began for each in running) + settings.time_limit + _GRACE_SECONDS
+    deadline = min(each.began + each.limit for each in running)
     handles = [handle for each in running for handle in (each.pipe, each.process.sentinel)]
     ready = wait(handles, timeout=max(0.0, deadline - time.monotonic()))
     for each in list(running):
-        each.late = time.monotonic() - each.began > settings.time_limit + _GRACE_SECONDS
-        if each.pipe in ready or each.process.sentinel in ready or each.late:
+        if each.is_over(ready):
             running.remove(each)
             yield each
-
-
-def _outcome_of(each: _Running, settings: Settings) -> Outcome:
-    message: dict[str, Any] | None = None
-    if each.pipe.poll():
-        with suppress(EOFError, OSError, ValueError):
-            message = json.loads(each.pipe.recv_bytes())
-    seconds = round(time.monotonic() - each.began, 2)
-    if message is None and not each.late:
-        each.process.join(timeout=5)  # its end of the pipe closes a moment before it ends
-    _stop(each)
-    if message is not None and "failed" not in message:
-        return dataclasses.replace(outcome_from_json(message), seconds=seconds)
-    status: Status = "not graded"
-    if message is not None:
-        hint = message["failed"]
-    elif each.late:
-        status, hint = "hung", f"the rung did not end within {settings.time_limit + _GRACE_SECONDS:g} s"
-    else:
-        hint = f"the judging process ended with status {each.process.exitcode}"
-    return settings.outcome(each.submission, each.rung, status, seconds=seconds, hint=hint)
 
 
 def _printable(outcome: Outcome) -> Outcome:
@@ -186,12 +192,6 @@ def _printable(outcome: Outcome) -> Outcome:
     texts = {name: value for name, value in _plain(outcome).items() if isinstance(value, str)}
     lines = {name: "\n".join(map(printable, text.expandtabs(4).split("\n"))) for name, text in texts.items()}
     return dataclasses.replace(outcome, **lines)
-
-
-def _stop(each: _Running) -> None:
-    each.process.kill()
-    each.process.join()
-    each.pipe.close()
 
 
 def _earlier(folder: Path, submission: Submission, rung: str, settings: Settings) -> Outcome | None:

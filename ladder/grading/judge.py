@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from ..candidate.aliases import CLASS_NAMES
-from ..candidate.limits import Limits
 from ..candidate.source import CandidateError
 from ..climbing import climb
 from ..results import Climb, Tried
+from ..sandbox.limits import Limits
 from .grade import Settings
 from .outcomes import Outcome, Status
 from .submissions import Submission

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import HookPoint, named_taps, offer
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import to_hooked_transformer
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from gptladder import GPT2, GPT2Config
 from gptladder.assembly.loss import next_token_loss
 from gptladder.components import HookPoint
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.weights import to_hooked_transformer
 
 pytest.importorskip("transformer_lens")

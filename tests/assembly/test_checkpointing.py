@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import HookPoint, no_dropout
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 
 TOKENS = torch.randint(17, (3, 9), generator=torch.Generator().manual_seed(1))
 MASK = torch.arange(9) >= torch.tensor([[0], [2], [4]])

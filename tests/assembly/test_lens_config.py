@@ -7,7 +7,7 @@ import torch
 
 from gptladder import GPT2, GPT2Config
 from gptladder.assembly.lens_config import ON_REQUEST
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.weights import from_hooked_transformer, to_hooked_transformer
 
 pytest.importorskip("transformer_lens")

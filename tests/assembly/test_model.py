@@ -18,7 +18,7 @@ from gptladder import GPT2, GPT2Config
 from gptladder.assembly.blocks import Blocks
 from gptladder.components import Embed, HookPoint, TypeCheckError, named_taps
 from gptladder.components.block import Norm
-from gptladder.ladder.numbers import Reference, randomize
+from gptladder.ladder.answers import Reference, randomize
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("model")

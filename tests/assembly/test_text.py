@@ -12,7 +12,7 @@ from torch import Tensor
 from gptladder import GPT2, GPT2Config
 from gptladder.assembly.text import one_row
 from gptladder.components import HookPoint, TypeCheckError
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
 from gptladder.weights import from_pretrained, to_hooked_transformer
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.components import Attention, LayerCache, TypeCheckError, run_with_cache
-from gptladder.ladder.numbers import Reference, randomize
+from gptladder.ladder.answers import Reference, randomize
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("attention")

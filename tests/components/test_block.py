@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.components import Block, TypeCheckError
-from gptladder.ladder.numbers import Reference, randomize
+from gptladder.ladder.answers import Reference, randomize
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("block")

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from gptladder import GPT2, GPT2Config
 from gptladder.components import MLP, Attention, Block, Embed, LayerCache, LayerNorm, PosEmbed, Unembed
 from gptladder.components.kernels import linear, set_onednn_products
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.sampling import pack
 
 # PyTorch compiles its own rules for forward mode with what it calls deprecated.

@@ -23,7 +23,7 @@ from gptladder.components import (
     add_hook,
     named_taps,
 )
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 
 Layer = MLP | Attention | Block | Embed | LayerNorm | PosEmbed | Unembed
 LAYERS: dict[str, Callable[..., Layer]] = {

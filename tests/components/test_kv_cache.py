@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import HookPoint, KVCache, LayerCache
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.sampling import pack
 
 CONFIG = GPT2Config(d_model=10, n_layers=2, n_heads=3, d_head=4, d_mlp=14, d_vocab=17, n_ctx=12)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptladder.components import MLP
-from gptladder.ladder.numbers import Reference
+from gptladder.ladder.answers import Reference
 from gptladder.ladder.rungs import check, draw_case, rung
 
 RUNG = rung("mlp")

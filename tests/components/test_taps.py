@@ -25,7 +25,7 @@ from gptladder.components import (
     run_with_hooks,
 )
 from gptladder.components.tap import any_hooks
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.weights import to_hooked_transformer
 
 CONFIG = GPT2Config(d_model=10, n_layers=3, n_heads=3, d_head=4, d_mlp=14, d_vocab=17, n_ctx=8)

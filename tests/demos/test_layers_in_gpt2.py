@@ -11,7 +11,7 @@ from torch import nn
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import MLP, Attention, Embed, LayerNorm, Unembed, run_with_cache
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.weights import from_hf, to_hf
 
 from .layers import EACH, OURS, TOKENS, TOLERANCE

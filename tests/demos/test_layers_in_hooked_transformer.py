@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.components import MLP, Attention, Embed, LayerNorm, Unembed
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.weights import to_hooked_transformer
 
 from .layers import EACH, OURS, TOKENS, TOLERANCE

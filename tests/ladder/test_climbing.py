@@ -11,12 +11,13 @@ from torch import Tensor
 
 from gptladder.cli import main
 from gptladder.ladder import Climb, climb
-from gptladder.ladder.candidate.source import find
+from gptladder.ladder.candidate.source import load
 from gptladder.ladder.report.terminal import climb_text
 
 LAYERS = Path(__file__).parent / "layers"
 Embed, Attention, MLP, Unembed = (
-    cast(Any, find(f"{LAYERS / 'arena.py'}:{name}")[0]) for name in ("Embed", "Attention", "MLP", "Unembed")
+    cast(Any, load(LAYERS / "arena.py", [name]).get(name, "arena.py"))
+    for name in ("Embed", "Attention", "MLP", "Unembed")
 )
 
 

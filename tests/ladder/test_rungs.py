@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gptladder import GPT2Config
-from gptladder.ladder.numbers import difference, randomize
+from gptladder.ladder.answers import difference, randomize
 from gptladder.ladder.rungs import RANGES, RUNGS, Rung, altered, cases, check, compare, draw_case, make_trial, rung
 
 EVERY = pytest.mark.parametrize("each", RUNGS, ids=lambda each: each.name)

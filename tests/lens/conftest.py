@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.tokenizer import BPETokenizer
 
 CONFIG = GPT2Config(

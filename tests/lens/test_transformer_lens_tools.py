@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.tokenizer import END_OF_TEXT, BPETokenizer
 from gptladder.weights import from_bridge, to_bridge
 

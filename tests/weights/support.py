@@ -8,7 +8,7 @@ import transformers
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 
 # TransformerLens's flags of weight processing.
 FLAGS = (

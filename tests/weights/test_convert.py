@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.cli import main
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
 from gptladder.weights import WeightsError, from_pretrained

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.weights import CheckpointError, HubError, WeightsError
 from gptladder.weights.files.write import write_folder
 from gptladder.weights.formats.hooked_transformer import hooked_config_fields, state_to_hooked

@@ -16,7 +16,7 @@ from transformer_lens.weight_processing import ProcessWeights
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import (
     WeightsError,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.weights import (
     WeightsError,
     fold,

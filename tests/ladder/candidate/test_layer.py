@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from gptladder import GPT2, GPT2Config, components
-from gptladder.ladder import CandidateError, climb, explaining
+from gptladder.ladder import CandidateError, climb
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
-from gptladder.ladder.candidate.source import Code, find
+from gptladder.ladder.candidate.places import Code
+from gptladder.ladder.candidate.source import load
+from gptladder.ladder.diagnosis import faults
 from gptladder.ladder.results import Diagnosis, Fault, Tried
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
 
@@ -28,7 +30,7 @@ def ours(cfg: Any) -> GPT2:
 
 
 def in_file(name: str, *classes: str) -> list[Any]:
-    return [find(f"{LAYERS / name}:{each}")[0] for each in classes]
+    return [load(LAYERS / name, [each]).get(each, name) for each in classes]
 
 
 ARENA = ("Embed", "PosEmbed", "LayerNorm", "Attention", "MLP", "TransformerBlock", "Unembed", "DemoTransformer")
@@ -198,8 +200,8 @@ FAULTY = {
 
 
 def undiagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out which mistake it is: test_diagnosis tests that, and it takes time."""
-    monkeypatch.setattr(explaining, "diagnose", lambda rung, *args, **kwargs: Diagnosis())
+    """Leave out which mistake it is: test_diagnose tests that, and it takes time."""
+    monkeypatch.setattr(faults, "diagnose", lambda rung, *args, **kwargs: Diagnosis())
 
 
 def fault(found: Tried) -> Fault:
@@ -277,19 +279,23 @@ def test_float32_arithmetic_is_no_fault_and_its_line_is_named(layer: type) -> No
         assert f"test_layer.py:{here} computes in float32" in found.note
 
 
+class NeverReadsItsBK(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        self.b_K, kept = torch.zeros_like(self.b_K), self._parameters.pop("b_K")
+        try:
+            return super().forward(x)
+        finally:
+            del self.b_K
+            self.b_K = kept
+
+
 def test_a_mistake_beside_a_float32_step_is_not_called_rounding() -> None:
     class Averages(HasAFloat32Scale):
         def forward(self, x: Tensor) -> Tensor:
             return (super().forward(x) - self.b_O) / self.cfg.n_heads + self.b_O
 
-    class NeverReads(HasAFloat32Scale):
-        def forward(self, x: Tensor) -> Tensor:
-            self.b_K, kept = torch.zeros_like(self.b_K), self._parameters.pop("b_K")
-            try:
-                return super().forward(x)
-            finally:
-                del self.b_K
-                self.b_K = kept
+    class NeverReads(NeverReadsItsBK, HasAFloat32Scale):
+        pass
 
     for seed in range(3):
         assert climb(attention=Averages, cases=6, seed=seed).rungs[0].mistakes == ("heads averaged",)
@@ -409,8 +415,7 @@ def test_heads_that_must_fill_the_model_are_no_fault() -> None:
 def reply_to(make: Any, rung_name: str = "attention", **how: Any) -> tuple[Trial, Reply]:
     judged = rung(rung_name)
     trial = make_trial(judged, judged.references[0], draw_case(random.Random(3)), torch.float64)
-    numbers = (trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
-    return trial, Candidate(make, "mine", Code(Path(__file__))).respond(Request(rung_name, *numbers, **how))
+    return trial, Candidate(make, "mine", Code(Path(__file__))).respond(Request(trial, **how))
 
 
 def test_a_trace_has_every_tensor_with_its_line_and_the_parts_of_a_block() -> None:
@@ -493,15 +498,6 @@ def test_what_is_right_on_first_sight_is_found(layer: type) -> None:
 
 
 def test_a_parameter_that_is_never_read_is_a_fault() -> None:
-    class Without(Attention):
-        def forward(self, x: Tensor) -> Tensor:
-            self.b_K, kept = torch.zeros_like(self.b_K), self._parameters.pop("b_K")
-            try:
-                return super().forward(x)
-            finally:
-                del self.b_K
-                self.b_K = kept
-
-    found = climb(attention=Without, cases=3).rungs[0]
+    found = climb(attention=NeverReadsItsBK, cases=3).rungs[0]
     assert fault(found).message == "the output is right, but no gradient reaches b_K"
     assert found.mistakes == ("b_K not added to the keys",)

@@ -1,18 +1,6 @@
-"""Layouts: every combination of the parts', in order, each made when it is read; which of them are tried."""
+"""Layouts: every combination of the parts', in order, each made when it is read."""
 
-import math
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-
-import pytest
-import torch
-from torch import Tensor, nn
-
-from gptladder.ladder.candidate.layer import Candidate, Reply, Request
 from gptladder.ladder.candidate.layouts import Layout, Layouts, joined
-from gptladder.ladder.candidate.source import Code
-from gptladder.ladder.rungs import rung
-from gptladder.ladder.under_test import UnderTest
 
 
 def part(name: str, count: int, made: list[str]) -> Layouts:
@@ -35,64 +23,3 @@ def test_parts_are_joined_in_every_combination_in_order() -> None:
 
 def test_no_more_than_300_layouts_are_tried() -> None:
     assert len(list(joined([part("a", 20, []), part("c", 20, [])]))) == 300
-
-
-class Fused(nn.Module):
-    """Attention of one matrix, in which the numbers lie as ``parts`` reads them, with its scores scaled by a factor."""
-
-    order = "qkv"
-    factor = 2.0
-
-    def __init__(self, d_model: int, n_heads: int) -> None:
-        super().__init__()
-        self.n_heads = n_heads
-        self.qkv, self.out = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
-
-    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).unbind(-3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        made = dict(zip(self.order, self.parts(x), strict=True))
-        q, k, v = (made[letter].transpose(1, 2) for letter in "qkv")
-        scores = self.factor * (q @ k.mT) / math.sqrt(q.shape[-1])
-        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-        return self.out((scores.masked_fill(later, -torch.inf).softmax(-1) @ v).transpose(1, 2).flatten(2))
-
-
-class Interleaved(Fused):
-    order = "kqv"
-
-    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self.qkv(x).unflatten(-1, (-1, self.n_heads, 3)).transpose(-3, -2).unbind(-1)
-
-
-@pytest.mark.parametrize(("layer", "split"), [(Fused, "(c n h) m 2"), (Interleaved, "(h n c) m 2")])
-def test_right_scores_rule_out_ways_to_read_that_split_heads_otherwise(layer: type[nn.Module], split: str) -> None:
-    candidate = Candidate(layer, layer.__name__, Code(Path(__file__)))
-    asked: list[int] = []
-
-    def ask(requests: Iterable[Request]) -> Iterator[Reply]:
-        for request in requests:
-            asked.append(request.layout)
-            yield candidate.respond(request)
-
-    under_test = UnderTest(rung("attention"), ask)
-    under_test.begin()
-    ways = under_test.first.ways
-    assert len(ways) == 72
-    assert ways[under_test.layout] == split
-    # All ways up to the right split, and after that only its own.
-    first = next(i for i, each in enumerate(ways) if each == split)
-    after = [i for i in asked if i > first]
-    assert all(ways[i] == split for i in after)
-    assert len(after) <= 4
-
-
-def test_a_right_layer_is_right_however_its_numbers_lie() -> None:
-    class Right(Interleaved):
-        factor = 1.0
-
-    under_test = UnderTest(rung("attention"), lambda requests: map(Candidate(Right, "Right", Code()).respond, requests))
-    under_test.begin()
-    assert under_test.first.ways[under_test.layout] == "(h n c) m 2"
-    assert "the order is k, q, v" in under_test.first.oddity

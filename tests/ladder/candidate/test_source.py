@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from gptladder.ladder.candidate.source import CandidateError, Code, find, load, one_line, split
+from gptladder.ladder.candidate.places import Code
+from gptladder.ladder.candidate.source import CandidateError, load, one_line, split
 from gptladder.ladder.candidate.standins import StandIn, Unavailable
 
 Write = Callable[[str, str], object]
@@ -23,6 +24,13 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     yield lambda name, text: (tmp_path / name).write_text(text)
     for name in set(sys.modules) - before:
         del sys.modules[name]
+
+
+def find(source: str) -> tuple[Callable[..., Any], Code]:
+    """Return the class or function that ``FILE.py:NAME`` names, and its file's code."""
+    path, name = split(source)
+    loaded = load(path, [name])
+    return loaded.get(name, source), loaded.code
 
 
 def test_a_class_is_found_with_what_lies_beside_its_file(write: Write) -> None:
@@ -42,7 +50,6 @@ def test_two_files_of_one_name_are_two(write: Write, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("mine.py", "'mine.py' does not name a class: write mine.py:CLASS"),
         ("mine.py:2", "'mine.py:2' names no class: write FILE.py:CLASS, or the file alone"),
         ("absent.py:A", "there is no file absent.py"),
         ("mine.py:Attenton", r"the file has no Attenton; it has Attention, MLP; did you mean Attention\?"),

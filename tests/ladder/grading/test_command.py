@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gptladder.ladder.candidate.processes import probe
 from gptladder.ladder.grading.command import grade
+from gptladder.ladder.sandbox.processes import probe
 
 RIGHT = """
 import torch, torch.nn as nn

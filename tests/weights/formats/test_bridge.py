@@ -22,7 +22,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.weights import WeightsError, fold, from_bridge, from_hf, to_bridge_state_dict, to_hf
 from gptladder.weights.formats.bridge import config_from_bridge
 

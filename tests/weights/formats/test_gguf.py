@@ -12,7 +12,7 @@ import transformers
 
 from gptladder import GPT2, GPT2Config
 from gptladder.cli import main
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer
 from gptladder.weights import WeightsError, to_hf
 from gptladder.weights.convert import convert

@@ -11,7 +11,7 @@ import torch
 from gptladder import GPT2, GPT2Config
 from gptladder.cli import main
 from gptladder.files import FileError
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.sampling import SamplingParams, generate
 from gptladder.tokenizer import BPETokenizer, load_tokenizer
 from gptladder.weights import WeightsError, from_pretrained, tokenizer_folder

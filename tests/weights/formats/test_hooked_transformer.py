@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.assembly.model import GPT2
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import (
     WeightsError,

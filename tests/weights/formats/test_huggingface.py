@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptladder.assembly.config import PRESETS, GPT2Config
 from gptladder.assembly.model import GPT2
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import WeightsError, from_hf, to_hf
 from gptladder.weights.formats.huggingface import config_from_hf, config_to_hf, without_unembed_bias

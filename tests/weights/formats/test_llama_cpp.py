@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.sampling import SamplingParams, generate
 from gptladder.tokenizer import BPETokenizer, load_tokenizer
 from gptladder.weights import from_pretrained

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gptladder import GPT2, GPT2Config
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.weights import CheckpointError, WeightsError, from_nanogpt, from_pretrained
 from gptladder.weights.convert import convert

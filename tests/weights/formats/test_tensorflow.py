@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gptladder import GPT2
 from gptladder.cli import main
-from gptladder.ladder.numbers import randomize
+from gptladder.ladder.answers import randomize
 from gptladder.ladder.rungs import draw_case
 from gptladder.tokenizer import END_OF_TEXT, BPETokenizer, load_tokenizer
 from gptladder.weights import CheckpointError, WeightsError, from_hf, from_pretrained, from_tensorflow

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from ..candidate.finder import find_layers, rungs_of
+from ..candidate.layer import Candidate, Reply, Request
+from ..candidate.source import CandidateError, Loaded, load, split
 from ..results import Fault
 from . import messages
-from .finder import find_layers, rungs_of
-from .layer import Candidate, Reply, Request
 from .processes import take_streams
-from .source import CandidateError, Loaded, load, split
 
 START = f"{__name__}:main"
 
@@ -65,7 +65,7 @@ def main() -> None:
             except EOFError:
                 return
             faulthandler.dump_traceback_later(start.time_limit, exit=True, file=trace)
-            reply = candidates[request.rung].respond(request)
+            reply = candidates[request.trial.rung].respond(request)
 
 
 def _candidates(start: Start) -> tuple[dict[str, Candidate], Reply]:

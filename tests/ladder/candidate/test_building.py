@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gptladder.ladder import climb
 from gptladder.ladder.candidate.aliases import canonical
-from gptladder.ladder.candidate.kwargs import in_kwargs
+from gptladder.ladder.candidate.arguments_in_kwargs import in_kwargs
 
 
 class Feeds(nn.Module):

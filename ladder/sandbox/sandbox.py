@@ -13,12 +13,14 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
+from ..candidate.layer import Reply, Request
+from ..candidate.places import Code
+from ..candidate.source import CandidateError, split
 from ..results import Fault
-from .layer import Reply, Request
+from ..rungs import Trial
 from .limits import OVER_LIMIT, Limits
 from .messages import MessageError, exchange
 from .processes import Process, ended_by, remove, start
-from .source import CandidateError, Code, split
 from .worker import START, Start
 
 # Seconds to read the user's file and what it imports.
@@ -138,7 +140,7 @@ class Sandbox:
             found = wait()
             if isinstance(found, Fault):
                 return Reply(fault=found)
-            if not _fits(found, request):
+            if not _fits(found, request.trial):
                 return Reply(fault=self._fault(doing, f"{doing} sent an answer of another shape than it must have"))
             return found
 
@@ -226,12 +228,12 @@ class Sandbox:
         return Fault("died", f"{doing} ended the whole process with status {status}{printed}", at, code)
 
 
-def _fits(reply: Reply, request: Request) -> bool:
+def _fits(reply: Reply, trial: Trial) -> bool:
     """Return whether the tensors of a reply have the shapes and dtype that the worker checks before it sends them."""
     if reply.answer is None:
         return reply.fault is not None
-    wanted: dict[str, Tensor] = {**request.parameters, "input": request.given}
+    wanted: dict[str, Tensor] = {**trial.parameters, "input": trial.given}
     output = reply.answer.output
-    return (output.shape, output.dtype) == (request.cotangent.shape, request.dtype) and all(
+    return (output.shape, output.dtype) == (trial.cotangent.shape, trial.dtype) and all(
         name in wanted and gradient.shape == wanted[name].shape for name, gradient in reply.answer.gradients.items()
     )

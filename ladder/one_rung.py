@@ -1,4 +1,4 @@
-"""Try the user's layer on its rung: on many cases, on what hides mistakes, and look into it if it is wrong."""
+"""Try the user's layer on its rung: on many cases, on special ones, and look into it if it is wrong."""
 
 import random
 import time
@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 
-from .drawing import Draw, as_gpt2
-from .explaining import explained, lacking
-from .hidden import hidden_faults
+from .answers import Answer, difference
+from .cases import Draw, as_gpt2
+from .diagnosis.faults import explained, lacking
+from .diagnosis.which_line import locate
 from .low_precision import low_precision
-from .numbers import Answer, difference
 from .results import Diagnosis, Fault, Tried, Verdict
 from .rungs import RANGES, Case, Rung, Trial, distance
+from .special_cases import hidden_faults
 from .under_test import FATAL, OPTIONAL, Ask, UnderTest, as_sentence
 from .verdicts import limit, wrongness
 
@@ -49,6 +50,7 @@ def try_layer(
         dtype: a lower precision to try it at too.
     """
     began = time.perf_counter()
+    # What it reads and lacks; then the rung's cases, unless it gives no answer at all.
     layer = UnderTest(rung, ask, reference, seed)
     layer.begin()
     verdict, fault, trial, before = None, layer.first.fault, None, ()
@@ -57,10 +59,12 @@ def try_layer(
         trial = layer.trial(layer.new_case())
     elif fault is None or fault.kind != "refused":
         (verdict, fault, trial), notes = _attempts(layer, number)
+    # If it is right on those: cases that show what others hide, and a lower precision if one was asked for.
     if fault is None and verdict is not None:
-        if verdict.lenient and trial is not None:
-            notes.append(_float32_note(layer, verdict, trial))
+        shown = trial
         fault, trial, before = next(hidden_faults(layer, verdict), (None, None, ()))
+        if fault is None and verdict.lenient and shown is not None:
+            notes.append(_float32_note(layer, verdict, shown))
     if fault is None and dtype is not None:
         fault, finding, note = low_precision(layer, dtype, number)
         notes += [note] if note else []
@@ -70,6 +74,7 @@ def try_layer(
     if layer.widened:
         right = "" if fault else "right in float32 arithmetic: "
         notes.insert(0, as_sentence(right + layer.widened))
+    # The result; and if it is wrong, where and how.
     tried = Tried(
         rung=rung.name,
         layer=name,
@@ -134,6 +139,7 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
     gradient, worst = 0.0, 0
     wrong: dict[str, tuple[Trial, str]] = {}
     exact: list[tuple[Trial, Answer, tuple[float, float]]] = []
+    # How far off it is at most, and for each kind of fault the trial that shows it best.
     for trial, reply in layer.ask_each(_trials(layer, number)):
         if reply.answer is None:
             return None, reply.fault, trial
@@ -164,6 +170,7 @@ def _attempt(layer: UnderTest, number: int) -> Attempt:
         wrong = {kind: (trial, message) for trial, (kind, message) in judged if kind}
         if not wrong:
             return verdict, None, shown
+    # The worst of what is wrong.
     for kind in _KINDS:
         if kind in wrong:
             trial, message = wrong[kind]
@@ -182,7 +189,7 @@ def _float32_note(layer: UnderTest, verdict: Verdict, trial: Trial) -> str:
     if place and alone:
         return f"Right in float32 arithmetic ({amount}): {place[0]} computes in float32: {place[1]}"
     where = f"; float32 comes in at {place[0]}: {place[1]}" if place else ""
-    finding = None if place else layer.finding(trial)
+    finding = None if place else locate(trial, layer.trace(trial))
     if finding and finding.at:
         where = f"; the first line with other numbers is {finding.at}: {finding.code}"
     return f"Right in float32 ({amount}){where}"

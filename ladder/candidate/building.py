@@ -12,7 +12,7 @@ from torch import nn
 
 from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES, SIZES, canonical, decides, flag, flat, foreign, is_plain_flag
-from .kwargs import in_kwargs
+from .arguments_in_kwargs import in_kwargs
 from .standins import StandIn
 
 FIELDS = (*SIZES, "layer_norm_eps", "init_range", "debug", "act_fn", "scale")
@@ -93,13 +93,14 @@ class Sizes:
         ours = _IN_LAYER.get((rung, flat(name))) or canonical(name)
         if ours is None:
             return self.flag(name, default)
+        return self.take(ours, name, default)
+
+    def take(self, ours: str, name: str, default: Any) -> Any:
+        """Return a value by our name, and note that it was read; and the file's default for it, if that differs."""
         self.asked.add("n_heads" if ours == "n_kv_heads" else ours)
         value = self.values[ours]
-        if (
-            default is not inspect.Parameter.empty
-            and default != value
-            and ours in ("layer_norm_eps", "bias", "n_kv_heads")
-        ):
+        known = default is not inspect.Parameter.empty
+        if known and default != value and ours in ("layer_norm_eps", "bias", "n_kv_heads"):
             self.passed[name] = (value, default)
         return value
 
@@ -293,6 +294,7 @@ class Builder:
     def _argument(self, each: inspect.Parameter, named: list[inspect.Parameter], sizes: Sizes, rung: str) -> Any:
         required = each.default is each.empty
         name = each.name
+        # What the user has chosen, and names that mean something of their own.
         if name in sizes.chosen:
             return sizes.chosen[name]
         if name == "scale" and each.default is False:  # whether to divide by sqrt(d_head): GPT-2 does
@@ -302,6 +304,7 @@ class Builder:
             return next((member for member in type(each.default) if "gelu" in member.name.lower()), _MISSING)
         if rung == "mlp" and flat(name) == "dout" and {flat(other.name) for other in named} >= {"din", "dout"}:
             return sizes.get("d_mlp") if len(named) == 2 else sizes.get("d_model")
+        # A size or a choice of GPT-2's.
         ours = _IN_LAYER.get((rung, flat(name))) or canonical(name)
         others = [other.name for other in named if other is not each]
         if (rung, flat(name)) in _IN_LAYER and not any(
@@ -312,10 +315,8 @@ class Builder:
             ours = "d_model"
         alone = required and len([other for other in named if other.default is other.empty]) == 1
         if ours and not (flat(name) in ("c", "n", "h") and alone) and (required or ours not in _OPTIONAL):
-            sizes.asked.add("n_heads" if ours == "n_kv_heads" else ours)
-            if each.default != sizes.values[ours] and not required and ours in ("layer_norm_eps", "bias", "n_kv_heads"):
-                sizes.passed[name] = (sizes.values[ours], each.default)
-            return sizes.values[ours]
+            return sizes.take(ours, name, each.default)
+        # A flag, or a configuration.
         with suppress(KeyError):
             return sizes.flag(name, each.default, each.annotation is bool or each.annotation == "bool")
         if foreign(name) and required:
@@ -324,6 +325,7 @@ class Builder:
             return Configuration(sizes, self.configurations)
         if not required:
             return _MISSING
+        # A layer: one of the file's own classes, if it has one of that kind.
         part = next((part for part, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)), None)
         cls = next(
             (

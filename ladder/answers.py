@@ -1,4 +1,4 @@
-"""Numbers to judge with: parameters worth comparing, and how far two tensors are apart."""
+"""A layer's answer (output and gradients), how far two are apart, and random parameters to answer with."""
 
 import math
 from collections.abc import Callable, Mapping

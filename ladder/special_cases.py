@@ -1,4 +1,4 @@
-"""What hides a mistake: small streams, calls before, full length, large scores. Layers that pass are tried on them."""
+"""Cases that show what others hide: a small stream, calls before, full length, large scores. Right layers get them."""
 
 import random
 from collections.abc import Iterator
@@ -7,10 +7,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .diagnosis import small_stream
+from .cases import small_stream
+from .formula.quantities import quantities
 from .results import Fault, Verdict
 from .rungs import Case, Trial, altered
 from .under_test import FATAL, UnderTest
+
+# By how a step's key ends: how large trained models make it, what makes it as large, and what it is.
+_LARGE = {
+    "post": (20.0, ("W_in", "b_in"), "the hidden layer"),
+    "z": (100.0, ("W_V", "b_V"), "the values"),
+    "logits": (300.0, ("W_U", "b_U"), "the logits"),
+    "start": (1000.0, ("W_E", "W_pos"), "the stream"),
+    "embed": (100.0, ("W_E",), "the embedding"),
+    "pos-embed": (100.0, ("W_pos",), "the embedding"),
+}
 
 # A fault, the trial that shows it, and the inputs that the layer must be called with before.
 Hidden = tuple[Fault, Trial, tuple[Tensor, ...]]
@@ -28,6 +39,7 @@ def hidden_faults(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
         yield from _full_context(layer, verdict)
     if with_attention:
         yield from _large_scores(layer, case, verdict)
+    yield from _large_values(layer, case, verdict)
 
 
 def _limit(verdict: Verdict, factor: float = 1.0) -> float:
@@ -85,5 +97,32 @@ def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
     trial = altered(base, **large)
     fault, off = layer.off(trial, 1e-2 if verdict.lenient else 1e-8)
     message = f"right for small attention scores; where scores are in the hundreds, off by {off:.1e}"
+    if off:
+        yield fault or Fault("large", message), trial, ()
+
+
+def _large_values(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
+    """A clamp or a soft cap shows only where numbers are as large as those of trained models."""
+    base = layer.trial(case, gradients=False)
+    keys = {each.key: each.value for each in quantities(base)}
+    keys[base.rung] = keys["output"]
+    for ending, (most, names, what) in _LARGE.items():
+        if verdict.lenient and ending == "post":
+            most = 10.0  # above, a GELU of exponentials overflows in float32
+        reached = [value.abs().max().item() for key, value in keys.items() if key.endswith(ending)]
+        if not reached or (factor := most / max(reached)) <= 1:
+            continue
+        large = {name: factor * value for name, value in base.parameters.items() if name.endswith(names)}
+        yield from _off_when_large(layer, altered(base, **large), f"{what} reaches {most:g}", verdict)
+    if layer.rung.name in ("layer-norm", "block"):
+        given = base.given * (1000.0 / base.given.abs().max())
+        yield from _off_when_large(layer, altered(base, given=given), "the input reaches 1000", verdict)
+
+
+def _off_when_large(layer: UnderTest, trial: Trial, where: str, verdict: Verdict) -> Iterator[Hidden]:
+    trial = layer.fair(trial)
+    scale = max(1.0, trial.expected.output.abs().max().item())
+    fault, off = layer.off(trial, scale * _limit(verdict, 100))
+    message = f"right for small numbers; where {where}, off by {off:.1e}"
     if off:
         yield fault or Fault("large", message), trial, ()

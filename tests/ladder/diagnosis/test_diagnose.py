@@ -11,21 +11,21 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor, nn
 
+from gptladder.ladder.answers import Answer
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
-from gptladder.ladder.candidate.source import Code
+from gptladder.ladder.candidate.places import Code
 from gptladder.ladder.candidate.trace import Trace
-from gptladder.ladder.diagnosis import diagnose
-from gptladder.ladder.experiments import shrink
-from gptladder.ladder.location import locate
-from gptladder.ladder.matching import Matched
+from gptladder.ladder.diagnosis.diagnose import diagnose
+from gptladder.ladder.diagnosis.smallest_case import shrink
+from gptladder.ladder.diagnosis.which_line import locate
+from gptladder.ladder.formula.quantities import quantities
+from gptladder.ladder.formula.same_numbers import factor_of
+from gptladder.ladder.formula.trace_matching import Matched
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
 from gptladder.ladder.mistakes.mistake import with_steps
 from gptladder.ladder.mistakes.mlp import PlainMLP
 from gptladder.ladder.mistakes.plain_attention import PlainAttention
 from gptladder.ladder.mistakes.wiring import PlainBlock, PlainModel
-from gptladder.ladder.number_sets import factor_of
-from gptladder.ladder.numbers import Answer
-from gptladder.ladder.quantities import quantities
 from gptladder.ladder.results import Diagnosis, as_text
 from gptladder.ladder.rungs import RUNGS, Build, Case, Rung, Trial, answer, draw_case, make_trial, rung
 from gptladder.ladder.under_test import UnderTest
@@ -45,10 +45,7 @@ def under_test(
 ) -> UnderTest:
     def ask(requests: Iterable[Request]) -> Iterator[Reply]:
         for request in requests:
-            case = Case(request.config, *request.given.shape[:2], seed=0)
-            expected = Answer(request.cotangent, {})
-            numbers = (request.parameters, request.given, request.cotangent)
-            yield Reply(answer=respond(Trial(name, case, request.dtype, *numbers, expected)))
+            yield Reply(answer=respond(request.trial))
 
     return UnderTest(rung(name), ask, draw=draw)
 
@@ -368,8 +365,7 @@ def located(layer: type[nn.Module], name: str) -> tuple[Trial, Trace]:
     config = replace(case.config, n_heads=3, d_head=4, d_model=12, d_mlp=48, act_fn="gelu_new", scale_attn_weights=True)
     trial = make_trial(rung(name), rung(name).own, replace(case, batch=2, seq=7, config=config), torch.float64)
     candidate = Candidate(layer, "mine", Code(Path(__file__)))
-    numbers = (trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
-    reply = candidate.respond(Request(name, *numbers, look=True))
+    reply = candidate.respond(Request(trial, look=True))
     assert reply.fault is None, reply.fault
     return trial, reply.trace
 

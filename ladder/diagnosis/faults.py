@@ -1,4 +1,4 @@
-"""What is wrong with a layer, and where: the line at which it happened, the mistake that it is, the smallest case."""
+"""For each kind of fault: the line where it happens, which mistake it is, and the smallest case that shows it."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -6,15 +6,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .candidate.aliases import SIZES
-from .diagnosis import diagnose
-from .experiments import shrink
-from .location import locate
-from .numbers import close, same
-from .results import Diagnosis, Fault, Finding, Tried, listed
-from .rungs import Case, Trial, distance
-from .under_test import UnderTest
-from .verdicts import wrongness
+from ..answers import close, same
+from ..candidate.aliases import SIZES
+from ..results import Diagnosis, Fault, Finding, Tried, listed
+from ..rungs import Case, Trial, distance
+from ..under_test import UnderTest
+from ..verdicts import wrongness
+from .diagnose import diagnose
+from .smallest_case import shrink
+from .which_line import locate
 
 _HEADS = ("d_model", "n_heads", "d_head")
 # The sizes that a rung's layer has to do with.
@@ -61,7 +61,7 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
     elif kind in ("large", "state") and not fault.at:
-        finding = layer.finding(trial, before)
+        finding = locate(trial, layer.trace(trial, before=before))
         diagnosis = Diagnosis(finding=finding) if finding else None
     smallest = dict(diagnosis.smallest) if diagnosis else {}
     if kind in ("raises", "shape", "nan", "some nan") and not smallest:
@@ -129,11 +129,11 @@ def _only_there(layer: UnderTest, trial: Trial) -> Diagnosis:
     """Return the diagnosis of a layer that is wrong on a trial, but not on those that are made for diagnosis."""
     case = trial.case
     if not _is_wrong(layer, case):
-        return Diagnosis(finding=layer.finding(trial))
+        return Diagnosis(finding=locate(trial, layer.trace(trial)))
     sizes = _least(layer, case, lambda smaller: _is_wrong(layer, smaller))
     short = replace(case, seq=sizes["seq"])  # in all else as it was: in small tensors many numbers are alike
     trial = layer.own_trial(short, gradients=False) if _is_wrong(layer, short) else trial
-    return Diagnosis(finding=layer.finding(trial), smallest=sizes)
+    return Diagnosis(finding=locate(trial, layer.trace(trial)), smallest=sizes)
 
 
 def _least(layer: UnderTest, case: Case, fails: Callable[[Case], bool]) -> dict[str, int]:
@@ -145,16 +145,24 @@ def _least(layer: UnderTest, case: Case, fails: Callable[[Case], bool]) -> dict[
 
 def _too_long(layer: UnderTest, trial: Trial) -> Diagnosis:
     """Return the diagnosis of a layer that is right for short sequences alone."""
+
+    def is_right(seq: int) -> bool:
+        asked = layer.own_trial(replace(trial.case, seq=seq), gradients=False)
+        found = layer.answer(asked, gradients=False)
+        return found is not None and close(found.output, asked.expected.output)
+
     right, wrong = 1, trial.case.seq
     while wrong - right > 1:
         seq = (right + wrong) // 2
-        if _is_wrong(layer, replace(trial.case, seq=seq)):
-            wrong = seq
-        else:
-            right = seq
-    trial = layer.own_trial(replace(trial.case, seq=wrong), gradients=False)
+        right, wrong = (seq, wrong) if is_right(seq) else (right, seq)
     fact = f"With n_ctx = {trial.config.n_ctx}, {right} positions are right and {wrong} are not."
-    return Diagnosis(finding=layer.finding(trial), facts=(fact,) if right > 1 else ())
+    # One head or one layer, if it may have one: of large tensors the trace keeps none.
+    config = trial.config
+    if "n_heads" in layer.asked:
+        config = replace(config, n_heads=1, d_head=config.d_head if "d_head" in layer.asked else config.d_model)
+    small = layer.own_trial(replace(trial.case, config=config, seq=wrong), gradients=False)
+    finding = locate(small, layer.trace(small)) if layer.off(small, 1e-9)[1] else None
+    return Diagnosis(finding=finding, facts=(fact,) if right > 1 else ())
 
 
 def _is_rounding(layer: UnderTest, trial: Trial) -> bool:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..assembly.config import GPT2Config
-from .rungs import Trial
+from ...assembly.config import GPT2Config
+from ..rungs import Trial
 
 Parameters = Mapping[str, Tensor]
 

@@ -5,23 +5,25 @@ is named when its outputs and gradients are the layer's own, to rounding, on eve
 each mistake in the catalogue shows, and no two look alike.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
-from ..components.caching import run_with_cache
-from .candidate.trace import Trace
-from .drawing import without
-from .experiments import row_facts, shrink, sized, wrong_parts
-from .location import locate
-from .naming import Naming
-from .numbers import Answer, close, same
-from .quantities import quantities
-from .results import Diagnosis, Finding, listed
-from .rungs import Build, Case, Trial, altered
-from .under_test import UnderTest
+from ...components.caching import run_with_cache
+from ..answers import Answer, close, same
+from ..candidate.trace import Trace
+from ..cases import small_stream, without
+from ..formula.quantities import quantities
+from ..results import Diagnosis, Finding, listed
+from ..rungs import Build, Case, Trial, altered
+from ..under_test import UnderTest
+from .smallest_case import shrink, sized
+from .which_line import locate
+from .which_mistake import MistakeSearch
+from .wrong_parts import wrong_parts
 
 
 def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosis | None:
@@ -51,7 +53,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     output_wrong = not close(first.output, failing.expected.output)
     trace = layer.trace(failing, wide=wide)
     parts = wrong_parts(failing, trace)
-    named = Naming(layer.rung, layer.missing, answered, parts).named()
+    named = MistakeSearch(layer.rung, layer.missing, answered, parts).named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
     finding = locate(failing, trace) if output_wrong else None
     if not named and finding is None and parts:
@@ -111,17 +113,6 @@ def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]
         yield small_stream(first)
 
 
-def small_stream(trial: Trial) -> Trial:
-    """Return the trial with a residual stream so small that even the least eps counts."""
-    small = {name: 1e-3 * value for name, value in trial.parameters.items() if name.endswith(_WRITING)}
-    given = 1e-3 * trial.given if trial.given.is_floating_point() else trial.given
-    return altered(trial, given=given, **small)
-
-
-# What writes into the residual stream.
-_WRITING = ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")
-
-
 def _trials_of_every_choice(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]:
     """Yield trials that have among them every value that is drawn of each choice."""
     chosen = {
@@ -159,7 +150,7 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
     if trial.rung == "attention":
         facts += _unread_heads(trial, found)
     if trial.rung in ("embed", "pos-embed") and found.output.shape == trial.expected.output.shape:
-        facts += row_facts(trial, found.output)
+        facts += _row_facts(trial, found.output)
 
     return tuple(facts)
 
@@ -177,6 +168,25 @@ def _unread_heads(trial: Trial, found: Answer) -> list[str]:
         return []
     heads = f"head {min(unread)}" if len(unread) == 1 else f"heads {listed([str(head) for head in sorted(unread)])}"
     return [f"No gradient reaches a matrix of {heads}, counted from 0: the output does not depend on it."]
+
+
+def _row_facts(trial: Trial, output: Tensor) -> tuple[str, ...]:
+    """Return which row of its table the first wrong token or position got."""
+    table = next(iter(trial.parameters.values()))
+    for where in itertools.product(range(trial.case.batch), range(trial.case.seq)):
+        row, right = output[where], trial.expected.output[where]
+        if close(row, right):
+            continue
+        index = int(trial.given[where]) if trial.rung == "embed" else where[1]
+        what = "Token" if trial.rung == "embed" else "Position"
+        same_row = [i for i, each in enumerate(table) if close(row, each)]
+        ratio = row / right
+        if same_row:
+            return (f"{what} {index} gets row {same_row[0]} of the table, not row {index}.",)
+        if close(ratio, ratio[:1].expand_as(ratio)):
+            return (f"{what} {index} gets its own row times {ratio[0]:.6g}.",)
+        return (f"{what} {index} gets a vector that is no row of the table.",)
+    return ()
 
 
 def _patterns(trial: Trial, trace: Trace, build: Build | None) -> dict[str, Tensor]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from gptladder.ladder.candidate import windows
-from gptladder.ladder.candidate.limits import Limits
-from gptladder.ladder.candidate.windows import ExtendedLimits, Job, extended_limits
+from gptladder.ladder.sandbox import windows
+from gptladder.ladder.sandbox.limits import Limits
+from gptladder.ladder.sandbox.windows import ExtendedLimits, Job, extended_limits
 
 
 def test_the_structure_is_laid_out_as_windows_documents_it() -> None:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from gptladder.ladder.candidate import messages
-from gptladder.ladder.candidate.processes import take_streams
+from gptladder.ladder.sandbox import messages
+from gptladder.ladder.sandbox.processes import take_streams
 
 RUN = f"{__name__}:run"
 

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from ..results import listed
+from ..rungs import Trial
 from .quantities import Quantity
-from .results import listed
-from .rungs import Trial
 
 Matrix = npt.NDArray[np.float64]
 

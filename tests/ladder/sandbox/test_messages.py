@@ -12,11 +12,11 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from gptladder.ladder.candidate import messages
 from gptladder.ladder.candidate.layer import Reply, Request
-from gptladder.ladder.candidate.messages import MessageError, exchange, pack, read, unpack, write
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import draw_case, make_trial
+from gptladder.ladder.sandbox import messages
+from gptladder.ladder.sandbox.messages import MessageError, exchange, pack, read, unpack, write
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,18 @@ def test_records_arrive_as_they_are() -> None:
     assert unpack(pack(Outer({}, anything=[1, {"x": object}])), Outer).anything == [1, {"x": repr(object)}]
 
 
-def test_a_request_and_a_reply_arrive() -> None:
+def test_a_request_arrives_without_the_right_answer_and_so_does_a_reply() -> None:
     from gptladder.ladder.rungs import rung
 
     attention = rung("attention")
     trial = make_trial(attention, attention.own, draw_case(random.Random(1)), torch.float64)
-    request = Request("attention", trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
-    found = unpack(pack(request), Request)
-    assert (found.config, found.dtype, found.rung) == (request.config, request.dtype, request.rung)
-    assert all(torch.equal(found.parameters[name], each) for name, each in request.parameters.items())
+    found = unpack(pack(Request(trial, layout=3)), Request)
+    assert found.layout == 3
+    assert (found.trial.case, found.trial.dtype, found.trial.rung) == (trial.case, trial.dtype, trial.rung)
+    assert all(torch.equal(found.trial.parameters[name], each) for name, each in trial.parameters.items())
+    assert trial.expected.output.numel() > 0
+    assert found.trial.expected.output.numel() == 0
+    assert not found.trial.expected.gradients
     reply = Reply(fault=Fault("raises", "x", "a:1", "y", names=("a",)), passed={"eps": (1e-5, None)})
     assert unpack(pack(reply), Reply).fault == reply.fault
 

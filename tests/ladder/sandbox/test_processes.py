@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from gptladder.ladder.candidate import messages, processes
-from gptladder.ladder.candidate.limits import OVER_LIMIT, Limits
-from gptladder.ladder.candidate.processes import Process, context_of_judges, ended_by, probe, start
+from gptladder.ladder.sandbox import messages, processes
+from gptladder.ladder.sandbox.limits import OVER_LIMIT, Limits
+from gptladder.ladder.sandbox.processes import Process, context_of_judges, ended_by, probe, start
 
 sys.path.insert(0, str(Path(__file__).parent))
 from commands import RUN, Program, Result
@@ -185,8 +185,8 @@ import os, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from commands import RUN, Program
-from gptladder.ladder.candidate import messages
-from gptladder.ladder.candidate.processes import start
+from gptladder.ladder.sandbox import messages
+from gptladder.ladder.sandbox.processes import start
 process = start(RUN, writable=Path({str(tmp_path)!r}), limits=None, env=os.environ, copy=True)
 messages.write(process.requests, Program({DETACHED.format(mark=mark, after="time.sleep(600)")!r}))
 time.sleep(600)

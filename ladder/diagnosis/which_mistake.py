@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from ..components.shapes import typecheck
-from .drawing import without
-from .mistakes import INSIDE, MISTAKES, Mistake
-from .mistakes.mistake import with_steps
-from .mistakes.wiring import with_parts
-from .numbers import Answer, close, same
-from .results import Diagnosis
-from .rungs import Build, Rung, Trial, answer
+from ...components.shapes import typecheck
+from ..answers import Answer, close, same
+from ..cases import without
+from ..mistakes import INSIDE, MISTAKES, Mistake
+from ..mistakes.mistake import with_steps
+from ..mistakes.wiring import with_parts
+from ..results import Diagnosis
+from ..rungs import Build, Rung, Trial, answer
 
 # Mistakes that explain a layer's answers, as a diagnosis, and a layer that makes them.
 Named = tuple[Diagnosis, Build]
@@ -29,7 +29,7 @@ def _named(mistakes: Sequence[Mistake], build: Build, either: bool = False) -> N
     return Diagnosis(mistakes=names, what=what, fix=fix), build
 
 
-class Naming:
+class MistakeSearch:
     """Looks for the mistakes of the catalogue that give a layer's very answers.
 
     Args:

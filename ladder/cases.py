@@ -6,16 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .numbers import Answer
-from .rungs import RANGES, Case, draw_case
+from .answers import Answer
+from .rungs import RANGES, Case, Trial, altered, draw_case
 
+# What writes into the residual stream.
+_WRITING = ("W_E", "W_pos", "W_O", "b_O", "W_out", "b_out")
 # GPT-2's own choices. Others are tried on a layer that reads the field of that name.
 _GPT2: dict[str, tuple[str, Any]] = {
     "act_fn": ("act_fn", "gelu_new"),
     "scale": ("scale_attn_weights", True),
     "layer_norm_eps": ("layer_norm_eps", 1e-5),
 }
-
 
 # Draws a case: from a source of randomness, with a sequence of this length (default: the rungs' own).
 Draw = Callable[..., Case]
@@ -48,6 +49,13 @@ def as_gpt2(case: Case, but: frozenset[str], **choices: Any) -> Case:
     if "d_mlp" not in but:
         changed["d_mlp"] = 4 * changed.get("d_model", case.config.d_model)
     return replace(case, config=replace(case.config, **changed))
+
+
+def small_stream(trial: Trial) -> Trial:
+    """Return the trial with a residual stream so small that even the least eps counts."""
+    small = {name: 1e-3 * value for name, value in trial.parameters.items() if name.endswith(_WRITING)}
+    given = 1e-3 * trial.given if trial.given.is_floating_point() else trial.given
+    return altered(trial, given=given, **small)
 
 
 def without(found: Answer, missing: frozenset[str]) -> Answer:

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from gptladder.ladder import CandidateError
+from gptladder.ladder.answers import Answer
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
-from gptladder.ladder.candidate.sandbox import Sandbox
-from gptladder.ladder.candidate.source import find
-from gptladder.ladder.numbers import Answer
+from gptladder.ladder.candidate.source import load
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
+from gptladder.ladder.sandbox.sandbox import Sandbox
 
 ARENA = Path(__file__).parents[1] / "layers" / "arena.py"
 
@@ -95,8 +95,7 @@ def trial_of(name: str = "attention") -> Trial:
 
 
 def question(name: str = "attention") -> Request:
-    trial = trial_of()
-    return Request(name, trial.config, trial.dtype, trial.parameters, trial.given, trial.cotangent)
+    return Request(replace(trial_of(), rung=name))
 
 
 def answer_of(reply: Reply) -> Answer:
@@ -131,8 +130,10 @@ def test_it_answers_as_the_layer_does_in_this_process() -> None:
     with Sandbox({"attention": "mine.py:Prints"}, 60) as sandbox:
         for look in (False, True):
             there = sandbox.respond(replace(question(), look=look))
-            layer, code = find(f"{ARENA}:Attention")
-            near = Candidate(layer, "Attention", code).respond(replace(question(), look=look))
+            loaded = load(ARENA, ["Attention"])
+            near = Candidate(loaded.get("Attention", ""), "Attention", loaded.code).respond(
+                replace(question(), look=look)
+            )
             ours, theirs = answer_of(near), answer_of(there)
             assert torch.equal(theirs.output, ours.output)
             assert theirs.gradients.keys() == ours.gradients.keys()
@@ -228,9 +229,9 @@ FORGED = """
 import sys, torch
 sys.path.insert(0, {folder!r})
 from arena import Attention
-from gptladder.ladder.candidate import messages
+from gptladder.ladder.sandbox import messages
 from gptladder.ladder.candidate.layer import Reply
-from gptladder.ladder.numbers import Answer
+from gptladder.ladder.answers import Answer
 
 class Mine(Attention):
     def forward(self, x):
@@ -266,14 +267,16 @@ import signal
 import torch
 from gptladder import GPT2Config
 from gptladder.ladder.candidate.layer import Request
-from gptladder.ladder.candidate.sandbox import Sandbox
+from gptladder.ladder.sandbox.sandbox import Sandbox
+from gptladder.ladder.rungs import Case, Trial
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in the background deaf to it
 shapes = dict(W_Q=(2, 4, 2), W_K=(2, 4, 2), W_V=(2, 4, 2), b_Q=(2, 2), b_K=(2, 2), b_V=(2, 2), W_O=(2, 2, 4), b_O=(4,))
 parameters = {name: torch.zeros(shape) for name, shape in shapes.items()}
 given = torch.zeros(1, 3, 4)
 with Sandbox({"attention": "mine.py:Hangs"}, 5) as sandbox:
-    sandbox.respond(Request("attention", GPT2Config(d_model=4, n_heads=2), torch.float32, parameters, given, given))
+    case = Case(GPT2Config(d_model=4, n_heads=2), 1, 3, 0)
+    sandbox.respond(Request(Trial("attention", case, torch.float32, parameters, given, given)))
 """
 
 

@@ -1,0 +1,1 @@
+"""What is wrong with a layer: which mistake, at which line, in how small a case."""

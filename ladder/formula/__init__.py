@@ -1,0 +1,1 @@
+"""GPT-2's formula, step by step, and where a trace of a layer has these steps."""

@@ -1,0 +1,145 @@
+"""Which way to read a layer's parameters: each is tried, with each mask that its forward may want.
+
+A layer that is right under one way is right: no way of reading makes a wrong function right.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from .answers import Answer, close, difference
+from .candidate.layer import Reply
+from .formula.quantities import quantities
+from .formula.trace_matching import Matched
+from .rungs import Trial
+
+# A trial, and how to run the layer on it: the fields of a `Request`.
+Asked = tuple[Trial, dict[str, Any]]
+# Gives the layer's reply to each, in order; it may work on one while the next is made.
+Replies = Callable[[Iterable[Asked]], Iterator[Reply]]
+
+# Ways to read the parameters of a wrong layer that are traced.
+_MOST_TRACED = 50
+# Products of a head's queries and keys, and what is made of them: right ones show which numbers are a head's.
+_PRODUCTS = ("raw", "scores", "masked", "pattern", "z")
+_RIGHT = 1e-4
+
+
+class LayoutChoice:
+    """Tries the ways to read a layer's parameters on one trial, and chooses one.
+
+    Args:
+        first: the reply that lists the ways.
+        trial: a trial with several heads and positions: otherwise different ways give the same answer.
+        replies: the layer.
+    """
+
+    def __init__(self, first: Reply, trial: Trial, replies: Replies) -> None:
+        self.first, self.trial, self._replies = first, trial, replies
+        self.tried: dict[int, Reply] = {}  # by the number of the way
+        self.steps_found: dict[int, int] = {}  # of each way that was traced: how many of GPT-2's steps the layer has
+
+    def choose(self) -> tuple[int, Reply]:
+        """Return the way under which the layer is right, or else the likeliest; and the first reply, as it gives it."""
+        right = self._first_right()
+        if right is None:
+            return self._likeliest()
+        # A mask from outside would hide what is wrong with the layer's own.
+        alone = [way for way, reply in self.tried.items() if not reply.mask]
+        alone = [way for way in alone if self.tried[way].reading == self.tried[right].reading]
+        if self.tried[right].mask and alone and self._masks_by_itself(alone[-1]):
+            right = alone[-1]
+        return right, self._as_read(self.tried[right])
+
+    def _first_right(self) -> int | None:
+        """Try one way after another, and return the first under which the layer is right; None if there is none."""
+        asked: deque[int] = deque()
+        split: str | None = None  # of a way under which the scores are right: the layer is right under no other
+        steps = []
+
+        def questions() -> Iterator[Asked]:
+            for way, its_split in enumerate(self.first.ways):
+                if split in (None, its_split):
+                    asked.append(way)
+                    yield self.trial, {"layout": way, "look": self._tracing, "gradients": False}
+
+        for reply in self._replies(questions()):
+            way = asked.popleft()
+            self.tried[way] = reply
+            if reply.answer is None:
+                continue
+            if difference(reply.answer.output, self.trial.expected.output) <= _RIGHT:
+                return way
+            if self._tracing:  # the layer works on the next meanwhile
+                steps = steps or quantities(self.trial)
+                found = Matched(self.trial, reply.trace, steps).found
+                self.steps_found[way] = len(found)
+                if any(key.endswith(_PRODUCTS) for key in found):
+                    split = self.first.ways[way]
+        return None
+
+    @property
+    def _tracing(self) -> bool:
+        return len(self.steps_found) < _MOST_TRACED
+
+    def _likeliest(self) -> tuple[int, Reply]:
+        """Return the way under which the layer has most of GPT-2's steps, with a mask that hides the future.
+
+        If every mask makes the layer raise, each in another way, it is refused.
+        """
+        # Which numbers the parameters are makes no difference to what a mask hides: one way for each mask will do.
+        causal: dict[str, bool] = {}
+        for way in self.steps_found:
+            mask = self.tried[way].mask
+            causal[mask] = causal[mask] if mask in causal else self._is_causal(way)
+
+        def rank(way: int) -> tuple[bool, bool, int]:
+            answer = self.tried[way].answer
+            finite = answer is not None and bool(answer.output.isfinite().all())  # another kind of mask may hide all
+            return finite and causal[self.tried[way].mask], finite, self.steps_found[way]
+
+        best = max(self.steps_found, key=rank, default=None)
+        chosen = self.first if best is None else self._as_read(self.tried[best])
+        if self.trial.given.is_floating_point() and not any(causal.values()):
+            chosen = self._refused(chosen)
+        return best or 0, chosen
+
+    def _as_read(self, reply: Reply) -> Reply:
+        """Return the first reply with what is known of how the parameters were read in another."""
+        return replace(self.first, notes=reply.notes, reading=reply.reading, oddity=reply.oddity)
+
+    def _masks_by_itself(self, way: int) -> bool:
+        """Return whether the layer hides something although it is given no mask.
+
+        Attention that hides nothing treats all positions alike: inputs in reverse order give the outputs in reverse.
+        """
+        if not self.trial.given.is_floating_point():
+            return False
+        back, answer = self._answer_to(self.trial.given.flip(1), way), self.tried[way].answer
+        return back is None or answer is None or not close(back.output.flip(1), answer.output)
+
+    def _is_causal(self, way: int) -> bool:
+        """Return whether another last position changes nothing before it."""
+        given = self.trial.given.clone()
+        given[:, -1] = given[:, 0]
+        again, answer = self._answer_to(given, way), self.tried[way].answer
+        return again is not None and answer is not None and close(again.output[:, :-1], answer.output[:, :-1])
+
+    def _answer_to(self, given: Tensor, way: int) -> Answer | None:
+        asked = (replace(self.trial, given=given), {"layout": way, "gradients": False})
+        return next(self._replies([asked]), Reply()).answer
+
+    def _refused(self, chosen: Reply) -> Reply:
+        """Refuse a layer that raises with every mask, each time in another way: what mask it takes is not known."""
+        by_mask = {reply.mask: reply.fault for reply in self.tried.values() if reply.mask}
+        faults = [fault for fault in by_mask.values() if fault is not None and fault.kind == "raises"]
+        if not by_mask or len(faults) < len(by_mask) or len({fault.message for fault in faults}) == 1:
+            return chosen
+        message = (
+            f"forward takes a mask, and each kind that was tried raises; the last one: {faults[-1].message}. Write an "
+            "adapter whose layer makes its own mask"
+        )
+        return replace(chosen, fault=replace(faults[-1], kind="refused", message=message))
