@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
+from gptladder.assembly.loss import next_token_loss
 from gptladder.components import HookPoint
 from gptladder.ladder.answers import randomize
 from gptladder.weights import to_hooked_transformer
@@ -46,6 +47,7 @@ def test_the_loss_is_hooked_transformers(ours: GPT2, theirs: Any, per_token: boo
     both = ours(TOKENS, **{**options, "return_type": "both"}, **masks[0])
     assert close(both.loss, expected)
     assert close(both.logits, ours(TOKENS, **masks[0]))
+    assert close(next_token_loss(both.logits, TOKENS, MASK if masked else None), theirs(TOKENS, "loss", **masks[1]))
     assert both[0] is both.logits
 
 
@@ -135,6 +137,8 @@ def test_pos_slice_takes_the_positions_of_what_is_formed_on_request(ours: GPT2) 
     part = ours.run_with_cache(TOKENS, names_filter=names, pos_slice=(2, 5))[1]
     for name in names:
         assert torch.equal(part[name], whole[name][:, 2:5]), name
+    tokens = ours.run_with_cache(TOKENS, names_filter="hook_tokens", pos_slice=(2, 5))[1]["hook_tokens"]
+    assert torch.equal(tokens, TOKENS[:, 2:5])
 
 
 def test_gradients_are_kept_of_the_loss_whatever_is_returned(ours: GPT2, theirs: Any) -> None:
@@ -145,6 +149,7 @@ def test_gradients_are_kept_of_the_loss_whatever_is_returned(ours: GPT2, theirs:
         assert close(cache["blocks.1.hook_resid_mid_grad"], expected["blocks.1.hook_resid_mid_grad"])
         if return_type != "loss":
             assert close(result if return_type == "logits" else result.logits, logits)
+    assert close(ours.run_with_cache(TOKENS, "both", incl_bwd=True)[0].logits, logits)
     _, cache = ours.run_with_cache(TOKENS, incl_bwd=lambda result: result[:, -1, 3].sum())
     assert cache["blocks.2.hook_resid_post_grad"][:, -1].any()
     assert not cache["blocks.2.hook_resid_post_grad"][:, :-1].any()
@@ -198,6 +203,8 @@ def test_a_loss_needs_two_tokens_and_a_cache_all_layers(ours: GPT2) -> None:
     stream = ours(TOKENS, stop_at_layer=1)
     with pytest.raises(ValueError, match="pass tokens="):
         ours(stream, start_at_layer=1, return_type="loss")
+    with pytest.raises(ValueError, match=r"tokens have the shape \[3, 5\], but the logits \[3, 7\]"):
+        ours(stream, start_at_layer=1, return_type="loss", tokens=TOKENS[:, :5])
     cache = ours.new_cache(3)
     with pytest.raises(ValueError, match="a cache needs all layers"):
         ours(TOKENS, stop_at_layer=1, cache=cache)
@@ -243,7 +250,8 @@ def test_notes_of_a_hook_stay_until_they_are_cleared(ours: GPT2) -> None:
         seen.append(hook.ctx["calls"])
 
     hook = [("hook_embed", count)]
-    ours.run_with_hooks(TOKENS, fwd_hooks=hook)
+    with ours.hooks(hook):
+        ours(TOKENS)
     ours.run_with_hooks(TOKENS, fwd_hooks=hook, clear_contexts=True)
     ours.run_with_hooks(TOKENS, fwd_hooks=hook)
     ours.reset_hooks()

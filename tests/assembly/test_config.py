@@ -30,6 +30,8 @@ def test_transformers_agrees_on_every_preset() -> None:
     transformers = pytest.importorskip("transformers")
     from gptladder.weights.formats.huggingface import config_to_hf
 
+    plain = transformers.GPT2Config()
+    assert (plain.layer_norm_epsilon, plain.initializer_range) == (GPT2Config().layer_norm_eps, GPT2Config().init_range)
     for config in PRESETS.values():
         theirs = transformers.GPT2Config(**config_to_hf(config))
         assert (theirs.n_embd, theirs.n_layer, theirs.n_head) == (config.d_model, config.n_layers, config.n_heads)

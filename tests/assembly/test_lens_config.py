@@ -22,7 +22,7 @@ def made(**changes: Any) -> GPT2:
 
 CHOICES: list[dict[str, Any]] = [
     {},
-    {"act_fn": "relu", "layer_norm_eps": 1e-3, "init_range": 0.5},
+    {"act_fn": "relu", "layer_norm_eps": 1e-3, "init_range": 0.5, "d_head": 5},
     {"scale_attn_by_inverse_layer_idx": True},
     {"scale_attn_weights": False},
     {"tie_word_embeddings": False, "unembed_bias": True},
@@ -93,9 +93,11 @@ def test_weights_of_all_blocks_are_hooked_transformers(changes: dict[str, Any]) 
                 assert difference.abs().max() < 1e-5
     total = sum(block.attn.b_O + block.mlp.b_out for block in ours.blocks)
     assert (ours.accumulated_bias(3) - total).abs().max() < 1e-12
-    for layer, mlp_input in ((4, False), (-1, False), (3, True)):
-        with pytest.raises(ValueError, match="layer is"):
+    for layer, mlp_input, last in ((4, False, 3), (-1, False, 3), (3, True, 2)):
+        with pytest.raises(ValueError, match=f"layer is {layer}; it can be 0 to {last}$"):
             ours.accumulated_bias(layer, mlp_input=mlp_input)
+    one = made(n_layers=1)
+    assert torch.equal(one.accumulated_bias(1), one.blocks[0].attn.b_O + one.blocks[0].mlp.b_out)
 
 
 def test_cfg_makes_transformer_lens_take_the_cache() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
+from gptladder.assembly.blocks import Blocks
 from gptladder.components import Embed, HookPoint, TypeCheckError, named_taps
 from gptladder.components.block import Norm
 from gptladder.ladder.answers import Reference, randomize
@@ -110,6 +111,11 @@ def test_post_norm_ends_without_a_final_norm(norm: Norm) -> None:
 def test_wrong_tokens_are_refused(wrong: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         made()(wrong)
+
+
+def test_a_mask_of_another_shape_is_refused_by_its_name() -> None:
+    with pytest.raises(TypeCheckError, match=r"(?s)GPT2\.final_residual.*'padding_mask'"):
+        made()(tokens(2, 7), padding_mask=torch.ones(2, 6, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -300,6 +306,18 @@ def test_without_fused_kernels_hooks_change_no_bit(dtype: torch.dtype, grad: boo
         model.fused = True
         assert torch.equal(model(ids), fused)
         assert (plain - fused).abs().max() <= {torch.float32: 1e-4, torch.bfloat16: 0.2}[dtype] * fused.abs().max()
+
+
+def test_a_new_model_is_fused_and_holds_its_activations() -> None:
+    model = GPT2(CONFIG)
+    assert model.fused
+    assert not model.checkpoint_blocks
+    assert Blocks.from_config(CONFIG)[0].attn.fused
+
+
+def test_what_the_first_block_reads_begins_at_position_0() -> None:
+    model = made()
+    assert torch.equal(model.embedded(tokens()), model.run_with_cache(tokens())[1]["resid_pre", 0])
 
 
 def test_a_model_with_one_layer_unfused_is_not_fused() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptladder import GPT2, GPT2Config
 from gptladder.assembly.text import one_row
-from gptladder.components import HookPoint
+from gptladder.components import HookPoint, TypeCheckError
 from gptladder.ladder.answers import randomize
 from gptladder.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, Tokenizer
 from gptladder.weights import from_pretrained, to_hooked_transformer
@@ -147,6 +147,8 @@ def test_single_tokens_are_read_and_written(ours: GPT2, theirs: Any) -> None:
     assert torch.equal(
         ours.tokens_to_residual_directions(tokens), theirs.tokens_to_residual_directions(tokens).reshape(1, -1, 10)
     )
+    for one in (torch.tensor([5]), torch.tensor([[5]])):
+        assert torch.equal(ours.tokens_to_residual_directions(one), ours.W_U[:, 5])
     with pytest.raises(ValueError, match=r"'cat' has 3 tokens \('c', 'a', 't'\), where exactly one is expected"):
         ours.to_single_token("cat")
 
@@ -155,20 +157,28 @@ def test_single_tokens_are_read_and_written(ours: GPT2, theirs: Any) -> None:
 def test_positions_of_a_token_are_hooked_transformers(ours: GPT2, theirs: Any, mode: Any) -> None:
     for given in ("banana", ours.to_tokens("banana"), ours.to_tokens("banana")[0], ours.to_tokens("banana").double()):
         assert ours.get_token_position("a", given, mode) == theirs.get_token_position("a", given, mode)
-    assert ours.get_token_position("a", "banana", mode, prepend_bos=False) == {"first": 1, "last": 5}[mode]
-    with pytest.raises(ValueError, match="token 120 is not among the 7 tokens"):
-        ours.get_token_position("x", "banana", mode)
+    for letter, places in (("a", {"first": 1, "last": 5}), ("n", {"first": 2, "last": 4})):
+        assert ours.get_token_position(letter, "banana", mode, prepend_bos=False) == places[mode]
+    with pytest.raises(
+        ValueError, match=r"token 120 is not among the 9 tokens \[259, 98, 97, 110, 97, 110, 97, 110\]$"
+    ):
+        ours.get_token_position("x", "bananana", mode)
+    with pytest.raises(ValueError, match="there are 2 rows of tokens; give one"):
+        ours.get_token_position("a", torch.tensor([[97], [97]]), mode)
 
 
 def test_a_long_text_is_cut_with_a_warning_or_refused(ours: GPT2, theirs: Any) -> None:
     long = "x" * 40
-    with pytest.warns(UserWarning, match="a text has 41 tokens, and is cut to the model's 24 positions"):
+    with pytest.warns(UserWarning, match="a text has 41 tokens, and is cut to the model's 24 positions") as caught:
         tokens = ours.to_tokens(long)
+    assert caught[0].filename == __file__
     assert torch.equal(tokens, theirs.to_tokens(long))
     assert torch.equal(tokens, ours.to_tokens(long, truncate=True))
     assert ours.to_tokens(long, truncate=False).shape == (1, 41)
     with pytest.raises(ValueError, match="a text has 41 tokens and the model 24 positions"):
         ours(long)
+    assert ours.to_tokens("x" * 23).shape == (1, 24)
+    assert ours("x" * 23).shape[1] == 24
 
 
 def test_the_default_of_prepend_bos_can_be_changed() -> None:
@@ -181,12 +191,14 @@ def test_the_default_of_prepend_bos_can_be_changed() -> None:
 
 def test_a_tokenizer_without_special_tokens_prepends_nothing() -> None:
     model = made(CharTokenizer("abc"), d_vocab=3)
+    assert [each.cfg.tokenizer_prepends_bos for each in (model, made(byte_pairs()), made(None))] == [False, False, None]
     assert model.to_tokens("cab").tolist() == [[2, 0, 1]]
     with pytest.raises(ValueError, match="no token that begins a text"):
         model.to_tokens("cab", prepend_bos=True)
     with pytest.raises(ValueError, match="no token to pad with"):
         model.to_tokens(["cab", "a"])
     logits = model(["cab", "a"])  # which needs no token for padding
+    assert model.input_to_embed(["cab", "a"])[1].tolist() == [[2, 0, 1], [0, 0, 0]]
     assert close(logits[1:, :1], model("a"))
     assert close(logits[:1], model("cab"))
 
@@ -197,14 +209,13 @@ def test_a_template_that_begins_every_text_is_not_doubled(tmp_path: Path) -> Non
 
     byte_pairs().save(tmp_path)
     backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
-    backend.post_processor = processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 259)]
-    )
-    model = made(None)
-    model.tokenizer = backend
-    assert model.cfg.tokenizer_prepends_bos is True
-    assert model.to_tokens("a").tolist() == model.to_tokens("a", prepend_bos=True).tolist() == [[259, 97]]
-    assert model.to_tokens("a", prepend_bos=False).tolist() == [[97]]
+    for template, end in (("<|endoftext|> $A", []), ("<|endoftext|> $A <|endoftext|>", [259])):
+        backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<|endoftext|>", 259)])
+        model = made(None)
+        model.tokenizer = backend
+        assert model.cfg.tokenizer_prepends_bos is True
+        assert model.to_tokens("a").tolist() == model.to_tokens("a", prepend_bos=True).tolist() == [[259, 97, *end]]
+        assert model.to_tokens("a", prepend_bos=False).tolist() == [[97, *end]]
 
 
 def test_without_a_tokenizer_one_sentence_tells_what_to_do() -> None:
@@ -258,7 +269,11 @@ def test_rows_of_different_lengths_are_refused(ours: GPT2) -> None:
     for given in ([[1, 2, 3], [4]], [torch.tensor([1, 2, 3]), torch.tensor([4])]):
         with pytest.raises(ValueError, match=r"have 1 to 3 tokens: fill them up .*padding_mask"):
             ours(given)
+    with pytest.raises(ValueError, match="have 0 to 1 tokens"):
+        ours([[1], 2])
     assert torch.equal(ours(range(3)), ours([0, 1, 2]))
+    with pytest.raises(TypeCheckError, match="Int"):
+        ours(torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize(
@@ -290,8 +305,19 @@ def test_a_mask_that_is_added_to_scores_is_refused(ours: GPT2) -> None:
 def test_a_tokenizer_of_a_larger_vocabulary_is_refused() -> None:
     model = made(byte_pairs(), d_vocab=100)
     assert model.to_tokens("A").tolist() == [[65]]  # whose start token the model does not have
-    with pytest.raises(ValueError, match="gives token 122, but the model's vocabulary has 100"):
-        model("z")
+    for character in "dz":
+        last = f"gives token {ord(character)}, but the model's vocabulary has 100: ids go from 0 to 99;"
+        with pytest.raises(ValueError, match=last):
+            model(character)
+    model = made(byte_pairs(), d_vocab=259)  # all tokens but the one that begins a text, and pads
+    assert model.to_tokens("A").tolist() == [[65]]
+    with pytest.raises(ValueError, match="no token to pad with"):
+        model.to_tokens(["A", "BC"])
+
+
+def test_tokens_are_put_on_the_models_device() -> None:
+    model = made(byte_pairs()).to("meta")
+    assert model.to_tokens("a").device.type == "meta"
 
 
 def test_text_becomes_what_the_first_block_reads(ours: GPT2, theirs: Any) -> None:

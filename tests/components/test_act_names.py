@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gptladder import GPT2, GPT2Config
-from gptladder.components import act_name
+from gptladder.components import ActivationCache, act_name
 
 SHORT = (
     *("q", "k", "v", "z", "attn", "pattern", "attn_scores", "attn_logits", "key", "query", "value", "result", "rot_q"),
@@ -56,3 +56,5 @@ def test_a_layer_that_a_cache_does_not_have_is_named() -> None:
         _ = cache["k", -4]
     with pytest.raises(KeyError, match=r"blocks.3.attn.hook_k is not cached"):
         _ = cache["k", 3]
+    with pytest.raises(KeyError, match="layer -1 is not cached: there are 0 layers"):
+        _ = ActivationCache(hook_embed=torch.zeros(1))["k", -1]

@@ -103,8 +103,9 @@ def test_a_row_that_does_not_exist_changes_nothing(model: GPT2) -> None:
     cache = model.new_cache(2)
     model(tokens(2, 3), cache=cache)
     before = cache.layers[0].keys.clone()
-    with pytest.raises(IndexError, match="rows run from 0 to 2, but the cache has 2"):
-        cache.reorder(torch.tensor([0, 2]))
+    for low, high in ((0, 2), (-1, 1)):
+        with pytest.raises(IndexError, match=f"rows run from {low} to {high}, but the cache has 2"):
+            cache.reorder(torch.tensor([low, high]))
     assert torch.equal(cache.layers[0].keys, before)
 
 
@@ -143,6 +144,51 @@ def test_a_growing_cache_doubles() -> None:
         cache.append(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
         sizes.append(cache.keys.shape[2])
     assert sizes == [2, 2, 4, 4, 8, 8, 8, 8, 16]
+
+
+def test_a_layers_cache_holds_keys_and_values_and_is_full_at_its_capacity() -> None:
+    cache = LayerCache(batch=2, n_heads=3, d_head=1, capacity=4)
+    k, v = torch.arange(24.0).reshape(2, 2, 2, 3, 1)
+    keys, values = cache.append(k, v)
+    assert torch.equal(cache.keys[:, :, :2], k.transpose(1, 2))
+    assert torch.equal(cache.values[:, :, :2], v.transpose(1, 2))
+    assert (keys.data_ptr(), values.data_ptr()) == (cache.keys.data_ptr(), cache.values.data_ptr())  # no copies
+    rows = torch.tensor([1, 0, 1])
+    cache.reorder(rows)
+    k, v = k[rows], v[rows]
+    assert torch.equal(cache.append(k, v)[1], torch.cat([v, v], 1).transpose(1, 2))
+    with pytest.raises(ValueError, match="holds 4 positions and 6 are needed"):
+        cache.append(k, v)
+
+
+SIZES: dict[str, Any] = {"batch": 2, "n_heads": 1, "d_head": 1, "capacity": 4}
+
+
+@pytest.mark.parametrize("make", [lambda: LayerCache(**SIZES), lambda: KVCache(n_layers=1, **SIZES)])
+def test_a_cache_is_cropped_to_lengths_up_to_its_own(make: Callable[[], Any]) -> None:
+    cache = make()
+    for layer in getattr(cache, "layers", [cache]):
+        layer.append(torch.ones(2, 2, 1, 1), torch.ones(2, 2, 1, 1))
+    cache.length = 2
+    for length in (2, 1, 0):
+        with pytest.raises(ValueError, match=f"cannot crop {cache.length} cached positions to {cache.length + 1}"):
+            cache.crop(cache.length + 1)
+        with pytest.raises(ValueError, match="to -1"):
+            cache.crop(-1)
+        cache.crop(length)
+        assert cache.length == length
+
+
+def test_a_cache_of_one_layer_knows_its_batch_and_padding_and_is_forked() -> None:
+    cache = KVCache(n_layers=1, **SIZES)
+    mask = torch.tensor([[False], [True]])
+    assert cache.batch == 2
+    found = cache.extend_mask(mask, seq=1)
+    assert found is not None
+    assert torch.equal(found, mask)
+    assert cache.fork().batch == 2
+    with pytest.raises(ValueError, match="holds 4 positions and 5 are needed"):
+        cache.layers[0].extend(2, 5, 1, 1)
 
 
 def test_a_call_that_raises_leaves_the_cache_as_it_was(model: GPT2) -> None:

@@ -1,5 +1,6 @@
 """The shape check: it is on by default, names the layer's own sizes, and checks each shape once."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -138,3 +139,10 @@ def test_it_breaks_no_graph_and_costs_no_compilation_for_each_layer() -> None:
 def test_the_signature_and_the_docstring_stay() -> None:
     assert (Block.forward.__doc__ or "").startswith("Return the residual stream")
     assert Block.forward.__name__ == "forward"
+
+
+def test_a_checked_method_keeps_its_name_and_its_parameters() -> None:
+    method = Block.forward
+    assert method.__name__ == "forward"
+    assert (method.__doc__ or "").startswith("Return ")
+    assert list(inspect.signature(Layer.forward).parameters) == ["self", "x", "ids", "double"]

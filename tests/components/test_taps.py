@@ -1,5 +1,7 @@
 """Named activations: as HookedTransformer's, and what it does not promise."""
 
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any, NoReturn, cast
 
@@ -12,12 +14,17 @@ from gptladder.components import (
     ActivationCache,
     Attention,
     HookPoint,
+    Tap,
     act_name,
+    add_hook,
     hooks,
     named_taps,
+    offer,
+    reset_hooks,
     run_with_cache,
     run_with_hooks,
 )
+from gptladder.components.tap import any_hooks
 from gptladder.ladder.answers import randomize
 from gptladder.weights import to_hooked_transformer
 
@@ -168,8 +175,16 @@ def test_a_name_that_matches_nothing_raises_and_leaves_nothing(ours: GPT2, names
 
 
 def test_a_misspelt_name_is_answered_with_the_right_one(ours: GPT2) -> None:
-    with pytest.raises(ValueError, match=r"'blocks.0.attn.hook_patern'; did you mean blocks.0.attn.hook_pattern"):
+    with pytest.raises(
+        ValueError, match=r"'blocks.0.attn.hook_patern'; did you mean blocks.0.attn.hook_pattern( or \S+){2}\?$"
+    ):
         ours.run_with_cache(TOKENS, names_filter="blocks.0.attn.hook_patern")
+
+
+def test_a_predicate_on_what_is_formed_on_request_gets_the_first_name(ours: GPT2) -> None:
+    names = ["blocks.0.attn.hook_result", "blocks.1.hook_mlp_in"]
+    with pytest.raises(ValueError, match=r"as 'blocks\.0\.attn\.hook_result', or call offer\(module, 'hook_result'\)"):
+        ours.run_with_cache(TOKENS, names_filter=lambda name: name in names)
 
 
 def test_nothing_stays_when_a_hook_raises(ours: GPT2) -> None:
@@ -193,6 +208,8 @@ def test_a_kept_activation_is_detached_and_the_models_own_is_not(ours: GPT2) -> 
 def test_the_batch_axis_can_be_left_out(ours: GPT2) -> None:
     _, cache = ours.run_with_cache(TOKENS[:1], remove_batch_dim=True)
     assert cache["pattern", 0].shape == (3, 7, 7)
+    assert not cache.has_batch_dim
+    assert ActivationCache().has_batch_dim
     with pytest.raises(ValueError, match="batch of 2"):
         ours.run_with_cache(TOKENS, remove_batch_dim=True)
 
@@ -376,3 +393,109 @@ def test_permanent_hooks_stay_until_they_are_included(ours: GPT2) -> None:
     assert all(equal(a, b) for a, b in zip(*results, strict=True))
     assert not equal(results[0][0], results[0][2])
     assert equal(results[0][0], results[0][3])
+
+
+# Taps in any module.
+
+
+def plus_one(activation: Tensor, *, hook: HookPoint) -> Tensor:
+    hook.ctx["calls"] = hook.ctx.get("calls", 0) + 1
+    return activation + 1
+
+
+def test_without_options_hooks_end_with_the_block_and_notes_stay() -> None:
+    tap, x = Tap(), torch.ones(1)
+    module = torch.nn.Sequential(tap)
+    with hooks(module, [("0", plus_one)]):
+        assert module(x) == 2
+    assert run_with_hooks(module, x, fwd_hooks=[("0", plus_one)]) == 2
+    _, cache = run_with_cache(module, x)
+    assert type(cache) is ActivationCache
+    assert module(5 * x) == 5
+    assert cache["0"] == 1
+    assert tap.ctx == {"calls": 2}
+
+
+def test_hooks_of_a_block_may_stay_until_they_are_reset() -> None:
+    module, x = torch.nn.Sequential(Tap()), torch.ones(1)
+    with hooks(module, [("0", plus_one)], reset_hooks_end=False):
+        assert module(x) == 2
+    assert module(x) == 2
+    reset_hooks(module)
+    assert module(x) == 1
+
+
+@pytest.mark.parametrize("on", ["tap", "module"])
+def test_added_hooks_act_in_their_order_and_permanent_ones_stay(on: str) -> None:
+    tap, x = Tap(), torch.ones(1)
+    module = torch.nn.Sequential(tap)
+
+    def add(function: Any, **options: Any) -> None:
+        tap.add_hook(function, **options) if on == "tap" else add_hook(module, "0", function, **options)
+
+    add(plus_one, is_permanent=True)
+    add(double)
+    add(lambda activation, hook: activation + 3)
+    assert module(x) == 7
+    tap.remove_hooks() if on == "tap" else reset_hooks(module)
+    assert tap.ctx == ({"calls": 1} if on == "tap" else {})
+    assert module(x) == 2
+    tap.remove_hooks(including_permanent=True)
+    assert module(x) == 1
+
+
+def test_a_tap_is_active_if_there_is_a_hook_on_it() -> None:
+    one, other = Tap(), Tap()
+    with hooks(torch.nn.Sequential(one, other), [("0", double)]):
+        assert (one.active, other.active) == (True, False)
+    assert not one.active
+    adding: list[Any] = [one.add_hook, one.register_forward_hook, one.register_forward_pre_hook]
+    for add in adding:
+        added = add(double)
+        assert one.active
+        added() if callable(added) else added.remove()
+        assert not one.active
+
+
+def test_a_block_of_hooks_is_under_way_in_its_own_thread_alone() -> None:
+    found = []
+    with hooks(torch.nn.Sequential(Tap()), [("0", double)]):
+        assert any_hooks()
+        thread = threading.Thread(target=lambda: found.append(any_hooks()))
+        thread.start()
+        thread.join()
+    assert found == [False]
+    assert not any_hooks()
+
+
+def test_a_hook_of_pytorchs_gets_a_copy_and_no_hook_makes_none() -> None:
+    tap, x = Tap(), torch.ones(1)
+    assert tap(x) is x
+    tap.register_forward_hook(lambda tap, args, activation: activation.zero_())
+    assert tap(x) == 0
+    assert x == 1
+
+
+def test_a_backward_after_the_block_calls_no_hook() -> None:
+    seen = []
+    module, x = torch.nn.Sequential(Tap()), torch.ones(1, requires_grad=True)
+    with hooks(module, bwd_hooks=[("0", lambda gradient, hook: seen.append(gradient))]):
+        output = module(x)
+    output.backward()
+    assert not seen
+
+
+def test_an_activation_is_offered_or_no_longer() -> None:
+    module = torch.nn.Sequential(Tap(on_request=True), Tap())
+    offer(module, "0")
+    assert list(run_with_cache(module, torch.ones(1))[1]) == ["0", "1"]
+    offer(module, "0", False)
+    assert list(run_with_cache(module, torch.ones(1))[1]) == ["1"]
+    with pytest.raises(ValueError, match="there is no activation '2' in this Sequential"):
+        offer(module, "2")
+
+
+def test_without_transformer_lens_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformer_lens", None)
+    with pytest.raises(ImportError, match=r"pip install 'gptladder\[reference\]'"):
+        ActivationCache().transformer_lens(None)

@@ -96,6 +96,13 @@ def test_a_value_of_the_wrong_type_is_named(
             assert "\n" not in str(caught.value)
 
 
+def test_settings_of_the_wrong_type_are_answered_with_how_to_give_them(byte_model: GPT2) -> None:
+    wrong: dict[str, Any] = {r"\(\*\*settings\)": {"top_k": 3}, r"\(temperature=…, top_k=…\)": 0.8}
+    for how, value in wrong.items():
+        with pytest.raises(ValueError, match=f"give SamplingParams{how}$"):
+            generate(byte_model, [1, 2], value)
+
+
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(SamplingParams)])
 @pytest.mark.parametrize("value", ["3", [None], b"3", object(), True, 1j, ["x"]], ids=lambda it: type(it).__name__)
 def test_a_setting_of_the_wrong_type_is_named(field: str, value: Any) -> None:

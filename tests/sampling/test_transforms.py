@@ -43,6 +43,7 @@ from gptladder.sampling.transforms import (
     TopP,
     Typical,
 )
+from gptladder.sampling.transforms.base import Transform
 
 # The types of transformers ask for a torch.LongTensor, which no function of torch returns.
 hf: Any = logits_process
@@ -138,6 +139,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(logits: Tensor, p: float) -
 
 
 @given(logits_of())
+@example(torch.tensor([[0.0, -20.0]]))  # the first token's probability rounds to 1
 def test_top_p_of_1_and_min_p_of_0_change_nothing(logits: Tensor) -> None:
     assert torch.equal(TopP(1.0)(no_history(logits), logits), logits)
     assert torch.equal(MinP(0.0)(no_history(logits), logits), logits)
@@ -179,6 +181,7 @@ def test_epsilon_equals_transformers(logits: Tensor, epsilon: float) -> None:
 
 
 @given(logits_of(), PROBABILITIES)
+@example(torch.tensor([[0.5, 0.3, 0.2]]).log(), 0.6)  # the cutoff lies between the last two
 @example(torch.linspace(0, 1, 24)[None], 0.01)  # a high entropy: the cutoff falls under epsilon
 def test_eta_equals_transformers(logits: Tensor, epsilon: float) -> None:
     probs = logits.softmax(-1)
@@ -427,6 +430,16 @@ def test_a_mapping_changed_later_does_not_reach_the_transform() -> None:
     assert transform(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 2)).tolist() == [[1.0, 0.0]]
 
 
+def test_a_token_of_the_prompt_that_cannot_be_generated_changes_no_logit() -> None:
+    logits = torch.ones(1, 3)
+    assert RepetitionPenalty(2.0)(torch.tensor([[9, 1]]), logits).tolist() == [[1, 0.5, 1]]
+
+
+def test_a_transform_needs_a_formula() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Transform()  # pyright: ignore[reportAbstractUsage]
+
+
 def test_a_chain_runs_in_order_with_a_function_among_its_steps() -> None:
     history, logits = torch.tensor([[0]]), torch.tensor([[1.0, 2.0, 4.0]])
     seen = []
@@ -450,6 +463,7 @@ def test_a_chain_runs_in_order_with_a_function_among_its_steps() -> None:
     [
         (lambda: Temperature(0.0), "temperature must be from 1e-06 to 1e[+]06.*greedy.*not 0.0"),
         (lambda: Temperature(-1.0), "temperature must be from 1e-06 to 1e[+]06.*not -1.0"),
+        (lambda: Temperature(1e6 + 1), "temperature must be from 1e-06 to 1e[+]06.*not 1000001.0"),
         (lambda: Temperature(math.nan), "temperature must be from 1e-06 to 1e[+]06.*not nan"),
         (lambda: TopK(0), "top_k must be a whole number of at least 1, not 0"),
         (lambda: TopK(2.5), "top_k must be a whole number of at least 1, not 2.5"),  # pyright: ignore[reportArgumentType]
@@ -465,6 +479,7 @@ def test_a_chain_runs_in_order_with_a_function_among_its_steps() -> None:
         (lambda: Eta(1.0), "eta_cutoff must be between 0 and 1.*not 1.0"),
         (lambda: RepetitionPenalty(0.0), "repetition_penalty must be from 1e-06 to 1e[+]06.*not 0.0"),
         (lambda: FrequencyPenalty(math.inf, 0), "frequency_penalty must be from -1e[+]06 to 1e[+]06, not inf"),
+        (lambda: FrequencyPenalty(1e6 + 1, 0), "frequency_penalty must be from .*, not 1000001.0"),
         (lambda: FrequencyPenalty(1.0, -1), "prompt_width must be a whole number of at least 0, not -1"),
         (lambda: PresencePenalty(math.nan, 0), "presence_penalty must be from -1e[+]06 to 1e[+]06, not nan"),
         (lambda: PresencePenalty(1.0, -1), "prompt_width must be a whole number of at least 0, not -1"),
@@ -472,6 +487,7 @@ def test_a_chain_runs_in_order_with_a_function_among_its_steps() -> None:
         (lambda: LogitBias({}), "logit_bias must name at least one token"),
         (lambda: LogitBias({-1: 1.0}), "each token of logit_bias must be a whole number of at least 0.*not -1"),
         (lambda: LogitBias({7: math.inf}), r"logit_bias of token 7 must be from .* \(or -inf: never\), not inf"),
+        (lambda: LogitBias({7: 1e9 + 1}), r"logit_bias of token 7 must be from .*, not 1000000001.0"),
         (lambda: LogitBias({7: math.nan}), r"logit_bias of token 7 must be from .*, not nan"),
         (lambda: BadWords([]), "bad_words_ids must list at least one word"),
         (lambda: BadWords([[1], []]), "bad_words_ids must name at least one token"),
@@ -488,6 +504,13 @@ def test_a_chain_runs_in_order_with_a_function_among_its_steps() -> None:
 def test_a_wrong_number_is_refused_with_its_name(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_largest_settings_are_allowed() -> None:
+    logits = torch.tensor([[1.0, 2.0]])
+    history = torch.tensor([[0]])
+    for transform in (Temperature(1e6), RepetitionPenalty(1e6), FrequencyPenalty(1e6, 0), LogitBias({0: 1e9})):
+        assert support(transform(history, logits)).all()
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ FALLING: list[float | None] = [1.0, 1.0, 1.0, 9.0, 2.0, 2.0, 2.0, 2.0]  # 3 unti
         ({4: 2.0, 8: 2.6}, FALLING, False),  # one evaluation since the best
         ({2: 3.0, 4: 2.5, 6: 2.0, 8: 2.6}, FALLING, False),
         ({2: 3.0, 4: 2.5, 6: 2.3, 8: 2.0}, FALLING, False),
+        ({2: 1.0, 6: 0.0, 8: 2.6}, [3.0] * 6 + [2.0] * 2, False),  # nor is one, if nothing can be lower than the best
         ({4: 2.0, 6: 2.5, 8: 2.6}, [3.0] * 8, False),  # training has not become better
         ({4: 2.0, 6: 2.5, 8: 2.6}, [3.0] * 4 + [4.0] * 4, False),
         # As many steps count before the best evaluation as after it, so the fall at the beginning does not.

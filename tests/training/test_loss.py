@@ -92,6 +92,7 @@ def test_another_index_can_be_ignored_and_ignoring_all_gives_nan() -> None:
     total = linear_cross_entropy(hidden, weight, nothing, reduction="sum")
     assert total.loss == 0
     assert not torch.autograd.grad(total.loss, hidden)[0].any()
+    assert linear_cross_entropy(hidden, weight[:1], nothing, reduction="sum").loss == 0  # a vocabulary of one token
 
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
@@ -102,6 +103,38 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
     result = linear_cross_entropy(hidden, weight.detach(), targets, bias=bias.detach())
     result.loss.backward()
     assert hidden.grad is not None
+
+
+def test_gradients_are_computed_only_if_one_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets, _ = inputs(2, 3, 4, 50, bias=False, ignored=0)
+    operator, seen = loss_module._operator, []
+    monkeypatch.setattr(loss_module, "_operator", lambda *given: seen.append(given[-1]) or operator(*given))
+    linear_cross_entropy(hidden, weight, targets)
+    linear_cross_entropy(hidden.detach(), weight.detach(), targets)
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight, targets)
+    assert seen == [True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("differentiate", [True, False])
+def test_shapes_without_data_are_those_of_the_results(differentiate: bool, bias: bool, dtype: torch.dtype) -> None:
+    *drawn, targets, b = inputs(2, 3, 4, 50, bias=bias, ignored=1)
+    hidden, weight = (tensor.detach().to(dtype) for tensor in drawn)
+    hidden, targets, b = hidden.flatten(0, 1), targets.flatten(), None if b is None else b.detach().to(dtype)
+
+    def shapes(device: str) -> list[tuple[torch.Size, torch.dtype]]:
+        tensors = [None if each is None else each.to(device) for each in (hidden, weight, b, targets)]
+        return [
+            (each.shape, each.dtype) for each in loss_module._operator(*tensors, IGNORE_INDEX, dtype, differentiate)
+        ]
+
+    found = shapes("cpu")
+    assert shapes("meta") == found
+    gradients = [hidden, weight, *([] if b is None else [b])] if differentiate else []
+    wanted = [each.shape for each in gradients] + [torch.Size([0])] * (3 - len(gradients))
+    assert [shape for shape, _ in found[2:]] == wanted
 
 
 def test_second_derivatives_are_refused_and_not_wrong() -> None:
@@ -141,6 +174,10 @@ def test_transforms_of_torch_func_are_right(grad: bool, reduction: Reduction) ->
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(given[0], tangents[0])
             found = forward_ad.unpack_dual(ours(dual, *given[1:])).tangent
+            right = F.linear(*given).argmax(-1)
+            right[0, 0] = (right[0, 0] + 1) % 50
+            correct = linear_cross_entropy(dual, given[1], right, bias=given[2]).correct
+    assert correct == 5  # of six
     torch.testing.assert_close(found, torch.func.jvp(lambda h: theirs(h, *given[1:]), given[:1], tangents[:1])[1])
 
 
@@ -301,6 +338,9 @@ def test_logits_of_the_whole_batch_never_exist() -> None:
         (7, 1000, 3, 1),
         (30, 1000, 30, 10),  # a third of the width, for a wide projection
         (30, 1000, 32, 10),
+        (31, 1000, 32, 8),
+        (13, 23, 3, 5),  # 138 logits are six positions
+        (7, 1000, 2, 1),
     ],
 )
 def test_chunks_hold_as_many_positions_as_are_worth_it(positions: int, d_vocab: int, d_model: int, rows: int) -> None:

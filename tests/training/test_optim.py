@@ -30,6 +30,18 @@ def test_matrices_decay_and_biases_and_gains_do_not() -> None:
     }
 
 
+def test_the_bias_of_another_librarys_layer_does_not_decay() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.W, self.b = nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(3))
+
+    layer = Layer()
+    decayed, exempt = decay_groups(layer)
+    assert [each.shape for each in decayed] == [(2, 3)]
+    assert [each.shape for each in exempt] == [(3,)]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_is_updated_once(tied: bool) -> None:
     model = GPT2(GPT2Config(d_model=8, n_layers=1, n_heads=2, d_vocab=11, n_ctx=5, tie_word_embeddings=tied))
@@ -115,10 +127,10 @@ MATRICES = {
 }
 
 
-@pytest.mark.parametrize("d_head", [3, 4, 5])
-def test_muon_is_the_reference_in_float64(d_head: int) -> None:
+@pytest.mark.parametrize(("d_head", "d_mlp"), [(3, 5), (4, 13), (5, 13)])
+def test_muon_is_the_reference_in_float64(d_head: int, d_mlp: int) -> None:
     torch.manual_seed(0)
-    config = GPT2Config(d_model=8, n_layers=2, n_heads=2, d_head=d_head, d_mlp=13, d_vocab=11, n_ctx=5)
+    config = GPT2Config(d_model=8, n_layers=2, n_heads=2, d_head=d_head, d_mlp=d_mlp, d_vocab=11, n_ctx=5)
     model, others = (GPT2(config).double() for _ in range(2))
     others.load_state_dict(model.state_dict())
     optimizer = make_optimizer(model, OptimConfig(optimizer="muon", muon_lr=0.03, lr=0.02, max_steps=1))
@@ -275,10 +287,18 @@ def change_state(state: dict[str, Any], part: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize(
-    "value",
-    [torch.zeros(1), torch.zeros(0), torch.zeros(8, 8, 8, 8), torch.zeros(2, dtype=torch.int64), 3.0, "x", None],
+    ("value", "found"),
+    [
+        (torch.zeros(1), r"torch\.float32 \[1\] as "),
+        (torch.zeros(0), r"torch\.float32 \[0\] as "),
+        (torch.zeros(8, 8, 8, 8), r"torch\.float32 \[8, 8, 8, 8\] as "),
+        (torch.zeros(2, dtype=torch.int64), r"torch\.int64 \[2\] as "),
+        (3.0, "a float as "),
+        ("x", "a str as "),
+        (None, ""),
+    ],
 )
-def test_state_of_another_shape_is_refused(name: OptimizerName, value: Any) -> None:
+def test_state_of_another_shape_is_refused(name: OptimizerName, value: Any, found: str) -> None:
     parts = ["exp_avg", "exp_avg_sq", "step"] + (["momentum_buffer"] if name == "muon" else [])
     for part in parts:
         model, optimizer = model_and_optimizer(name)
@@ -286,7 +306,7 @@ def test_state_of_another_shape_is_refused(name: OptimizerName, value: Any) -> N
         state = copy.deepcopy(optimizer.state_dict())
         change_state(state, part, value)
         before = copy.deepcopy(optimizer.state_dict()["state"])
-        with pytest.raises(ValueError, match="damaged"):
+        with pytest.raises(ValueError, match=f"{found}.*damaged"):
             optimizer.load_state_dict(state)
         for number, entry in optimizer.state_dict()["state"].items():
             assert all(torch.equal(entry[key], before[number][key]) for key in entry)
@@ -311,11 +331,14 @@ def test_an_entry_of_other_parts_is_refused_with_their_names(entry: Any, found: 
 def test_state_of_another_model_is_refused(name: OptimizerName) -> None:
     wider = GPT2(dataclasses.replace(CONFIG, d_mlp=40))
     deeper = GPT2(dataclasses.replace(CONFIG, n_layers=3))
-    for model in (wider, deeper):
+    for model, message in (
+        (wider, "it is damaged, or belongs to another model"),
+        (deeper, r"has groups of \[.*\] parameters, and the model needs \[.*\]: it belongs to another model"),
+    ):
         other = make_optimizer(model, OptimConfig(optimizer=name, max_steps=1))
         run_steps(model, other, range(1))
         _, optimizer = model_and_optimizer(name)
-        with pytest.raises(ValueError, match="belongs to another model"):
+        with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(other.state_dict())
     _, optimizer = model_and_optimizer(name)
     state = optimizer.state_dict()

@@ -22,6 +22,7 @@ def test_landmarks() -> None:
     assert RATE(10) == 1e-3
     assert RATE(60) == pytest.approx((1e-3 + 1e-4) / 2)
     assert RATE(110) == RATE(1000) == 1e-4
+    assert RATE(10, decay_steps=10) == 1e-4
 
 
 @given(step=st.integers(0, 300))
@@ -69,6 +70,7 @@ def test_a_configuration_decays_to_the_end_of_its_run(decay: Decay) -> None:
         ({"max_steps": 7}, 7),
         ({"max_epochs": 1.5}, 4),  # 15 windows, 4 at a time
         ({"max_epochs": 2}, 5),
+        ({"max_epochs": 4}, 10),
         ({"max_steps": 3, "max_epochs": 2}, 3),
         ({"max_steps": 9, "max_epochs": 2}, 5),
         ({"target_loss": 1.0}, None),
