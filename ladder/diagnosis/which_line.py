@@ -5,7 +5,7 @@ import torch
 from ..answers import close
 from ..candidate.trace import Event, Trace
 from ..formula.same_numbers import equal, sorted_numbers
-from ..formula.trace_matching import MOVES, Matched, Seen, line_of
+from ..formula.trace_matching import MOVES, Matched, Seen, line_of, size_of
 from ..results import Finding, listed
 from ..rungs import Trial
 from .origins import found_at, origin_of, wrong_positions
@@ -197,7 +197,7 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         return f"what {name} gives", [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
     if factor := matched.factor(event):
         quantity, c = factor
-        size = matched.size_of(quantity, c)
+        size = size_of(matched.trial, quantity, c)
         sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else ''}."
         if quantity.key.endswith(("raw", "Q", "K")):
             sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."

@@ -29,7 +29,7 @@ def arrangement(value: Tensor, right: Tensor) -> tuple[int, ...] | None:
 
 
 def lies_like(value: Tensor, quantity: Quantity) -> bool | None:
-    """Return whether numbers lie as those of a quantity, or of one head of it; None if that cannot be told."""
+    """Return whether numbers lie as those of a quantity, or of one head of it; None if that is not known."""
     right = quantity.value
     if quantity.visible is None and not value.isfinite().all():  # what is hidden is none of its numbers
         return None

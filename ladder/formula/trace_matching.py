@@ -300,24 +300,25 @@ class Matched:
             each for i, each in enumerate(found) if not any(close(each[0].value, other.value) for other, _ in found[:i])
         ]
         # The one whose factor has a name; else the one that comes last.
-        return next((each for each in found if self.size_of(*each)), found[-1] if found else None)
+        return next((each for each in found if size_of(self.trial, *each)), found[-1] if found else None)
 
-    def size_of(self, quantity: Quantity, c: float) -> str:
-        """Return what a factor of a step of attention is, in terms of a size; empty if it is none."""
-        if not re.search(r"(raw|scores|masked|pattern|z|Q|K|V)$", quantity.key):
-            return ""
-        config, seq = self.trial.config, self.trial.given.shape[1]
-        # 2 or 3 times too much, or too little, is a number of the user's, whatever size looks like it here.
-        by_hand = [c, c * math.sqrt(config.d_head)]
-        if any(math.isclose(value**power, each) for value in by_hand for power in (1, -1) for each in (2, 3)):
-            return ""
-        sizes = {"d_head": config.d_head, "d_model": config.d_model, "n_heads": config.n_heads, "seq": seq}
-        for name, size in sizes.items():
-            powers = {f"1/sqrt({name})": -0.5, f"sqrt({name})": 0.5, f"1/{name}": -1, name: 1}
-            for spelled, power in powers.items():
-                if size > 1 and math.isclose(size**power, c, rel_tol=1e-9):
-                    return f"{spelled}, with {name}={size} here"
+
+def size_of(trial: Trial, quantity: Quantity, c: float) -> str:
+    """Return what a factor of a step of attention is, in terms of a size; empty if it is none."""
+    if not re.search(r"(raw|scores|masked|pattern|z|Q|K|V)$", quantity.key):
         return ""
+    config, seq = trial.config, trial.given.shape[1]
+    # 2 or 3 times too much, or too little, is a number of the user's, whatever size looks like it here.
+    by_hand = [c, c * math.sqrt(config.d_head)]
+    if any(math.isclose(value**power, each) for value in by_hand for power in (1, -1) for each in (2, 3)):
+        return ""
+    sizes = {"d_head": config.d_head, "d_model": config.d_model, "n_heads": config.n_heads, "seq": seq}
+    for name, size in sizes.items():
+        powers = {f"1/sqrt({name})": -0.5, f"sqrt({name})": 0.5, f"1/{name}": -1, name: 1}
+        for spelled, power in powers.items():
+            if size > 1 and math.isclose(size**power, c, rel_tol=1e-9):
+                return f"{spelled}, with {name}={size} here"
+    return ""
 
 
 def line_of(event: Event) -> str:
