@@ -68,6 +68,7 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = 
     Raises:
         SystemExit: Status 2 after a message of one line, if the command line is wrong; status 0 after ``--help``.
     """
+    _refuse_empty_paths(kind, argv, prog)
     argv = list(_with_home(argv))
     rest: dict[str, Any] = {} if default is None else {"default": default}
     errors = io.StringIO()
@@ -208,6 +209,19 @@ def _field_names(kind: type[Any]) -> set[str]:
         else:
             names.add(field.name)
     return names
+
+
+def _refuse_empty_paths(kind: type[Any], argv: Sequence[str], prog: str) -> None:
+    """Refuse an empty name of a file or folder, such as a shell's unset variable gives: it would mean this folder."""
+    before, texts = "", {"prompt", "text"} & _field_names(kind)
+    for word in argv:
+        name, equals, value = word.partition("=")
+        option = (name if equals else before).replace("_", "-")
+        if option in _PATHS and not (value if equals else word):
+            fail(prog, f"{option} has no value: give the name of a file or folder; a dot is this folder")
+        if not word and not before.startswith("-") and not texts:
+            fail(prog, "an argument is empty: give the name of a file or folder; a dot is this folder")
+        before = word
 
 
 def _with_home(argv: Sequence[str]) -> Iterator[str]:

@@ -11,7 +11,8 @@ import torch
 
 from .candidate.finder import rungs_of
 from .candidate.layer import Candidate
-from .candidate.source import CandidateError, Code
+from .candidate.places import Code
+from .candidate.source import CandidateError
 from .one_rung import try_layer
 from .report.notebook import ShownClimb
 from .results import Climb, Hint, Tried

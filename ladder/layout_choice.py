@@ -96,8 +96,10 @@ class LayoutChoice:
             mask = self.tried[way].mask
             causal[mask] = causal[mask] if mask in causal else self._is_causal(way)
 
-        def rank(way: int) -> tuple[bool, int]:
-            return causal[self.tried[way].mask], self.steps_found[way]
+        def rank(way: int) -> tuple[bool, bool, int]:
+            answer = self.tried[way].answer
+            finite = answer is not None and bool(answer.output.isfinite().all())  # another kind of mask may hide all
+            return finite and causal[self.tried[way].mask], finite, self.steps_found[way]
 
         best = max(self.steps_found, key=rank, default=None)
         chosen = self.first if best is None else self._as_read(self.tried[best])

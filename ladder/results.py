@@ -58,7 +58,7 @@ class Fault:
     @property
     def lines(self) -> list[Line]:
         """The fault in words."""
-        lines: list[Line] = [("text", f"{self.message}.")]
+        lines: list[Line] = [("text", f"{self.message.removesuffix('.')}.")]
         lines += [("code", f"{self.at}: {self.code}")] if self.at else []
         return lines + ([("listing", self.listing)] if self.listing else [])
 
@@ -213,6 +213,8 @@ class Tried:
     def subject(self) -> str:
         """The beginning of a sentence on what is wrong: ``attention: my.py:Attention is wrong``."""
         kind = {"passed": "is right", "refused": "cannot be tried", "failed": "is wrong"}[self.status]
+        if self.fault and self.fault.kind == "half":
+            kind = "is right but for its precision"
         return f"{self.rung}: {self.layer} {kind}"
 
     @property

@@ -1,4 +1,4 @@
-"""Cases that show what others hide: a small stream, calls before, full length, large numbers. Right layers get them."""
+"""Cases that show what others hide: a small stream, calls before, full length, large scores. Right layers get them."""
 
 import random
 from collections.abc import Iterator
@@ -8,9 +8,20 @@ import torch
 from torch import Tensor
 
 from .cases import small_stream
+from .formula.quantities import quantities
 from .results import Fault, Verdict
 from .rungs import Case, Trial, altered
 from .under_test import FATAL, UnderTest
+
+# By how a step's key ends: how large trained models make it, what makes it as large, and what it is.
+_LARGE = {
+    "post": (20.0, ("W_in", "b_in"), "the hidden layer"),
+    "z": (100.0, ("W_V", "b_V"), "the values"),
+    "logits": (300.0, ("W_U", "b_U"), "the logits"),
+    "start": (1000.0, ("W_E", "W_pos"), "the stream"),
+    "embed": (100.0, ("W_E",), "the embedding"),
+    "pos-embed": (100.0, ("W_pos",), "the embedding"),
+}
 
 # A fault, the trial that shows it, and the inputs that the layer must be called with before.
 Hidden = tuple[Fault, Trial, tuple[Tensor, ...]]
@@ -28,7 +39,7 @@ def hidden_faults(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
         yield from _full_context(layer, verdict)
     if with_attention:
         yield from _large_scores(layer, case, verdict)
-    yield from _large_numbers(layer, case, verdict)
+    yield from _large_values(layer, case, verdict)
 
 
 def _limit(verdict: Verdict, factor: float = 1.0) -> float:
@@ -90,42 +101,28 @@ def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
         yield fault or Fault("large", message), trial, ()
 
 
-# Factors that make a layer's numbers as large as a trained GPT-2's: its stream reaches thousands.
-_FACTORS = {"W_E": 300.0, "W_pos": 300.0, "W_U": 100.0, "W_V": 30.0}
-_LARGE = {
-    "embed": "embeddings are in the hundreds",
-    "pos-embed": "embeddings are in the hundreds",
-    "layer-norm": "inputs are in the hundreds",
-    "attention": "values are large",
-    "mlp": "numbers of the hidden layer reach {most:.0f}",
-    "block": "numbers of the residual stream are in the hundreds, and those of the hidden layer above 10",
-    "unembed": "logits are in the hundreds",
-    "model": "numbers of the residual stream, and logits, are in the hundreds",
-}
+def _large_values(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
+    """A clamp or a soft cap shows only where numbers are as large as those of trained models."""
+    base = layer.trial(case, gradients=False)
+    keys = {each.key: each.value for each in quantities(base)}
+    keys[base.rung] = keys["output"]
+    for ending, (most, names, what) in _LARGE.items():
+        if verdict.lenient and ending == "post":
+            most = 10.0  # above, a GELU of exponentials overflows in float32
+        reached = [value.abs().max().item() for key, value in keys.items() if key.endswith(ending)]
+        if not reached or (factor := most / max(reached)) <= 1:
+            continue
+        large = {name: factor * value for name, value in base.parameters.items() if name.endswith(names)}
+        yield from _off_when_large(layer, altered(base, **large), f"{what} reaches {most:g}", verdict)
+    if layer.rung.name in ("layer-norm", "block"):
+        given = base.given * (1000.0 / base.given.abs().max())
+        yield from _off_when_large(layer, altered(base, given=given), "the input reaches 1000", verdict)
 
 
-def _large_numbers(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
-    """Try a layer on large numbers: a clamp, or a range that a function is approximated in, shows there."""
-    base, rung = layer.trial(case, gradients=False), layer.rung.name
-    large = {
-        name: factor * p for name, p in base.parameters.items() for end, factor in _FACTORS.items() if _is(name, end)
-    }
-    # Where tanh is written with exp, right formulas overflow beyond this.
-    most = 8.0 if verdict.lenient else 15.0
-    if rung == "mlp":
-        hidden = base.given @ base.parameters["W_in"] + base.parameters["b_in"]
-        factor = most / hidden.abs().max()
-        large |= {name: factor * base.parameters[name] for name in ("W_in", "b_in")}
-    elif rung in ("block", "model"):  # what they read there is normalised
-        large |= {name: most / 2 * p for name, p in base.parameters.items() if _is(name, "W_in")}
-    given = 300.0 * base.given if rung in ("layer-norm", "block") else base.given
-    trial = layer.fair(altered(base, given=given, **large))
-    size = max(1.0, trial.expected.output.abs().max().item())
-    fault, off = layer.off(trial, _limit(verdict, 100) * size)
-    message = f"right for small numbers; where {_LARGE[rung].format(most=most)}, off by {off:.1e}"
+def _off_when_large(layer: UnderTest, trial: Trial, where: str, verdict: Verdict) -> Iterator[Hidden]:
+    trial = layer.fair(trial)
+    scale = max(1.0, trial.expected.output.abs().max().item())
+    fault, off = layer.off(trial, scale * _limit(verdict, 100))
+    message = f"right for small numbers; where {where}, off by {off:.1e}"
     if off:
         yield fault or Fault("large", message), trial, ()
-
-
-def _is(name: str, end: str) -> bool:
-    return name.rpartition(".")[2] == end

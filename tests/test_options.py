@@ -109,6 +109,23 @@ def test_a_wrong_command_line_is_refused_in_one_sentence(
     assert refused(capsys, *argv) == message
 
 
+@pytest.mark.parametrize("argv", [["--model", ""], ["--model="]])
+def test_an_empty_path_is_not_this_folder(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    expected = "--model has no value: give the name of a file or folder; a dot is this folder"
+    assert refused(capsys, "x", *argv) == expected
+
+
+@pytest.mark.parametrize("argv", [["climb", ""], ["grade", "", "--rungs", "mlp"], ["convert", "a", "", "--to", "hf"]])
+def test_an_empty_argument_is_not_this_folder(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(argv)
+    assert "an argument is empty: give the name of a file or folder" in capsys.readouterr().err
+
+
+def test_an_empty_text_is_a_text() -> None:
+    assert (read("").prompt, read("x", "--stop", "").stop) == ("", ("",))
+
+
 def test_a_command_without_arguments_names_the_option_for_a_text(capsys: pytest.CaptureFixture[str]) -> None:
     @dataclass(frozen=True)
     class Training:

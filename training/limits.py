@@ -1,5 +1,6 @@
 """Limits of the options of a run: the largest numbers, and the names that a folder can have."""
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ MAX_SEED = 2**62
 def is_folder_name(name: str) -> bool:
     """Return whether a run's folder can have this name, and the files beside it a longer one.
 
-    >>> [is_folder_name(name) for name in ("mine", "a/b", "..", "")]
-    [True, True, False, False]
+    >>> [is_folder_name(name) for name in ("mine", "a/b", "..", "", "two\\nlines")]
+    [True, True, False, False, False]
     """
     last = Path(name).name  # empty for "." and "/"
-    if last in ("", "..") or "\0" in name:
+    # Control characters: a terminal obeys them where the name is printed.
+    if last in ("", "..") or any(unicodedata.category(each) == "Cc" for each in name):
         return False
     try:
         name.encode()

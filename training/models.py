@@ -90,7 +90,7 @@ def check_memory(config: GPT2Config, device: torch.device) -> None:
     if parameters * _BYTES_OF_A_PARAMETER > memory:
         raise ValueError(
             f"a model of {parameters:,} parameters needs {parameters * _BYTES_OF_A_PARAMETER // 10**9:,} GB to train, "
-            f"and this machine has {memory // 10**9}: give a smaller --d-model, --n-layers or --n-ctx"
+            f"and this machine has {memory // 10**9}: give a smaller --d-model, --d-mlp, --n-layers or --n-ctx"
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .source import Code
+from .places import Code
 
 # Of a central difference: its error is far smaller, and a wrong derivative's is far larger.
 _STEP, _MOST = 1e-6, 1e-4

@@ -7,10 +7,8 @@ import difflib
 import inspect
 import json
 import linecache
-import os
 import re
 import sys
-import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,8 +17,8 @@ from typing import Any
 from torch import nn
 
 from ...files import user_path
-from .calling import call
 from .modules import free_name, make_packages, module_file, package_of
+from .places import Code
 from .slicing import binds, is_docstring, is_main, keeps, parts, reachable
 from .standins import StandIn
 
@@ -45,61 +43,6 @@ class CandidateError(ValueError):
         self.kind, self.at = kind, at
 
 
-class Code:
-    """The user's own source, as against libraries: the files named, and the files in the same folders.
-
-    Args:
-        files: the files.
-        cells: what Python calls code that was typed: ``<ipython-input-3-…>``.
-    """
-
-    def __init__(self, *files: Path, cells: Iterable[str] = ()) -> None:
-        self.files = {file.resolve() for file in files}
-        self._owned = dict.fromkeys(cells, True)
-
-    def first(self, frames: Iterable[tuple[str, int | None]]) -> tuple[str, str] | None:
-        """Return ``file:line`` and that line, of the first frame (a file and a line's number) in the user's code."""
-        for name, line in frames:
-            if line is not None and self.owns(name):
-                linecache.checkcache(name)  # the user may have edited the file since it was last read
-                return f"{_shown(name)}:{line}", linecache.getline(name, line).strip()
-        return None
-
-    def raised(self, error: BaseException) -> tuple[str, str] | None:
-        """Return the place in the user's source at which an exception was raised."""
-        if isinstance(error, SyntaxError) and error.filename and error.lineno:
-            return self.first([(error.filename, error.lineno)])
-        frames = traceback.extract_tb(error.__traceback__)
-        return self.first((frame.filename, frame.lineno) for frame in reversed(frames))
-
-    def running(self) -> tuple[str, str] | None:
-        """Return the line of the user's source that is being run."""
-        frame = sys._getframe(1)
-        while frame is not None:
-            if self.owns(frame.f_code.co_filename):
-                return self.first([(frame.f_code.co_filename, frame.f_lineno)])
-            frame = frame.f_back
-        return None
-
-    def outermost(self) -> tuple[str, int] | None:
-        """Return file and number of the line that is being run in the method that the ladder called itself."""
-        frame, found = sys._getframe(1), None
-        while frame is not None and frame.f_code is not call.__code__:
-            if self.owns(frame.f_code.co_filename):
-                found = frame.f_code.co_filename, frame.f_lineno
-            frame = frame.f_back
-        return found
-
-    def owns(self, name: str) -> bool:
-        """Return whether a file is the user's."""
-        if name not in self._owned:
-            path = Path(re.sub(r"\[cell \d+\]$", "", name))
-            beside = any(path.is_relative_to(file.parent) for file in self.files)
-            libraries = path.is_relative_to(_PACKAGE) or "site-packages" in path.parts
-            self._owned[name] = path in self.files or (beside and not libraries)
-        return self._owned[name]
-
-
 def split(source: str) -> tuple[Path, str]:
     """Return the file and the name (or ``""``) in ``FILE.py``, ``FILE.py:NAME`` or ``package.module:NAME``.
 
@@ -120,14 +63,6 @@ def split(source: str) -> tuple[Path, str]:
     if name and not name.isidentifier():
         raise CandidateError(f"{source!r} names no class: write FILE.py:CLASS, or the file alone")
     return path.resolve(), name
-
-
-def _shown(name: str) -> str:
-    """Return how a file is named in reports: from the current folder, or as a notebook's cell."""
-    typed = re.match(r"<ipython-input-(\d+)-|.*\Wipykernel_\d+\W", name)
-    if typed:
-        return f"cell {typed[1]}" if typed[1] else "cell"
-    return name.removeprefix(os.path.join(os.getcwd(), ""))
 
 
 class Loaded:

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
 from .own_functions import OwnFunctions
-from .source import Code
+from .places import Code
 
 Place = tuple[str, str]
 
@@ -40,6 +40,8 @@ class Event:
         parameters: the names of the parameters that it took.
         within: the submodules that ran, from the outermost: their names, and the line that called each.
         foreign: it took a tensor that is neither of these: one that the layer has kept, say.
+        loop: the loop in whose body its line is.
+        caller: the line that called the function in which its line is.
     """
 
     function: str
@@ -50,6 +52,8 @@ class Event:
     parameters: tuple[str, ...]
     within: tuple[tuple[str, Place | None], ...] = ()
     foreign: bool = False
+    loop: Place | None = None
+    caller: Place | None = None
 
 
 @dataclass
@@ -180,8 +184,9 @@ class Recorder(TorchFunctionMode):
         module = self._running[-1] if self._running else None
         made = self.births.get(id(module)) if module is not None else None
         foreign = any(self._is_foreign(each) for each in taken)
+        place, around = self.code.running(), self.code.around()
         for output in outputs:
-            event = Event(name, self.code.running(), made, output, inputs, parameters, tuple(self._within), foreign)
+            event = Event(name, place, made, output, inputs, parameters, tuple(self._within), foreign, *around)
             self._keep(event, output)
 
     def _is_foreign(self, tensor: Tensor) -> bool:

@@ -1,16 +1,14 @@
 """Where a layer first departs from GPT-2, by the values of its trace; every sentence was checked on them."""
 
-import re
-from collections.abc import Sequence
-
 import torch
 
 from ..answers import close
 from ..candidate.trace import Event, Trace
-from ..formula.same_numbers import common, equal, sorted_numbers, varied
+from ..formula.same_numbers import equal, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen, line_of
 from ..results import Finding, listed
 from ..rungs import Trial
+from .origins import found_at, origin_of, wrong_positions
 from .wrong_masks import mask_fault
 from .wrong_parts import part_rung, wrong_parts
 
@@ -39,18 +37,20 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     if culprit is None:
         return _before_error(matched) if raised else _ends_early(matched)
     event = culprit.event
-    if (positions := _wrong_positions(matched, culprit)) is not None:
+    if (positions := wrong_positions(matched, culprit)) is not None:
         return positions
     # Inside a layer that is right by itself, what it is given is wrong: look at the line that calls it.
     wrong = {part for part, _, _ in wrong_parts(trial, trace)}
     for part, at in event.within:
         if at is not None and part not in wrong and part_rung(part) is not None:
             return _wrong_input(matched, culprit, part, at)
-    if special := _miscounted(matched, culprit) or _mixed(matched, culprit):
-        return special
+    if (origin := origin_of(matched, culprit) or _part_ends_early(matched, culprit, wrong)) is not None:
+        return origin
+    if (elsewhere := _right_elsewhere(matched, culprit)) is not None:
+        return elsewhere
     if mask := mask_fault(matched, culprit):
-        what, detail, origin = mask
-        return _found(matched, culprit, origin.at if origin else event.at, what, detail)
+        what, detail, made = mask
+        return found_at(matched, culprit, made.at if made else event.at, what, detail)
     what, detail = _how(matched, culprit)
     if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
         event = turned.event
@@ -58,18 +58,16 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     following = matched.next_step(culprit.index, event.inputs)
     given = event.function in _BY_WEIGHTS or "before the activation" in following
     given |= event.function == "softmax" and "pattern" not in following
-    moved = event.made is None or event.function in MOVES or given
+    moved = event.made is None or event.function in MOVES or given or _right_once(matched, event)
     if not moved and event.at is not None and event.made != event.at:
         detail.append(f"It is called at line {line_of(event)}.")
-    return _found(matched, culprit, event.at if moved else event.made, what, detail)
+    return found_at(matched, culprit, event.at if moved else event.made, what, detail)
 
 
-def _found(
-    matched: Matched, before: Seen, place: tuple[str, str] | None, wrong: str, detail: Sequence[str] = ()
-) -> Finding:
-    """Return that something is wrong at a place, and what is right before an event."""
-    at, code = place or (None, None)
-    return Finding(at, code, matched.right_steps(before.index), wrong, tuple(detail))
+def _right_once(matched: Matched, event: Event) -> bool:
+    """Return whether the module that an event ran in gave what is right when another line called it."""
+    ran = (seen for seen in matched.seen if seen.good and seen.event.made == event.made)
+    return any(seen.event.function == event.function and seen.event.at != event.at for seen in ran)
 
 
 def _random(one: Trace, other: Trace) -> Finding | None:
@@ -107,11 +105,27 @@ def _ends_early(matched: Matched) -> Finding | None:
     place = matched.trace.places.get("returned") or last.event.at
     if not last.is_ and (some := matched.partial_sum(last)):
         detail = ("GPT-2 adds all of them, and the bias once.",)
-        return _found(matched, last, place, f"the output: it is {some}", detail)
+        # A loop that adds one after another leaves out those that it does not reach.
+        return found_at(matched, last, last.event.loop or place, f"the output: it is {some}", detail)
+    if last.is_ and (unused := _unused(matched, last)):
+        what = f"the output: it is {last.is_[-1].words}"
+        return found_at(matched, unused, unused.event.at, what, [_not_used(unused)])
     missing = matched.next_step(last.index + 1, [last.index])
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
     detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
-    return _found(matched, last, place, what, detail)
+    return found_at(matched, last, place, what, detail)
+
+
+def _unused(matched: Matched, last: Seen) -> Seen | None:
+    """Return the last step that is made of an event alone and that nothing uses."""
+    used = {index for seen in matched.seen for index in seen.event.inputs}
+    ends = (seen for seen in matched.seen if seen.is_ and seen.event.inputs == (last.index,) and seen.event.at)
+    ends = (seen for seen in ends if seen.index not in used and seen.index != matched.last and seen.event.parameters)
+    return max(ends, key=lambda seen: seen.index, default=None)
+
+
+def _not_used(unused: Seen) -> str:
+    return f"{_capital(unused.is_[0].words)} is made of that on line {line_of(unused.event)}, and not used."
 
 
 def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]) -> Finding:
@@ -124,89 +138,60 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
             break
     missing = matched.next_step(culprit.index, culprit.event.inputs)
     wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
-    return _found(matched, culprit, at, wrong, detail)
+    return found_at(matched, culprit, at, wrong, detail)
 
 
-def _wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return where the positions become wrong, if the culprit takes rows of their table; None if it does not."""
-    missing = matched.next_step(culprit.index, culprit.event.inputs)
-    of_table = missing == "the position embedding" or matched.trial.rung == "pos-embed"
-    if not of_table or not culprit.event.parameters:
-        return None
-    origin = None
-    for index in sorted(matched.sources(i for i in culprit.event.inputs if i >= 0)):
-        event = matched.seen[index].event
-        if event.value.is_floating_point() or event.value.dtype == torch.bool or event.at is None:
-            continue
-        right = torch.arange(event.value.shape[-1])
-        if origin is None and not bool((event.value == right).all()):
-            origin = event
-        elif bool((event.value == right).all()):  # what came before was on the way to it
-            origin = None
-    if origin is None:
-        return None
-    seq, detail = matched.trial.case.seq, []
-    if origin.value.shape[-1] == seq:
-        row = origin.value.reshape(-1, seq)[0].tolist()
-        wrong = next((i for i, each in enumerate(row) if i != each), None)
-        detail += [] if wrong is None else [f"Position {wrong} is {row[wrong]} there."]
-    return _found(matched, culprit, origin.at, "the positions", detail)
-
-
-def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return where a bias is added that is in the culprit several times, if all else in that sum is right."""
-    found = matched.counted(culprit)
-    if not found or found[1][-1] < 2 or any(count not in (0, 1) for count in found[1][:-1]):
-        return None
-    sum_, (*_, times) = found
-    adding = [
-        seen
-        for seen in (matched.seen[i] for i in sorted(matched.sources([culprit.index])))
-        if seen.event.parameters and (inside := matched.counted(seen)) and inside[1][-1] and seen.event.at
-    ]
-    if not adding:
-        return None
-    last = adding[-1]
-    detail = f"{sum_.bias} is in the sum {times:g} times (line {line_of(culprit.event)}). GPT-2 adds it once."
-    return _found(matched, last, last.event.at, f"the sum, with {sum_.bias} in it several times", [detail])
-
-
-def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the slice that holds numbers of two of queries, keys and values, if the culprit takes such a one."""
-    whole = [each for each in matched.steps if re.search(r"(^|\.)[QKV]$", each.key)]
-    for index in culprit.event.inputs:
-        seen = matched.seen[index] if index >= 0 else None
-        if seen is None or not seen.good or seen.is_ or seen.part_of or not varied(seen.numbers):
-            continue
-        # The step that chose these numbers: those after it moved them.
-        while seen.event.inputs and (source := seen.event.inputs[0]) >= 0:
-            if matched.seen[source].numbers.size != seen.numbers.size:
-                break
-            seen = matched.seen[source]
-        size, one = seen.numbers.size, matched.trial.config.n_heads
-        held = {each.words: common(seen.numbers, sorted_numbers(each.value)) for each in whole}
-        held = {words: count for words, count in held.items() if count}
-        like_one = any(size in (each.value.numel(), each.value.numel() // one) for each in whole)
-        if len(held) != 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
-            continue
-        shares = " and ".join(f"{count} are of {words}" for words, count in held.items())
-        detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."
-        return _found(matched, seen, seen.event.at, f"what `{seen.event.function}` gives", [detail])
+def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Finding | None:
+    """Return the last line of a wrong layer inside, all of whose steps are right, if it leaves out GPT-2's last."""
+    around = {part for part, _ in culprit.event.within}
+    for seen in (matched.seen[index] for index in culprit.event.inputs if index >= 0):
+        chain = [seen]
+        while (before := chain[-1].event.inputs[:1]) and before[0] >= 0 and matched.seen[before[0]].is_ == seen.is_:
+            chain.append(matched.seen[before[0]])
+        for last in chain:
+            part = next((part for part, _ in last.event.within if part in wrong - around), None)
+            missing = matched.next_step(last.index + 1, [last.index])
+            if part and last.is_ and missing:
+                what = f"what {part} gives: it is {last.is_[0].words}"
+                if unused := _unused(matched, last):
+                    return found_at(matched, unused, unused.event.at, what, [_not_used(unused)])
+                return found_at(matched, last, last.event.at, what, [f"GPT-2 has {missing} next."])
     return None
+
+
+def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that calls a function of the user's, if another line calls it and then it gives what is right."""
+    event = culprit.event
+    if event.caller is None or event.at is None or event.caller[0] == event.at[0]:
+        return None
+    right = [
+        seen.event
+        for seen in matched.seen
+        if seen.good and (seen.event.at, seen.event.function) == (event.at, event.function)
+        if seen.event.caller is not None and seen.event.caller != event.caller
+    ]
+    if not right or right[0].caller is None:
+        return None
+    missing = matched.next_step(culprit.index, event.inputs, event.function)
+    wrong = f"what line {line_of(event)} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
+    other = right[0].caller[0].rpartition(":")[2]
+    detail = f"Line {line_of(event)} gives what is right when line {other} calls it."
+    return found_at(matched, culprit, event.caller, wrong, [detail, *_how(matched, culprit)[1]])
 
 
 def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     """Return what the culprit gives, and sentences about it that were each checked."""
     event = culprit.event
     name, line = f"`{event.function}`", line_of(event)
-    if event.function in MOVES and {quantity.key for quantity in culprit.is_} == {"input"}:
+    products = [seen.event for seen in matched.seen if culprit.index in seen.event.inputs and seen.event.parameters]
+    if event.function in MOVES and {quantity.key for quantity in culprit.is_} == {"input"} and not products:
         sentence = "The layer's input itself is used there; GPT-2 uses it in products with W_Q, W_K and W_V only."
         return f"the layer's input, moved by {name}", [sentence] if matched.trial.rung == "attention" else []
-    if event.function in MOVES and culprit.is_:
-        words = culprit.is_[0].words
+    if known := not matched.arranged(culprit) and (*culprit.is_, *culprit.part_of):
+        words = known[0].words
         moved = f"The numbers of {words} are right, but {name} on line {line} puts them into another order"
         mixed = f": the result of shape {list(event.value.shape)} mixes axes" if event.function in _RESHAPES else ""
-        return f"the order of {words}", [f"{moved}{mixed}."]
+        return f"the order of {words}", [f"{moved}{mixed}.", *_exchanged(matched, event)]
     complete = [seen for seen in matched.seen[: culprit.index] if any(q.key == "output" for q in seen.is_)]
     if complete and complete[-1].index in matched.sources([culprit.index]):
         return f"what {name} gives", [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
@@ -217,6 +202,8 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         if quantity.key.endswith(("raw", "Q", "K")):
             sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
         return f"{quantity.words}, times a factor", [sentence]
+    if bias := _bias_again(matched, culprit):
+        return f"what {name} gives", [f"Line {line} {bias}."]
     taken = dict.fromkeys(words for i in event.inputs if (words := _called(matched, i)))
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS)
     missing = matched.next_step(culprit.index, event.inputs, event.function)
@@ -226,6 +213,45 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         scores = f"{turned.is_[0].words} (line {line_of(turned.event)})"
         what += f"; the rows of {scores} are keys, and GPT-2's are queries"
     return what, [f"{name} on line {line} takes {' and '.join(taken)}."] if taken else []
+
+
+def _bias_again(matched: Matched, culprit: Seen) -> str:
+    """Return that a bias is added a second time, or subtracted, if the culprit does so and all else in it is right."""
+    steps = {each.key: each for each in matched.steps}
+    for step in matched.steps:
+        of, last = step.key[: step.key.rfind(".") + 1], step.key.rpartition(".")[2]
+        before, bias = {
+            "Q": ("Q0", "b_Q"), "K": ("K0", "b_K"), "V": ("V0", "b_V"), "pre": ("pre0", "b_in"),
+        }.get(last, ("", ""))  # fmt: skip
+        if last == "output":
+            before = "gained" if f"{of}gained" in steps else "projected"
+            bias = next((name for name in ("b_O", "b_out", "b") if f"{of}{name}" in matched.trial.parameters), "")
+        bare = steps.get(f"{of}{before}")
+        if not bias or bare is None:
+            continue
+        added = step.value - bare.value
+        for wrong, words in ((step.value + added, "adds {} a second time"), (bare.value - added, "subtracts {}")):
+            if added.any() and equal(sorted_numbers(wrong), culprit.numbers):
+                return words.format(f"{of}{bias}")
+    return ""
+
+
+def _exchanged(matched: Matched, event: Event) -> list[str]:
+    """Return which position has the numbers of which, in a sentence, if an event exchanges whole positions."""
+    source = matched.trial.given if event.inputs[:1] == (-1,) else None
+    if event.inputs and event.inputs[0] >= 0:
+        source = matched.seen[event.inputs[0]].event.value
+    if source is None or source.shape != event.value.shape:
+        return []
+    for axis, size in enumerate(source.shape):
+        if size != matched.trial.case.seq:
+            continue
+        own, before = event.value.movedim(axis, 0), source.movedim(axis, 0)
+        came_from = [next((j for j in range(size) if torch.equal(own[i], before[j])), None) for i in range(size)]
+        moved = next((i for i, j in enumerate(came_from) if i != j), None)
+        if None not in came_from and moved is not None:
+            return [f"Position {moved} has the numbers of position {came_from[moved]} there."]
+    return []
 
 
 def _transposed(matched: Matched, event: Event) -> Seen | None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..candidate.trace import Event
-from ..formula.same_numbers import TOLERANCE
+from ..formula.same_numbers import TOLERANCE, common, sorted_numbers, within
 from ..formula.trace_matching import Matched, Seen, line_of
 
 # What a mask does wrong, sentences about it, and the step that first makes it wrong, if that is known.
@@ -15,6 +15,8 @@ def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
     """Return how a mask is wrong, if the culprit is what masks the right scores; None if it is something else."""
     if culprit.event.function == "scaled_dot_product_attention":
         return _given_mask(matched, culprit.event)
+    if row := _given_row(matched, culprit):
+        return row
     value = culprit.event.value
     for quantity in matched.steps:
         right = quantity.visible
@@ -50,6 +52,33 @@ def _given_mask(matched: Matched, event: Event) -> MaskFault | None:
         if detail := _seen_wrongly(shown, right):
             origin = _origin(matched, event)
             return f"which keys each query sees (line {_lines(matched, event, origin)})", detail, origin
+    return None
+
+
+def _given_row(matched: Matched, culprit: Seen) -> MaskFault | None:
+    """Return which later key is among the scores of one query, if the culprit takes these: a loop over queries."""
+    taken = [matched.seen[i] for i in culprit.event.inputs if i >= 0]
+    if len(taken) != 1 or taken[0].is_:
+        return None
+    for quantity in taken[0].part_of:
+        if quantity.visible is not None or not quantity.key.endswith(("raw", "scores")):
+            continue
+        own = taken[0].numbers
+        by_query = [sorted_numbers(each) for each in quantity.value.unbind(-2)]
+        query = next((i for i, each in enumerate(by_query) if within(own, each)), None)
+        if query is None:
+            continue
+        keys = [sorted_numbers(each) for each in quantity.value[..., query, :].unbind(-1)]
+        later = next((i for i, each in enumerate(keys) if i > query and common(each, own)), None)
+        if later is None:
+            continue
+        made = taken[0]
+        while made.event.inputs and (before := matched.seen[made.event.inputs[0]]).part_of:
+            if made.event.inputs[0] < 0 or not before.part_of[0].key.endswith(("raw", "scores")):
+                break
+            made = before
+        what = f"which keys query {query} sees (line {line_of(made.event)})"
+        return what, [f"Query {query} sees key {later}, a later position."], made.event
     return None
 
 

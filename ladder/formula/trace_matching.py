@@ -3,7 +3,6 @@
 No layout matters: a tensor is a quantity if it holds the same numbers, whatever their order.
 """
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -17,8 +16,10 @@ from torch import Tensor
 from ..answers import close
 from ..candidate.trace import STATISTICS, Event, Trace
 from ..rungs import Trial
+from .arrangement import HEAD_AXES, arrangement, grouped, lies_like
 from .quantities import Quantity, quantities
 from .same_numbers import TOLERANCE, Numbers, equal, factor_of, sorted_numbers, varied, within
+from .softmax_steps import ROW_NUMBERS, SoftmaxSteps
 from .sums import Sum, sums
 
 # Functions that move numbers and do not change them.
@@ -29,6 +30,8 @@ _MOVES = """
 """
 MOVES = frozenset(_MOVES.split())
 _JOINS = ("cat", "concat", "stack")
+# Functions that put numbers into a part of a tensor.
+FILLS = ("__setitem__", "index_put_", "index_copy_", "copy_")
 # What functions that compute several steps in one end with.
 _FUSED = {
     "scaled_dot_product_attention": "z",
@@ -79,6 +82,7 @@ class Matched:
         self.whole = whole
         self.known = np.sort(np.concatenate(self.sets))
         self._sums: list[Sum] | None = None
+        self.softmax = SoftmaxSteps(self.steps)
         self._match()
 
     @np.errstate(all="ignore")  # masks may be as large as numbers go
@@ -107,42 +111,74 @@ class Matched:
         # One head at a time, or one block of keys: together they are the quantity.
         whole = {seen.index for seen in self.seen if seen.good}
         for quantity, numbers in zip(self.steps, self.sets, strict=True):
-            pieces = [seen for seen in parts.get(quantity.key, []) if seen.index not in whole]
+            # Scores that are hidden are infinite: what is left of them does not show the mask.
+            pieces = [
+                seen
+                for seen in parts.get(quantity.key, [])
+                if seen.index not in whole
+                if quantity.visible is not None or seen.numbers.size == seen.event.value.numel()
+            ]
             complete = bool(pieces) and within(numbers, np.sort(np.concatenate([seen.numbers for seen in pieces])))
             for seen in pieces:
-                # Scores that are hidden are infinite: what is left of them does not show the mask.
-                finite = seen.numbers.size == seen.event.value.numel()
                 # Rows of the table of positions, but not all: they may be the wrong ones.
-                finite &= quantity.key != "pos_embed"
-                if complete or finite or quantity.visible is not None:
+                if complete or quantity.key != "pos_embed":
                     seen.part_of.append(quantity)
                     seen.good = True
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
+            seen.good |= self._filled(seen) or self._is_of_softmax(seen)
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
             for known in (seen.is_, seen.part_of):
                 known.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
+
+    def _filled(self, seen: Seen) -> bool:
+        """Return whether right numbers were put into a part of a tensor, and more will be: there it is not complete."""
+        event = seen.event
+        if event.function not in FILLS or len(event.inputs) != 2 or min(event.inputs) < 0:
+            return False
+        into, value = (self.seen[index] for index in event.inputs)
+        began = into.good or not bool(into.event.value.any())
+        again = any(each.event.function in FILLS and seen.index in each.event.inputs[:1] for each in self.seen)
+        return began and value.good and again
+
+    def _is_of_softmax(self, seen: Seen) -> bool:
+        """Return whether an event is a step of a softmax by hand: scores, weights, or a number for each row."""
+        event = seen.event
+        sources = [self.seen[index] for index in event.inputs if index >= 0]
+        if any(quantity.key.endswith("pattern") for each in sources for quantity in (*each.is_, *each.part_of)):
+            return False  # it is complete
+        if self.softmax.is_step(event.function, event.value):
+            return True
+        rows = sources[0].event.value.double() if len(sources) == 1 and sources[0].good else None
+        if event.function not in ROW_NUMBERS or rows is None or not self.softmax.is_step("", rows):
+            return False
+        right = ROW_NUMBERS[event.function](rows).flatten()
+        return right.numel() == event.value.numel() and close(event.value.double().flatten(), right, TOLERANCE)
 
     @property
     def found(self) -> set[str]:
         """The keys of the quantities that were found."""
         return {quantity.key for seen in self.seen for quantity in seen.is_}
 
-    def sources(self, indices: Iterable[int]) -> set[int]:
-        """Return these events and all that they were made from."""
+    def sources(self, indices: Iterable[int], *, numbers: bool = False) -> set[int]:
+        """Return these events and all that they were made from; or those alone whose ``numbers`` they have."""
         found: set[int] = set()
         stack = list(indices)
         while stack:
             index = stack.pop()
-            if index >= 0 and index not in found:
+            if index < 0 or index in found:
+                continue
+            event = self.seen[index].event
+            if not numbers or event.value.dtype != torch.bool:
                 found.add(index)
-                stack += self.seen[index].event.inputs
+                stack += event.inputs
         return found
 
     def culprit(self) -> Seen | None:
         """Return the first wrong event: no step of the formula, nor before one, and the output depends on it."""
         leading = self.sources(seen.index for seen in self.seen if seen.is_ or seen.part_of)
-        used = self.sources([self.last] if self.whole else range(len(self.seen)))
+        # What a mask was made from shows in the step that uses it.
+        used = self.sources([self.last] if self.whole else range(len(self.seen)), numbers=self.whole)
         suspects = [
             seen
             for seen in self.seen
@@ -188,9 +224,10 @@ class Matched:
                 continue
             visited.add(index)
             seen = self.seen[index]
-            if seen.event.function not in MOVES:
+            arranged = self.arranged(seen)
+            if arranged and seen.event.function not in MOVES:
                 continue
-            if seen.is_ and not self.arranged(seen):
+            if not arranged:
                 sources = [self.seen[i] for i in seen.event.inputs if i >= 0]
                 if all(self.arranged(source) for source in sources) and (found is None or index < found.index):
                     found = seen
@@ -199,19 +236,19 @@ class Matched:
 
     def arranged(self, seen: Seen) -> bool:
         """Return whether an event's numbers lie as a quantity's do, with axes exchanged or merged at most."""
-        fitting = [quantity for quantity in seen.is_ if quantity.value.numel() == seen.event.value.numel()]
-        return not fitting or any(_arrangement(seen.event.value, each.value) is not None for each in fitting)
+        known = [lies_like(seen.event.value, quantity) for quantity in (*seen.is_, *seen.part_of)]
+        return not any(each is False for each in known) or True in known
 
     def axes(self, seen: Seen) -> str:
         """Return the axes of queries, keys, values, scores or z in an event, in words; empty if it is none of them."""
         for quantity in seen.is_:
-            names = next((axes for keys, axes in _AXES.items() if re.search(keys, quantity.key)), ())
+            names = next((axes for keys, axes in HEAD_AXES.items() if re.search(keys, quantity.key)), ())
             if names and quantity.value.numel() == seen.event.value.numel():
                 if min(quantity.value.shape) < 2:
                     return ""
-                order = _arrangement(seen.event.value, quantity.value)
+                order = arrangement(seen.event.value, quantity.value)
                 return (
-                    "" if order is None else f"[{', '.join(_grouped(seen.event.value, quantity.value, order, names))}]"
+                    "" if order is None else f"[{', '.join(grouped(seen.event.value, quantity.value, order, names))}]"
                 )
         return ""
 
@@ -238,14 +275,17 @@ class Matched:
         later = [each for each in self.steps[last + 1 :] if each.step and each.key not in found]
         return next((each.words for each in later if each.key.endswith(ending)), "")
 
-    def right_steps(self, before: int) -> tuple[str, ...]:
-        """Return the last steps before an event that are right, with their lines."""
+    def right_steps(self, before: int, file: str = "") -> tuple[str, ...]:
+        """Return the last steps before an event that are right, with their lines, and with files other than this."""
         found: dict[str, str] = {}
         for seen in self.seen[:before]:
             known = [(each, each.words) for each in seen.is_] + [(e, f"a part of {e.words}") for e in seen.part_of]
             for quantity, words in known[:1]:
                 if quantity.step and quantity.key != "input" and seen.event.at:
-                    found.setdefault(words, f"{words} (line {line_of(seen.event)})")
+                    own, _, line = seen.event.at[0].rpartition(":")
+                    found.setdefault(
+                        words, f"{words} ({f'line {line}' if own == file or not file else f'{own}:{line}'})"
+                    )
         return tuple(list(found.values())[-4:])
 
     def factor(self, event: Event) -> tuple[Quantity, float] | None:
@@ -255,6 +295,10 @@ class Matched:
             alike = [e.value for e in self.trace.events if (e.at, e.function) == (event.at, event.function)]
             every = torch.cat([value.double().flatten() for value in alike])
             found = [(each, c) for each in self.steps[1:] if (c := factor_of(every, each.value)) is not None]
+        # With one position, masked scores are scores.
+        found = [
+            each for i, each in enumerate(found) if not any(close(each[0].value, other.value) for other, _ in found[:i])
+        ]
         # The one whose factor has a name; else the one that comes last.
         return next((each for each in found if self.size_of(*each)), found[-1] if found else None)
 
@@ -317,45 +361,3 @@ def _factor(event: Event, quantity: Quantity) -> float | None:
     if event.value.shape != quantity.value.shape:
         return None
     return factor_of(event.value[event.value > -1e4], quantity.value[..., quantity.visible])
-
-
-# The axes of what is split into heads.
-_AXES = {
-    r"(^|\.)([QKV]0?|z)$": ("batch", "seq", "n_heads", "d_head"),
-    r"(^|\.)(raw|scores|pattern)$": ("batch", "n_heads", "query", "key"),
-}
-
-
-def _arrangement(value: Tensor, right: Tensor) -> tuple[int, ...] | None:
-    """Return the order of the right tensor's axes in which its numbers lie as these do; None if they lie otherwise."""
-    shape = [size for size in value.shape if size != 1]
-    right = right.squeeze()
-    for order in itertools.permutations(range(right.ndim)):
-        turned = right.permute(order)
-        if _merged(list(turned.shape), shape) and close(turned.flatten().double(), value.double().flatten(), TOLERANCE):
-            return order
-    return None
-
-
-def _grouped(value: Tensor, right: Tensor, order: Sequence[int], names: Sequence[str]) -> list[str]:
-    """Return the name of each of a tensor's axes: of those that were merged, their product."""
-    left = [(right.shape[i], names[i]) for i in order]
-    found = []
-    for size in value.shape:
-        product, merged = 1, []
-        while left and product < size:
-            product *= left[0][0]
-            merged.append(left.pop(0)[1])
-        found.append("*".join(merged) or "1")
-    return found
-
-
-def _merged(axes: list[int], shape: list[int]) -> bool:
-    """Return whether a shape comes from merging neighbouring axes."""
-    for size in shape:
-        product = 1
-        while axes and product < size:
-            product *= axes.pop(0)
-        if product != size:
-            return False
-    return not axes

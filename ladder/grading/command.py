@@ -89,7 +89,7 @@ def grade(argv: list[str]) -> int:
         unlimited=tuple(each for each in ("processes", "memory") if not able[each]),
     )
     folder, out = user_path(arguments.folder), user_path(arguments.out)
-    if out.exists() and (not out.is_dir() or out.resolve() == folder.resolve()):
+    if out.exists() and (not out.is_dir() or os.path.realpath(out) == os.path.realpath(folder)):
         what = "the folder of the submissions" if out.is_dir() else "a file"
         raise ValueError(f"--out {out} is {what}: give another folder for the results")
     # Judge, and write the results.

@@ -1,6 +1,7 @@
 """Which files a folder holds for which student."""
 
 import hashlib
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -60,13 +61,13 @@ def find_submissions(
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give the folder that holds the submissions")
-    folder = folder.resolve()
-    hidden = (folder, *([unpack_into.resolve()] if unpack_into else []), *(each.resolve() for each in leave_out))
+    folder = _real(folder)
+    hidden = (folder, *([_real(unpack_into)] if unpack_into else []), *map(_real, leave_out))
     if single:
         return [_submission(printable(folder.name), [folder], unpack_into, hidden[1:])]
     places: dict[str, list[Path]] = {}
     exported: set[str] = set()
-    left_out = {each.resolve() for each in leave_out}
+    left_out = set(map(_real, leave_out))
     for path in sorted(folder.iterdir()):
         possible = path.is_dir() or path.suffix.lower() in (*_SUFFIXES, ".zip")
         if not (possible and _counts(path)) or path in left_out or _holds_results(path):
@@ -93,6 +94,11 @@ def printable(name: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)
 
 
+def _real(path: Path) -> Path:
+    """Return a path without links; `Path.resolve` raises RuntimeError if links lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def _student(path: Path) -> tuple[str, bool]:
     """Return the student's name, and whether a learning platform gave it: then several files can be one student's."""
     if found := _MOODLE.fullmatch(path.name):
@@ -116,8 +122,9 @@ def _submission(student: str, paths: list[Path], unpack_into: Path | None, hidde
     digest = hashlib.sha256()
     for path in paths:
         try:
-            if path.is_symlink() and path.resolve().is_relative_to(path.parent):
-                raise ValueError(f"{printable(path.name)} is a link to another submission")
+            if path.is_symlink() and _real(path).is_relative_to(path.parent):
+                what = "another submission" if path.exists() else "a file that does not exist"
+                raise ValueError(f"{printable(path.name)} is a link to {what}")
             for file, name in _files(path, path.parent if path.is_file() else path, unpack_into, places):
                 _hash(digest, file, name)
                 files.append(file)

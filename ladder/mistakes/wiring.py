@@ -271,7 +271,7 @@ MODEL: tuple[Mistake, ...] = (
     ),
     _model(
         "last block skipped",
-        "The last block is not run. Run all n_layers of them: range(n_layers).",
+        "The last block is not run, or what it gives is not used. Run all n_layers of them, and go on with that.",
         order=lambda self: list(self.blocks)[:-1],
     ),
     _model(

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from ..candidate.layer import Reply, Request
-from ..candidate.source import CandidateError, Code, split
+from ..candidate.places import Code
+from ..candidate.source import CandidateError, split
 from ..results import Fault
 from ..rungs import Trial
 from .limits import OVER_LIMIT, Limits

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
-from gptladder.ladder.candidate.source import Code
+from gptladder.ladder.candidate.places import Code
 from gptladder.ladder.rungs import rung
 from gptladder.ladder.under_test import UnderTest
 

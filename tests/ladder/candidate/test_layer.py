@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gptladder import GPT2, GPT2Config, components
 from gptladder.ladder import CandidateError, climb
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
-from gptladder.ladder.candidate.source import Code, load
+from gptladder.ladder.candidate.places import Code
+from gptladder.ladder.candidate.source import load
 from gptladder.ladder.diagnosis import faults
 from gptladder.ladder.results import Diagnosis, Fault, Tried
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung

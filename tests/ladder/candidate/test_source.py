@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 import torch
 
-from gptladder.ladder.candidate.source import CandidateError, Code, load, one_line, split
+from gptladder.ladder.candidate.places import Code
+from gptladder.ladder.candidate.source import CandidateError, load, one_line, split
 from gptladder.ladder.candidate.standins import StandIn, Unavailable
 
 Write = Callable[[str, str], object]

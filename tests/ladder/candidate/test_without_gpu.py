@@ -17,11 +17,11 @@ class LayerNorm(nn.Module):
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.w, self.b = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))
-        self.register_buffer("eps", torch.tensor(1e-5, device="cuda"))
+        self.register_buffer("one", torch.tensor(1.0, device="cuda"))
 
     def forward(self, x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
-        scale = (centred.pow(2).mean(-1, keepdim=True) + self.get_buffer("eps").to(x.dtype)).rsqrt()
+        scale = (centred.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * self.get_buffer("one")
         return self.factor * centred * scale.cuda() * self.w + self.b
 
 

@@ -146,8 +146,12 @@ def test_a_link_to_another_submission_is_no_submission(tmp_path: Path) -> None:
     (tmp_path / "class" / "ann.py").write_text("a")
     (tmp_path / "class" / "bea.py").symlink_to("ann.py")
     (tmp_path / "class" / "cem").symlink_to(tmp_path / "elsewhere")  # made by the teacher
-    ann, bea, cem = find_submissions(tmp_path / "class")
+    (tmp_path / "class" / "dan.py").symlink_to("gone.py")
+    (tmp_path / "class" / "eva.py").symlink_to("eva.py")  # a circle
+    ann, bea, cem, dan, eva = find_submissions(tmp_path / "class")
     assert bea.fault == "bea.py is a link to another submission"
+    assert dan.fault == "dan.py is a link to a file that does not exist"
+    assert eva.fault == "eva.py is a link to a file that does not exist"
     assert (bea.files, ann.fault, cem.fault) == ((), "", "")
     assert len(cem.files) == 1
 

@@ -1,0 +1,265 @@
+"""The earlier line that made a step wrong: it counts twice, mixes two, takes another head, leaves out a part."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+from ..formula.same_numbers import common, sorted_numbers, varied, within
+from ..formula.trace_matching import FILLS, MOVES, Matched, Seen, line_of
+from ..results import Finding
+
+
+def origin_of(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that made a step wrong, if it is another than the step's own and the numbers show it."""
+    for cause in (
+        _miscounted, _mixed, _misnamed, _unfilled, _of_some_positions, _cut_short, _of_two_heads, _in_loop, _wrong_axes,
+    ):  # fmt: skip
+        if (finding := cause(matched, culprit)) is not None:
+            return finding
+    return None
+
+
+def found_at(
+    matched: Matched, before: Seen, place: tuple[str, str] | None, wrong: str, detail: Sequence[str] = ()
+) -> Finding:
+    """Return that something is wrong at a place, and what is right before an event."""
+    at, code = place or (None, None)
+    file = at.rpartition(":")[0] if at else ""
+    return Finding(at, code, matched.right_steps(before.index, file), wrong, tuple(detail))
+
+
+def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return where the positions become wrong, if the culprit takes rows of their table; None if it does not."""
+    missing = matched.next_step(culprit.index, culprit.event.inputs)
+    of_table = missing == "the position embedding" or matched.trial.rung == "pos-embed"
+    if not of_table or not culprit.event.parameters:
+        return None
+    origin = None
+    for index in sorted(matched.sources(i for i in culprit.event.inputs if i >= 0)):
+        event = matched.seen[index].event
+        if event.value.is_floating_point() or event.value.dtype == torch.bool or event.at is None:
+            continue
+        right = torch.arange(event.value.shape[-1])
+        if origin is None and not bool((event.value == right).all()):
+            origin = event
+        elif bool((event.value == right).all()):  # what came before was on the way to it
+            origin = None
+    if origin is None:
+        return None
+    seq, detail = matched.trial.case.seq, []
+    if origin.value.shape[-1] == seq:
+        row = origin.value.reshape(-1, seq)[0].tolist()
+        wrong = next((i for i, each in enumerate(row) if i != each), None)
+        detail += [] if wrong is None else [f"Position {wrong} is {row[wrong]} there."]
+    return found_at(matched, culprit, origin.at, "the positions", detail)
+
+
+def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return where a bias is added that is in the culprit several times, if all else in that sum is right."""
+    found = matched.counted(culprit)
+    if not found or found[1][-1] < 2 or any(count not in (0, 1) for count in found[1][:-1]):
+        return None
+    sum_, (*_, times) = found
+    adding = [
+        seen
+        for seen in (matched.seen[i] for i in sorted(matched.sources([culprit.index])))
+        if seen.event.parameters and (inside := matched.counted(seen)) and inside[1][-1] and seen.event.at
+    ]
+    if not adding:
+        return None
+    last = adding[-1]
+    detail = f"{sum_.bias} is in the sum {times:g} times (line {line_of(culprit.event)}). GPT-2 adds it once."
+    return found_at(matched, last, last.event.at, f"the sum, with {sum_.bias} in it several times", [detail])
+
+
+def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the slice that holds numbers of two of queries, keys and values, if the culprit takes such a one."""
+    whole = [each for each in matched.steps if re.search(r"(^|\.)[QKV]$", each.key)]
+    for index in culprit.event.inputs:
+        seen = matched.seen[index] if index >= 0 else None
+        if seen is None or not seen.good or seen.is_ or seen.part_of or not varied(seen.numbers):
+            continue
+        # The step that chose these numbers: those after it moved them.
+        while seen.event.inputs and (source := seen.event.inputs[0]) >= 0:
+            if matched.seen[source].numbers.size != seen.numbers.size:
+                break
+            seen = matched.seen[source]
+        size, one = seen.numbers.size, matched.trial.config.n_heads
+        held = {each.words: common(seen.numbers, sorted_numbers(each.value)) for each in whole}
+        held = {words: count for words, count in held.items() if count}
+        like_one = any(size in (each.value.numel(), each.value.numel() // one) for each in whole)
+        if len(held) != 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
+            continue
+        shares = " and ".join(f"{count} are of {words}" for words, count in held.items())
+        detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."
+        return found_at(matched, seen, seen.event.at, f"what `{seen.event.function}` gives", [detail])
+    return None
+
+
+def _unfilled(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the loop that puts right numbers into a tensor, if it leaves out some of that."""
+    event = culprit.event
+    if event.function not in FILLS or event.loop is None or len(event.inputs) != 2 or min(event.inputs) < 0:
+        return None
+    into, value = (matched.seen[index] for index in event.inputs)
+    if not value.good or (bool(into.event.value.any()) and not into.good):
+        return None
+    for axis, size in enumerate(event.value.shape):
+        empty = [i for i, part in enumerate(event.value.unbind(axis)) if not part.any()]
+        if empty and len(empty) < size:
+            what = f"position {empty[0]}" if size == matched.trial.case.seq else f"number {empty[0]} of axis {axis}"
+            detail = f"What line {line_of(event)} puts into it is right, and {what}, counted from 0, is left at 0."
+            return found_at(matched, culprit, event.loop, "what this loop leaves out", [detail])
+    return None
+
+
+def _of_some_positions(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that takes a statistic of a layer norm of some positions, if it is used for more than these."""
+    for seen in (matched.seen[i] for i in culprit.event.inputs if i >= 0):
+        for quantity in seen.part_of:
+            statistic = quantity.key.rpartition(".")[2] in ("mean", "variance", "variance+eps", "scale", "1/scale")
+            few = statistic and not seen.is_ and culprit.event.value.numel() > seen.event.value.shape[-1]
+            if few and seen.event.at and not seen.event.loop:
+                detail = f"It has {seen.event.value.numel()} numbers, and GPT-2 has one for each position: "
+                detail += f"{quantity.value.numel()} here."
+                return found_at(matched, seen, seen.event.at, f"{quantity.words}, of some positions only", [detail])
+    return None
+
+
+def _cut_short(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the slice that leaves out numbers of queries, keys, values or the input, if no other takes the rest."""
+    given = matched.trial.given
+    for seen in (matched.seen[index] for index in sorted(matched.sources(culprit.event.inputs))):
+        if seen.event.inputs != (-1,) or seen.event.function != "__getitem__" or seen.event.loop:
+            continue
+        own = [each for each in matched.seen if -1 in each.event.inputs and each.event.function == "__getitem__"]
+        if len(own) == 1 and seen.event.value.numel() < given.numel() and seen.event.at:
+            detail = f"Line {line_of(seen.event)} takes {seen.event.value.numel()} of its {given.numel()} numbers, "
+            return found_at(
+                matched,
+                seen,
+                seen.event.at,
+                "the input: some of it is left out",
+                [f"{detail}and no other line the rest."],
+            )
+    for index in culprit.event.inputs:
+        path = moved_from(matched, index) if index >= 0 else []
+        whole = next((seen for seen in path if any(q.key[-1] in "QKV" and q.step for q in seen.is_)), None)
+        cut = [seen for seen in path[: path.index(whole)] if not seen.is_] if whole else []
+        if whole is None or not cut or cut[-1].event.function != "__getitem__" or cut[-1].event.loop:
+            continue
+        others = [seen for seen in matched.seen if seen.event.inputs[:1] == cut[-1].event.inputs[:1]]
+        if sum(seen.event.function == "__getitem__" for seen in others) > 1:
+            continue
+        words, (few, every) = whole.is_[0].words, (seen.event.value.numel() for seen in (cut[-1], whole))
+        detail = (
+            f"Line {line_of(cut[-1].event)} takes {few} of their {every} numbers, and no other line takes the rest."
+        )
+        return found_at(matched, cut[-1], cut[-1].event.at, f"{words}: some of them are left out", [detail])
+    return None
+
+
+# Functions that exchange axes.
+_PERMUTES = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis", "mT", "T", "rearrange")
+
+
+def _wrong_axes(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that orders the axes of queries and keys, if their product is not one of positions."""
+    event = culprit.event
+    if event.function not in ("matmul", "__matmul__", "bmm", "baddbmm") or len(event.inputs) < 2:
+        return None
+    known = ((index, matched.axes(matched.seen[index])) for index in event.inputs[:2] if index >= 0)
+    index, axes = next(((index, axes.strip("[]").split(", ")) for index, axes in known if axes), (-1, []))
+    second = index == event.inputs[1]
+    if len(axes) < 3 or axes[-1 if second else -2] == "seq" or matched.seen[index].is_[0].key[-1] not in "QK":
+        return None
+    queries = matched.seen[index]
+    path = [matched.seen[index] for index in sorted(matched.sources([queries.index]), reverse=True)]
+    moved = [seen for seen in path if seen.event.function in _PERMUTES and seen.event.at]
+    moved = [seen for seen in moved if line_of(seen.event) != line_of(event)] or moved
+    # An input whose axes are exchanged comes first: what follows it may be as it should be.
+    first = [seen for seen in moved if any(quantity.key == "input" for quantity in seen.is_)]
+    if not moved:
+        return None
+    chosen = (first or moved)[-1 if first else 0]
+    wrong = f"the axes: line {line_of(event)} takes {queries.is_[0].words} as [{', '.join(axes)}]"
+    detail = f"Its products are of {axes[-1 if second else -2]}, where GPT-2 has a product for each position (seq)."
+    return found_at(matched, chosen, chosen.event.at, wrong, [detail])
+
+
+def _of_two_heads(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that takes another head's part, if the culprit multiplies the parts of two heads."""
+    found: list[tuple[Seen, str, int]] = []
+    for seen in (matched.seen[i] for i in culprit.event.inputs if i >= 0):
+        for quantity in matched.steps:
+            axis = {"Q": 2, "K": 2, "V": 2, "pattern": 1}.get(quantity.key.rpartition(".")[2])
+            if axis is not None and seen.good:
+                every = enumerate(quantity.value.unbind(axis))
+                heads = [head for head, each in every if within(seen.numbers, sorted_numbers(each))]
+                found += [(seen, quantity.words, heads[0])] if len(heads) == 1 else []
+    if len(found) != 2 or found[0][2] == found[1][2]:
+        return None
+    # The first product of a loop is that of head 0; weights come before values.
+    one, other = found if "pattern" in found[0][1] or found[0][2] == 0 else found[::-1]
+    taken = other[0]
+    for seen in moved_from(matched, taken.index):
+        taken = seen if seen.numbers.size == taken.numbers.size else taken
+    wrong = f"the head: {other[1]} there are of head {other[2]}, and {one[1]} beside them of head {one[2]}"
+    return found_at(matched, taken, taken.event.at, wrong, [f"Line {line_of(culprit.event)} takes them together."])
+
+
+def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the loop that the culprit is in, if no step of the formula is in its body: it makes one bit by bit."""
+    loop = culprit.event.loop
+    inside = [seen for seen in matched.seen if seen.event.loop == loop]
+    lines = {seen.event.at for seen in inside}
+    made = [moved_from(matched, seen.index)[-1] for seen in inside if seen.good]
+    steps = any(quantity.key != "input" for seen in made for quantity in (*seen.is_, *seen.part_of))
+    times = sum((each.event.at, each.event.function) == (culprit.event.at, culprit.event.function) for each in inside)
+    if loop is None or len(lines) < 2 or steps or times < 2:
+        return None
+    missing = matched.next_step(culprit.index, culprit.event.inputs)
+    return found_at(
+        matched, culprit, loop, "what this loop makes" + (f" (GPT-2 has {missing} next)" if missing else "")
+    )
+
+
+def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that makes keys of queries, say, if the culprit multiplies these, and else all is right.
+
+    It is another line than those of the product and of the queries: ``k = q.view(…)``.
+    """
+    if len(culprit.event.inputs) != 2 or min(culprit.event.inputs) < 0:
+        return None
+    paths = [moved_from(matched, index) for index in culprit.event.inputs]
+    first, second = (next((q for q in path[0].is_ if q.step), None) for path in paths)
+    names = {"Q": "queries", "K": "keys", "V": "values"}
+    letters = [each.key.rpartition(".")[2] if each else "" for each in (first, second)]
+    wanted = {("Q", "Q"): "K", ("K", "K"): "Q", ("pattern", "Q"): "V", ("pattern", "K"): "V"}.get(
+        (letters[0], letters[1])
+    )
+    if wanted is None:
+        return None
+    at = 0 if wanted == "Q" else 1
+    path, lines = paths[at], {line_of(culprit.event), line_of(paths[at][-1].event)}
+    own = {seen.index for seen in path}
+    if paths[0][-1] is not paths[1][-1]:  # made twice
+        lines.discard(line_of(path[-1].event))
+    for seen in reversed(path):
+        if len([each for each in seen.is_ if each.step]) != 1:  # queries, keys and values in one
+            continue
+        users = {each.index for each in matched.seen if seen.index in each.event.inputs}
+        if users <= own | {culprit.index} and line_of(seen.event) not in lines and seen.event.at:
+            where = f"line {line_of(culprit.event)}"
+            wrong = f"the {names[wanted]} of {where}: they are made of {names[letters[at]]}"
+            return found_at(matched, seen, seen.event.at, wrong)
+    return None
+
+
+def moved_from(matched: Matched, index: int) -> list[Seen]:
+    """Return an event and those before it, back to the one that made its numbers: the rest moved them."""
+    path = [matched.seen[index]]
+    while path[-1].event.function in MOVES and path[-1].event.inputs and path[-1].event.inputs[0] >= 0:
+        path.append(matched.seen[path[-1].event.inputs[0]])
+    return path
