@@ -1,4 +1,4 @@
-"""Cases that show what others hide: a small stream, calls before, full length, large numbers. Right layers get them."""
+"""Cases that show what others hide: a small stream, calls before, full length, large scores. Right layers get them."""
 
 import random
 from collections.abc import Iterator

@@ -63,9 +63,13 @@ class Refused(Exception):
     """
 
     def __init__(self, name: str, is_module: bool = False) -> None:
-        why = f"which GPT-2 does not have ({foreign(name)})" if foreign(name) else "which is not known"
-        advice = f"asks for {name}, {why}: give it with --set {name}=VALUE"
-        super().__init__(f"asks for {name}, which is another layer" if is_module else advice)
+        if is_module:
+            what = "which is another layer"
+        elif foreign(name):
+            what = f"which GPT-2 does not have ({foreign(name)})"
+        else:
+            what = f"which is not known: give it with --set {name}=VALUE"
+        super().__init__(f"asks for {name}, {what}")
         self.name = name
 
 

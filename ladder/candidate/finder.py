@@ -17,6 +17,7 @@ from .calling import unknown_arguments
 from .layouts import Repeated, Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
+from .without_gpu import OnCpu
 
 # Sizes that are all different, with heads that fill the model.
 _CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ctx=97, n_layers=2)
@@ -127,16 +128,17 @@ def _fits(
     """Return how many parameters a class lacks on a rung; if it cannot be built or read there, None and the reason."""
     state = torch.get_rng_state()
     try:
-        layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, set()))
-        if not isinstance(layer, nn.Module):
-            return None, "it makes no nn.Module"
-        if rung == "layer-norm" and (more := unknown_arguments(layer)):
-            return None, f"its forward asks for {', '.join(more)} beside its input"
-        try:
-            missing = len(read(layer, rung, _CONFIG)[0].missing)
-        except Unlearned as error:
-            return _UNLEARNED if _gives_vectors(layer) else None, str(error)
-        return (missing if _runs(layer, rung) else missing + 50), ""
+        with OnCpu():
+            layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, set()))
+            if not isinstance(layer, nn.Module):
+                return None, "it makes no nn.Module"
+            if rung == "layer-norm" and (more := unknown_arguments(layer)):
+                return None, f"its forward asks for {', '.join(more)} beside its input"
+            try:
+                missing = len(read(layer, rung, _CONFIG)[0].missing)
+            except Unlearned as error:
+                return _UNLEARNED if _gives_vectors(layer) else None, str(error)
+            return (missing if _runs(layer, rung) else missing + 50), ""
     except Unreadable as error:
         # One block many times over is a fault to report, and no reason to look elsewhere.
         return 99 if isinstance(error, Repeated) else None, str(error)

@@ -25,6 +25,7 @@ from .shapes import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
+from .without_gpu import OnCpu, asks_for_gpu
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,7 @@ class Candidate:
         self._borrowed: set[str] = set()
         self._known = Reply()
         self._called_once = False
+        self._on_cpu = False  # what asks for a GPU gets the CPU
 
     def respond(self, request: Request) -> Reply:
         """Build the layer, fill it with the request's parameters, and run it forwards and backwards."""
@@ -145,6 +147,9 @@ class Candidate:
             answer = self._answer(request, trace)
         except _Faulty as error:
             fault = error.fault
+            if not self._on_cpu and asks_for_gpu(fault.message):
+                self._on_cpu = True
+                return self.respond(request)
         except Exception as error:
             place = self.code.raised(error)  # the user's code also runs where it is only looked at: a property, say
             if place:
@@ -167,6 +172,9 @@ class Candidate:
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in trial.parameters.items()}
         births = Births(self.code)
         with ExitStack() as stack:
+            if self._on_cpu:
+                stack.enter_context(OnCpu())
+                self._notes["it asks for a GPU, and was run on the CPU"] = None
             if request.wide:
                 stack.enter_context(Widened(trial.dtype))
             # Build the layer, and fill it with the trial's parameters.

@@ -78,7 +78,7 @@ def test_a_right_layer_is_right_however_its_numbers_lie() -> None:
 class TakesTrue(Fused):
     """It hides where its mask is true, and mixes heads with positions, so that the future shows with every mask."""
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v = (each.transpose(1, 2) for each in self.parts(x))
         scores = q @ k.mT - 1e4 * mask.to(q.dtype)
         return self.out((scores.softmax(-1) @ v).reshape(x.shape))

@@ -66,7 +66,7 @@ def test_a_clamp_that_small_numbers_never_reach_is_found(rung: str, layer: type[
 
 
 class ByHand(MLP):
-    """Its tanh is written with exp, which overflows for numbers above 20."""
+    """Its tanh is written with exp, which overflows for large numbers."""
 
     def forward(self, normalized_resid_mid: Tensor) -> Tensor:
         x = normalized_resid_mid @ self.W_in + self.b_in

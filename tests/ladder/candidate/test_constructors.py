@@ -192,9 +192,10 @@ class Model(nn.Module):
     def __init__(self, d_model: int, d_vocab: int, n_ctx: int) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(d_vocab, d_model), nn.Embedding(n_ctx, d_model)
-        self.h = nn.ModuleList([nn.ModuleDict({"ln_1": nn.LayerNorm(d_model), "ln_2": nn.LayerNorm(d_model)})])
-        self.h[0]["qkv"], self.h[0]["proj"] = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
-        self.h[0]["fc1"], self.h[0]["fc2"] = nn.Linear(d_model, 72), nn.Linear(72, d_model)
+        block = nn.ModuleDict({"ln_1": nn.LayerNorm(d_model), "ln_2": nn.LayerNorm(d_model)})
+        block.update({"qkv": nn.Linear(d_model, 3 * d_model), "proj": nn.Linear(d_model, d_model)})
+        block.update({"fc1": nn.Linear(d_model, 72), "fc2": nn.Linear(72, d_model)})
+        self.h = nn.ModuleList([block])
         self.ln_f, self.lm_head = nn.LayerNorm(d_model), nn.Linear(d_model, d_vocab, bias=False)
 
 
@@ -206,8 +207,8 @@ def test_a_vector_as_long_as_the_context_is_no_table_of_positions() -> None:
 class Rows(nn.Embedding):
     """The name alone tells whether its rows are tokens or positions."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(torch.arange(x.shape[-1]).expand(x.shape))
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(torch.arange(input.shape[-1]).expand(input.shape))
 
 
 def test_rows_of_a_class_without_a_constructor_are_what_its_name_tells(tmp_path: Path) -> None:
