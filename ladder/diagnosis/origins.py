@@ -12,9 +12,7 @@ from ..results import Finding
 
 def origin_of(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the line that made a step wrong, if it is another than the step's own and the numbers show it."""
-    for cause in (
-        _miscounted, _mixed, _misnamed, _unfilled, _of_some_positions, _cut_short, _of_two_heads, _in_loop, _wrong_axes,
-    ):  # fmt: skip
+    for cause in _CAUSES:
         if (finding := cause(matched, culprit)) is not None:
             return finding
     return None
@@ -108,6 +106,14 @@ def _unfilled(matched: Matched, culprit: Seen) -> Finding | None:
     for axis, size in enumerate(event.value.shape):
         empty = [i for i, part in enumerate(event.value.unbind(axis)) if not part.any()]
         if empty and len(empty) < size:
+            again = [
+                each for each in matched.seen if (each.event.at, each.event.function) == (event.at, event.function)
+            ]
+            if len(again) >= size:  # enough for all, but some go into one place
+                detail = f"It is run {len(again)} times, and number {empty[0]} of {size}, counted from 0, is left at 0."
+                return found_at(
+                    matched, culprit, event.at, f"where line {line_of(event)} puts what it computes", [detail]
+                )
             what = f"position {empty[0]}" if size == matched.trial.case.seq else f"number {empty[0]} of axis {axis}"
             detail = f"What line {line_of(event)} puts into it is right, and {what}, counted from 0, is left at 0."
             return found_at(matched, culprit, event.loop, "what this loop leaves out", [detail])
@@ -209,6 +215,28 @@ def _of_two_heads(matched: Matched, culprit: Seen) -> Finding | None:
     return found_at(matched, taken, taken.event.at, wrong, [f"Line {line_of(culprit.event)} takes them together."])
 
 
+def _unlike_others(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that gave one step when it ran before, for another head, and gives another step here."""
+    event = culprit.event
+    same = (seen for seen in matched.seen if (seen.event.at, seen.event.function) == (event.at, event.function))
+    other = next((seen for seen in same if seen.good and seen.index < culprit.index), None)
+    found, one = None, culprit
+    while other is not None and one.event.at == other.event.at and one.event.function == other.event.function:
+        keys = [{each.key.rpartition(".")[2] for each in (*seen.is_, *seen.part_of)} for seen in (one, other)]
+        if one.good and all(keys) and keys[0].isdisjoint(keys[1]):
+            found = one, other
+        inputs = [seen.event.inputs[:1] for seen in (one, other)]
+        if not all(each and each[0] >= 0 for each in inputs):
+            break
+        one, other = (matched.seen[each[0]] for each in inputs)
+    if found is None:
+        return None
+    one, other = found
+    here, there = (([*seen.part_of, *seen.is_])[0].words for seen in found)
+    wrong = f"what line {line_of(one.event)} gives there: a part of {here}"
+    return found_at(matched, one, one.event.at, wrong, [f"When it ran before, it gave a part of {there}."])
+
+
 def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the loop that the culprit is in, if no step of the formula is in its body: it makes one bit by bit."""
     loop = culprit.event.loop
@@ -263,3 +291,18 @@ def moved_from(matched: Matched, index: int) -> list[Seen]:
     while path[-1].event.function in MOVES and path[-1].event.inputs and path[-1].event.inputs[0] >= 0:
         path.append(matched.seen[path[-1].event.inputs[0]])
     return path
+
+
+# In this order: what says most comes first.
+_CAUSES = (
+    _miscounted,
+    _mixed,
+    _misnamed,
+    _unfilled,
+    _of_some_positions,
+    _cut_short,
+    _of_two_heads,
+    _unlike_others,
+    _in_loop,
+    _wrong_axes,
+)

@@ -70,7 +70,8 @@ def _given_row(matched: Matched, culprit: Seen) -> MaskFault | None:
             continue
         keys = [sorted_numbers(each) for each in quantity.value[..., query, :].unbind(-1)]
         later = next((i for i, each in enumerate(keys) if i > query and common(each, own)), None)
-        if later is None:
+        unseen = next((i for i, each in enumerate(keys[: query + 1]) if not common(each, own)), None)
+        if later is None and unseen is None:
             continue
         made = taken[0]
         while made.event.inputs and (before := matched.seen[made.event.inputs[0]]).part_of:
@@ -78,7 +79,10 @@ def _given_row(matched: Matched, culprit: Seen) -> MaskFault | None:
                 break
             made = before
         what = f"which keys query {query} sees (line {line_of(made.event)})"
-        return what, [f"Query {query} sees key {later}, a later position."], made.event
+        if later is not None:
+            return what, [f"Query {query} sees key {later}, a later position."], made.event
+        which = "its own position" if unseen == query else f"key {unseen}, an earlier position"
+        return what, [f"Query {query} does not see {which}."], made.event
     return None
 
 

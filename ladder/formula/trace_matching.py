@@ -190,7 +190,7 @@ class Matched:
             if not self.partial_sum(seen)
         ]
         # Ones and zeros (of one-hot tokens) only if there is nothing else: they may be right steps of another way.
-        telling = (seen for seen in suspects if varied(seen.numbers) or self._is_wrong_statistic(seen))
+        telling = (seen for seen in suspects if varied(seen.numbers) or self._is_wrong_statistic(seen) or _caps(seen))
         first = next(telling, suspects[0] if suspects else None)
         return self._scrambled(first) or first
 
@@ -319,6 +319,10 @@ def size_of(trial: Trial, quantity: Quantity, c: float) -> str:
             if size > 1 and math.isclose(size**power, c, rel_tol=1e-9):
                 return f"{spelled}, with {name}={size} here"
     return ""
+
+
+def _caps(seen: Seen) -> bool:
+    return seen.event.function.startswith(("clamp", "clip"))
 
 
 def line_of(event: Event) -> str:

@@ -115,7 +115,8 @@ class Rows(Split):
         q, k, v = self.heads(x)
         rows = []
         for i in range(x.shape[1]):
-            scores = (q[:, :, i : i + 1] * k[:, :, : self.shown(i)]).sum(-1) / math.sqrt(self.d_head)  # here: OneMore
+            query = q[:, :, i : i + 1] / math.sqrt(self.d_head)
+            scores = (query * k[:, :, : self.shown(i)]).sum(-1)  # here: OneMore, OwnLeftOut
             weights = torch.softmax(scores, dim=-1)
             rows.append((weights[..., None] * v[:, :, : self.shown(i)]).sum(2))
         return self.out(torch.stack(rows, dim=1).flatten(2))
@@ -135,15 +136,21 @@ class Buffer(Split):
     def change(self, scores: Tensor, before: Tensor | None) -> Tensor:
         return scores
 
+    def place(self, head: int) -> int:
+        return head
+
+    def divisor(self, head: int) -> float:
+        return math.sqrt(self.d_head)
+
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (each.transpose(1, 2) for each in self.heads(x))
         result, before = torch.zeros_like(q), None
         for head in range(self.n_heads):
             keys = k[:, :, self.other(head)]  # here: OtherHead
-            scores = q[:, :, head] @ keys.mT / math.sqrt(self.d_head)
+            scores = q[:, :, head] @ keys.mT / self.divisor(head)  # here: LastUnscaled
             scores = self.change(scores, before)
             before = scores
-            result[:, :, head] = self.pattern(scores) @ v[:, :, head]
+            result[:, :, self.place(head)] = self.pattern(scores) @ v[:, :, head]  # here: TwoInOnePlace
         return self.out(result.flatten(2))
 
 
@@ -155,6 +162,21 @@ class OtherHead(Buffer):
 class FromHeadOneOn(Buffer):
     def change(self, scores: Tensor, before: Tensor | None) -> Tensor:
         return scores if before is None else scores + before  # here: FromHeadOneOn
+
+
+class TwoInOnePlace(Buffer):
+    def place(self, head: int) -> int:
+        return head // 2
+
+
+class LastUnscaled(Buffer):
+    def divisor(self, head: int) -> float:
+        return super().divisor(head) if head < self.n_heads - 1 else 1.0
+
+
+class OwnLeftOut(Rows):
+    def shown(self, i: int) -> int:
+        return max(i, 1)
 
 
 class Pieces(nn.Module):
@@ -296,6 +318,13 @@ class Clamped(Pieces):
         return self.second(hidden.clamp(max=8))  # here: Clamped
 
 
+class ClampedVariance(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        variance = x.var(-1, keepdim=True, correction=0)
+        variance = variance.clamp(max=100)  # here: ClampedVariance
+        return (x - x.mean(-1, keepdim=True)) / (variance + 1e-5).sqrt() * self.w + self.b
+
+
 class ClampedNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.clamp(-200, 200))  # here: ClampedNorm
@@ -307,7 +336,9 @@ def tried(**layer: Any) -> Tried:
 
 def line_of(layer: type[nn.Module]) -> str:
     lines = Path(__file__).read_text().splitlines()
-    return str(next(i for i, line in enumerate(lines, 1) if line.endswith(f"# here: {layer.__name__}")))
+    return str(
+        next(i for i, line in enumerate(lines, 1) if layer.__name__ in line.partition("# here: ")[2].split(", "))
+    )
 
 
 @pytest.mark.parametrize("layer", [Split, ThereAndBack, ByHand, Rows, Buffer, Helper])
@@ -332,6 +363,9 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", OneMore, "First wrong: which keys query 0 sees"),
         ("attention", OtherHead, "and the queries beside them of head 0."),
         ("attention", FromHeadOneOn, "takes a part of the scaled scores"),
+        ("attention", TwoInOnePlace, "counted from 0, is left at 0."),
+        ("attention", LastUnscaled, "When it ran before, it gave a part of the scaled scores."),
+        ("attention", OwnLeftOut, "does not see its own position."),
         ("attention", TwiceOut, "gives what is right when line "),
         ("attention", BiasAgain, "adds b_Q a second time."),
         ("attention", NotAssigned, "The output is made of that on line "),
@@ -343,6 +377,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("mlp", Clamped, "numbers of the hidden layer reach 20, off by"),
         ("layer_norm", MeanOfTheFirst, "First wrong: the mean, of some positions only."),
         ("layer_norm", RunningMean, "First wrong: what this loop makes (GPT-2 has the mean next)."),
+        ("layer_norm", ClampedVariance, "numbers of the input reach 1000, off by"),
         ("layer_norm", ClampedNorm, "numbers of the input reach 1000, off by"),
     ],
 )
