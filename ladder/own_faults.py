@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .candidate.source import CandidateError, one_line
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).resolve().parents[1]
 # Not gptladder's faults: a source that cannot be tried, a full disk, a library that is not installed.
 _OTHERS = (CandidateError, OSError, ImportError, MemoryError)
 
@@ -40,7 +40,7 @@ https://github.com/gptladder/gptladder/issues"
     """
     if isinstance(error, OwnFault):
         return str(error)
-    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    frames = [(Path(frame.filename).resolve(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     own = [f"{path.relative_to(_PACKAGE).as_posix()}, line {line}" for path, line in frames if _PACKAGE in path.parents]
     where = f" (gptladder/{own[-1]})" if own else ""
     return (

