@@ -156,10 +156,15 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     # Two modules are the layer norms; what is neither theirs nor the MLP's is attention's.
     norms = [names for path, names in groups.items() if is_norm(path, names)]
     rest = [name for name in found if name not in wide and not any(name in names for names in norms)]
+    if loose := [name for name in groups.get("", []) if len(groups) < 4]:
+        raise Unreadable(
+            f"{len(loose)} parameters ({', '.join(loose[:4])}, …) are the block's own, so that it cannot be seen which "
+            "are those of attention, of the MLP and of the LayerNorms: make a module of each, or write an adapter"
+        )
     if len(norms) != 2 or not wide or not rest:
         raise Unreadable(
-            f"a block has two LayerNorms, attention and an MLP; this one has {len(norms)} LayerNorms, {len(wide)} "
-            f"parameters of an MLP (d_mlp={config.d_mlp}) and {len(rest)} of attention"
+            f"a block has two LayerNorms, attention and an MLP; of this one's modules {len(norms)} can be LayerNorms; "
+            f"{len(wide)} parameters are in a module with a side of d_mlp={config.d_mlp}, and {len(rest)} are not"
         )
 
     def second(names: list[str]) -> int:
