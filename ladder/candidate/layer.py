@@ -21,7 +21,7 @@ from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .parameters import read
 from .places import Code
-from .shapes import axes, both_sides, kind_of, mismatch, size_names
+from .shapes_in_words import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened

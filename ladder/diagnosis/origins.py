@@ -106,14 +106,11 @@ def _unfilled(matched: Matched, culprit: Seen) -> Finding | None:
     for axis, size in enumerate(event.value.shape):
         empty = [i for i, part in enumerate(event.value.unbind(axis)) if not part.any()]
         if empty and len(empty) < size:
-            again = [
-                each for each in matched.seen if (each.event.at, each.event.function) == (event.at, event.function)
-            ]
-            if len(again) >= size:  # enough for all, but some go into one place
-                detail = f"It is run {len(again)} times, and number {empty[0]} of {size}, counted from 0, is left at 0."
-                return found_at(
-                    matched, culprit, event.at, f"where line {line_of(event)} puts what it computes", [detail]
-                )
+            times = sum((each.at, each.function) == (event.at, event.function) for each in matched.trace.events)
+            if times >= size:  # enough for all, but some go into one place
+                wrong = f"where line {line_of(event)} puts what it computes"
+                detail = f"It is run {times} times, and number {empty[0]} of {size}, counted from 0, is left at 0."
+                return found_at(matched, culprit, event.at, wrong, [detail])
             what = f"position {empty[0]}" if size == matched.trial.case.seq else f"number {empty[0]} of axis {axis}"
             detail = f"What line {line_of(event)} puts into it is right, and {what}, counted from 0, is left at 0."
             return found_at(matched, culprit, event.loop, "what this loop leaves out", [detail])
@@ -135,35 +132,32 @@ def _of_some_positions(matched: Matched, culprit: Seen) -> Finding | None:
 
 def _cut_short(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the slice that leaves out numbers of queries, keys, values or the input, if no other takes the rest."""
-    given = matched.trial.given
-    for seen in (matched.seen[index] for index in sorted(matched.sources(culprit.event.inputs))):
-        if seen.event.inputs != (-1,) or seen.event.function != "__getitem__" or seen.event.loop:
-            continue
-        own = [each for each in matched.seen if -1 in each.event.inputs and each.event.function == "__getitem__"]
-        if len(own) == 1 and seen.event.value.numel() < given.numel() and seen.event.at:
-            detail = f"Line {line_of(seen.event)} takes {seen.event.value.numel()} of its {given.numel()} numbers, "
-            return found_at(
-                matched,
-                seen,
-                seen.event.at,
-                "the input: some of it is left out",
-                [f"{detail}and no other line the rest."],
-            )
+    taken = [seen for seen in matched.seen if -1 in seen.event.inputs]
+    every = matched.trial.given.numel()
+    if len(taken) == 1 and _is_slice(taken[0], every) and taken[0].index in matched.sources(culprit.event.inputs):
+        return _left_out(matched, taken[0], "the input", every)
     for index in culprit.event.inputs:
         path = moved_from(matched, index) if index >= 0 else []
         whole = next((seen for seen in path if any(q.key[-1] in "QKV" and q.step for q in seen.is_)), None)
-        cut = [seen for seen in path[: path.index(whole)] if not seen.is_] if whole else []
-        if whole is None or not cut or cut[-1].event.function != "__getitem__" or cut[-1].event.loop:
+        cut = [seen for seen in path[: path.index(whole)] if not seen.is_][-1:] if whole else []
+        if whole is None or not cut or not _is_slice(cut[0], whole.event.value.numel()):
             continue
-        others = [seen for seen in matched.seen if seen.event.inputs[:1] == cut[-1].event.inputs[:1]]
-        if sum(seen.event.function == "__getitem__" for seen in others) > 1:
-            continue
-        words, (few, every) = whole.is_[0].words, (seen.event.value.numel() for seen in (cut[-1], whole))
-        detail = (
-            f"Line {line_of(cut[-1].event)} takes {few} of their {every} numbers, and no other line takes the rest."
-        )
-        return found_at(matched, cut[-1], cut[-1].event.at, f"{words}: some of them are left out", [detail])
+        others = [seen for seen in matched.seen if seen.event.inputs[:1] == cut[0].event.inputs[:1]]
+        if sum(seen.event.function == "__getitem__" for seen in others) == 1:
+            return _left_out(matched, cut[0], whole.is_[0].words, whole.event.value.numel())
     return None
+
+
+def _is_slice(seen: Seen, every: int) -> bool:
+    event = seen.event
+    return event.function == "__getitem__" and event.at is not None and not event.loop and event.value.numel() < every
+
+
+def _left_out(matched: Matched, cut: Seen, words: str, every: int) -> Finding:
+    detail = (
+        f"Line {line_of(cut.event)} takes {cut.event.value.numel()} of {every} numbers, and no other line the rest."
+    )
+    return found_at(matched, cut, cut.event.at, f"{words}: some of the numbers are left out", [detail])
 
 
 # Functions that exchange axes.
@@ -215,6 +209,10 @@ def _of_two_heads(matched: Matched, culprit: Seen) -> Finding | None:
     return found_at(matched, taken, taken.event.at, wrong, [f"Line {line_of(culprit.event)} takes them together."])
 
 
+# Steps that one line may give instead of each other, if it does not do the same for every head.
+_ALIKE = {"raw", "scores", "masked", "masked raw", "pattern"}
+
+
 def _unlike_others(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the line that gave one step when it ran before, for another head, and gives another step here."""
     event = culprit.event
@@ -223,7 +221,7 @@ def _unlike_others(matched: Matched, culprit: Seen) -> Finding | None:
     found, one = None, culprit
     while other is not None and one.event.at == other.event.at and one.event.function == other.event.function:
         keys = [{each.key.rpartition(".")[2] for each in (*seen.is_, *seen.part_of)} for seen in (one, other)]
-        if one.good and all(keys) and keys[0].isdisjoint(keys[1]):
+        if one.good and all(keys) and keys[0] | keys[1] <= _ALIKE and keys[0].isdisjoint(keys[1]):
             found = one, other
         inputs = [seen.event.inputs[:1] for seen in (one, other)]
         if not all(each and each[0] >= 0 for each in inputs):
@@ -248,9 +246,8 @@ def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
     if loop is None or len(lines) < 2 or steps or times < 2:
         return None
     missing = matched.next_step(culprit.index, culprit.event.inputs)
-    return found_at(
-        matched, culprit, loop, "what this loop makes" + (f" (GPT-2 has {missing} next)" if missing else "")
-    )
+    following = f" (GPT-2 has {missing} next)" if missing else ""
+    return found_at(matched, culprit, loop, f"what this loop makes{following}")
 
 
 def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
@@ -264,9 +261,8 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
     first, second = (next((q for q in path[0].is_ if q.step), None) for path in paths)
     names = {"Q": "queries", "K": "keys", "V": "values"}
     letters = [each.key.rpartition(".")[2] if each else "" for each in (first, second)]
-    wanted = {("Q", "Q"): "K", ("K", "K"): "Q", ("pattern", "Q"): "V", ("pattern", "K"): "V"}.get(
-        (letters[0], letters[1])
-    )
+    instead = {("Q", "Q"): "K", ("K", "K"): "Q", ("pattern", "Q"): "V", ("pattern", "K"): "V"}
+    wanted = instead.get((letters[0], letters[1]))
     if wanted is None:
         return None
     at = 0 if wanted == "Q" else 1

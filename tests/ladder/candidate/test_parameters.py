@@ -8,7 +8,7 @@ from gptladder.assembly.config import GPT2Config
 from gptladder.ladder import climb, one_rung
 from gptladder.ladder.candidate.layouts import Unreadable, shapes
 from gptladder.ladder.candidate.parameters import read
-from gptladder.ladder.candidate.shapes import both_sides
+from gptladder.ladder.candidate.shapes_in_words import both_sides
 
 CONFIG = GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72, d_vocab=41, n_ctx=97, n_layers=2)
 

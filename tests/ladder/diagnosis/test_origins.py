@@ -233,6 +233,19 @@ class TwiceOut(Split):
         return self.out(z) * 0 + self.product(z, 2)  # here: TwiceOut
 
 
+class WrongBiasOfQueries(Split):
+    """One method makes queries, keys and values; it is right for two of them."""
+
+    def product(self, x: Tensor, which: int) -> Tensor:
+        size = x.shape[-1]
+        made = x @ self.qkv.weight.view(3, size, -1)[which].T
+        return made + self.qkv.bias.view(3, size)[max(which, 1)]  # here: WrongBiasOfQueries
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        k, q, v = self.product(x, 1), self.product(x, 0), self.product(x, 2)
+        return [q, k, v]
+
+
 class BiasAgain(Split):
     def parts(self, x: Tensor) -> list[Tensor]:
         q, k, v = super().parts(x)
@@ -367,9 +380,10 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", LastUnscaled, "When it ran before, it gave a part of the scaled scores."),
         ("attention", OwnLeftOut, "does not see its own position."),
         ("attention", TwiceOut, "gives what is right when line "),
+        ("attention", WrongBiasOfQueries, "First wrong: what `add` gives"),
         ("attention", BiasAgain, "adds b_Q a second time."),
         ("attention", NotAssigned, "The output is made of that on line "),
-        ("attention", FirstSequence, "First wrong: the keys: some of them are left out."),
+        ("attention", FirstSequence, "First wrong: the keys: some of the numbers are left out."),
         ("attention", HeadsLast, "Its products are of n_heads, where GPT-2 has a product for each position (seq)."),
         ("attention", TopThree, "First wrong: what `masked_fill` gives (GPT-2 has the attention pattern next)."),
         ("mlp", TwiceActivated, "`gelu` on line "),
