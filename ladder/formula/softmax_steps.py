@@ -62,7 +62,8 @@ class SoftmaxSteps:
 def _is_part(rows: Tensor, numbers: Numbers, known: Numbers, share: float) -> bool:
     """Return whether rows are those of all heads or of some, as large a share of them visible, or none hidden."""
     own = numbers.size / rows.numel()
-    return (own == 1 or math.isclose(own, share)) and (equal(numbers, known) or within(numbers, known))
+    part = numbers.size < known.size and within(numbers, known)  # as many, and not the same: some are repeated
+    return (own == 1 or math.isclose(own, share)) and (part or equal(numbers, known))
 
 
 def _centred(rows: Tensor) -> Tensor:

@@ -98,6 +98,16 @@ class SumPlus(ByHand):
         return weights / (weights.sum(-1, keepdim=True) + 1e-3)  # here: SumPlus
 
 
+class LastQuery(Split):
+    """Every query is the last one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        scores = (q[:, :, -1:] @ k.mT).expand(-1, -1, x.shape[1], -1)  # here: LastQuery
+        z = self.pattern(scores / math.sqrt(self.d_head)) @ v
+        return self.out(z.transpose(1, 2).flatten(2))
+
+
 class LogWeights(Split):
     def pattern(self, scores: Tensor) -> Tensor:
         scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
@@ -373,6 +383,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", KeysOfQueries, "they are made of queries."),
         ("attention", SumPlus, "GPT-2 has the attention pattern next"),
         ("attention", LogWeights, "GPT-2 has the attention pattern next"),
+        ("attention", LastQuery, "First wrong: what `expand` gives"),
         ("attention", OneMore, "First wrong: which keys query 0 sees"),
         ("attention", OtherHead, "and the queries beside them of head 0."),
         ("attention", FromHeadOneOn, "takes a part of the scaled scores"),
