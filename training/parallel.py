@@ -8,6 +8,7 @@ is the same file for any number of processes.
 import atexit
 import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,6 +111,9 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size(), parallel)
         dist.barrier()  # a process that left early would break connections that others still use
     finally:
+        # Gloo's thread still frees the tensors of the last operation, for which it needs the interpreter's lock. A
+        # process group whose last reference goes at that moment waits for the thread, with the lock: for ever.
+        time.sleep(0.5)
         dist.destroy_process_group()
 
 

@@ -232,7 +232,7 @@ def test_three_matrices_beside_an_output_projection_keep_their_biases() -> None:
     assert len({each.split for each in layouts}) == 2 * 3, "queries and keys may change places"
 
 
-def test_a_block_that_holds_every_parameter_itself_is_refused_with_the_reason() -> None:
+def test_a_block_with_loose_parameters_is_refused_with_the_reason() -> None:
     class Loose(nn.Module):
         def __init__(self, d_model: int, d_mlp: int) -> None:
             super().__init__()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptladder.ladder import climb
+from gptladder.ladder.diagnosis.which_mistake import MistakeSearch
 from gptladder.ladder.results import Tried
 
 
@@ -353,6 +354,12 @@ class ClampedNorm(Norm):
         return super().forward(x.clamp(-200, 200))  # here: ClampedNorm
 
 
+@pytest.fixture(autouse=True)
+def _no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines are found by values alone; looking for a name in the catalogue takes most of the time."""
+    monkeypatch.setattr(MistakeSearch, "named", lambda _: None)
+
+
 def tried(**layer: Any) -> Tried:
     return climb(**layer, cases=3).rungs[-1]
 
@@ -417,4 +424,4 @@ def test_the_line_that_made_a_step_wrong_is_named(rung: str, layer: type[nn.Modu
 def test_a_loop_over_positions_with_steps_of_the_formula_is_not_blamed() -> None:
     text = tried(attention=OneMore).text()
     assert "this loop" not in text
-    assert "Query 0 sees key 1, a later position." in text or "causal mask off by one" in text
+    assert "Query 0 sees key 1, a later position." in text
