@@ -289,7 +289,7 @@ def moved_from(matched: Matched, index: int) -> list[Seen]:
     return path
 
 
-# In this order: what says most comes first.
+# In this order: what is most specific comes first.
 _CAUSES = (
     _miscounted,
     _mixed,
