@@ -1,5 +1,6 @@
 """Cases that show what others hide: a small stream, calls before, full length, large scores. Right layers get them."""
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,6 +43,10 @@ def hidden_faults(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
     yield from _large_values(layer, case, verdict)
 
 
+def _amount(off: float) -> str:
+    return f"off by {off:.1e}" if math.isfinite(off) else "NaN or infinite"
+
+
 def _limit(verdict: Verdict, factor: float = 1.0) -> float:
     return verdict.tolerance32 if verdict.lenient else factor * verdict.tolerance64
 
@@ -49,7 +54,7 @@ def _limit(verdict: Verdict, factor: float = 1.0) -> float:
 def _small_stream(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
     trial = layer.fair(small_stream(layer.trial(case, gradients=False)))
     fault, off = layer.off(trial, _limit(verdict, 100))
-    message = f"right for large inputs, off by {off:.1e} where the residual stream is small, so that eps counts"
+    message = f"right for large inputs, {_amount(off)} where the residual stream is small, so that eps counts"
     if off:
         yield fault or Fault("output", message), trial, ()
 
@@ -71,7 +76,7 @@ def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[H
             if alone is not None:
                 yield alone, trial, ()
             return
-        what = fault.message if fault else f"the output is off by {off:.1e}"
+        what = fault.message if fault else f"the output is {_amount(off)}"
         message = f"the first call is right; after {length} sequence, {what}: the layer keeps something between calls"
         at, code = (fault.at, fault.code) if fault else (None, None)
         yield Fault("state", message, at, code), trial, (earlier,)
@@ -84,7 +89,7 @@ def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
     trial = layer.trial(whole, gradients=False)
     fault, off = layer.off(trial, _limit(verdict, 10))
     if off:
-        what = fault.message if fault else f"off by {off:.1e}"
+        what = fault.message if fault else _amount(off)
         message = f"right for short sequences; for one of n_ctx = 1024 positions: {what}"
         at, code = (fault.at, fault.code) if fault else (None, None)
         yield Fault("context", message, at, code), trial, ()
@@ -96,7 +101,7 @@ def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
     large = {name: 20.0 * p for name, p in base.parameters.items() if name.endswith(("W_Q", "W_K"))}
     trial = altered(base, **large)
     fault, off = layer.off(trial, 1e-2 if verdict.lenient else 1e-8)
-    message = f"right for small attention scores; where scores are in the hundreds, off by {off:.1e}"
+    message = f"right for small attention scores; where scores are in the hundreds, {_amount(off)}"
     if off:
         yield fault or Fault("large", message), trial, ()
 
@@ -123,6 +128,6 @@ def _off_when_large(layer: UnderTest, trial: Trial, where: str, verdict: Verdict
     trial = layer.fair(trial)
     scale = max(1.0, trial.expected.output.abs().max().item())
     fault, off = layer.off(trial, scale * _limit(verdict, 100))
-    message = f"right for small numbers; where {where}, off by {off:.1e}"
+    message = f"right for small numbers; where {where}, {_amount(off)}"
     if off:
         yield fault or Fault("large", message), trial, ()

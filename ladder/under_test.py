@@ -199,7 +199,7 @@ class UnderTest:
         if self.first.oddity:
             notes.append(f"GPT-2's weights do not fit as they are stored: {self.first.oddity}")
         if "unembed.W_U" in self.missing:
-            notes.append("its logits are tied to W_E, as GPT-2's are")
+            notes.append("it has no W_U of its own; GPT-2's logits are tied to W_E")
         elif self.missing & {"b_U", "unembed.b_U"}:
             notes.append("it has no b_U, as GPT-2 has none")
         for name, (value, default) in self.first.passed.items():

@@ -198,7 +198,10 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     if factor := matched.factor(event):
         quantity, c = factor
         size = size_of(matched.trial, quantity, c)
-        sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else ''}."
+        here = (
+            f", where d_head is {matched.trial.config.d_head}" if quantity.key.endswith("scores") and not size else ""
+        )
+        sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else here}."
         if quantity.key.endswith(("raw", "Q", "K")):
             sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
         return f"{quantity.words}, times a factor", [sentence]
@@ -250,7 +253,7 @@ def _exchanged(matched: Matched, event: Event) -> list[str]:
         came_from = [next((j for j in range(size) if torch.equal(own[i], before[j])), None) for i in range(size)]
         moved = next((i for i, j in enumerate(came_from) if i != j), None)
         if None not in came_from and moved is not None:
-            return [f"Position {moved} has the numbers of position {came_from[moved]} there."]
+            return [f"Position {moved} has the numbers of position {came_from[moved]} there, of {size} positions."]
     return []
 
 
@@ -273,6 +276,8 @@ def _called(matched: Matched, index: int) -> str:
     line = f" (line {line_of(event)})"
     while index >= 0:
         seen = matched.seen[index]
+        if seen.event.function == "buffer" and seen.event.value.is_floating_point():
+            return f"the buffer of line {line_of(seen.event)}"
         if not seen.is_ and (some := matched.partial_sum(seen)):
             return some + line
         if not seen.is_ and seen.part_of:

@@ -78,7 +78,12 @@ def _given_row(matched: Matched, culprit: Seen) -> MaskFault | None:
             if made.event.inputs[0] < 0 or not before.part_of[0].key.endswith(("raw", "scores")):
                 break
             made = before
-        what = f"which keys query {query} sees (line {line_of(made.event)})"
+        ran = taken[0].event.at, taken[0].event.function
+        before = (seen for seen in matched.seen[: taken[0].index] if (seen.event.at, seen.event.function) == ran)
+        if any(within(seen.numbers, by_query[query]) for seen in before):
+            what = f"which query the scores are of (line {line_of(made.event)})"
+            return what, [f"They are of query {query}, as when that line ran before."], made.event
+        what = f"which keys each query sees (line {line_of(made.event)})"
         if later is not None:
             return what, [f"Query {query} sees key {later}, a later position."], made.event
         which = "its own position" if unseen == query else f"key {unseen}, an earlier position"

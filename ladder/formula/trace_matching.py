@@ -272,7 +272,10 @@ class Matched:
         if key in behind and of != key and f"{of}scores" not in found:  # masked, and never scaled
             return next(each.words for each in self.steps if each.key == f"{of}scores")
         ending = _FUSED.get(function, "")
+        # What a whole layer gave was made by steps that are not always seen.
+        complete = {key.removesuffix("output") for key in found if key.endswith("output")}
         later = [each for each in self.steps[last + 1 :] if each.step and each.key not in found]
+        later = [each for each in later if each.key[: each.key.rfind(".") + 1] not in complete]
         return next((each.words for each in later if each.key.endswith(ending)), "")
 
     def right_steps(self, before: int, file: str = "") -> tuple[str, ...]:

@@ -133,6 +133,16 @@ class Rows(Split):
         return self.out(torch.stack(rows, dim=1).flatten(2))
 
 
+class FirstQueryAgain(Rows):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        rows = []
+        for i in range(x.shape[1]):
+            scores = (q[:, :, :1] * k[:, :, : i + 1]).sum(-1) / math.sqrt(self.d_head)  # here: FirstQueryAgain
+            rows.append((scores.softmax(-1)[..., None] * v[:, :, : i + 1]).sum(2))
+        return self.out(torch.stack(rows, dim=1).flatten(2))
+
+
 class OneMore(Rows):
     def shown(self, i: int) -> int:
         return i + 2
@@ -390,8 +400,9 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", KeysOfQueries, "they are made of queries."),
         ("attention", SumPlus, "GPT-2 has the attention pattern next"),
         ("attention", LogWeights, "GPT-2 has the attention pattern next"),
+        ("attention", FirstQueryAgain, "They are of query 0, as when that line ran before."),
         ("attention", LastQuery, "First wrong: what `expand` gives"),
-        ("attention", OneMore, "First wrong: which keys query 0 sees"),
+        ("attention", OneMore, "First wrong: which keys each query sees"),
         ("attention", OtherHead, "and the queries beside them of head 0."),
         ("attention", FromHeadOneOn, "takes a part of the scaled scores"),
         ("attention", TwoInOnePlace, "counted from 0, is left at 0."),
