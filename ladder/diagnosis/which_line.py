@@ -198,9 +198,9 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     if factor := matched.factor(event):
         quantity, c = factor
         size = size_of(matched.trial, quantity, c)
-        here = (
-            f", where d_head is {matched.trial.config.d_head}" if quantity.key.endswith("scores") and not size else ""
-        )
+        # A factor that is no short number comes from a size, d_head as a rule.
+        sized = quantity.key.endswith("scores") and abs(c - round(c, 3)) > 1e-9
+        here = f", where d_head is {matched.trial.config.d_head}" if sized else ""
         sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else here}."
         if quantity.key.endswith(("raw", "Q", "K")):
             sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
