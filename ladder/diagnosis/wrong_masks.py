@@ -68,27 +68,31 @@ def _given_row(matched: Matched, culprit: Seen) -> MaskFault | None:
         query = next((i for i, each in enumerate(by_query) if within(own, each)), None)
         if query is None:
             continue
-        keys = [sorted_numbers(each) for each in quantity.value[..., query, :].unbind(-1)]
-        later = next((i for i, each in enumerate(keys) if i > query and common(each, own)), None)
-        unseen = next((i for i, each in enumerate(keys[: query + 1]) if not common(each, own)), None)
-        if later is None and unseen is None:
+        right = torch.ones(quantity.value.shape[-2:], dtype=torch.bool).tril()
+        shown = right.clone()
+        for key, each in enumerate(quantity.value[..., query, :].unbind(-1)):
+            shown[query, key] = common(sorted_numbers(each), own) > 0
+        detail = _seen_wrongly(shown, right)[:1]
+        if not detail:
             continue
-        made = taken[0]
-        while made.event.inputs and (before := matched.seen[made.event.inputs[0]]).part_of:
-            if made.event.inputs[0] < 0 or not before.part_of[0].key.endswith(("raw", "scores")):
-                break
-            made = before
+        made = _first_scores(matched, taken[0])
         ran = taken[0].event.at, taken[0].event.function
-        before = (seen for seen in matched.seen[: taken[0].index] if (seen.event.at, seen.event.function) == ran)
-        if any(within(seen.numbers, by_query[query]) for seen in before):
+        earlier = (seen for seen in matched.seen[: taken[0].index] if (seen.event.at, seen.event.function) == ran)
+        if any(within(seen.numbers, by_query[query]) for seen in earlier):
             what = f"which query the scores are of (line {line_of(made.event)})"
             return what, [f"They are of query {query}, as when that line ran before."], made.event
-        what = f"which keys each query sees (line {line_of(made.event)})"
-        if later is not None:
-            return what, [f"Query {query} sees key {later}, a later position."], made.event
-        which = "its own position" if unseen == query else f"key {unseen}, an earlier position"
-        return what, [f"Query {query} does not see {which}."], made.event
+        return f"which keys each query sees (line {line_of(made.event)})", detail, made.event
     return None
+
+
+def _first_scores(matched: Matched, seen: Seen) -> Seen:
+    """Return the first of the events that scores come from that is itself a part of the scores."""
+    while seen.event.inputs and seen.event.inputs[0] >= 0:
+        before = matched.seen[seen.event.inputs[0]]
+        if not before.part_of or not before.part_of[0].key.endswith(("raw", "scores")):
+            break
+        seen = before
+    return seen
 
 
 def _seen_wrongly(shown: Tensor, right: Tensor) -> list[str]:

@@ -126,7 +126,7 @@ class Matched:
                     seen.good = True
                 seen.is_ += [quantity] if complete else []
         for seen in self.seen:
-            seen.good |= self._filled(seen) or self._is_of_softmax(seen)
+            seen.good = seen.good or self._filled(seen) or self._is_of_softmax(seen)
             # If a bias is missing, queries with it and without it are the same numbers; masked scores are scores too.
             for known in (seen.is_, seen.part_of):
                 known.sort(key=lambda quantity: (not quantity.step, quantity.visible is None))
