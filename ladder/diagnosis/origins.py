@@ -27,6 +27,11 @@ def found_at(
     return Finding(at, code, matched.right_steps(before.index, file), wrong, tuple(detail))
 
 
+def in_its_place(missing: str) -> str:
+    """Return the step that GPT-2 has in the place of a wrong one, in brackets; empty if it is not known."""
+    return f" (GPT-2 has {missing} next)" if missing else ""
+
+
 def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
     """Return where the positions become wrong, if the culprit takes rows of their table; None if it does not."""
     missing = matched.next_step(culprit.index, culprit.event.inputs)
@@ -246,8 +251,7 @@ def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
     if loop is None or len(lines) < 2 or steps or times < 2:
         return None
     missing = matched.next_step(culprit.index, culprit.event.inputs)
-    following = f" (GPT-2 has {missing} next)" if missing else ""
-    return found_at(matched, culprit, loop, f"what this loop makes{following}")
+    return found_at(matched, culprit, loop, f"what this loop makes{in_its_place(missing)}")
 
 
 def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:

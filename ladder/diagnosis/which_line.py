@@ -8,7 +8,7 @@ from ..formula.same_numbers import equal, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen, line_of, size_of
 from ..results import Finding, listed
 from ..rungs import Trial
-from .origins import found_at, origin_of, wrong_positions
+from .origins import found_at, in_its_place, origin_of, wrong_positions
 from .wrong_masks import mask_fault
 from .wrong_parts import part_rung, wrong_parts
 
@@ -137,7 +137,7 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
             detail.append(f"{part} is given {known[-1]} there.")
             break
     missing = matched.next_step(culprit.index, culprit.event.inputs)
-    wrong = f"what {part} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
+    wrong = f"what {part} gives there" + in_its_place(missing)
     return found_at(matched, culprit, at, wrong, detail)
 
 
@@ -173,7 +173,7 @@ def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
     if not right or right[0].caller is None:
         return None
     missing = matched.next_step(culprit.index, event.inputs, event.function)
-    wrong = f"what line {line_of(event)} gives there" + (f" (GPT-2 has {missing} next)" if missing else "")
+    wrong = f"what line {line_of(event)} gives there" + in_its_place(missing)
     other = right[0].caller[0].rpartition(":")[2]
     detail = f"Line {line_of(event)} gives what is right when line {other} calls it."
     return found_at(matched, culprit, event.caller, wrong, [detail, *_how(matched, culprit)[1]])
@@ -210,7 +210,7 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     taken = dict.fromkeys(words for i in event.inputs if (words := _called(matched, i)))
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS)
     missing = matched.next_step(culprit.index, event.inputs, event.function)
-    what = f"what {name} gives" + (f" (GPT-2 has {missing} next)" if missing else "")
+    what = f"what {name} gives" + in_its_place(missing)
     turned = _transposed(matched, event)
     if turned is not None:
         scores = f"{turned.is_[0].words} (line {line_of(turned.event)})"
