@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     try:
         _prepare_streams()
-        status = _run(arguments)
+        status = _run(arguments, own_process=argv is None)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], *, own_process: bool) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if arguments else 2
@@ -101,31 +101,31 @@ def _run(arguments: list[str]) -> int:
         known = [*COMMANDS, "--help", "--version", "--completion"]
         kind = "option" if name.startswith("-") else "command"
         options.fail("gptladder", f"there is no {kind} {name!r}{options.nearest(name, known)}", lists="commands")
-    command = getattr(_imported(COMMANDS[name].module), name)
+    command = getattr(_imported(COMMANDS[name].module, _name(arguments) if own_process else None), name)
     return command(rest, **_BETWEEN_PARTS.get(name, {}))
 
 
-def _imported(module: str) -> ModuleType:
-    """Import a module of the package. Ctrl-C ends the import, even if a package that is imported ignores it."""
-    interrupted = False
+def _imported(module: str, name: str | None) -> ModuleType:
+    """Import a module of the package. ``name``: of the command, where the process is its own, and Ctrl-C may end it.
 
-    def note(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
+    A ``KeyboardInterrupt`` within torch's import does not always arrive: packages that are imported may ignore it, and
+    in some of torch's C++ code it aborts the process with a stack trace. Nothing is open yet, so the process ends here.
+    """
+
+    def stop(*_: object) -> None:
+        os.write(2, f"{name}: stopped\n".encode())
+        os._exit(130)
 
     standard = threading.current_thread() is threading.main_thread() and (
         signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
-    if standard:
-        signal.signal(signal.SIGINT, note)
+    if name is None or not standard:
+        return importlib.import_module(f".{module}", __package__)
+    signal.signal(signal.SIGINT, stop)
     try:
         return importlib.import_module(f".{module}", __package__)
     finally:
-        if standard:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if interrupted:
-            raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _sample(model: Any, tokenizer: Any, prompt: str, *, max_new_tokens: int, seed: int) -> str:

@@ -149,7 +149,8 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 def test_a_closed_standard_input_is_empty() -> None:
     read = "lambda argv: len(sys.stdin.buffer.read())"
-    code = f"import sys, types, gptladder.cli as cli; cli._imported = lambda name: types.SimpleNamespace(look={read})\n"
+    code = "import sys, types, gptladder.cli as cli\n"
+    code += f"cli._imported = lambda module, name: types.SimpleNamespace(look={read})\n"
     code += "sys.stdin = None; sys.exit(cli.main(['look']))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
@@ -229,23 +230,40 @@ def test_ctrl_c_during_import_ends_without_a_traceback(model: Path, seconds: flo
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130
     assert errors.splitlines()[-1] == "gptladder generate: stopped"
     assert "Traceback" not in errors
+    assert process.returncode == 130
 
 
-def test_an_interrupt_that_a_package_swallows_still_ends_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    def swallow(name: str, package: str | None = None) -> None:
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise ImportError("initialisation failed") from None
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
+def test_an_interrupt_that_a_package_swallows_still_ends_the_import() -> None:
+    code = """
+import importlib, signal, sys
+from gptladder import cli
 
-    monkeypatch.setattr(importlib, "import_module", swallow)
+def swallow(name, package=None):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("initialisation failed") from None
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell may have had it ignored
+importlib.import_module = swallow
+sys.argv = ["gptladder", "generate"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=os.sep)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "gptladder generate: stopped\n")
+
+
+def test_an_interrupt_of_another_program_that_calls_main_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(name: str, package: str | None = None) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(importlib, "import_module", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell may have had it ignored
     try:
-        with pytest.raises(KeyboardInterrupt):
-            cli._imported("sampling.generate_command")
+        assert cli.main(["generate"]) == 130
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
