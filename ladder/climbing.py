@@ -13,12 +13,12 @@ from .candidate.finder import rungs_of
 from .candidate.layer import Candidate
 from .candidate.places import Code
 from .candidate.source import CandidateError
-from .one_rung import try_layer
 from .report.notebook import ShownClimb
 from .results import Climb, Hint, Tried
 from .rungs import RUNGS, Rung
-from .sandbox.limits import Limits
+from .sandbox import Limits
 from .sandbox.sandbox import Sandbox
+from .try_layer import try_layer
 from .under_test import Ask
 
 Layer = str | Callable[..., Any]

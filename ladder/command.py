@@ -102,7 +102,7 @@ def climb(argv: list[str]) -> int:
     console = Console(quiet=arguments.json, highlight=False)
     if arguments.reference == "transformer-lens":
         import_extra("transformer_lens")
-    with console.status("reading the file") as status, _without_warnings():
+    with console.status("reading the file") as status, warnings.catch_warnings(action="ignore"):
         from .candidate.source import CandidateError
         from .climbing import climb as climb_with
         from .report import html, terminal
@@ -174,8 +174,8 @@ def ladder(argv: list[str]) -> int:
     _at_least_one(arguments.cases)
     console = Console()
     with _progress(console, "loading the references") as say, _references():
+        from .own_layers import judge_in_order
         from .report.tables import verdict_table
-        from .verdicts import judge_in_order
 
         verdicts = list(
             judge_in_order(
@@ -242,17 +242,9 @@ def _progress(console: Console, first: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Keep the libraries' warnings out of the report."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def _references() -> Iterator[None]:
     """Check that the references are installed, and keep their deprecation warnings out of the report."""
-    with _without_warnings():
+    with warnings.catch_warnings(action="ignore"):
         import_extra("transformer_lens")
         import_extra("transformers")
         yield

@@ -17,9 +17,9 @@ from ..assembly.config import GPT2Config
 from ..assembly.model import GPT2
 from . import references
 from .answers import difference
+from .own_layers import judge_in_order
 from .results import Verdict
 from .rungs import FLOAT64_TOLERANCE, RUNGS, rung
-from .verdicts import judge
 
 MODEL_TOLERANCE = {torch.float32: rung("model").float32, torch.float64: FLOAT64_TOLERANCE}
 
@@ -125,10 +125,13 @@ def run(
         folder = weights.resolve(name_or_folder)
         hf, ours, described = references.read_hf(folder), weights.from_pretrained(folder), str(folder)
     found = Parity(described, ours.config)
-    for each in RUNGS:
-        for reference in each.references:
-            say(f"layer {each.name} against {reference.library}")
-            found.layers.append(judge(each, reference, number=number, seed=seed))
+    found.layers += judge_in_order(
+        RUNGS,
+        number=number,
+        seed=seed,
+        stop_at_failure=False,
+        on_start=lambda rung, reference: say(f"layer {rung.name} against {reference.library}"),
+    )
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(ours.config.d_vocab, (2, min(128, ours.config.n_ctx)), generator=generator)
     found.round_trips.extend(_round_trips(ours, hf, tokens, say))

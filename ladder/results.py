@@ -167,7 +167,7 @@ class Diagnosis:
         return lines + [("text", each) for each in self.facts if hint != "where" and not self.what]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Tried:
     """The result of one rung.
 

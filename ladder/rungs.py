@@ -172,6 +172,7 @@ class Trial:
         given: the input.
         cotangent: factor of each entry of the output, before the backward pass.
         expected: the reference's answer; without gradients if they are not wanted.
+        before: inputs that the same instance of the layer is called with first.
     """
 
     rung: str
@@ -181,6 +182,7 @@ class Trial:
     given: Tensor
     cotangent: Tensor
     expected: Answer = UNANSWERED
+    before: tuple[Tensor, ...] = ()
 
     @property
     def config(self) -> GPT2Config:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from .cases import small_stream
 from .formula.quantities import quantities
@@ -24,8 +23,8 @@ _LARGE = {
     "pos-embed": (100.0, ("W_pos",), "the embedding"),
 }
 
-# A fault, the trial that shows it, and the inputs that the layer must be called with before.
-Hidden = tuple[Fault, Trial, tuple[Tensor, ...]]
+# A fault, and the trial that shows it.
+Hidden = tuple[Fault, Trial]
 
 
 def hidden_faults(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
@@ -56,7 +55,7 @@ def _small_stream(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
     fault, off = layer.off(trial, _limit(verdict, 100))
     message = f"right for large inputs, {_amount(off)} where the residual stream is small, so that eps counts"
     if off:
-        yield fault or Fault("output", message), trial, ()
+        yield fault or Fault("output", message), trial
 
 
 def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
@@ -65,21 +64,22 @@ def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[H
     for seq, length in ((5, "a shorter"), (11, "an equally long"), (16, "a longer")):
         before = replace(long, seq=seq, batch=3 if seq == 16 else 2)
         earlier = layer.rung.input(before, torch.float64, torch.Generator().manual_seed(seq))
-        fault, off = layer.off(trial, _limit(verdict), before=(earlier,))
+        later = replace(trial, before=(earlier,))
+        fault, off = layer.off(later, _limit(verdict))
         if fault is not None and fault.kind in FATAL:  # it shows nothing of what the layer computes
-            yield fault, trial, ()
+            yield fault, trial
             return
         if not off:
             continue
         alone, still_off = layer.off(trial, _limit(verdict))
         if still_off:  # the call before makes no difference
             if alone is not None:
-                yield alone, trial, ()
+                yield alone, trial
             return
         what = fault.message if fault else f"the output is {_amount(off)}"
         message = f"the first call is right; after {length} sequence, {what}: the layer keeps something between calls"
         at, code = (fault.at, fault.code) if fault else (None, None)
-        yield Fault("state", message, at, code), trial, (earlier,)
+        yield Fault("state", message, at, code), later
         return
 
 
@@ -92,7 +92,7 @@ def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
         what = fault.message if fault else _amount(off)
         message = f"right for short sequences; for one of n_ctx = 1024 positions: {what}"
         at, code = (fault.at, fault.code) if fault else (None, None)
-        yield Fault("context", message, at, code), trial, ()
+        yield Fault("context", message, at, code), trial
 
 
 def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
@@ -103,7 +103,7 @@ def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
     fault, off = layer.off(trial, 1e-2 if verdict.lenient else 1e-8)
     message = f"right for small attention scores; where scores are in the hundreds, {_amount(off)}"
     if off:
-        yield fault or Fault("large", message), trial, ()
+        yield fault or Fault("large", message), trial
 
 
 def _large_values(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
@@ -130,4 +130,4 @@ def _off_when_large(layer: UnderTest, trial: Trial, where: str, verdict: Verdict
     fault, off = layer.off(trial, scale * _limit(verdict, 100))
     message = f"right for small numbers; where {where}, {_amount(off)}"
     if off:
-        yield fault or Fault("large", message), trial, ()
+        yield fault or Fault("large", message), trial

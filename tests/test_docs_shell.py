@@ -118,25 +118,35 @@ def write_model(folder: Path) -> GPT2:
     return model
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write everything that the lines name."""
+    root = tmp_path_factory.mktemp("original")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        write_model(root / "gpt2")
+        for name in ("tinystories", "mine"):
+            shutil.copytree("gpt2", f"runs/{name}/final")
+            Path("runs", name, "config.json").write_text('{"format": "gptladder-run"}')
+        assert cli.main(["convert", "gpt2", "out/ckpt.pt", "--to", "nanogpt", "--act-fn", "gelu_new"]) == 0
+        text = "Once upon a time there was a fox. It slept.\n" * 400
+        Path("my-texts").mkdir()
+        for name in ("my-texts/a.txt", "my-texts/b.txt", "input.txt"):
+            Path(name).write_text(text)
+        Path("prompt.txt").write_text("Once upon\n")
+        write_layers()
+        for name in ("submissions/ann", "submission"):
+            Path(name).mkdir(parents=True)
+            Path(name, "layers.py").write_text("WIDTH = 8\n")
+    return root
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Everything that the lines name."""
+def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy everything that the lines name."""
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("gpt2", "runs/tinystories/final", "runs/mine/final"):
-        write_model(tmp_path / name)
-    for name in ("tinystories", "mine"):
-        Path("runs", name, "config.json").write_text('{"format": "gptladder-run"}')
-    assert cli.main(["convert", "gpt2", "out/ckpt.pt", "--to", "nanogpt", "--act-fn", "gelu_new"]) == 0
-    text = "Once upon a time there was a fox. It slept.\n" * 400
-    Path("my-texts").mkdir()
-    for name in ("my-texts/a.txt", "my-texts/b.txt", "input.txt"):
-        Path(name).write_text(text)
-    Path("prompt.txt").write_text("Once upon\n")
-    write_layers()
-    for name in ("submissions/ann", "submission"):
-        Path(name).mkdir(parents=True)
-        Path(name, "layers.py").write_text("WIDTH = 8\n")
     return tmp_path
 
 

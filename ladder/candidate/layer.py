@@ -35,7 +35,6 @@ class Request:
     Args:
         trial: its expected answer is taken out: a layer must not see it.
         layout: which way to read the layer's parameters.
-        before: inputs that the same instance is called with first.
         look: record a trace; with ``gradients`` too, check derivatives that the user wrote.
         wide: compute in the trial's dtype even where the layer asks for a lower one.
         gradients: run the backward pass too.
@@ -44,7 +43,6 @@ class Request:
 
     trial: Trial
     layout: int = 0
-    before: tuple[Tensor, ...] = ()
     look: bool = False
     wide: bool = False
     gradients: bool = True
@@ -192,7 +190,7 @@ class Candidate:
             leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
             # A copy, which is no leaf of the graph: in a model, the input is the output of the layer before.
             given = leaf.clone()
-            for earlier in request.before:
+            for earlier in trial.before:
                 with torch.no_grad():
                     self._run("the call before", lambda earlier=earlier: call(layer, earlier.clone(), way, set()))
             extras: set[str] = set()

@@ -4,14 +4,12 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from ..answers import close, same
 from ..candidate.aliases import SIZES
 from ..results import Diagnosis, Fault, Finding, Tried, listed
 from ..rungs import Case, Trial, distance
+from ..tolerance import wrongness
 from ..under_test import UnderTest
-from ..verdicts import wrongness
 from .diagnose import diagnose
 from .smallest_case import shrink
 from .which_line import locate
@@ -32,13 +30,12 @@ _SIZES_OF: dict[str, tuple[str, ...]] = {
 _NOTED = {"nan": "nan", "some nan": "nan", "missing": "gradient", "dtype": "dtype", "input": "input"}
 
 
-def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before: tuple[Tensor, ...]) -> Tried:
+def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tried:
     """Return the result with the line of its fault, the mistake, and the smallest case.
 
     Args:
         fault: what is wrong.
         trial: shows it.
-        before: inputs that the layer was called with first.
     """
     kind, diagnosis = fault.kind, None
     gradient = (_wrong_backward(layer, trial) or _cut(layer, trial)) if kind in ("gradient", "missing") else None
@@ -61,7 +58,7 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial, before
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
     elif kind in ("large", "state") and not fault.at:
-        finding = locate(trial, layer.trace(trial, before=before))
+        finding = locate(trial, layer.trace(trial))
         diagnosis = Diagnosis(finding=finding) if finding else None
     smallest = dict(diagnosis.smallest) if diagnosis else {}
     if kind in ("raises", "shape", "nan", "some nan") and not smallest:

@@ -15,11 +15,12 @@ from ... import __version__
 from ...files import user_path
 from ...options import parse
 from ..rungs import RUNGS, rung
+from ..sandbox import Limits
 from ..sandbox.processes import probe
 from .grade import Settings
 from .grade import grade as grade_all
 from .judge import judge
-from .outcomes import Outcome
+from .outcome import Outcome
 from .result_files import write_results
 from .submissions import Submission, find_submissions
 
@@ -83,8 +84,7 @@ def grade(argv: list[str]) -> int:
         seed=arguments.seed,
         cases=arguments.cases,
         time_limit=arguments.time_limit,
-        memory=arguments.memory_mb * 2**20,
-        processes=arguments.processes,
+        limits=Limits(memory=arguments.memory_mb * 2**20, processes=arguments.processes),
         hint=arguments.hint,
         unlimited=tuple(each for each in ("processes", "memory") if not able[each]),
     )

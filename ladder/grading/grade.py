@@ -1,6 +1,5 @@
 """Judge many submissions at a time, each layer in a process of its own, and store each outcome at once."""
 
-import dataclasses
 import hashlib
 import json
 import signal
@@ -8,14 +7,15 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from ...files import FileError, read_json, write_whole
+from ..sandbox import Limits
 from ..sandbox.processes import context_of_judges
-from .outcomes import Outcome, Status, outcome_from_json
+from .outcome import Outcome, Status
 from .submissions import Submission, printable
 
 # Beyond a submission's own limit: to start the two processes and to describe the mistake.
@@ -32,8 +32,7 @@ class Settings:
         seed: of the cases.
         cases: for each rung.
         time_limit: seconds of wall time that a layer has for one case.
-        memory: bytes of all processes of one submission and rung.
-        processes: that a submission may have at a time.
+        limits: what one submission may use on one rung.
         hint: how much the student is shown: ``where``, ``what`` or ``fix``.
         unlimited: what this system cannot limit, such as ``memory``.
     """
@@ -43,8 +42,7 @@ class Settings:
     seed: int = 0
     cases: int = 25
     time_limit: float = 60.0
-    memory: int = 2 * 2**30
-    processes: int = 32
+    limits: Limits = field(default_factory=Limits)
     hint: str = "what"
     unlimited: tuple[str, ...] = ()
 
@@ -62,7 +60,7 @@ class Settings:
             version=self.version,
             seed=self.seed,
         )
-        return dataclasses.replace(outcome, **known)
+        return replace(outcome, **known)
 
     def limit_of(self, status: Status) -> str | None:
         """Return the limits that a layer was run with, if it was stopped or ended its process; else None."""
@@ -70,7 +68,7 @@ class Settings:
             return None
         if self.unlimited:
             return f"{self.time_limit:g} s a case; {' and '.join(self.unlimited)} not limited on this system"
-        return f"{self.time_limit:g} s a case, {self.memory // 2**20} MB, {self.processes} processes"
+        return f"{self.time_limit:g} s a case, {self.limits.memory // 2**20} MB, {self.limits.processes} processes"
 
 
 Judge = Callable[[Submission, str, Settings], Outcome]
@@ -110,7 +108,7 @@ def grade(
                 running.append(_Judging(context, judge, settings, *waiting.pop()))
             for each in _ended(running):
                 outcome = _printable(each.outcome())
-                write_whole(_place(folder, each.submission, each.rung, settings), json.dumps(_plain(outcome)) + "\n")
+                write_whole(_place(folder, each.submission, each.rung, settings), json.dumps(asdict(outcome)) + "\n")
                 yield outcome
     finally:
         for each in running:
@@ -148,7 +146,7 @@ class _Judging:
             self.process.join(timeout=5)  # its end of the pipe closes a moment before it ends
         self.stop()
         if message is not None and "failed" not in message:
-            return dataclasses.replace(outcome_from_json(message), seconds=seconds)
+            return replace(Outcome(**message), seconds=seconds)
         status: Status = "not graded"
         if message is not None:
             hint = message["failed"]
@@ -169,7 +167,7 @@ def _work(pipe: Connection, judge: Judge, submission: Submission, rung: str, set
     """In the process of its own: judge, and report. Ctrl-C reaches it too, but ending it is its parent's task."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        message = _plain(judge(submission, rung, settings))
+        message = asdict(judge(submission, rung, settings))
     except Exception as error:  # reported, so that one submission cannot stop the others
         message = {"failed": f"{type(error).__name__}: {error}"}
     pipe.send_bytes(json.dumps(message).encode())
@@ -189,9 +187,9 @@ def _ended(running: list[_Judging]) -> Iterator[_Judging]:
 
 def _printable(outcome: Outcome) -> Outcome:
     """Return the outcome without characters that files, terminals or spreadsheets cannot take."""
-    texts = {name: value for name, value in _plain(outcome).items() if isinstance(value, str)}
+    texts = {name: value for name, value in asdict(outcome).items() if isinstance(value, str)}
     lines = {name: "\n".join(map(printable, text.expandtabs(4).split("\n"))) for name, text in texts.items()}
-    return dataclasses.replace(outcome, **lines)
+    return replace(outcome, **lines)
 
 
 def _earlier(folder: Path, submission: Submission, rung: str, settings: Settings) -> Outcome | None:
@@ -200,7 +198,7 @@ def _earlier(folder: Path, submission: Submission, rung: str, settings: Settings
     if not path.exists():
         return None
     try:
-        outcome = outcome_from_json(read_json(path))
+        outcome = Outcome(**read_json(path))
     except (FileError, TypeError):
         return None
     return None if outcome.status == "not graded" else outcome
@@ -208,9 +206,5 @@ def _earlier(folder: Path, submission: Submission, rung: str, settings: Settings
 
 def _place(folder: Path, submission: Submission, rung: str, settings: Settings) -> Path:
     """Return the file of an outcome. Its name holds a hash of all that the outcome depends on."""
-    depends = [submission.student, submission.sha256, rung, dataclasses.asdict(settings)]
+    depends = [submission.student, submission.sha256, rung, asdict(settings)]
     return folder / f"{hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:24]}.json"
-
-
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    return dataclasses.asdict(outcome)

@@ -5,6 +5,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,9 +14,8 @@ from ..candidate.aliases import CLASS_NAMES
 from ..candidate.source import CandidateError
 from ..climbing import climb
 from ..results import Climb, Tried
-from ..sandbox.limits import Limits
 from .grade import Settings
-from .outcomes import Outcome, Status
+from .outcome import Outcome, Status
 from .submissions import Submission
 
 _STATUS_OF_FAULT: dict[str, Status] = {
@@ -84,12 +84,7 @@ def _likely_first(files: Sequence[Path], rung: str) -> list[Path]:
 
 
 def _tried(submission: Submission, file: Path, rung: str, settings: Settings) -> Outcome:
-    limits = Limits(
-        memory=settings.memory,
-        processes=settings.processes,
-        hidden=tuple(map(str, submission.hidden)),
-        visible=tuple(map(str, submission.places)),
-    )
+    hidden, visible = (tuple(map(str, paths)) for paths in (submission.hidden, submission.places))
     try:
         climbed = climb(
             file,
@@ -98,7 +93,7 @@ def _tried(submission: Submission, file: Path, rung: str, settings: Settings) ->
             time_limit=settings.time_limit,
             hint=settings.hint,  # pyright: ignore[reportArgumentType]
             only=rung,
-            limits=limits,
+            limits=replace(settings.limits, hidden=hidden, visible=visible),
             copy_process=True,
         )
     except CandidateError as error:

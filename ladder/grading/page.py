@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
-from .outcomes import Outcome
+from .outcome import Outcome
 
 _STYLE = """
 :root{color-scheme:light dark}body{font:14px system-ui,sans-serif;max-width:1100px;margin:1.5rem auto;padding:0 1rem}

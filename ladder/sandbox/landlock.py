@@ -71,7 +71,7 @@ def readable(hidden: Iterable[str], visible: Iterable[str]) -> list[str]:
     stands beside it is allowed. Links are left out: what they lead to is allowed where it stands, or hidden.
     """
     closed = {os.path.realpath(each) for each in hidden}
-    above = {parent for each in closed for parent in _parents(each)}
+    above = {parent for each in closed for parent in map(str, Path(each).parents)}
     allowed = []
     for folder in sorted(above):
         if any(_within(folder, each) for each in closed):
@@ -93,10 +93,6 @@ def _python() -> list[str]:
     package = Path(__file__).resolve().parents[2]
     libraries = [each for each in sys.path if os.path.basename(each) in ("site-packages", "dist-packages")]
     return [sys.prefix, sys.base_prefix, sys.exec_prefix, str(package), *libraries]
-
-
-def _parents(path: str) -> list[str]:
-    return [str(each) for each in Path(path).parents]
 
 
 def _within(path: str, folder: str) -> bool:

@@ -30,8 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from . import linux, windows
-from .limits import OVER_LIMIT, Limits
+from . import OVER_LIMIT, Limits, linux, windows
 
 _SYSTEMS = {"linux": "linux", "win32": "windows", "darwin": "macos"}
 
@@ -248,8 +247,7 @@ class _Spawned(Process):
             "limits": None if limits is None else asdict(limits),
         }
         # -P: a file of the user's called random.py must not stand in for Python's own.
-        popen: Any = subprocess.Popen  # its overloads do not know options in a dict
-        self._process: subprocess.Popen[bytes] = popen(
+        process: Any = subprocess.Popen(
             [sys.executable, "-P", "-c", _CHILD, target, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -259,7 +257,8 @@ class _Spawned(Process):
             start_new_session=SYSTEM in ("linux", "macos"),
             creationflags=0x200 | 0x08000000 if SYSTEM == "windows" else 0,  # a process group of its own, no window
         )
-        self.requests, self.replies, self.output = _streams(self._process)
+        self._process: subprocess.Popen[bytes] = process
+        self.requests, self.replies, self.output = process.stdin, process.stdout, process.stderr
         self._job = None
         self._exceeded = False
         if SYSTEM == "windows":
@@ -298,10 +297,6 @@ class _Spawned(Process):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self._process.pid, signal.SIGKILL)
             time.sleep(_POLL_SECONDS)
-
-
-def _streams(process: "subprocess.Popen[bytes]") -> tuple[Any, Any, Any]:
-    return process.stdin, process.stdout, process.stderr
 
 
 def _family(process: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from ..candidate.places import Code
 from ..candidate.source import CandidateError, split
 from ..results import Fault
 from ..rungs import Trial
-from .limits import OVER_LIMIT, Limits
+from . import OVER_LIMIT, Limits
 from .messages import MessageError, exchange
 from .processes import Process, ended_by, remove, start
 from .worker import START, Start

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-from .limits import Limits
+from . import Limits
 
 CRASHES = {0xC0000005: "access violation", 0xC00000FD: "stack overflow", 0xC0000374: "heap corruption"}
 """What the status of a process that Windows ended stands for."""

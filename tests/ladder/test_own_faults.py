@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from gptladder.ladder import climb, one_rung
+from gptladder.ladder import climb, try_layer
 from gptladder.ladder.candidate import layer as in_candidate
 from gptladder.ladder.diagnosis import faults
 from gptladder.ladder.sandbox import worker
@@ -52,7 +52,7 @@ def test_debugging_raises_the_fault_itself(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_layer_that_is_right_so_far_has_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_rung, "hidden_faults", broken)
+    monkeypatch.setattr(try_layer, "hidden_faults", broken)
     tried = climb(mlp=MLP, cases=2).rungs[0]
     assert tried.status == "refused"
     assert "right on the 2 cases, but not tried further: KeyError" in tried.text()

@@ -1,10 +1,11 @@
 """Several processes train as one would. This file is also the program that ``torchrun`` starts in these tests."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -68,28 +69,51 @@ def work(parallel: Parallel, folder: Path, steps: int, micro_batch: int, optimiz
         assert run.run() == "max_steps"
 
 
-def train(
-    folder: Path,
-    *,
-    processes: int,
-    parallel: str = "ddp",
-    steps: int = 8,
-    micro_batch: int = 2,
-    optimizer: OptimizerName = "adamw",
-) -> list[Metrics]:
-    folder.mkdir(exist_ok=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, __file__, parallel, str(folder), str(steps), str(micro_batch), optimizer]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+class Runs(NamedTuple):
+    """The folders of one optimizer and way to divide the work, of runs of 12 steps.
+
+    Args:
+        alone: one process took all steps.
+        begun: two processes took the first 8; the run can be resumed.
+        resumed: two processes went on from the snapshot that one process wrote after 8 steps.
+    """
+
+    alone: Path
+    begun: Path
+    resumed: Path
+
+
+def train_in_two(jobs: list[tuple[Parallel, str, int, int, OptimizerName]]) -> None:
+    """Do jobs, one after another, in two processes: to start them and to import everything takes most of the time."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, __file__, json.dumps(jobs)], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
-    return read_metrics(folder)
 
 
-@pytest.fixture(scope="module", params=["adamw", "muon"])
-def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OptimizerName]:
-    folder = tmp_path_factory.mktemp("alone")
-    train(folder, processes=1, steps=12, optimizer=request.param)
-    return folder, request.param
+OPTIMIZERS: tuple[OptimizerName, ...] = ("adamw", "muon")
+WAYS: tuple[Parallel, ...] = ("ddp", "fsdp")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[OptimizerName, Parallel], Runs]:
+    root = tmp_path_factory.mktemp("runs")
+    made = {}
+    jobs: list[tuple[Parallel, str, int, int, OptimizerName]] = []
+    for optimizer in OPTIMIZERS:
+        alone = root / optimizer
+        alone.mkdir()
+        work("ddp", alone, 12, 2, optimizer)
+        for parallel in WAYS:
+            begun, resumed = (root / f"{optimizer}-{parallel}-{name}" for name in ("begun", "resumed"))
+            begun.mkdir()
+            shutil.copytree(alone, resumed)
+            (resumed / "snapshots" / "snapshot_step_12.pt").unlink()
+            jobs += [(parallel, str(begun), 8, 2, optimizer), (parallel, str(resumed), 12, 4, optimizer)]
+            made[optimizer, parallel] = Runs(alone, begun, resumed)
+    train_in_two(jobs)
+    return made
 
 
 def assert_same_losses(ours: list[Metrics], theirs: list[Metrics]) -> None:
@@ -100,25 +124,25 @@ def assert_same_losses(ours: list[Metrics], theirs: list[Metrics]) -> None:
         assert (one.step, one.tokens, one.lr) == (other.step, other.tokens, other.lr)
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", WAYS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_two_processes_give_the_losses_of_one_and_either_resumes_the_other(
-    alone: tuple[Path, OptimizerName], tmp_path: Path, parallel: str
+    runs: dict[tuple[OptimizerName, Parallel], Runs], optimizer: OptimizerName, parallel: Parallel
 ) -> None:
-    lone, optimizer = alone
-    expected = read_metrics(lone)
-    train(tmp_path, processes=2, parallel=parallel, steps=8, optimizer=optimizer)
+    alone, begun, resumed = runs[optimizer, parallel]
+    expected = read_metrics(alone)
     # What two processes left is one file like any other, which one process goes on from.
-    one, two = (load_snapshot(folder / "snapshots" / "snapshot_step_8.pt") for folder in (lone, tmp_path))
+    one, two = (load_snapshot(folder / "snapshots" / "snapshot_step_8.pt") for folder in (alone, begun))
     assert len(one["rng"]) == 1
     assert len(two["rng"]) == 2
     for part in ("model_state_dict", "optimizer_state_dict"):
         assert json.dumps(shapes(one[part])) == json.dumps(shapes(two[part]))
-    assert_same_losses(train(tmp_path, processes=1, steps=12, optimizer=optimizer), expected)
-    assert (tmp_path / "samples.md").read_text() == (lone / "samples.md").read_text()
+    work("ddp", begun, 12, 2, optimizer)
+    assert_same_losses(read_metrics(begun), expected)
+    assert (begun / "samples.md").read_text() == (alone / "samples.md").read_text()
     # And the other way round.
-    (tmp_path / "snapshots" / "snapshot_step_12.pt").unlink()
-    again = train(tmp_path, processes=2, parallel=parallel, steps=12, micro_batch=4, optimizer=optimizer)
-    assert_same_losses(again, expected)
+    assert len(load_snapshot(resumed / "snapshots" / "snapshot_step_12.pt")["rng"]) == 2
+    assert_same_losses(read_metrics(resumed), expected)
 
 
 def shapes(state: object) -> object:
@@ -130,5 +154,5 @@ def shapes(state: object) -> object:
 
 
 if __name__ == "__main__":
-    arguments: list[Any] = sys.argv
-    work(arguments[1], Path(arguments[2]), int(arguments[3]), int(arguments[4]), arguments[5])
+    for parallel, folder, steps, micro_batch, optimizer in json.loads(sys.argv[1]):
+        work(parallel, Path(folder), steps, micro_batch, optimizer)

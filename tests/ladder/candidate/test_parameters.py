@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gptladder.assembly.config import GPT2Config
-from gptladder.ladder import climb, one_rung
+from gptladder.ladder import climb, try_layer
 from gptladder.ladder.candidate.layouts import Unreadable, shapes
 from gptladder.ladder.candidate.parameters import read
 from gptladder.ladder.candidate.shapes_in_words import both_sides
@@ -209,7 +209,7 @@ class Sharp(Aufmerksamkeit):
 
 
 def test_four_matrices_of_unknown_names_are_tried_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(one_rung, "explained", lambda layer, tried, *_: tried)  # only the verdict is wanted
+    monkeypatch.setattr(try_layer, "explained", lambda layer, tried, *_: tried)  # only the verdict is wanted
     assert len(read(Aufmerksamkeit(18, 3), "attention", CONFIG)) == 24 * 2 * 2
     right = climb(attention=Aufmerksamkeit, cases=2)
     assert right.passed, str(right)

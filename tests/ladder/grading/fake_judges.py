@@ -4,7 +4,7 @@ import os
 import time
 
 from gptladder.ladder.grading.grade import Settings
-from gptladder.ladder.grading.outcomes import Outcome
+from gptladder.ladder.grading.outcome import Outcome
 from gptladder.ladder.grading.submissions import Submission
 
 

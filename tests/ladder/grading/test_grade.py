@@ -8,7 +8,7 @@ import pytest
 
 from gptladder.ladder.grading import grade as grading
 from gptladder.ladder.grading.grade import Settings, grade
-from gptladder.ladder.grading.outcomes import as_csv
+from gptladder.ladder.grading.result_files import as_csv
 from gptladder.ladder.grading.submissions import Submission, find_submissions
 
 sys.path.insert(0, str(Path(__file__).parent))

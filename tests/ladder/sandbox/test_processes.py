@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from gptladder.ladder.sandbox import messages, processes
-from gptladder.ladder.sandbox.limits import OVER_LIMIT, Limits
+from gptladder.ladder.sandbox import OVER_LIMIT, Limits, messages, processes
 from gptladder.ladder.sandbox.processes import Process, context_of_judges, ended_by, probe, start
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from gptladder.ladder.sandbox import windows
-from gptladder.ladder.sandbox.limits import Limits
+from gptladder.ladder.sandbox import Limits, windows
 from gptladder.ladder.sandbox.windows import ExtendedLimits, Job, extended_limits
 
 

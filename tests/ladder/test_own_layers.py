@@ -3,8 +3,8 @@
 import dataclasses
 
 from gptladder.ladder.mistakes import MISTAKES
+from gptladder.ladder.own_layers import judge_in_order
 from gptladder.ladder.rungs import RUNGS
-from gptladder.ladder.verdicts import judge_in_order
 
 
 def test_every_rung_holds_in_order() -> None:

@@ -3,10 +3,9 @@
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from .answers import Answer, difference
 from .cases import Draw, as_gpt2, with_other_tables
@@ -14,17 +13,16 @@ from .diagnosis.faults import explained, lacking
 from .diagnosis.which_line import locate
 from .low_precision import low_precision
 from .own_faults import own_faults
-from .results import Diagnosis, Fault, Finding, Tried, Verdict
+from .results import Diagnosis, Fault, Tried, Verdict
 from .rungs import RANGES, Case, Rung, Trial, distance
 from .special_cases import hidden_faults
+from .tolerance import limit, wrongness
 from .under_test import FATAL, OPTIONAL, Ask, UnderTest, as_sentence
-from .verdicts import limit, wrongness
 
 # Long enough for a mask or a table that was made too short.
 _LONG = (33, 130)
 # What is wrong, the worst first.
 _KINDS = ("some nan", "nan", "output", "missing", "gradient", "float32")
-
 
 # Of one run over the cases: how far off, what is most wrong, and the trial that shows it.
 Attempt = tuple[Verdict | None, Fault | None, Trial | None]
@@ -52,77 +50,63 @@ def try_layer(
         dtype: a lower precision to try it at too.
     """
     began = time.perf_counter()
-    # What it reads and lacks; then the rung's cases, unless it gives no answer at all.
     layer = UnderTest(rung, ask, reference, seed)
-    found = _Found()
-    with own_faults(found.fail):
-        _judge(layer, found, number, dtype)
-    fault, notes = found.fault, found.notes
+    tried = Tried(rung.name, name, verdict=None)
+    trial: Trial | None = None  # shows what is wrong
+    interrupted: list[str] = []
+    with own_faults(interrupted.append):
+        trial = _judge(layer, tried, number, dtype)
+    for why in interrupted:
+        right = tried.verdict if tried.fault is None else None
+        message = f"right on the {right.cases} cases, but not tried further: {why}" if right else why
+        tried.fault = Fault("internal", message)
+    # What is known of the layer, whether it is right or wrong.
+    notes = list(map(as_sentence, layer.notes))
     if layer.widened:
-        right = "" if fault else "right in float32 arithmetic: "
-        notes.insert(0, as_sentence(right + layer.widened))
-    # The result; and if it is wrong, where and how.
-    tried = Tried(
-        rung=rung.name,
-        layer=name,
-        verdict=found.verdict,
-        fault=fault,
-        missing=tuple(sorted(layer.missing - set(OPTIONAL))),
-        reading=layer.reading,
-        notes=tuple(dict.fromkeys([*map(as_sentence, layer.notes), *notes])),
-        borrowed=layer.first.borrowed,
-        diagnosis=Diagnosis(finding=found.finding) if fault else None,
-    )
-    if fault is not None and found.trial is not None:
+        right_so_far = "" if tried.fault else "right in float32 arithmetic: "
+        notes.append(as_sentence(right_so_far + layer.widened))
+    tried.notes = tuple(dict.fromkeys([*notes, *tried.notes]))
+    tried.missing = tuple(sorted(layer.missing - set(OPTIONAL)))
+    tried.reading, tried.borrowed = layer.reading, layer.first.borrowed
+    # If it is wrong, where and how.
+    if tried.fault is not None and tried.diagnosis is None:
+        tried.diagnosis = Diagnosis()
+    if tried.fault is not None and trial is not None:
         undiagnosed: list[str] = []
         with own_faults(undiagnosed.append):
-            tried = explained(layer, tried, fault, found.trial, found.before)
+            tried = explained(layer, tried, tried.fault, trial)
         added = [f"The verdict stands, but what is wrong was not found out: {why}." for why in undiagnosed]
-        tried = replace(tried, notes=(*tried.notes, *added))
+        tried.notes = (*tried.notes, *added)
     return replace(lacking(tried), seconds=time.perf_counter() - began)
 
 
-@dataclass
-class _Found:
-    """What was found out about a layer: how far off it is, what is wrong, and the trial that shows it.
+def _judge(layer: UnderTest, tried: Tried, number: int, dtype: torch.dtype | None) -> Trial | None:
+    """Try the layer on the cases; if it is right on them, on what hides mistakes, and at a lower precision.
 
-    Args:
-        before: inputs that the layer must be called with first, to show it.
+    Returns:
+        The trial that shows the fault; None if there is no fault, or it is known where and how.
     """
-
-    verdict: Verdict | None = None
-    fault: Fault | None = None
-    trial: Trial | None = None
-    before: tuple[Tensor, ...] = ()
-    finding: Finding | None = None
-    notes: list[str] = field(default_factory=list)
-
-    def fail(self, why: str) -> None:
-        """Note that the layer could not be judged to the end, by a fault of gptladder's own."""
-        right = self.verdict if self.fault is None else None
-        message = f"right on the {right.cases} cases, but not tried further: {why}" if right else why
-        self.fault, self.trial = Fault("internal", message), None
-
-
-def _judge(layer: UnderTest, found: _Found, number: int, dtype: torch.dtype | None) -> None:
-    """Try the layer on the cases; if it is right on them, on what hides mistakes, and at a lower precision."""
+    # What it reads and lacks; then the rung's cases, unless it gives no answer at all.
     layer.begin()
-    found.fault = fault = layer.first.fault
+    tried.fault = fault = layer.first.fault
     if fault and (fault.kind in (*FATAL, "parameters") or (fault.kind == "build" and fault.names)):
-        found.trial = layer.trial(layer.new_case())
-    elif fault is None or fault.kind != "refused":
-        (found.verdict, found.fault, found.trial), found.notes = _attempts(layer, number)
-    if found.fault is None and found.verdict is not None:
-        rounded = found.trial
-        found.fault, found.trial, found.before = next(hidden_faults(layer, found.verdict), (None, None, ()))
-        if found.fault is None and found.verdict.lenient and rounded is not None:
-            found.notes.append(_float32_note(layer, found.verdict, rounded))
-    if found.fault is None and dtype is not None:
-        found.fault, found.finding, note = low_precision(layer, dtype, number)
-        found.notes += [note] if note else []
-    if found.fault is None and layer.widened and layer.first.precision:
+        return layer.trial(layer.new_case())
+    if fault and fault.kind == "refused":
+        return None
+    (tried.verdict, tried.fault, trial), tried.notes = _attempts(layer, number)
+    if tried.fault is None and tried.verdict is not None:
+        rounded = trial
+        tried.fault, trial = next(hidden_faults(layer, tried.verdict), (None, None))
+        if tried.fault is None and tried.verdict.lenient and rounded is not None:
+            tried.notes += (_float32_note(layer, tried.verdict, rounded),)
+    if tried.fault is None and dtype is not None:
+        tried.fault, finding, note = low_precision(layer, dtype, number)
+        tried.notes += (note,) if note else ()
+        tried.diagnosis = Diagnosis(finding=finding) if finding else None
+    if tried.fault is None and layer.widened and layer.first.precision:
         low = layer.first.precision
-        found.fault = Fault("half", f"it computes in {low}; computed in float64 throughout, it would be right")
+        tried.fault = Fault("half", f"it computes in {low}; computed in float64 throughout, it would be right")
+    return trial
 
 
 # GPT-2's own choices, of what a layer may read.
@@ -133,15 +117,15 @@ _CHOICES = {
 }
 
 
-def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, list[str]]:
-    """Try the layer on all that it reads; if it fails, on GPT-2's own choices alone."""
+def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, tuple[str, ...]]:
+    """Try the layer on all that it reads; if it fails, on GPT-2's own choices alone. Return notes, too."""
     attempt = verdict, fault, _ = _attempt(layer, number)
     if fault is not None and fault.kind == "parameters" and not _follows_d_head(layer):
         layer.leave_out("d_head")
         attempt = verdict, fault, _ = _attempt(layer, number)
     varied = [choice for name, choice in _CHOICES.items() if name in layer.asked]
     if fault is None or fault.kind in FATAL or not varied:
-        return attempt, []
+        return attempt, ()
     everything = layer.draw
     layer.draw = _as_gpt2(everything, layer.asked & {"layer_norm_eps", "d_mlp"})
     # A few cases show whether all are worth the time.
@@ -151,13 +135,13 @@ def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, list[str]]:
     if again[1] is None:
         choices = f"GPT-2's own choices ({', '.join(varied)})"
         if verdict is None:
-            return again, [f"Only {choices} were tried: with others that it reads, {fault.message}."]
-        return again, [f"With {choices} its output is right; with others that it reads, {fault.message}."]
+            return again, (f"Only {choices} were tried: with others that it reads, {fault.message}.",)
+        return again, (f"With {choices} its output is right; with others that it reads, {fault.message}.",)
     if verdict is None and (again[0] is not None or fault.kind == "parameters"):
         # Numbers that are wrong show more than a fault that only other choices bring about.
-        return again, []
+        return again, ()
     layer.draw = everything
-    return attempt, []
+    return attempt, ()
 
 
 def _follows_d_head(layer: UnderTest) -> bool:

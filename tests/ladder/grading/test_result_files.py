@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gptladder.ladder.grading.outcomes import Outcome, as_classroom, as_csv, as_gradescope, as_json
+from gptladder.ladder.grading.outcome import Outcome
+from gptladder.ladder.grading.result_files import as_classroom, as_csv, as_gradescope, as_json
 
 RIGHT = Outcome("ann", "ann.py:Attention", "ab", "attention", "right", 10.0, 10.0, seconds=2.4, version="1", hint="")
 WRONG = Outcome(
