@@ -184,35 +184,32 @@ def test_the_file_map_of_the_contributing_guide_is_short_and_true() -> None:
 CHECKS = {"raises", "warns", "fail", "raise_if_failed", "assert_close", "opcheck", "gradcheck", "gradgradcheck"}
 
 
-def checks_something(function: ast.AST, helpers: set[str]) -> bool:
-    """Return whether a function has an assert, or calls a function that does."""
+def what_it_calls(function: ast.AST) -> set[str]:
+    """Return the names of the functions that a function calls; ``assert`` among them, and ``run`` where it checks."""
+    found = set()
     for node in ast.walk(function):
         if isinstance(node, ast.Assert):
-            return True
-        if isinstance(node, ast.Call):
+            found.add("assert")
+        elif isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in helpers or (called == "run" and any(keyword.arg == "check" for keyword in node.keywords)):
-                return True
-    return False
+            checks = called != "run" or any(keyword.arg == "check" for keyword in node.keywords)
+            found |= {called} if checks else set()
+    return found
 
 
 def test_every_test_asserts_something() -> None:
-    functions = {
-        (path, node): node.name
+    functions = [
+        (path, node.name, isinstance(node, ast.FunctionDef), what_it_calls(node))
         for path in TESTS
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
-    helpers = set(CHECKS)
+    ]
+    checks = {"assert", "run", *CHECKS}
     for _ in range(4):  # helpers call helpers
-        helpers |= {
-            name
-            for (_, node), name in functions.items()
-            if not name.startswith("test_") and checks_something(node, helpers)
-        }
+        checks |= {name for _, name, _, calls in functions if not name.startswith("test_") and calls & checks}
     idle = [
         f"{path.name}: {name}"
-        for (path, node), name in functions.items()
-        if isinstance(node, ast.FunctionDef) and name.startswith("test_") and not checks_something(node, helpers)
+        for path, name, is_function, calls in functions
+        if is_function and name.startswith("test_") and not calls & checks
     ]
     assert not idle

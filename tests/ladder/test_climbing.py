@@ -207,7 +207,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_script_with_globals_climbs_without_an_adapter(here: Path) -> None:
     Path("wild.py").write_text(WILD.replace("BIAS", "True"))
-    climbed = climb("wild.py", cases=3)
+    climbed = climb("wild.py", cases=3, copy_process=True)
     assert climbed.passed, str(climbed)
     assert list(climbed.taken) == ["attention", "mlp", "block", "model"]
     assert climbed.rungs[0].layer == "wild.py:MultiHeadAttention"
@@ -217,16 +217,16 @@ def test_a_script_with_globals_climbs_without_an_adapter(here: Path) -> None:
 
 def test_gpt2_without_biases_is_called_that_with_what_else_is_wrong(here: Path) -> None:
     Path("wild.py").write_text(WILD.replace("BIAS", "False"))
-    found = climb("wild.py:MultiHeadAttention", cases=3).rungs[0]
+    found = climb("wild.py:MultiHeadAttention", cases=3, copy_process=True).rungs[0]
     assert found.text().startswith("b_Q, b_K, b_V are missing (GPT-2 has them); all else is right.")
     Path("wild.py").write_text(WILD.replace("BIAS", "False").replace('nn.GELU(approximate="tanh")', "nn.ReLU()"))
-    found = climb(model="wild.py:LanguageModel", cases=3).rungs[0]
+    found = climb(model="wild.py:LanguageModel", cases=3, copy_process=True).rungs[0]
     assert found.mistakes == ("every block's MLP: ReLU for GELU", "attn.b_Q, attn.b_K, attn.b_V missing")
 
 
 def test_a_mistake_that_is_not_listed_is_explained_beside_missing_biases(here: Path) -> None:
     Path("wild.py").write_text(WILD.replace("BIAS", "False").replace("F.softmax(wei,", "F.softmax(wei / 2,"))
-    found = climb("wild.py:MultiHeadAttention", cases=3).rungs[0]
+    found = climb("wild.py:MultiHeadAttention", cases=3, copy_process=True).rungs[0]
     assert found.mistakes == ("b_Q, b_K, b_V missing",)
     assert "takes a part of the masked scores (line" in found.text()
 
@@ -234,7 +234,7 @@ def test_a_mistake_that_is_not_listed_is_explained_beside_missing_biases(here: P
 def test_a_layer_inside_that_lacks_biases_is_still_seen_as_one(here: Path) -> None:
     text = WILD.replace("BIAS", "False").replace("self.sa(self.ln1(x))", "self.sa(x)")
     Path("wild.py").write_text(text)
-    found = climb("wild.py:Block", cases=3).rungs[0]
+    found = climb("wild.py:Block", cases=3, copy_process=True).rungs[0]
     assert found.mistakes[0] == "ln1 missing"
     line = 1 + next(i for i, line in enumerate(text.splitlines()) if "x + self.sa(x)" in line)
     assert found.at == f"wild.py:{line}"
@@ -254,7 +254,7 @@ def test_heads_that_are_interleaved_pass_with_a_caveat(here: Path) -> None:
         "        return self.out(z.transpose(1, 2).flatten(2))\n"
     )
     for seed in range(6):  # also if the first case has one head
-        found = climb("odd.py", cases=2, seed=seed).rungs[0]
+        found = climb("odd.py", cases=2, seed=seed, copy_process=True).rungs[0]
         assert found.passed, found.text()
         assert "GPT-2's weights do not fit as they are stored" in found.note
 
@@ -274,7 +274,7 @@ def test_a_mask_that_a_wrong_forward_takes_is_given_so_that_it_hides(here: Path)
         "            scores = scores.masked_fill(mask == 0, -1e9)\n"
         "        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))\n"
     )
-    found = climb("masked.py", cases=3).rungs[0]
+    found = climb("masked.py", cases=3, copy_process=True).rungs[0]
     assert found.mistakes == ("divided by d_head, without the root",)
     assert found.note == (
         "Forward was given a causal mask (mask: ones where a query may look), so its own masking was not judged."
@@ -298,7 +298,7 @@ def test_a_mask_from_outside_does_not_hide_a_wrong_mask_inside(here: Path) -> No
         "            scores = scores + attention_mask\n"
         "        return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))\n"
     )
-    found = climb("masked.py", cases=3).rungs[0]
+    found = climb("masked.py", cases=3, copy_process=True).rungs[0]
     assert not found.passed
     assert found.mistakes == ("mask fills -1",)
     assert "its own masking" not in found.note
@@ -315,7 +315,7 @@ def test_a_width_beside_a_configuration_is_the_hidden_layers(here: Path) -> None
         "    def forward(self, x):\n"
         "        return self.c_proj(self.act(self.c_fc(x)))\n"
     )
-    climb("mlp.py", cases=2).raise_if_failed()
+    climb("mlp.py", cases=2, copy_process=True).raise_if_failed()
 
 
 def test_a_value_that_is_not_known_can_be_set(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

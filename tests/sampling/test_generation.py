@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -121,6 +121,7 @@ def test_rows_of_a_batch_are_the_definition_s(model: GPT2, params: SamplingParam
         assert len({len(row.tokens) for row in found}) > 1, "rows must end at different times for this to prove much"
 
 
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_row_depends_on_its_prompt_and_seed_alone(model: GPT2, data: st.DataObject) -> None:
     prompts = data.draw(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_size=1, max_size=5))

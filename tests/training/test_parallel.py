@@ -59,7 +59,7 @@ def work(parallel: Parallel, folder: Path, steps: int, micro_batch: int, optimiz
             tokenizer,
             folder=folder,
             sample=lambda model, tokenizer, prompt, *, max_new_tokens, seed: (
-                f"{float(model(torch.tensor([[1]])).sum()):.4f}"
+                f"{float(model(torch.tensor([[1]])).detach().sum()):.4f}"
             ),
         )
         found = newest_snapshot(folder / "snapshots", print)
@@ -67,6 +67,10 @@ def work(parallel: Parallel, folder: Path, steps: int, micro_batch: int, optimiz
             core.check(*found, tokenizer.fingerprint)
             run.resume(found[1], found[1]["files"])
         assert run.run() == "max_steps"
+
+
+# The way to divide the work, the folder, the number of steps, the micro-batch, and the optimizer.
+Job = tuple[Parallel, str, int, int, OptimizerName]
 
 
 class Runs(NamedTuple):
@@ -83,7 +87,7 @@ class Runs(NamedTuple):
     resumed: Path
 
 
-def train_in_two(jobs: list[tuple[Parallel, str, int, int, OptimizerName]]) -> None:
+def train_in_two(jobs: list[Job]) -> None:
     """Do jobs, one after another, in two processes: to start them and to import everything takes most of the time."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
@@ -100,7 +104,7 @@ WAYS: tuple[Parallel, ...] = ("ddp", "fsdp")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[OptimizerName, Parallel], Runs]:
     root = tmp_path_factory.mktemp("runs")
     made = {}
-    jobs: list[tuple[Parallel, str, int, int, OptimizerName]] = []
+    jobs: list[Job] = []
     for optimizer in OPTIMIZERS:
         alone = root / optimizer
         alone.mkdir()
@@ -110,7 +114,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[OptimizerName, 
             begun.mkdir()
             shutil.copytree(alone, resumed)
             (resumed / "snapshots" / "snapshot_step_12.pt").unlink()
-            jobs += [(parallel, str(begun), 8, 2, optimizer), (parallel, str(resumed), 12, 4, optimizer)]
+            jobs.append((parallel, str(begun), 8, 2, optimizer))
+            jobs.append((parallel, str(resumed), 12, 4, optimizer))
             made[optimizer, parallel] = Runs(alone, begun, resumed)
     train_in_two(jobs)
     return made

@@ -102,7 +102,7 @@ class SelfAttention(nn.Module):
 def test_a_class_that_cannot_be_tried_is_named_with_the_reason(tmp_path: Path) -> None:
     file = tmp_path / "layers.py"
     file.write_text(_FILE)
-    result = climb(file, cases=1)
+    result = climb(file, cases=1, copy_process=True)
     assert [each.rung for each in result.rungs] == ["mlp"]
     assert any(note.startswith("SelfAttention could not be tried as attention: ") for note in result.left_out)
 
@@ -139,14 +139,14 @@ class GPTModel(nn.Module):
 def test_positions_that_are_computed_count_if_they_are_used_or_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "layers.py"
     file.write_text("import torch\n" + _FILE + _POSITIONS)
-    left_over = climb(file, cases=1)
+    left_over = climb(file, cases=1, copy_process=True)
     assert [each.rung for each in left_over.rungs] == ["mlp"]
     assert any("learned, W_pos" in note for note in left_over.left_out)
-    assert [(each.rung, each.status) for each in climb(file, cases=1, only="pos-embed").rungs] == [
+    assert [(each.rung, each.status) for each in climb(file, cases=1, only="pos-embed", copy_process=True).rungs] == [
         ("pos-embed", "failed")
     ]
     file.write_text("import torch\n" + _FILE + _POSITIONS + _USE)
-    used = climb(file, cases=1)
+    used = climb(file, cases=1, copy_process=True)
     assert [(each.rung, each.status) for each in used.rungs] == [("pos-embed", "failed")]
     assert used.rungs[0].layer.endswith(":PositionalEncoding")
 

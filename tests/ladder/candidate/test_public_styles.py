@@ -308,7 +308,7 @@ class LayerNorm(nn.Module):
 def test_a_file_configured_by_argparse_and_its_own_activations_climbs(tmp_path: Path) -> None:
     file = tmp_path / "train.py"
     file.write_text(_FILE)
-    result = climb(file, cases=2)
+    result = climb(file, cases=2, copy_process=True)
     tried = {each.rung: each for each in result.rungs}
     assert tried["mlp"].passed, str(result)
     notes = " ".join(result.left_out)
@@ -335,7 +335,7 @@ def test_an_argument_that_is_a_model_gets_no_configuration(tmp_path: Path) -> No
     file = tmp_path / "value.py"
     file.write_text(_MODELS)
     with pytest.raises(ValueError, match="asks for base_model"):
-        climb(file, cases=1)
+        climb(file, cases=1, copy_process=True)
 
 
 _TWO_KINDS = """
@@ -361,7 +361,7 @@ class SparseMLP(MLP):
 def test_gpt2s_kind_is_taken_where_a_file_has_others_too(tmp_path: Path) -> None:
     file = tmp_path / "kinds.py"
     file.write_text(_TWO_KINDS)
-    result = climb(file, cases=1)
+    result = climb(file, cases=1, copy_process=True)
     assert result.passed, str(result)
 
 
@@ -384,7 +384,7 @@ class FeedForward(nn.Module):
 def test_hidden_dim_beside_the_models_width_is_the_mlps(tmp_path: Path) -> None:
     file = tmp_path / "inner.py"
     file.write_text(_INNER)
-    result = climb(file, cases=1)
+    result = climb(file, cases=1, copy_process=True)
     assert result.passed, str(result)
 
 
@@ -406,7 +406,7 @@ class MLP(nn.Module):
 def test_a_layer_that_needs_a_missing_library_is_refused_and_not_wrong(tmp_path: Path) -> None:
     file = tmp_path / "missing.py"
     file.write_text(_NOT_HERE)
-    tried = climb(file, cases=1).rungs[0]
+    tried = climb(file, cases=1, copy_process=True).rungs[0]
     assert tried.status == "refused", tried
     assert "forward cannot be run: rearrange is not available" in str(tried.fault)
 

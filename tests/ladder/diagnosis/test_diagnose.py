@@ -98,8 +98,6 @@ def test_right_layers_are_right_fused_or_written_out(each: Rung) -> None:
         ("block", "the block's attention: causal mask off by one"),
         ("block", "both layer norms: eps missing"),
         ("block", "ln2: unbiased variance"),
-        ("model", "embed: embedding scaled by sqrt(d_model)"),
-        ("model", "every block's attention: no 1/sqrt(d_head)"),
         ("model", "every layer norm: eps outside the square root"),
         ("model", "unembed: softmax applied"),
     ],
@@ -182,8 +180,10 @@ def test_shrinking_stays_where_it_fails_and_square_where_it_must() -> None:
     assert shrink(case, lambda case: False, False) == case
 
 
-@pytest.mark.parametrize("each", RUNGS, ids=lambda each: each.name)
-def test_an_answer_of_the_wrong_shape_is_no_crash(each: Rung) -> None:
+@pytest.mark.parametrize("name", ["embed", "pos-embed", "layer-norm", "mlp"])
+def test_an_answer_of_the_wrong_shape_is_no_crash(name: str) -> None:
+    each = rung(name)
+
     def respond(trial: Trial) -> Answer:
         found = answer(each.build(trial.config, trial.dtype), trial)
         return Answer(found.output[..., :-1], found.gradients)

@@ -150,7 +150,7 @@ def processed(raw: transformer_lens.HookedTransformer, flags: dict[str, bool]) -
 
 @pytest.mark.parametrize("values", list(itertools.product([False, True], repeat=len(FLAGS))))
 @given(source=RANDOM, tied=st.booleans())
-@settings(max_examples=4)
+@settings(max_examples=2)
 def test_processed_weights_compute_what_they_compute_there(
     values: tuple[bool, ...], source: random.Random, tied: bool
 ) -> None:
