@@ -57,7 +57,7 @@ export LINK
 # As many processes as processors, of one thread each (tests/conftest.py): threads of several processes spin against
 # each other. Tests of one file stay together, because they share fixtures.
 test: lint types ## lint, types and every test that needs no network
-	$(PYTEST) -n auto --dist loadscope -m "not slow"
+	$(PYTEST) -n auto --dist loadscope --no-loadscope-reorder -m "not slow"
 
 test-slow: $(VENV)/.ready ## the tests that take minutes
 	$(PYTEST) -m slow --timeout 3000

@@ -121,13 +121,21 @@ def every_text(model: GPT2, prompt: list[int], longest: int) -> dict[tuple[int, 
     return log_probs
 
 
+@pytest.fixture(scope="module")
+def vocabulary_of_four(tiny: Callable[..., GPT2]) -> tuple[GPT2, int, dict[tuple[int, ...], float]]:
+    """Return a model, the length of its longest texts, and the log-probability of each text."""
+    model, longest = tiny(7, d_vocab=4), 4
+    return model, longest, every_text(model, [3, 1], longest)
+
+
 @each_early_stopping
 @each_penalty
 def test_the_optimum_over_all_texts_of_a_vocabulary_of_four(
-    tiny: Callable[..., GPT2], early_stopping: EarlyStopping, length_penalty: float
+    vocabulary_of_four: tuple[GPT2, int, dict[tuple[int, ...], float]],
+    early_stopping: EarlyStopping,
+    length_penalty: float,
 ) -> None:
-    model, longest = tiny(7, d_vocab=4), 4
-    texts = every_text(model, [3, 1], longest)
+    model, longest, texts = vocabulary_of_four
     assert len(texts) == 1 + 3 + 9 + 27 * 4
     assert sum(map(math.exp, texts.values())) == pytest.approx(1)
     scores = {text: log_prob / len(text) ** length_penalty for text, log_prob in texts.items()}

@@ -1,5 +1,6 @@
 """Drawing: the same tokens as transformers, the frequencies that the probabilities ask for, and nothing else ever."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -65,10 +66,14 @@ def by_one_generator(logits: Tensor) -> Tensor:
     return inverse_cdf(logits.expand(N, -1), row_uniforms([generator] * N))
 
 
+@functools.cache
+def uniforms_of_each_row() -> Tensor:
+    return row_uniforms([torch.Generator().manual_seed(SEED + row) for row in range(N)])
+
+
 def by_a_generator_for_each_row(logits: Tensor) -> Tensor:
     """Seeds in sequence, as a user gives them, must be as good as one long stream."""
-    generators = [torch.Generator().manual_seed(SEED + row) for row in range(N)]
-    return inverse_cdf(logits.expand(N, -1), row_uniforms(generators))
+    return inverse_cdf(logits.expand(N, -1), uniforms_of_each_row())
 
 
 @pytest.mark.parametrize("draw", [by_multinomial, by_one_generator, by_a_generator_for_each_row])
