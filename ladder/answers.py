@@ -90,13 +90,13 @@ class Reference:
     Args:
         library: whose it is.
         build: the layer, for a configuration, in a dtype; its parameters may be uninitialised.
-        call: the layer's output for the rung's input.
-        parameters: its parameters (or their gradients) under the names that our layer can load.
-        adapt: the configuration nearest to a given one that the library can build.
+        call: the layer's output for the rung's input (default: it takes that input as it is).
+        parameters: its parameters (or their gradients) under the names that our layer can load (default: its own).
+        adapt: the configuration nearest to a given one that the library can build (default: every one).
     """
 
     library: str
     build: Callable[[GPT2Config, torch.dtype], nn.Module]
-    call: Callable[[nn.Module, Tensor], Tensor]
-    parameters: Callable[[GPT2Config, Parameters], Parameters]
-    adapt: Callable[[GPT2Config], GPT2Config]
+    call: Callable[[nn.Module, Tensor], Tensor] = lambda module, x: module(x)
+    parameters: Callable[[GPT2Config, Parameters], Parameters] = lambda config, parameters: parameters
+    adapt: Callable[[GPT2Config], GPT2Config] = lambda config: config

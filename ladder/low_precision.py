@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .answers import difference
 from .diagnosis.which_line import locate
 from .results import Fault, Finding
 from .rungs import RANGES, Trial, altered, answer
@@ -52,7 +53,7 @@ def _off(layer: UnderTest, low: Trial, exact: Trial) -> tuple[Fault | None, floa
         return fault and replace(fault, message=f"right in float64; in {name} {fault.message}"), 0.0, 1.0
     own = answer(layer.rung.build(low.config, low.dtype), low, gradients=False).output
     rounding = torch.finfo(low.dtype).eps * right.abs().max().item()  # of the output itself
-    return None, _distance(found.answer.output, right), _distance(own, right) + rounding
+    return None, difference(found.answer.output.double(), right), difference(own.double(), right) + rounding
 
 
 def _rounded(trial: Trial, dtype: torch.dtype) -> tuple[Trial, Trial]:
@@ -70,11 +71,6 @@ def _rounded(trial: Trial, dtype: torch.dtype) -> tuple[Trial, Trial]:
         cotangent=exact.cotangent.to(dtype),
     )
     return low, exact
-
-
-def _distance(found: Tensor, right: Tensor) -> float:
-    off = (found.double() - right).abs().max().item()
-    return float("inf") if off != off else off
 
 
 def _first_loss(layer: UnderTest, low: Trial, exact: Trial) -> Finding | None:

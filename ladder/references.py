@@ -35,14 +35,13 @@ def _lens_config(config: GPT2Config, dtype: torch.dtype) -> transformer_lens.Hoo
 
 
 def _from_lens(
-    make: Callable[[Any], nn.Module], call: Callable[[nn.Module, Tensor], Tensor] | None = None
+    make: Callable[[Any], nn.Module], call: Callable[[nn.Module, Tensor], Tensor] = Reference.call
 ) -> Reference:
+    # Our layers load TransformerLens's names as they are.
     return Reference(
         "TransformerLens",
         build=lambda config, dtype: make(_lens_config(config, dtype)),
-        call=call or (lambda module, x: module(x)),
-        # Our layers load TransformerLens's names as they are.
-        parameters=lambda config, parameters: parameters,
+        call=call,
         adapt=lambda config: dataclasses.replace(config, tie_word_embeddings=False, unembed_bias=True),
     )
 
@@ -56,7 +55,7 @@ def _from_hf(
     make: Callable[[transformers.GPT2Config], nn.Module],
     ours: str,
     theirs: str,
-    call: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    call: Callable[[nn.Module, Tensor], Tensor] = Reference.call,
 ) -> Reference:
     """A layer of transformers whose parameters are ``ours…`` in our model and ``theirs…`` in its own."""
 
@@ -68,7 +67,7 @@ def _from_hf(
     return Reference(
         "transformers",
         build=lambda config, dtype: make(_hf_config(config)).to(dtype).eval(),
-        call=call or (lambda module, x: module(x)),
+        call=call,
         parameters=parameters,
         adapt=lambda config: dataclasses.replace(
             config, d_model=config.n_heads * config.d_head, tie_word_embeddings=False, unembed_bias=False

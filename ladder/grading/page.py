@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
+from ..report.html import framed
 from .outcome import Outcome
 
 _STYLE = """
@@ -31,15 +32,13 @@ def class_page(outcomes: Sequence[Outcome], *, isolation: str) -> str:
         for student in students
     )
     head = "".join(f"<th>{escape(rung)}</th>" for rung in rungs)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8" />'
-        '<meta name="viewport" content="width=device-width, initial-scale=1" />'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\" />"
-        f"<title>gptladder: grades</title><style>{_STYLE}</style></head><body><h1>{len(students)} submissions</h1>"
-        f"<p>{escape(isolation)}</p><h2>By rung</h2>{_by_rung(outcomes, rungs)}"
+    return framed(
+        "grades",
+        _STYLE,
+        f"<h1>{len(students)} submissions</h1><p>{escape(isolation)}</p><h2>By rung</h2>{_by_rung(outcomes, rungs)}"
         f"<h2>Common mistakes</h2>{_mistakes(outcomes)}{_borrowed(outcomes)}"
         f'<h2>By student</h2><div class="scroll"><table><thead><tr><th>student</th>{head}<th>points</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></body></html>\n"
+        f"<tbody>{rows}</tbody></table></div>",
     )
 
 

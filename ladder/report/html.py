@@ -30,13 +30,17 @@ def write_html(climbed: Climb, path: Path) -> None:
 
 def page(climbed: Climb) -> str:
     """Return a climb as a page that stands alone."""
-    title = _title(climbed)
+    return framed(_title(climbed), STYLE, body(climbed))
+
+
+def framed(title: str, style: str, body: str) -> str:
+    """Return a page that fetches nothing, and in which nothing runs."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8" />\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1" />\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\" />\n"
-        f"<title>gptladder: {escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"{body(climbed)}\n</body>\n</html>\n"
+        f"<title>gptladder: {escape(title)}</title>\n<style>{style}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
     )
 
 

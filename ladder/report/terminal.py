@@ -74,12 +74,12 @@ def climb_end(climbed: Climb) -> Text:
     return text
 
 
-def climb_text(climbed: Climb, verbose: bool = False) -> str:
+def climb_text(climbed: Climb) -> str:
     """Return the whole of a climb, in plain text of 80 columns."""
     console = Console(file=io.StringIO(), width=80, highlight=False)
     with console.capture() as captured:
-        lines = [climb_line(tried, verbose) for tried in climbed.rungs]
-        for line in (climb_begin(climbed), climb_head(verbose), *lines, climb_end(climbed)):
+        lines = [climb_line(tried) for tried in climbed.rungs]
+        for line in (climb_begin(climbed), climb_head(), *lines, climb_end(climbed)):
             if line:
                 console.print(line)
     return captured.get()

@@ -14,10 +14,10 @@ system        starts                      ends                       limits     
 """
 
 import contextlib
-import importlib
 import json
 import multiprocessing
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -145,7 +145,7 @@ def context_of_judges() -> Any:
 
 def child(target: str, settings: str) -> None:
     """Be the process that `_Spawned` starts: run the function, on Linux in isolation."""
-    function = _resolved(target)
+    function = pkgutil.resolve_name(target)
     given = json.loads(settings)
     writable = Path(given["writable"]) if given["writable"] else None
     if given["system"] == "linux":
@@ -165,11 +165,6 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(1)
-
-
-def _resolved(target: str) -> Any:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def _forked(function: Any, streams: Any, writable: Path | None, limits: Limits | None, env: Mapping[str, str]) -> int:
@@ -194,7 +189,7 @@ class _Forked(Process):
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         theirs = (requests[0], replies[1], output[1])
-        self._process = _forked(_resolved(target), theirs, writable, limits, env)
+        self._process = _forked(pkgutil.resolve_name(target), theirs, writable, limits, env)
         for descriptor in theirs:
             os.close(descriptor)
         self.requests = os.fdopen(requests[1], "wb", buffering=0)

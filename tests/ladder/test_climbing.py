@@ -12,7 +12,7 @@ from torch import Tensor
 from gptladder.cli import main
 from gptladder.ladder import Climb, climb
 from gptladder.ladder.candidate.source import load
-from gptladder.ladder.report.terminal import climb_text
+from gptladder.ladder.report.terminal import climb_head, climb_line, climb_text
 
 LAYERS = Path(__file__).parent / "layers"
 Embed, Attention, MLP, Unembed = (
@@ -67,7 +67,8 @@ def test_the_table_and_the_text_give_the_same_number() -> None:
     text = climb_text(climbed)
     assert text.splitlines()[1].split() == ["attention", number, "FAILED"]
     assert f"the output is off by {number}," in text.replace("\n", " ")
-    assert len(climb_text(climbed, verbose=True).splitlines()[0].split()) == 6
+    assert len(climb_head(verbose=True).split()) == 6
+    assert len(climb_line(climbed.rungs[0], verbose=True).split()) == 7
 
 
 def test_a_hint_gives_away_as_much_as_it_is_asked_for() -> None:
