@@ -20,10 +20,13 @@ from gptladder.training import loss as loss_module
 from gptladder.training.loss import IGNORE_INDEX, NextTokenLoss, Reduction, linear_cross_entropy
 
 
-@pytest.fixture(autouse=True)
-def _several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small chunks, so that small inputs need several, and the last one is shorter."""
+@pytest.fixture(autouse=True, params=["cpu", "accelerator"])
+def _several_chunks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Small chunks: small inputs need several, and the last one is shorter. Both ways to compute a chunk are tried."""
     monkeypatch.setattr(loss_module, "_LOGITS_ON_CPU", 150)
+    monkeypatch.setattr(loss_module, "_LOGITS_ELSEWHERE", 150)
+    if request.param == "accelerator":
+        monkeypatch.setattr(loss_module, "_is_accelerated", lambda tensor: True)
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
@@ -326,7 +329,7 @@ def test_logits_of_the_whole_batch_never_exist() -> None:
         loss_module._chunked(
             hidden.detach().flatten(0, 1), weight.detach(), None, targets.flatten(), IGNORE_INDEX, torch.float64, True
         )
-    assert weight.numel() <= largest <= max(150, weight.numel(), hidden.numel()) < 4 * 16 * 75
+    assert weight.numel() <= largest <= max(150, loss_module._aligned(weight).numel(), hidden.numel()) < 4 * 16 * 75
 
 
 @pytest.mark.parametrize(
