@@ -218,7 +218,8 @@ def _loss_of_a_chunk(
         highest, index = logits.max(dim=-1, keepdim=True)  # of equal maxima, the first
         highest, is_highest = highest.to(out.dtype), index == target
     else:
-        highest, is_highest = _highest_on_cpu(out.copy_(logits), target, own)
+        logits = out.copy_(logits)
+        highest, is_highest = _highest_on_cpu(logits, target, own)
     # The loss is the logarithm of the sum of exponentials minus the logit of the target, both shifted by the maximum.
     exps = torch.sub(logits, highest, out=out).exp2_()
     norm = exps.sum(dim=-1, keepdim=True)
