@@ -16,6 +16,8 @@ NAMES = sorted(path.name for path in FOLDER.glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def store() -> ModuleType:
+    pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
     spec = importlib.util.spec_from_file_location("notebooks_store", FOLDER / "store.py")
     assert spec is not None
     assert spec.loader is not None
@@ -44,8 +46,6 @@ STEPS = {"researcher.ipynb": ("range(800)", "range(20)"), "own_text.ipynb": ("--
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_shows_what_it_stores(store: ModuleType, name: str, tmp_path: Path) -> None:
-    pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
     long, short = STEPS.get(name, ("", ""))
     text = (FOLDER / name).read_text(encoding="utf-8")
     assert text.count(long) == 1 or not long
@@ -89,7 +89,6 @@ def test_every_file_that_a_notebook_links_is_there(name: str) -> None:
 
 def test_a_cell_that_raises_fails_the_run(store: ModuleType, tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
     cell = {"cell_type": "code", "id": "a", "source": "1 / 0", "outputs": [], "metadata": {}, "execution_count": None}
     book = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "wrong.ipynb").write_text(json.dumps(book))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gptladder.assembly import GPT2, GPT2Config
 from gptladder.tokenizer import CharTokenizer
+from gptladder.training import runlog
 from gptladder.training.data.batches import Batches, evaluation_batches
 from gptladder.training.loop import TrainingRun
 from gptladder.training.metrics import Metrics, read_metrics
@@ -43,7 +45,10 @@ def work(parallel: Parallel, folder: Path, steps: int, micro_batch: int, optimiz
     tokens = np.random.default_rng(0).integers(VOCAB, size=200)
     torch.manual_seed(0)
     model = GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=VOCAB, n_ctx=6))
-    with joined(parallel, device) as processes:
+    with (
+        joined(parallel, device) as processes,
+        mock.patch.object(runlog, "draw_losses"),
+    ):  # it takes longer than to train
         core = Trainer(
             config,
             model,
