@@ -1,5 +1,6 @@
 """Several processes train as one would. This file is also the program that ``torchrun`` starts in these tests."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from gptladder.training import runlog
 from gptladder.training.data.batches import Batches, evaluation_batches
 from gptladder.training.loop import TrainingRun
 from gptladder.training.metrics import Metrics, read_metrics
-from gptladder.training.parallel import Parallel, joined
+from gptladder.training.parallel import Parallel, Processes, joined
 from gptladder.training.presets import OptimConfig, OptimizerName, RunConfig, TrainConfig
 from gptladder.training.snapshots import load_snapshot, newest_snapshot
 from gptladder.training.trainer import Trainer
@@ -27,8 +28,7 @@ from gptladder.training.trainer import Trainer
 VOCAB = 17
 
 
-def work(parallel: Parallel, folder: Path, steps: int, micro_batch: int, optimizer: OptimizerName) -> None:
-    device = torch.device("cpu")
+def work(processes: Processes, folder: Path, steps: int, micro_batch: int, optimizer: OptimizerName) -> None:
     config = TrainConfig(
         optim=OptimConfig(
             max_steps=steps,
@@ -37,40 +37,36 @@ def work(parallel: Parallel, folder: Path, steps: int, micro_batch: int, optimiz
             gradient_checkpointing=micro_batch == 4,  # it changes no loss either
             optimizer=optimizer,
             lr=1e-2,
-            parallel=parallel,
+            parallel=processes.parallel,
             weight_decay=0.1,
         ),
         run=RunConfig(log_every=1, eval_every=3, snapshot_every=4),
     )
     tokens = np.random.default_rng(0).integers(VOCAB, size=200)
     torch.manual_seed(0)
-    model = GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=VOCAB, n_ctx=6))
-    with (
-        joined(parallel, device) as processes,
-        mock.patch.object(runlog, "draw_losses"),
-    ):  # it takes longer than to train
-        core = Trainer(
-            config,
-            model,
-            # Batches whose sequences two processes cannot share evenly.
-            Batches(tokens, seq=6, batch_size=7),
-            lambda: evaluation_batches(tokens[:50], seq=6, batch_size=3),
-            device=device,
-            processes=processes,
-        )
-        tokenizer = CharTokenizer("abcdefghijklmnopq")
-        run = TrainingRun(
-            core,
-            tokenizer,
-            folder=folder,
-            sample=lambda model, tokenizer, prompt, *, max_new_tokens, seed: (
-                f"{float(model(torch.tensor([[1]])).detach().sum()):.4f}"
-            ),
-        )
-        found = newest_snapshot(folder / "snapshots", print)
-        if found is not None:
-            core.check(*found, tokenizer.fingerprint)
-            run.resume(found[1], found[1]["files"])
+    core = Trainer(
+        config,
+        GPT2(GPT2Config(d_model=8, n_layers=2, n_heads=2, d_vocab=VOCAB, n_ctx=6)),
+        # Batches whose sequences two processes cannot share evenly.
+        Batches(tokens, seq=6, batch_size=7),
+        lambda: evaluation_batches(tokens[:50], seq=6, batch_size=3),
+        device=torch.device("cpu"),
+        processes=processes,
+    )
+    tokenizer = CharTokenizer("abcdefghijklmnopq")
+    run = TrainingRun(
+        core,
+        tokenizer,
+        folder=folder,
+        sample=lambda model, tokenizer, prompt, *, max_new_tokens, seed: (
+            f"{float(model(torch.tensor([[1]])).detach().sum()):.4f}"
+        ),
+    )
+    found = newest_snapshot(folder / "snapshots", print)
+    if found is not None:
+        core.check(*found, tokenizer.fingerprint)
+        run.resume(found[1], found[1]["files"])
+    with mock.patch.object(runlog, "draw_losses"):  # a picture takes longer than the training
         assert run.run() == "max_steps"
 
 
@@ -113,7 +109,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[OptimizerName, 
     for optimizer in OPTIMIZERS:
         alone = root / optimizer
         alone.mkdir()
-        work("ddp", alone, 12, 2, optimizer)
+        work(Processes(), alone, 12, 2, optimizer)
         for parallel in WAYS:
             begun, resumed = (root / f"{optimizer}-{parallel}-{name}" for name in ("begun", "resumed"))
             begun.mkdir()
@@ -147,7 +143,7 @@ def test_two_processes_give_the_losses_of_one_and_either_resumes_the_other(
     assert len(two["rng"]) == 2
     for part in ("model_state_dict", "optimizer_state_dict"):
         assert json.dumps(shapes(one[part])) == json.dumps(shapes(two[part]))
-    work("ddp", begun, 12, 2, optimizer)
+    work(Processes(), begun, 12, 2, optimizer)
     assert_same_losses(read_metrics(begun), expected)
     assert (begun / "samples.md").read_text() == (alone / "samples.md").read_text()
     # And the other way round.
@@ -164,5 +160,6 @@ def shapes(state: object) -> object:
 
 
 if __name__ == "__main__":
-    for parallel, folder, steps, micro_batch, optimizer in json.loads(sys.argv[1]):
-        work(parallel, Path(folder), steps, micro_batch, optimizer)
+    with joined("ddp", torch.device("cpu")) as processes:
+        for parallel, folder, steps, micro_batch, optimizer in json.loads(sys.argv[1]):
+            work(dataclasses.replace(processes, parallel=parallel), Path(folder), steps, micro_batch, optimizer)
