@@ -12,8 +12,9 @@ from torch import nn
 
 from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES
-from .building import Builder, Refused, Sizes
+from .building import Builder
 from .calling import unknown_arguments
+from .configuration import Refused, Sizes
 from .layouts import Repeated, Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
