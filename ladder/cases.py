@@ -23,6 +23,11 @@ _GPT2: dict[str, tuple[str, Any]] = {
 Draw = Callable[..., Case]
 
 
+def has_one_head(asked: frozenset[str] | set[str]) -> bool:
+    """Return whether a layer that reads these fields is one head of any size: it cannot know of more."""
+    return "d_head" in asked and not asked & {"n_heads", "config"}
+
+
 def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
     """Return what draws cases for a layer that reads these fields and lacks these parameters."""
     tied = "unembed.W_U" in missing
@@ -31,7 +36,8 @@ def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
 
     def draw(source: random.Random, seq: tuple[int, int] = RANGES["seq"]) -> Case:
         while True:
-            case = as_gpt2(draw_case(source, seq=seq), but, tie_word_embeddings=tied, unembed_bias=not lacks)
+            choices = {"n_heads": 1} if has_one_head(asked) else {}
+            case = as_gpt2(draw_case(source, seq=seq), but, tie_word_embeddings=tied, unembed_bias=not lacks, **choices)
             config = case.config
             sizes = [case.batch, case.seq, *(getattr(config, name) for name in RANGES if hasattr(config, name))]
             # So that no two axes can be taken for one another.

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .answers import Answer, difference
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
-from .cases import Draw, drawing, in_any_block, without
+from .cases import Draw, drawing, has_one_head, in_any_block, without
 from .layout_choice import Asked, LayoutChoice
 from .own_faults import OwnFault
 from .results import Fault
@@ -129,7 +130,11 @@ class UnderTest:
     def own_trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
         """Return the trial of a case, judged by our own layer."""
         trial = make_trial(self.rung, self.rung.own, case, dtype, gradients=gradients)
-        lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in self.missing}
+        lacking: dict[str, Tensor | float] = {
+            name: _same(each) if name.endswith("W_O") else 0.0
+            for name, each in trial.parameters.items()
+            if in_any_block(name) in self.missing
+        }
         return self.fair(altered(trial, given=None, **lacking) if lacking else trial)
 
     def fair(self, trial: Trial) -> Trial:
@@ -165,6 +170,9 @@ class UnderTest:
 
     def _read(self) -> None:
         self.first = self.ask(self.trial(self.new_case()))
+        if has_one_head(self.asked):
+            self.draw = drawing(self.asked, frozenset())
+            self.first = self.ask(self.trial(self.new_case()))
         self.missing = frozenset(map(in_any_block, self.first.missing))
         self.draw = drawing(self.asked, self.missing)
 
@@ -227,9 +235,10 @@ class UnderTest:
     def _with_heads(self) -> Case:
         """Return a case with several heads and positions: of fewer, different layers give the same answer."""
         source = random.Random(self.seed)
-        draw = drawing(frozenset(), self.missing)
+        one = has_one_head(self.asked)
+        draw = drawing(self.asked if one else frozenset(), self.missing)
         cases = (draw(source) for _ in range(100))
-        return next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
+        return next(case for case in cases if (one or case.config.n_heads > 1) and case.seq > 2)
 
     # ---- what to know of it ----
 
@@ -249,6 +258,8 @@ class UnderTest:
             notes.append("it has no W_U of its own; GPT-2's logits are tied to W_E")
         elif self.missing & {"b_U", "unembed.b_U"}:
             notes.append("it has no b_U, as GPT-2 has none")
+        if has_one_head(self.asked):
+            notes.append("it reads no number of heads, and was judged as one head")
         if self.sequence_first:
             order = "[seq batch]" if self.rung.takes_tokens else "[seq batch d_model]"
             notes.append(
@@ -258,6 +269,11 @@ class UnderTest:
         for name, (value, default) in self.first.passed.items():
             notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
         return notes
+
+
+def _same(out: Tensor) -> Tensor:
+    """Return the output projection that changes nothing."""
+    return torch.eye(out.shape[-1], dtype=out.dtype).view_as(out)
 
 
 def as_sentence(clause: str) -> str:

@@ -13,7 +13,9 @@ from torch import nn
 from .aliases import CLASS_NAMES, SIZES, canonical, flat, foreign
 from .arguments_in_kwargs import in_kwargs
 from .configuration import IN_LAYER, MISSING, Configuration, Refused, Sizes, own_configurations
+from .layouts import Unreadable
 from .masks import ConstructorsMask, is_mask
+from .parameters import read, tie_shared
 from .standins import StandIn
 
 # Left at their defaults if they have one: passing them would hide what the layer does by itself.
@@ -33,6 +35,8 @@ _GELU = (
     *("gelu_new", "gelu_tanh", "gelu_pytorch_tanh", "tanh_gelu", "new_gelu", "gelu_approx", "gelu_accurate"),
     *("approx_gelu", "gelu", "GELU"),
 )
+# What a name may also mean, if a layer's parameters fit nothing otherwise.
+_DOUBTFUL = {("attention", "dout"): "d_head"}
 
 
 class Builder:
@@ -51,6 +55,9 @@ class Builder:
         self.make, self.rung, self.namespace = make, rung, namespace
         self.configurations = own_configurations(namespace)
         self._making: list[Callable[..., Any]] = []
+        # Other meanings of arguments, by name: those that could be tried, and those that are.
+        self._doubtful: dict[str, str] = {}
+        self._meanings: dict[str, str] = {}
         self.constants = self._constants()
 
     def build(self, sizes: Sizes) -> Any:
@@ -65,7 +72,22 @@ class Builder:
         if sizes.mask.name and not (isinstance(layer, nn.Module) and sizes.mask.find(layer)):
             sizes.mask = ConstructorsMask(wanted=False)  # it is a part of something else: the default must do
             return self.build(sizes)
+        if self._doubtful and not self._meanings and not self._fits(layer, sizes):
+            self._meanings = self._doubtful
+            with suppress(Exception):
+                other = self._call(self.make, sizes, self.rung)
+                if self._fits(other, sizes):
+                    return other
+            self._meanings, self._doubtful = {}, {}
+        if isinstance(layer, nn.Module):
+            sizes.shared = tie_shared(layer)
         return layer
+
+    def _fits(self, layer: Any, sizes: Sizes) -> bool:
+        try:
+            return isinstance(layer, nn.Module) and bool(read(layer, self.rung, sizes.config))
+        except Unreadable:
+            return False
 
     def _with_its_own_activation(self, sizes: Sizes, error: Exception) -> Any:
         """Build a layer that has no activation of our name with the first of the file's own that it knows."""
@@ -145,7 +167,9 @@ class Builder:
         if rung == "mlp" and flat(name) == "dout" and {flat(other.name) for other in named} >= {"din", "dout"}:
             return sizes.get("d_mlp") if len(named) == 2 else sizes.get("d_model")
         # A size or a choice of GPT-2's.
-        ours = IN_LAYER.get((rung, flat(name))) or canonical(name)
+        ours = self._meanings.get(flat(name)) or IN_LAYER.get((rung, flat(name))) or canonical(name)
+        if (rung, flat(name)) in _DOUBTFUL:
+            self._doubtful[flat(name)] = _DOUBTFUL[rung, flat(name)]
         others = [other.name for other in named if other is not each]
         if (rung, flat(name)) in IN_LAYER and not any(
             canonical(other) == "d_model" or _CONFIGURATION.search(other) for other in others
@@ -166,10 +190,10 @@ class Builder:
         if foreign(name) and required:
             raise Refused(name)
         if _CONFIGURATION.search(name):
-            return Configuration(sizes, self.configurations)
+            return self._configuration(sizes)
         part, cls = self._part(each)
         if alone and not is_module and not (cls and flat(cls.__name__) == flat(name)):
-            return Configuration(sizes, self.configurations)
+            return self._configuration(sizes)
         if not required:
             return MISSING
         if cls is None:
@@ -178,6 +202,10 @@ class Builder:
             return self._call(cls, sizes, part)
         except Refused as error:
             raise Refused(name, is_module=True) from error
+
+    def _configuration(self, sizes: Sizes) -> Configuration:
+        sizes.asked.add("config")
+        return Configuration(sizes, self.configurations)
 
     def _is_module(self, each: inspect.Parameter) -> bool | None:
         """Return whether an argument is a module, by its annotation; None if that does not tell."""

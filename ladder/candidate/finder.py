@@ -5,12 +5,14 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...assembly.config import GPT2Config
+from ..cases import has_one_head
 from .aliases import CLASS_NAMES
 from .building import Builder
 from .calling import unknown_arguments
@@ -130,13 +132,15 @@ def _fits(
     state = torch.get_rng_state()
     try:
         with OnCpu():
-            layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, set()))
+            asked: set[str] = set()
+            layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, asked))
+            config = replace(_CONFIG, n_heads=1) if has_one_head(asked) else _CONFIG
             if not isinstance(layer, nn.Module):
                 return None, "it makes no nn.Module"
             if rung == "layer-norm" and (more := unknown_arguments(layer)):
                 return None, f"its forward asks for {', '.join(more)} beside its input"
             try:
-                missing = len(read(layer, rung, _CONFIG)[0].missing)
+                missing = len(read(layer, rung, config, asked)[0].missing)
             except Unlearned as error:
                 return _UNLEARNED if _gives_vectors(layer) else None, str(error)
             return (missing if _runs(layer, rung) else missing + 50), ""

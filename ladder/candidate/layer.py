@@ -253,6 +253,11 @@ class Candidate:
             layer, reading = self._run(self.name, lambda: builder.build(sizes), "build"), None
         self._passed |= sizes.passed
         self._mask = sizes.mask
+        for one, other in sizes.shared:
+            self._notes[
+                f"two parameters have the same numbers, {one} and {other}, so that an optimizer changes them twice in "
+                f"each step; they were judged as one, which {other} = {one} makes them"
+            ] = None
         if not isinstance(layer, nn.Module):
             raise _Faulty("build", f"{self.name} makes {kind_of(layer)}, which is no nn.Module")
         low = next((p.dtype for p in layer.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
@@ -266,7 +271,7 @@ class Candidate:
         trial = request.trial
         if reading is None:
             try:
-                reading = read(layer, trial.rung, trial.config)
+                reading = read(layer, trial.rung, trial.config, self.asked)
             except Unlearned as error:
                 place = next((place for place in births.buffers.values() if place), None)
                 raise _Faulty("unlearned", str(error), place) from error
