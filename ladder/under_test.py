@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +54,7 @@ class UnderTest:
         self.rung, self._ask, self._library, self.seed = rung, ask, library, seed
         self.missing: frozenset[str] = frozenset()  # parameters that it does not have; they are 0 in every trial
         self.layout, self.dead, self.wide, self.sequence_first = 0, False, False, False
+        self.fixed: Mapping[str, int] = {}  # sizes that it has in any case
         self.widened = ""  # why steps of it were widened to float64
         self.first = Reply()
         self.draw = draw or drawing(frozenset(), frozenset())
@@ -170,11 +171,15 @@ class UnderTest:
 
     def _read(self) -> None:
         self.first = self.ask(self.trial(self.new_case()))
-        if has_one_head(self.asked):
-            self.draw = drawing(self.asked, frozenset())
+        self.fixed = self.first.fixed
+        if has_one_head(self.asked) or self.fixed:
+            self.draw = self._drawing(self.asked, frozenset())
             self.first = self.ask(self.trial(self.new_case()))
         self.missing = frozenset(map(in_any_block, self.first.missing))
-        self.draw = drawing(self.asked, self.missing)
+        self.draw = self._drawing(self.asked, self.missing)
+
+    def _drawing(self, asked: frozenset[str], missing: frozenset[str]) -> Draw:
+        return drawing(asked, missing, self.fixed)
 
     def _settle(self) -> None:
         if self.first.fault and self.first.fault.kind in ("raises", "dtype"):
@@ -211,7 +216,7 @@ class UnderTest:
     def leave_out(self, name: str) -> None:
         """Vary a field of the configuration no more: it makes no difference to the layer, though it was read."""
         self.first = replace(self.first, asked=self.first.asked - {name})
-        self.draw = drawing(self.asked, self.missing)
+        self.draw = self._drawing(self.asked, self.missing)
 
     def _try_float32(self, fault: Fault) -> None:
         """Find out whether the layer fails in float64 only because a step of it is in a lower precision in any case."""
@@ -236,7 +241,7 @@ class UnderTest:
         """Return a case with several heads and positions: of fewer, different layers give the same answer."""
         source = random.Random(self.seed)
         one = has_one_head(self.asked)
-        draw = drawing(self.asked if one else frozenset(), self.missing)
+        draw = self._drawing(self.asked if one else frozenset(), self.missing)
         cases = (draw(source) for _ in range(100))
         return next(case for case in cases if (one or case.config.n_heads > 1) and case.seq > 2)
 
@@ -258,6 +263,9 @@ class UnderTest:
             notes.append("it has no W_U of its own; GPT-2's logits are tied to W_E")
         elif self.missing & {"b_U", "unembed.b_U"}:
             notes.append("it has no b_U, as GPT-2 has none")
+        if self.fixed:
+            sizes = ", ".join(f"{name}={size}" for name, size in self.fixed.items())
+            notes.append(f"it has {sizes} whatever it is built for, and was judged with that")
         if has_one_head(self.asked):
             notes.append("it reads no number of heads, and was judged as one head")
         if self.sequence_first:

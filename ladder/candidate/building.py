@@ -12,7 +12,16 @@ from torch import nn
 
 from .aliases import CLASS_NAMES, SIZES, canonical, flat, foreign
 from .arguments_in_kwargs import in_kwargs
-from .configuration import IN_LAYER, MISSING, Configuration, Refused, Sizes, own_configurations
+from .configuration import (
+    IN_LAYER,
+    MISSING,
+    Configuration,
+    Refused,
+    Sizes,
+    explain_unknown,
+    is_unknown_field,
+    own_configurations,
+)
 from .layouts import Unreadable
 from .masks import ConstructorsMask, is_mask
 from .parameters import read, tie_shared
@@ -66,6 +75,9 @@ class Builder:
         try:
             layer = self._call(self.make, sizes, self.rung)
         except (LookupError, AttributeError, ValueError, NotImplementedError) as error:
+            if is_unknown_field(error):
+                explain_unknown(error, self._unknown_fields(sizes, error))
+                raise
             if sizes.values["act_fn"] != "gelu_new" or "gelu_new" not in str(error):
                 raise
             layer = self._with_its_own_activation(sizes, error)
@@ -82,6 +94,19 @@ class Builder:
         if isinstance(layer, nn.Module):
             sizes.shared = tie_shared(layer)
         return layer
+
+    def _unknown_fields(self, sizes: Sizes, error: Any) -> list[str]:
+        """Return every field that the configuration lacks: a constructor asks for one after the other."""
+        names: list[str] = []
+        while is_unknown_field(error) and error.name not in names:
+            names.append(error.name)
+            try:
+                self._call(
+                    self.make, Sizes(sizes.config, {**sizes.chosen, **dict.fromkeys(names, 1)}, set()), self.rung
+                )
+            except Exception as another:
+                error = another
+        return names
 
     def _fits(self, layer: Any, sizes: Sizes) -> bool:
         try:
@@ -141,14 +166,23 @@ class Builder:
         named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         given: dict[str, Any] = {}
         positional: list[Any] = []
+        unknown: list[str] = []
         for each in [*named, *in_kwargs(make, bool(named))]:
-            value = self._argument(each, named, sizes, rung)
+            try:
+                value = self._argument(each, named, sizes, rung)
+            except Refused as error:
+                if not error.can_be_set:
+                    raise
+                unknown += error.names
+                continue
             if value is MISSING:
                 continue
             if each.kind == each.POSITIONAL_ONLY:
                 positional.append(value)
             else:
                 given[each.name] = value
+        if unknown:
+            raise Refused(*unknown)
         return make(*positional, **given)
 
     def _argument(self, each: inspect.Parameter, named: list[inspect.Parameter], sizes: Sizes, rung: str) -> Any:
@@ -175,6 +209,9 @@ class Builder:
             canonical(other) == "d_model" or _CONFIGURATION.search(other) for other in others
         ):
             ours = "d_model"  # the only width that it is given
+        widths = [*map(canonical, others), ours]
+        if flat(name) == "hidden" and widths.count("d_mlp") > 1 and "d_model" not in widths:
+            ours = "d_model"
         typed = self._is_module(each)
         is_module = bool(_MODULE.search(name)) if typed is None else typed
         ours = None if typed and ours in SIZES else ours
@@ -197,7 +234,7 @@ class Builder:
         if not required:
             return MISSING
         if cls is None:
-            raise Refused(name, is_module)
+            raise Refused(name, is_module=is_module)
         try:
             return self._call(cls, sizes, part)
         except Refused as error:

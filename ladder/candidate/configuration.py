@@ -4,12 +4,13 @@ import enum
 import inspect
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from ...assembly.config import GPT2Config
+from ..results import listed
 from .aliases import SIZES, canonical, decides, flag, flat, foreign, is_plain_flag
 from .masks import ConstructorsMask
 
@@ -26,6 +27,7 @@ IN_LAYER = {
     ("mlp", "hiddendim"): "d_mlp",
     ("mlp", "hiddensize"): "d_mlp",
     ("mlp", "hiddendimension"): "d_mlp",
+    ("mlp", "dim2"): "d_mlp",
     ("pos-embed", "numembeddings"): "n_ctx",
     ("mlp", "scaling"): "ratio",
     ("mlp", "mult"): "ratio",
@@ -39,19 +41,38 @@ class Refused(Exception):
     """A constructor asks for something that is not known.
 
     Args:
-        name: of the argument.
+        names: of the arguments.
         is_module: it is another layer, which cannot be given as a value.
     """
 
-    def __init__(self, name: str, is_module: bool = False) -> None:
+    def __init__(self, *names: str, is_module: bool = False) -> None:
         if is_module:
             what = "which is another layer"
-        elif foreign(name):
-            what = f"which GPT-2 does not have ({foreign(name)})"
+        elif foreign(names[0]):
+            what = f"which GPT-2 does not have ({foreign(names[0])})"
         else:
-            what = f"which is not known: give it with --set {name}=VALUE"
-        super().__init__(f"asks for {name}, {what}")
-        self.name = name
+            what = f"which {'is' if len(names) == 1 else 'are'} not known: {_how_to_give(names)}"
+        super().__init__(f"asks for {listed(names)}, {what}")
+        self.names = names
+        self.can_be_set = not is_module and not foreign(names[0])
+
+
+def _how_to_give(names: Sequence[str]) -> str:
+    pronoun = "it" if len(names) == 1 else "them"
+    return f"give {pronoun} with {' '.join(f'--set {name}=VALUE' for name in names)}"
+
+
+def is_unknown_field(error: BaseException) -> bool:
+    """Return whether an error was raised by a configuration that does not have a field."""
+    return isinstance(error, AttributeError | KeyError) and isinstance(getattr(error, "obj", None), Configuration)
+
+
+def explain_unknown(error: BaseException, names: Sequence[str]) -> None:
+    """Put every field that a configuration does not have into its error."""
+    error.args = (
+        f"the configuration has no {', '.join(map(repr, names))}: {_how_to_give(names)}; it has "
+        f"{', '.join(FIELDS)}, under their usual names",
+    )
 
 
 class Sizes:
@@ -144,10 +165,9 @@ class Configuration:
         except KeyError:
             if own is not MISSING:
                 return own
-            raise AttributeError(
-                f"the configuration has no {name!r}: give it with --set {name}=VALUE; it has "
-                f"{', '.join(FIELDS)}, under their usual names"
-            ) from None
+            error = AttributeError(name=name, obj=self)
+            explain_unknown(error, [name])
+            raise error from None
 
     def _is_inner(self, name: str) -> bool:
         """Return whether ``hidden_dim`` is an MLP's width: it is where the configuration has the model's beside it."""
@@ -170,7 +190,9 @@ class Configuration:
         try:
             return self._find(name)
         except AttributeError as error:
-            raise KeyError(str(error)) from None
+            missing = KeyError(str(error))
+            missing.__dict__.update(name=name, obj=self)
+            raise missing from None
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return a value, or the default if it is not known."""

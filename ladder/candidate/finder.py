@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from .aliases import CLASS_NAMES
 from .building import Builder
 from .calling import unknown_arguments
 from .configuration import Refused, Sizes
-from .layouts import Repeated, Unlearned, Unreadable
+from .fixed_sizes import fixed_sizes
+from .layouts import Layout, Repeated, Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
 from .without_gpu import OnCpu
@@ -114,8 +115,8 @@ def rungs_of(make: Callable[..., Any], name: str, namespace: dict[str, Any], cho
 def _narrowed(rungs: list[str], name: str) -> list[str]:
     """Return the rungs that a name means: a TransformerBlock is no attention, and no model."""
     lower = name.lower()
-    if "block" in rungs:
-        return ["block"]
+    if "block" in rungs:  # or a layer that its author calls a block: an MLPBlock
+        return ["block", *[rung for rung in ("attention", "mlp") if rung in rungs]]
     if "pos-embed" in rungs:
         return ["pos-embed"]
     if "unembed" in rungs:
@@ -140,7 +141,7 @@ def _fits(
             if rung == "layer-norm" and (more := unknown_arguments(layer)):
                 return None, f"its forward asks for {', '.join(more)} beside its input"
             try:
-                missing = len(read(layer, rung, config, asked)[0].missing)
+                missing = len(_read(layer, rung, config, asked)[0].missing)
             except Unlearned as error:
                 return _UNLEARNED if _gives_vectors(layer) else None, str(error)
             return (missing if _runs(layer, rung) else missing + 50), ""
@@ -155,6 +156,17 @@ def _fits(
         return None, f"to build it raises {one_line(error)}"
     finally:
         torch.set_rng_state(state)
+
+
+def _read(layer: nn.Module, rung: str, config: GPT2Config, asked: set[str]) -> Sequence[Layout]:
+    try:
+        return read(layer, rung, config, asked)
+    except Unlearned:
+        raise
+    except Unreadable:
+        if not (fixed := fixed_sizes(layer, rung, config)):
+            raise
+        return read(layer, rung, replace(config, **fixed), asked)
 
 
 def _runs(layer: nn.Module, rung: str) -> bool:

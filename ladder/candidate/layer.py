@@ -20,6 +20,7 @@ from .borrowed import BorrowedCalls, borrowed_classes
 from .building import Builder
 from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
 from .configuration import FIELDS, Configuration, Refused, Sizes
+from .fixed_sizes import fixed_sizes
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .masks import ConstructorsMask
 from .parameters import read
@@ -66,6 +67,7 @@ class Reply:
     Args:
         answer: None if there is a fault.
         asked: the fields of the configuration that it has read so far; the others make no difference to it.
+        fixed: sizes that it has whatever it is built for, if its parameters fit no other.
         missing: TransformerLens's names of the parameters that it does not have.
         ways: of each way to read its parameters and to make a mask for it, the ``split``; see `Layout`.
         reading, oddity: label and oddity of the way that was used.
@@ -81,6 +83,7 @@ class Reply:
     answer: Answer | None = None
     fault: Fault | None = None
     asked: frozenset[str] = frozenset()
+    fixed: Mapping[str, int] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     ways: tuple[str, ...] = ()
     reading: str = ""
@@ -276,6 +279,7 @@ class Candidate:
                 place = next((place for place in births.buffers.values() if place), None)
                 raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
+                self._known = replace(self._known, fixed=fixed_sizes(layer, trial.rung, trial.config))
                 names, sizes = shapes(trial.rung, trial.config), size_names(trial.config, trial.given)
                 own = {name: tuple(tensor.shape) for name, tensor in layer.named_parameters()}
                 listing = "" if isinstance(error, Repeated) else both_sides(names, own, sizes)
@@ -302,7 +306,7 @@ class Candidate:
         except KeyboardInterrupt:
             raise
         except Refused as error:
-            raise _Faulty("build", f"{self.name} {error}", names=(error.name,)) from error
+            raise _Faulty("build", f"{self.name} {error}", names=error.names) from error
         except Unavailable as error:
             raise _Faulty("refused", f"{what} cannot be run: {error}", self.code.raised(error)) from error
         except SystemExit as error:
