@@ -115,7 +115,7 @@ CLASS_NAMES = {
     "pos-embed": r"pos.*(emb|enc)",
     "layer-norm": r"norm|^ln",
     "attention": r"att(entio)?n|mha|multi_?head|^(single|causal|masked|self)?_?heads?(_|$)",
-    "mlp": r"mlp|feed_?fo?r?ward|ffn?$|ffwd|position_?wise|^ff",
+    "mlp": r"mlp|feed_?fo?r?ward|ffn?$|ffwd|(position|point)_?wise|^ff",
     "block": r"block|decoder_?layer|encoder_?layer|^layer$|transformer_?layer",
     "unembed": r"unemb|lm_?head|output_?head",
     "model": r"gpt|transformer(?!.*(block|layer))|model|decoder$|lm$|bigram",

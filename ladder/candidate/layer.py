@@ -216,7 +216,7 @@ class Candidate:
                 with recorder.recording(parts_of(layer, state, leaves)):
                     output = self._run("forward", forward)
                 recorder.ended(output)
-                trace.parts = [(name, *(_as_given(each, request) for each in ends)) for name, *ends in trace.parts]
+                trace.parts = [(n, _as_given(one, request), _as_given(two, request)) for n, one, two in trace.parts]
                 if request.gradients and (wrong := recorder.own.wrong_backward(self.code)):
                     trace.places["backward"] = wrong
             else:

@@ -35,11 +35,12 @@ class OwnParameters(nn.Module):
         self.w1, self.b1, self.w2 = parameter(d_model, d_mlp), parameter(d_mlp), parameter(d_mlp, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = norm(x, self.g1, self.o1)
-        q, k, v = (h @ w + b for w, b in ((self.wq, self.bq), (self.wk, self.bk), (self.wv, self.bv)))
-        x = x + attend(q, k, v, self.n_heads) @ self.wo + self.bo
-        h = norm(x, self.g2, self.o2) @ self.w1 + self.b1
-        return x + self.exponent * nn.functional.gelu(h, approximate="tanh") @ self.w2 + self.b2
+        p = dict(self.named_parameters())
+        h = norm(x, p["g1"], p["o1"])
+        q, k, v = (h @ w + b for w, b in ((p["wq"], p["bq"]), (p["wk"], p["bk"]), (p["wv"], p["bv"])))
+        x = x + attend(q, k, v, self.n_heads) @ p["wo"] + p["bo"]
+        h = norm(x, p["g2"], p["o2"]) @ p["w1"] + p["b1"]
+        return x + self.exponent * nn.functional.gelu(h, approximate="tanh") @ p["w2"] + p["b2"]
 
 
 class OwnParametersAndWrong(OwnParameters):
@@ -129,12 +130,13 @@ class Stacks(Lists):
             setattr(self, name, parameter(layers, *shape))
 
     def blocks(self, x: Tensor) -> Tensor:
-        for i in range(len(self.qkv_w)):
-            h = norm(x, self.ln1_g[i], self.ln1_b[i])
-            q, k, v = (h @ self.qkv_w[i] + self.qkv_b[i]).chunk(3, -1)
-            x = x + attend(q, k, v, self.heads) @ self.proj_w[i] + self.proj_b[i]
-            h = norm(x, self.ln2_g[i], self.ln2_b[i]) @ self.fc_w[i] + self.fc_b[i]
-            x = x + nn.functional.gelu(h, approximate="tanh") @ self.out_w[i] + self.out_b[i]
+        p = dict(self.named_parameters())
+        for i in range(len(p["qkv_w"])):
+            h = norm(x, p["ln1_g"][i], p["ln1_b"][i])
+            q, k, v = (h @ p["qkv_w"][i] + p["qkv_b"][i]).chunk(3, -1)
+            x = x + attend(q, k, v, self.heads) @ p["proj_w"][i] + p["proj_b"][i]
+            h = norm(x, p["ln2_g"][i], p["ln2_b"][i]) @ p["fc_w"][i] + p["fc_b"][i]
+            x = x + nn.functional.gelu(h, approximate="tanh") @ p["out_w"][i] + p["out_b"][i]
         return x
 
 

@@ -117,13 +117,25 @@ class OfAnOddMask(Attention):
         return self.attend(x, mask[..., 0])
 
 
+class OfAChoice(Attention):
+    """Its callers decide whether it is causal."""
+
+    def forward(self, x: Tensor, is_causal: bool = False) -> Tensor:
+        return self.attend(x, torch.ones(x.shape[1], x.shape[1]).tril() if is_causal else None)
+
+
+class OfARequiredChoice(Attention):
+    def forward(self, x: Tensor, use_mask: bool) -> Tensor:
+        return self.attend(x, torch.ones(x.shape[1], x.shape[1]).tril() if use_mask else None)
+
+
 class FromItsConstructor(Attention):
     def __init__(self, n_embd: int, n_head: int, attn_mask: Tensor | None = None) -> None:
         super().__init__(n_embd, n_head)
         self.register_buffer("attn_mask", attn_mask)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attend(x, self.attn_mask)
+        return self.attend(x, self._buffers["attn_mask"])
 
 
 class KeepsACopy(FromItsConstructor):
@@ -134,6 +146,10 @@ class KeepsACopy(FromItsConstructor):
 def test_a_mask_has_the_shape_and_comes_the_way_that_a_layer_asks_for() -> None:
     odd = climb(attention=OfAnOddMask, cases=2).rungs[0]
     assert odd.passed, odd.text()
+    for layer, name in ((OfAChoice, "is_causal"), (OfARequiredChoice, "use_mask")):
+        chosen = climb(attention=layer, cases=2).rungs[0]
+        assert chosen.passed, chosen.text()
+        assert chosen.note.startswith(f"Forward was given {name}=True. GPT-2's weights do not fit as they are stored")
     built = climb(attention=FromItsConstructor, cases=5).rungs[0]
     assert built.passed, built.text()
     assert "The constructor was given a causal mask (attn_mask: ones where a query may look" in built.note
