@@ -1,9 +1,10 @@
 """Cases and trials for a layer, by what it reads of its configuration and what it lacks."""
 
 import itertools
+import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,15 +24,29 @@ _GPT2: dict[str, tuple[str, Any]] = {
 Draw = Callable[..., Case]
 
 
-def drawing(asked: frozenset[str], missing: frozenset[str]) -> Draw:
-    """Return what draws cases for a layer that reads these fields and lacks these parameters."""
+def has_one_head(asked: frozenset[str] | set[str]) -> bool:
+    """Return whether a layer that reads these fields is one head of any size: it cannot know of more."""
+    return "d_head" in asked and not asked & {"n_heads", "config"}
+
+
+def drawing(asked: frozenset[str], missing: frozenset[str], fixed: Mapping[str, int] | None = None) -> Draw:
+    """Return what draws cases for a layer that reads these fields and lacks these parameters.
+
+    Args:
+        fixed: sizes that the layer has in any case.
+    """
+    longest = (fixed or {}).get("n_ctx", math.inf)
     tied = "unembed.W_U" in missing
     lacks = bool(missing & {"b_U", "unembed.b_U"})
     but = (asked | {"d_mlp"}) if "d_mlp" in asked and "ratio" not in asked else asked - {"d_mlp"}
 
     def draw(source: random.Random, seq: tuple[int, int] = RANGES["seq"]) -> Case:
         while True:
-            case = as_gpt2(draw_case(source, seq=seq), but, tie_word_embeddings=tied, unembed_bias=not lacks)
+            choices = {"n_heads": 1} if has_one_head(asked) else {}
+            least, most = (int(min(length, longest)) for length in seq)
+            case = draw_case(source, seq=(least, most))
+            case = as_gpt2(case, but, tie_word_embeddings=tied, unembed_bias=not lacks, **choices)
+            case = replace(case, config=replace(case.config, **(fixed or {})))
             config = case.config
             sizes = [case.batch, case.seq, *(getattr(config, name) for name in RANGES if hasattr(config, name))]
             # So that no two axes can be taken for one another.

@@ -21,7 +21,7 @@ Asked = tuple[Trial, dict[str, Any]]
 # Gives the layer's reply to each, in order; it may work on one while the next is made.
 Replies = Callable[[Iterable[Asked]], Iterator[Reply]]
 
-# Ways to read the parameters of a wrong layer that are traced.
+# Ways to read the parameters of a wrong layer that are traced, until the scores are right under one; and as many after.
 _MOST_TRACED = 50
 # Products of a head's queries and keys, and what is made of them: right ones show which numbers are a head's.
 _PRODUCTS = ("raw", "scores", "masked", "pattern", "z")
@@ -41,6 +41,7 @@ class LayoutChoice:
         self.first, self.trial, self._replies = first, trial, replies
         self.tried: dict[int, Reply] = {}  # by the number of the way
         self.steps_found: dict[int, int] = {}  # of each way that was traced: how many of GPT-2's steps the layer has
+        self._most = _MOST_TRACED
 
     def choose(self) -> tuple[int, Reply]:
         """Return the way under which the layer is right, or else the likeliest; and the first reply, as it gives it."""
@@ -77,13 +78,13 @@ class LayoutChoice:
                 steps = steps or quantities(self.trial)
                 found = Matched(self.trial, reply.trace, steps).found
                 self.steps_found[way] = len(found)
-                if any(key.endswith(_PRODUCTS) for key in found):
-                    split = self.first.ways[way]
+                if split is None and any(key.endswith(_PRODUCTS) for key in found):
+                    split, self._most = self.first.ways[way], len(self.steps_found) + _MOST_TRACED
         return None
 
     @property
     def _tracing(self) -> bool:
-        return len(self.steps_found) < _MOST_TRACED
+        return len(self.steps_found) < self._most
 
     def _likeliest(self) -> tuple[int, Reply]:
         """Return the way under which the layer has most of GPT-2's steps, with a mask that hides the future.

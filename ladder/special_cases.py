@@ -50,6 +50,12 @@ def _limit(verdict: Verdict, factor: float = 1.0) -> float:
     return verdict.tolerance32 if verdict.lenient else factor * verdict.tolerance64
 
 
+def _as_long(layer: UnderTest, case: Case, n_ctx: int, seq: int) -> Case:
+    """Return the case with a context of this length at least and a sequence of that, if the layer has no own limit."""
+    n_ctx = layer.fixed.get("n_ctx", max(case.config.n_ctx, n_ctx))
+    return replace(case, seq=min(seq, n_ctx), config=replace(case.config, n_ctx=n_ctx))
+
+
 def _small_stream(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
     trial = layer.fair(small_stream(layer.trial(case, gradients=False)))
     fault, off = layer.off(trial, _limit(verdict, 100))
@@ -59,10 +65,10 @@ def _small_stream(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
 
 
 def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
-    long = replace(case, seq=11, config=replace(case.config, n_ctx=max(case.config.n_ctx, 17)))
+    long = _as_long(layer, case, 17, 11)
     trial = layer.trial(long, gradients=False)
     for seq, length in ((5, "a shorter"), (11, "an equally long"), (16, "a longer")):
-        before = replace(long, seq=seq, batch=3 if seq == 16 else 2)
+        before = replace(long, seq=min(seq, long.config.n_ctx), batch=3 if seq == 16 else 2)
         earlier = layer.rung.input(before, torch.float64, torch.Generator().manual_seed(seq))
         later = replace(trial, before=(earlier,))
         fault, off = layer.off(later, _limit(verdict))
@@ -85,19 +91,19 @@ def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[H
 
 def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
     small = layer.draw(random.Random(layer.seed + 2))
-    whole = Case(replace(small.config, n_ctx=1024, n_layers=1), 1, 1024, small.seed)
+    n_ctx = layer.fixed.get("n_ctx", 1024)
+    whole = Case(replace(small.config, n_ctx=n_ctx, n_layers=1), 1, n_ctx, small.seed)
     trial = layer.trial(whole, gradients=False)
     fault, off = layer.off(trial, _limit(verdict, 10))
     if off:
         what = fault.message if fault else _amount(off)
-        message = f"right for short sequences; for one of n_ctx = 1024 positions: {what}"
+        message = f"right for short sequences; for one of n_ctx = {n_ctx} positions: {what}"
         at, code = (fault.at, fault.code) if fault else (None, None)
         yield Fault("context", message, at, code), trial
 
 
 def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
-    longer = replace(case, seq=7, config=replace(case.config, n_ctx=max(7, case.config.n_ctx)))
-    base = layer.trial(longer, gradients=False)
+    base = layer.trial(_as_long(layer, case, 7, 7), gradients=False)
     large = {name: 20.0 * p for name, p in base.parameters.items() if name.endswith(("W_Q", "W_K"))}
     trial = altered(base, **large)
     fault, off = layer.off(trial, 1e-2 if verdict.lenient else 1e-8)

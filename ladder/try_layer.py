@@ -127,7 +127,7 @@ def _attempts(layer: UnderTest, number: int) -> tuple[Attempt, tuple[str, ...]]:
     if fault is None or fault.kind in FATAL or not varied:
         return attempt, ()
     everything = layer.draw
-    layer.draw = _as_gpt2(everything, layer.asked & {"layer_norm_eps", "d_mlp"})
+    layer.draw = _as_gpt2(everything, layer.asked & {"layer_norm_eps", "d_mlp"} | layer.fixed.keys())
     # A few cases show whether all are worth the time.
     again = _attempt(layer, min(number, 3))
     if again[1] is None or verdict is None:

@@ -2,16 +2,17 @@
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .answers import Answer, difference
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
-from .cases import Draw, drawing, in_any_block, without
+from .cases import Draw, drawing, has_one_head, in_any_block, without
 from .layout_choice import Asked, LayoutChoice
 from .own_faults import OwnFault
 from .results import Fault
@@ -23,6 +24,9 @@ Ask = Callable[[Iterable[Request]], Iterator[Reply]]
 FATAL = ("hang", "died", "limit")
 # Parameters that GPT-2 does not have, or has only once.
 OPTIONAL = ("b_U", "unembed.b_U", "unembed.W_U")
+# Rungs whose layers take numbers from other positions; a change that is no rounding; and how far off is still right.
+_MIXING = ("attention", "block", "model")
+_SEEN, _RIGHT = 1e-6, 1e-4
 
 
 class UnderTest:
@@ -49,7 +53,8 @@ class UnderTest:
     ) -> None:
         self.rung, self._ask, self._library, self.seed = rung, ask, library, seed
         self.missing: frozenset[str] = frozenset()  # parameters that it does not have; they are 0 in every trial
-        self.layout, self.dead, self.wide = 0, False, False
+        self.layout, self.dead, self.wide, self.sequence_first = 0, False, False, False
+        self.fixed: Mapping[str, int] = {}  # sizes that it has in any case
         self.widened = ""  # why steps of it were widened to float64
         self.first = Reply()
         self.draw = draw or drawing(frozenset(), frozenset())
@@ -105,7 +110,8 @@ class UnderTest:
 
     def _request(self, trial: Trial, *, wide: bool = False, **how: Any) -> Request:
         widened = self.wide and (trial.dtype == torch.float64 or bool(self.first.precision))
-        return Request(trial, **{"layout": self.layout, "wide": wide or widened, **how})
+        own = {"layout": self.layout, "wide": wide or widened, "sequence_first": self.sequence_first}
+        return Request(trial, **own | how)
 
     def answer(self, trial: Trial, **how: Any) -> Answer | None:
         """Return the layer's answer, with no gradient of what it does not have; None if it gives none."""
@@ -125,7 +131,11 @@ class UnderTest:
     def own_trial(self, case: Case, dtype: torch.dtype = torch.float64, *, gradients: bool = True) -> Trial:
         """Return the trial of a case, judged by our own layer."""
         trial = make_trial(self.rung, self.rung.own, case, dtype, gradients=gradients)
-        lacking = {name: 0.0 for name in trial.parameters if in_any_block(name) in self.missing}
+        lacking: dict[str, Tensor | float] = {
+            name: _same(each) if name.endswith("W_O") else 0.0
+            for name, each in trial.parameters.items()
+            if in_any_block(name) in self.missing
+        }
         return self.fair(altered(trial, given=None, **lacking) if lacking else trial)
 
     def fair(self, trial: Trial) -> Trial:
@@ -147,19 +157,66 @@ class UnderTest:
     # ---- what it reads ----
 
     def begin(self) -> None:
-        """Find out what the layer reads and lacks, and how its parameters lie."""
+        """Find out what the layer reads and lacks, the order of its axes, and how its parameters lie."""
+        self._read()
+        if self.rung.name in _MIXING and self._is_sequence_first():
+            self.sequence_first = True
+            self._read()
+        self._settle()
+        # A model's positions show which axis is the sequence: it may attend along the batch by mistake.
+        if self.sequence_first and self.rung.name == "model" and self._is_wrong():
+            self.sequence_first = False
+            self._read()
+            self._settle()
+
+    def _read(self) -> None:
         self.first = self.ask(self.trial(self.new_case()))
+        self.fixed = self.first.fixed
+        if has_one_head(self.asked) or self.fixed:
+            self.draw = self._drawing(self.asked, frozenset())
+            self.first = self.ask(self.trial(self.new_case()))
         self.missing = frozenset(map(in_any_block, self.first.missing))
-        self.draw = drawing(self.asked, self.missing)
+        self.draw = self._drawing(self.asked, self.missing)
+
+    def _drawing(self, asked: frozenset[str], missing: frozenset[str]) -> Draw:
+        return drawing(asked, missing, self.fixed)
+
+    def _settle(self) -> None:
         if self.first.fault and self.first.fault.kind in ("raises", "dtype"):
             self._try_float32(self.first.fault)
         if len(self.first.ways) > 1:
             self._choose_layout()
 
+    def _is_wrong(self) -> bool:
+        fault, off = self.off(self.trial(self._with_heads(), gradients=False), _RIGHT)
+        return fault is not None or bool(off)
+
+    def _is_sequence_first(self) -> bool:
+        """Return whether the layer takes [seq batch …]: it then mixes along the first axis, and not the second."""
+        fault = self.first.fault
+        if fault is not None and fault.kind not in ("raises", "dtype"):
+            return False
+        case = replace(self._with_heads(), batch=2)
+        plain = self._mixes(case, sequence_first=False)
+        if plain is None:  # a mask of the other length, say
+            return self._mixes(case, sequence_first=True) == (False, True)
+        return plain == (True, False)
+
+    def _mixes(self, case: Case, *, sequence_first: bool) -> tuple[bool, bool] | None:
+        """Return whether a change at one place is seen in other sequences, and at other positions of its own."""
+        trial, how = self.trial(case, gradients=False), {"gradients": False, "sequence_first": sequence_first}
+        other = trial.given.clone()
+        other[0, 0] = (other[0, 0] + 1) % case.config.d_vocab if self.rung.takes_tokens else -other[0, 0]
+        answers = [self.answer(replace(trial, given=given), **how, wide=True) for given in (trial.given, other)]
+        if answers[0] is None or answers[1] is None:
+            return None
+        changed = (answers[0].output - answers[1].output).abs().amax(-1) > _SEEN
+        return bool(changed[1:].any()), bool(changed[0, 1:].any())
+
     def leave_out(self, name: str) -> None:
         """Vary a field of the configuration no more: it makes no difference to the layer, though it was read."""
         self.first = replace(self.first, asked=self.first.asked - {name})
-        self.draw = drawing(self.asked, self.missing)
+        self.draw = self._drawing(self.asked, self.missing)
 
     def _try_float32(self, fault: Fault) -> None:
         """Find out whether the layer fails in float64 only because a step of it is in a lower precision in any case."""
@@ -177,12 +234,16 @@ class UnderTest:
 
     def _choose_layout(self) -> None:
         """Choose the way to read the parameters under which the layer is right; if there is none, the likeliest."""
-        source = random.Random(self.seed)
-        draw = drawing(frozenset(), self.missing)
-        cases = (draw(source) for _ in range(100))
-        case = next(case for case in cases if case.config.n_heads > 1 and case.seq > 2)
-        trial = self.trial(case, gradients=False)
+        trial = self.trial(self._with_heads(), gradients=False)
         self.layout, self.first = LayoutChoice(self.first, trial, self._replies).choose()
+
+    def _with_heads(self) -> Case:
+        """Return a case with several heads and positions: of fewer, different layers give the same answer."""
+        source = random.Random(self.seed)
+        one = has_one_head(self.asked)
+        draw = self._drawing(self.asked if one else frozenset(), self.missing)
+        cases = (draw(source) for _ in range(100))
+        return next(case for case in cases if (one or case.config.n_heads > 1) and case.seq > 2)
 
     # ---- what to know of it ----
 
@@ -202,9 +263,25 @@ class UnderTest:
             notes.append("it has no W_U of its own; GPT-2's logits are tied to W_E")
         elif self.missing & {"b_U", "unembed.b_U"}:
             notes.append("it has no b_U, as GPT-2 has none")
+        if self.fixed:
+            sizes = ", ".join(f"{name}={size}" for name, size in self.fixed.items())
+            notes.append(f"it has {sizes} whatever it is built for, and was judged with that")
+        if has_one_head(self.asked):
+            notes.append("it reads no number of heads, and was judged as one head")
+        if self.sequence_first:
+            order = "[seq batch]" if self.rung.takes_tokens else "[seq batch d_model]"
+            notes.append(
+                f"forward takes {order}, and was judged in that order; the sequence comes second in GPT-2: "
+                f"{order.replace('seq batch', 'batch seq')}"
+            )
         for name, (value, default) in self.first.passed.items():
             notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
         return notes
+
+
+def _same(out: Tensor) -> Tensor:
+    """Return the output projection that changes nothing."""
+    return torch.eye(out.shape[-1], dtype=out.dtype).view_as(out)
 
 
 def as_sentence(clause: str) -> str:

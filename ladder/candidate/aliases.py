@@ -14,7 +14,7 @@ _NAMES = {
         "num_hiddens hid_dim model_dimension model_width n_features num_features token_dim dimension d_embedding "
         "embed_dimension emb_dimension d_hidden_size residual_dim d_residual norm_shape embeddings_size "
         "D h_dim embedding_length embed_len dim_embed dim_emb dim_embedding n_embedding n_embeddings_dim n_hidden_size "
-        "d_embeddings embedding_width hidden_dims"
+        "d_embeddings embedding_width hidden_dims dim1"
     ),
     "n_heads": (
         "n_heads n_head num_heads heads nhead num_attention_heads n_attn_heads h nb_heads head_num number_of_heads "
@@ -115,7 +115,7 @@ CLASS_NAMES = {
     "pos-embed": r"pos.*(emb|enc)",
     "layer-norm": r"norm|^ln",
     "attention": r"att(entio)?n|mha|multi_?head|^(single|causal|masked|self)?_?heads?(_|$)",
-    "mlp": r"mlp|feed_?fo?r?ward|ffn?$|ffwd|position_?wise|^ff",
+    "mlp": r"mlp|feed_?fo?r?ward|ffn?$|ffwd|(position|point)_?wise|^ff",
     "block": r"block|decoder_?layer|encoder_?layer|^layer$|transformer_?layer",
     "unembed": r"unemb|lm_?head|output_?head",
     "model": r"gpt|transformer(?!.*(block|layer))|model|decoder$|lm$|bigram",

@@ -57,7 +57,8 @@ _OUT_OF_HEAD = {"out in": ["m h"], "in out": ["h m"]}
 _OUT = {"out in": ["m (n h)", "m (h n)", "m n h", "n m h"], "in out": ["n h m", "(n h) m", "(h n) m", "h n m"]}
 
 
-def _role(name: str) -> str | None:
+def role_of(name: str) -> str | None:
+    """Return which of attention's parameters a name means; None if it means none."""
     last = name.rpartition(".")[2]
     if last in ("in_proj_weight", "in_proj_bias"):
         return "QKV"
@@ -92,11 +93,14 @@ class _Attention:
         alike = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
         common = "".join(f"{parts[0]}." for parts in alike) if len(found) > 1 else ""
         largest = 3 * max(config.d_model, config.n_heads * config.d_head)
-        others = [parameter for name, parameter in found.items() if _role(name) is None]
-        lonely = len([each for each in others if each.tensor.ndim > 1]) == 1 and not any(_role(n) == "O" for n in found)
+        others = [parameter for name, parameter in found.items() if role_of(name) is None]
+        lonely = len([each for each in others if each.tensor.ndim > 1]) == 1 and not any(
+            role_of(n) == "O" for n in found
+        )
+        unnamed = not {"QKV", "Q", "K", "V"} & set(map(role_of, found))
         for name, parameter in found.items():
-            role = chosen.get(name) or _role(name) or ("O" if lonely else None)
-            if role in (None, "O") and config.n_heads * config.d_head * 3 in parameter.shape:
+            role = chosen.get(name) or role_of(name) or ("O" if lonely else None)
+            if role in (None, "O") and unnamed and config.n_heads * config.d_head * 3 in parameter.shape:
                 role = "QKV"  # whatever its name, it is as wide as q, k and v together
             if role is None:
                 raise Unreadable(f"{parameter} is none of attention's parameters")
@@ -117,26 +121,32 @@ class _Attention:
 
     def layouts(self) -> Layouts:
         """Return every layout."""
-        if "O" not in self.matrices:
-            raise Unreadable("it has nothing that could be W_O, as one head of attention has none")
+        bare = "O" not in self.matrices
         ways = list(self._fused() if "QKV" in self.matrices else self._separate())
+        fills = self.config.n_heads * self.config.d_head == self.config.d_model
+        if bare and not (ways and fills and "O" not in self.biases):
+            raise Unreadable("it has nothing that could be W_O, as one head of attention has none")
         if not ways:
             raise Unreadable(
                 f"the shapes of {self._listed('QKV', 'Q', 'K', 'V')} fit no layout of queries, keys and values"
             )
-        head, out = self.matrices["O"][0]
-        outs = self._fitting(_patterns(_OUT if head is None else _OUT_OF_HEAD, out.known), out.shape)
-        if not outs:
-            raise Unreadable(f"{out} fits no layout of W_O")
+        outs = [""] if bare else self._outs()
         for letter in "QKV":
             if letter not in self.biases and "QKV" not in self.biases:
                 self.missing.add(f"{self.of}b_{letter}")
             if letter not in self.matrices and "QKV" not in self.matrices:
                 raise Unreadable(f"it has nothing that could be {self.of}W_{letter}")
-        if "O" not in self.biases:
-            self.missing.add(f"{self.of}b_O")
+        self.missing |= {f"{self.of}b_O"} if "O" not in self.biases else set()
+        self.missing |= {f"{self.of}W_O"} if bare else set()
         every = [(order, way, pattern) for order, way in ways for pattern in outs]
         return Layouts(len(every), lambda index: self._layout(*every[index]))
+
+    def _outs(self) -> list[str]:
+        head, out = self.matrices["O"][0]
+        outs = self._fitting(_patterns(_OUT if head is None else _OUT_OF_HEAD, out.known), out.shape)
+        if not outs:
+            raise Unreadable(f"{out} fits no layout of W_O")
+        return outs
 
     def _listed(self, *roles: str) -> str:
         found = [p for role in roles for _, p in self.matrices.get(role, [])]
@@ -203,10 +213,11 @@ class _Attention:
         return source, "n m h" if is_matrix else "n h", pattern if is_matrix else bare
 
     def _label(self, order: str, pattern: str, out: str) -> str:
+        last = f", {self._name('O')} is [{out}]" if out else ""
         if "QKV" in self.matrices:
             name = self.matrices["QKV"][0][1].name.removesuffix(".weight")
-            return f"{name} holds {', '.join(order.lower())} as [{pattern}], {self._name('O')} is [{out}]"
-        return f"{self._name('Q')}, {self._name('K')}, {self._name('V')} are [{pattern}], {self._name('O')} is [{out}]"
+            return f"{name} holds {', '.join(order.lower())} as [{pattern}]{last}"
+        return f"{self._name('Q')}, {self._name('K')}, {self._name('V')} are [{pattern}]{last}"
 
     def _name(self, role: str) -> str:
         return self.matrices[role][0][1].name.removesuffix(".weight")
@@ -253,8 +264,8 @@ def _choices(found: Parameters) -> list[dict[str, str]]:
     They are four matrices of one shape, for queries, keys, values and output; or three, beside an output projection.
     """
     matrices = {name: p for name, p in found.items() if p.tensor.ndim > 1}
-    unknown = [name for name in matrices if _role(name) is None]
-    known = {_role(name) for name in matrices} - {None}
+    unknown = [name for name in matrices if role_of(name) is None]
+    known = {role_of(name) for name in matrices} - {None}
     roles = {(4, False): "QKVO", (3, True): "QKV"}.get((len(unknown), known == {"O"}), "")
     if not roles or (known and known != {"O"}) or len({matrices[name].shape for name in unknown}) > 1:
         return [{}]

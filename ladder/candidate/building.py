@@ -1,23 +1,31 @@
-"""Build the user's layer: sizes under all their usual names, as a configuration object or as arguments."""
+"""Build the user's layer: which argument of a constructor gets what."""
 
 import enum
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
-from ...assembly.config import GPT2Config
-from .aliases import CLASS_NAMES, SIZES, canonical, decides, flag, flat, foreign, is_plain_flag
+from .aliases import CLASS_NAMES, SIZES, canonical, flat, foreign
 from .arguments_in_kwargs import in_kwargs
+from .configuration import (
+    IN_LAYER,
+    MISSING,
+    Configuration,
+    Refused,
+    Sizes,
+    explain_unknown,
+    is_unknown_field,
+    own_configurations,
+)
+from .layouts import Unreadable
+from .masks import ConstructorsMask, is_mask
+from .parameters import read, tie_shared
 from .standins import StandIn
-
-FIELDS = (*SIZES, "layer_norm_eps", "init_range", "debug", "act_fn", "scale")
-# A dropout that is left on in eval() shows only if its probability is not 0.
-DROPOUT = 0.1
 
 # Left at their defaults if they have one: passing them would hide what the layer does by itself.
 _OPTIONAL = {"act_fn", "scale", "init_range", "device", "debug", "none", "ratio"}
@@ -31,199 +39,13 @@ _MODULE = re.compile(
     re.I,
 )
 _MODULE_TYPE = re.compile(r"^(torch\.)?(nn\.)?Module$|Callable\b", re.I)
-# The model's width, where a configuration has ``hidden_dim`` too.
-_WIDTHS = ("emb_dim", "embed_dim", "n_embd", "n_embed", "d_model", "embedding_dim", "dim", "model_dim")
 # What a file may call GPT-2's activation, if it does not know our name.
 _GELU = (
     *("gelu_new", "gelu_tanh", "gelu_pytorch_tanh", "tanh_gelu", "new_gelu", "gelu_approx", "gelu_accurate"),
     *("approx_gelu", "gelu", "GELU"),
 )
-# What one name means in one layer: (rung, argument) -> size.
-_IN_LAYER = {
-    ("mlp", "nx"): "d_mlp",
-    ("mlp", "nstate"): "d_mlp",
-    ("mlp", "hiddendim"): "d_mlp",
-    ("mlp", "hiddensize"): "d_mlp",
-    ("mlp", "hiddendimension"): "d_mlp",
-    ("pos-embed", "numembeddings"): "n_ctx",
-    ("mlp", "scaling"): "ratio",
-    ("mlp", "mult"): "ratio",
-    ("mlp", "multiplier"): "ratio",
-    ("attention", "hiddendimension"): "d_head",
-    ("block", "hiddendimension"): "d_head",
-}
-
-
-class Refused(Exception):
-    """A constructor asks for something that is not known.
-
-    Args:
-        name: of the argument.
-        is_module: it is another layer, which cannot be given as a value.
-    """
-
-    def __init__(self, name: str, is_module: bool = False) -> None:
-        if is_module:
-            what = "which is another layer"
-        elif foreign(name):
-            what = f"which GPT-2 does not have ({foreign(name)})"
-        else:
-            what = f"which is not known: give it with --set {name}=VALUE"
-        super().__init__(f"asks for {name}, {what}")
-        self.name = name
-
-
-class Sizes:
-    """What a layer is built with, and what it read of it.
-
-    Args:
-        config: the sizes and choices.
-        chosen: the user's own values (``--set``), by their names.
-        asked: filled with our names of what the layer reads; what it does not read makes no difference to it.
-
-    Attributes:
-        values: by our names.
-        passed: ``(value, the file's default)`` of each argument or field that the file has a default for.
-    """
-
-    def __init__(self, config: GPT2Config, chosen: Mapping[str, Any], asked: set[str]) -> None:
-        self.chosen, self.asked = chosen, asked
-        self.passed: dict[str, tuple[Any, Any]] = {}
-        self.values: dict[str, Any] = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
-        self.values |= {"scale": config.attn_scale(0), "debug": False, "dropout": DROPOUT, "bias": True}
-        self.values |= {
-            "n_kv_heads": config.n_heads,
-            "ratio": config.d_mlp // config.d_model or 1,
-            "layer": 0,
-            "none": None,
-            "device": "cpu",
-        }
-
-    def get(self, name: str, rung: str = "", default: Any = inspect.Parameter.empty) -> Any:
-        """Return a value by any of its names, and note that it was read.
-
-        Raises:
-            KeyError: it is not known.
-        """
-        if name in self.chosen:
-            return self.chosen[name]
-        ours = _IN_LAYER.get((rung, flat(name))) or canonical(name)
-        if ours is None:
-            return self.flag(name, default)
-        return self.take(ours, name, default)
-
-    def take(self, ours: str, name: str, default: Any) -> Any:
-        """Return a value by our name, and note that it was read; and the file's default for it, if that differs."""
-        self.asked.add("n_heads" if ours == "n_kv_heads" else ours)
-        value = self.values[ours]
-        known = default is not inspect.Parameter.empty
-        if known and default != value and ours in ("layer_norm_eps", "bias", "n_kv_heads"):
-            self.passed[name] = (value, default)
-        return value
-
-    def flag(self, name: str, default: Any = inspect.Parameter.empty, is_bool: bool = False) -> Any:
-        """Return what GPT-2 does where a flag decides; of other flags, the file's default.
-
-        Raises:
-            KeyError: it is no flag, or may be something else of that name.
-        """
-        value = flag(name)
-        if value is None or not (is_bool or isinstance(default, bool) or is_plain_flag(name)):
-            raise KeyError(name)
-        known = default is not inspect.Parameter.empty
-        if known and not decides(name):
-            return default
-        if known and default != value:
-            self.passed[name] = (value, default)
-        return value
-
-
-class Configuration:
-    """The configuration object that a layer is built with: attributes, items and ``.get``, under all usual names.
-
-    Args:
-        sizes: what it answers.
-        fallback: the file's own configurations, for everything else.
-    """
-
-    def __init__(self, sizes: Sizes, fallback: list[Any]) -> None:
-        self.__dict__.update(_sizes=sizes, _fallback=fallback, _set={})
-
-    def _find(self, name: str) -> Any:
-        if name in self._set:
-            return self._set[name]
-        own = next((v for v in (_field(each, name) for each in self._fallback) if v is not _MISSING), _MISSING)
-        size = "d_mlp" if name not in self._sizes.chosen and self._is_inner(name) else name
-        try:
-            return self._sizes.get(size, default=inspect.Parameter.empty if own is _MISSING else own)
-        except KeyError:
-            if own is not _MISSING:
-                return own
-            raise AttributeError(
-                f"the configuration has no {name!r}: give it with --set {name}=VALUE; it has "
-                f"{', '.join(FIELDS)}, under their usual names"
-            ) from None
-
-    def _is_inner(self, name: str) -> bool:
-        """Return whether ``hidden_dim`` is an MLP's width: it is where the configuration has the model's beside it."""
-        return flat(name) in ("hiddendim", "hiddensize", "hiddendimension") and any(
-            _field(each, name) is not _MISSING and any(_field(each, own) is not _MISSING for own in _WIDTHS)
-            for each in self._fallback
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self._find(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._set[name] = value
-
-    __setitem__ = __setattr__
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return self._find(name)
-        except AttributeError as error:
-            raise KeyError(str(error)) from None
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return a value, or the default if it is not known."""
-        try:
-            return self._find(name)
-        except AttributeError:
-            return default
-
-    def __contains__(self, name: str) -> bool:
-        return canonical(name) is not None or flag(name) is not None or name in self._set
-
-    def keys(self) -> Iterator[str]:
-        """Return the usual names, for ``**config``."""
-        return iter(("n_embd", "n_head", "n_layer", "block_size", "vocab_size"))
-
-
-_MISSING = object()
-
-
-def _field(own: Any, name: str) -> Any:
-    value = own.get(name, _MISSING) if isinstance(own, Mapping) else getattr(own, name, _MISSING)
-    return _MISSING if isinstance(value, types.FunctionType | types.MethodType | property) else value
-
-
-def own_configurations(namespace: Mapping[str, Any]) -> list[Any]:
-    """Return the file's own configurations: dicts, constant classes and configuration classes with their defaults."""
-    found: list[Any] = []
-    for name, value in namespace.items():
-        if inspect.isclass(value) and not issubclass(value, nn.Module | enum.Enum | BaseException):
-            fields = [*vars(value), *getattr(value, "__annotations__", {})]
-            if sum(canonical(each) is not None for each in fields) >= 2 or re.search("config", name, re.I):
-                try:
-                    found.append(value())
-                except Exception:
-                    found.append(value)
-        elif isinstance(value, dict) and sum(isinstance(key, str) and canonical(key) is not None for key in value) >= 3:
-            found.append(value)
-    return found
+# What a name may also mean, if a layer's parameters fit nothing otherwise.
+_DOUBTFUL = {("attention", "dout"): "d_head"}
 
 
 class Builder:
@@ -242,17 +64,55 @@ class Builder:
         self.make, self.rung, self.namespace = make, rung, namespace
         self.configurations = own_configurations(namespace)
         self._making: list[Callable[..., Any]] = []
+        # Other meanings of arguments, by name: those that could be tried, and those that are.
+        self._doubtful: dict[str, str] = {}
+        self._meanings: dict[str, str] = {}
         self.constants = self._constants()
 
     def build(self, sizes: Sizes) -> Any:
         """Call the constructor."""
         self.set_constants(sizes)
         try:
-            return self._call(self.make, sizes, self.rung)
+            layer = self._call(self.make, sizes, self.rung)
         except (LookupError, AttributeError, ValueError, NotImplementedError) as error:
+            if is_unknown_field(error):
+                explain_unknown(error, self._unknown_fields(sizes, error))
+                raise
             if sizes.values["act_fn"] != "gelu_new" or "gelu_new" not in str(error):
                 raise
-            return self._with_its_own_activation(sizes, error)
+            layer = self._with_its_own_activation(sizes, error)
+        if sizes.mask.name and not (isinstance(layer, nn.Module) and sizes.mask.find(layer)):
+            sizes.mask = ConstructorsMask(wanted=False)  # it is a part of something else: the default must do
+            return self.build(sizes)
+        if self._doubtful and not self._meanings and not self._fits(layer, sizes):
+            self._meanings = self._doubtful
+            with suppress(Exception):
+                other = self._call(self.make, sizes, self.rung)
+                if self._fits(other, sizes):
+                    return other
+            self._meanings, self._doubtful = {}, {}
+        if isinstance(layer, nn.Module):
+            sizes.shared = tie_shared(layer)
+        return layer
+
+    def _unknown_fields(self, sizes: Sizes, error: Any) -> list[str]:
+        """Return every field that the configuration lacks: a constructor asks for one after the other."""
+        names: list[str] = []
+        while is_unknown_field(error) and error.name not in names:
+            names.append(error.name)
+            try:
+                self._call(
+                    self.make, Sizes(sizes.config, {**sizes.chosen, **dict.fromkeys(names, 1)}, set()), self.rung
+                )
+            except Exception as another:
+                error = another
+        return names
+
+    def _fits(self, layer: Any, sizes: Sizes) -> bool:
+        try:
+            return isinstance(layer, nn.Module) and bool(read(layer, self.rung, sizes.config))
+        except Unreadable:
+            return False
 
     def _with_its_own_activation(self, sizes: Sizes, error: Exception) -> Any:
         """Build a layer that has no activation of our name with the first of the file's own that it knows."""
@@ -306,14 +166,23 @@ class Builder:
         named = [each for each in arguments if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
         given: dict[str, Any] = {}
         positional: list[Any] = []
+        unknown: list[str] = []
         for each in [*named, *in_kwargs(make, bool(named))]:
-            value = self._argument(each, named, sizes, rung)
-            if value is _MISSING:
+            try:
+                value = self._argument(each, named, sizes, rung)
+            except Refused as error:
+                if not error.can_be_set:
+                    raise
+                unknown += error.names
+                continue
+            if value is MISSING:
                 continue
             if each.kind == each.POSITIONAL_ONLY:
                 positional.append(value)
             else:
                 given[each.name] = value
+        if unknown:
+            raise Refused(*unknown)
         return make(*positional, **given)
 
     def _argument(self, each: inspect.Parameter, named: list[inspect.Parameter], sizes: Sizes, rung: str) -> Any:
@@ -322,20 +191,27 @@ class Builder:
         # What the user has chosen, and names that mean something of their own.
         if name in sizes.chosen:
             return sizes.chosen[name]
+        if sizes.mask.wanted and is_mask(name) and (each.default is None or "Tensor" in str(each.annotation)):
+            return sizes.mask.give(name)
         if name == "scale" and each.default is False:  # whether to divide by sqrt(d_head): GPT-2 does
             sizes.passed[name] = (True, False)
             return True
         if isinstance(each.default, enum.Enum):
-            return next((member for member in type(each.default) if "gelu" in member.name.lower()), _MISSING)
+            return next((member for member in type(each.default) if "gelu" in member.name.lower()), MISSING)
         if rung == "mlp" and flat(name) == "dout" and {flat(other.name) for other in named} >= {"din", "dout"}:
             return sizes.get("d_mlp") if len(named) == 2 else sizes.get("d_model")
         # A size or a choice of GPT-2's.
-        ours = _IN_LAYER.get((rung, flat(name))) or canonical(name)
+        ours = self._meanings.get(flat(name)) or IN_LAYER.get((rung, flat(name))) or canonical(name)
+        if (rung, flat(name)) in _DOUBTFUL:
+            self._doubtful[flat(name)] = _DOUBTFUL[rung, flat(name)]
         others = [other.name for other in named if other is not each]
-        if (rung, flat(name)) in _IN_LAYER and not any(
+        if (rung, flat(name)) in IN_LAYER and not any(
             canonical(other) == "d_model" or _CONFIGURATION.search(other) for other in others
         ):
             ours = "d_model"  # the only width that it is given
+        widths = [*map(canonical, others), ours]
+        if flat(name) == "hidden" and widths.count("d_mlp") > 1 and "d_model" not in widths:
+            ours = "d_model"
         typed = self._is_module(each)
         is_module = bool(_MODULE.search(name)) if typed is None else typed
         ours = None if typed and ours in SIZES else ours
@@ -346,22 +222,27 @@ class Builder:
             return sizes.take(ours, name, each.default)
         # A flag, or a configuration.
         with suppress(KeyError):
-            return sizes.flag(name, each.default, each.annotation is bool or each.annotation == "bool")
+            bare = required and each.annotation is each.empty  # ``mask``, say
+            return sizes.flag(name, each.default, bare or each.annotation is bool or each.annotation == "bool")
         if foreign(name) and required:
             raise Refused(name)
         if _CONFIGURATION.search(name):
-            return Configuration(sizes, self.configurations)
+            return self._configuration(sizes)
         part, cls = self._part(each)
         if alone and not is_module and not (cls and flat(cls.__name__) == flat(name)):
-            return Configuration(sizes, self.configurations)
+            return self._configuration(sizes)
         if not required:
-            return _MISSING
+            return MISSING
         if cls is None:
-            raise Refused(name, is_module)
+            raise Refused(name, is_module=is_module)
         try:
             return self._call(cls, sizes, part)
         except Refused as error:
             raise Refused(name, is_module=True) from error
+
+    def _configuration(self, sizes: Sizes) -> Configuration:
+        sizes.asked.add("config")
+        return Configuration(sizes, self.configurations)
 
     def _is_module(self, each: inspect.Parameter) -> bool | None:
         """Return whether an argument is a module, by its annotation; None if that does not tell."""

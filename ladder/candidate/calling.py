@@ -2,25 +2,15 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Ways to make a causal mask, for a forward that takes one: of four axes, of two, or of three.
-MASKS: Mapping[str, Callable[[int, torch.dtype], Tensor]] = {
-    f"{words}{shape}": partial(make, lead)
-    for lead, shape in (((1, 1), ""), ((), ", [seq seq]"), ((1,), ", [1 seq seq]"))
-    for words, make in {
-        "ones where a query may look": lambda lead, seq, _: torch.ones(*lead, seq, seq, dtype=torch.bool).tril(),
-        "True where a query may not look": lambda lead, seq, _: torch.ones(*lead, seq, seq, dtype=torch.bool).triu(1),
-        "-inf where a query may not look": lambda lead, seq, dtype: torch.full(
-            (*lead, seq, seq), -torch.inf, dtype=dtype
-        ).triu(1),
-    }.items()
-}
+from .aliases import decides, flag
+from .masks import MASKS, ConstructorsMask, is_mask
+
 # What else than tokens the forward of a position embedding may take, and how its answer is read then.
 _NUMBER, _INDICES = "the number of positions", "the positions' indices"
 _ADDED, _SHAPE = "embeddings, which were subtracted again", "embeddings, of which it uses the shape"
@@ -32,11 +22,6 @@ _INDEX_NAMES = re.compile(r"^(pos|position)(s|_?ids?|_?ind(ex|ices)?)?$", re.I)
 _TOKEN_NAMES = re.compile(r"tok|ids?$|idx", re.I)
 
 
-def _is_mask(name: str) -> bool:
-    lower = name.lower()  # what hides heads or padding hides no future
-    return "mask" in lower and "head" not in lower and "pad" not in lower
-
-
 def _forward(layer: nn.Module) -> list[inspect.Parameter]:
     named = inspect.signature(layer.forward).parameters.values()
     return [
@@ -44,8 +29,12 @@ def _forward(layer: nn.Module) -> list[inspect.Parameter]:
     ]
 
 
-def ways_to_call(layer: nn.Module, rung: str) -> list[str]:
-    """Return the ways to call forward: what it is given beside, or in place of, its input; the plain way is empty."""
+def ways_to_call(layer: nn.Module, rung: str, takes_mask: bool = False) -> list[str]:
+    """Return the ways to call forward: what it is given beside, or in place of, its input; the plain way is empty.
+
+    Args:
+        takes_mask: its constructor takes a mask.
+    """
     arguments = _forward(layer)
     if rung == "pos-embed" and arguments:
         name, annotation = arguments[0].name, arguments[0].annotation
@@ -54,9 +43,9 @@ def ways_to_call(layer: nn.Module, rung: str) -> list[str]:
         if _INDEX_NAMES.search(name):
             return [_INDICES]
         return [""] if _TOKEN_NAMES.search(name) else ["", _NUMBER, _ADDED, _SHAPE]
-    taking = [each for each in arguments if _is_mask(each.name)]
+    taking = [each for each in arguments if is_mask(each.name) and not _is_flag(each)]
     if not taking:
-        return [""]
+        return ["", *(MASKS if takes_mask else ())]
     return [*([""] if all(each.default is not each.empty for each in taking) else []), *MASKS]
 
 
@@ -101,7 +90,7 @@ def _nothing_before(arguments: list[inspect.Parameter]) -> dict[str, Any]:
             continue
         if _FIRST_POSITION.search(each.name):
             found[each.name] = 0
-        elif _NOTHING.search(each.name) and not _is_mask(each.name):
+        elif _NOTHING.search(each.name) and not is_mask(each.name):
             found[each.name] = False if each.annotation is bool or _FLAG.search(each.name) else None
     return found
 
@@ -116,12 +105,21 @@ def _takes_indices(argument: inspect.Parameter) -> bool:
     )
 
 
+def _is_flag(argument: inspect.Parameter) -> bool:
+    return argument.annotation in (bool, "bool") or isinstance(argument.default, bool)
+
+
 def _required(layer: nn.Module) -> tuple[list[inspect.Parameter], list[str]]:
     """Return what forward takes as its input, and the names of what else it requires that is not known."""
     arguments = _forward(layer)
     beside = _nothing_before(arguments)
     open_ones = [
-        each for each in arguments if each.default is each.empty and not _is_mask(each.name) and each.name not in beside
+        each
+        for each in arguments
+        if each.default is each.empty
+        and not is_mask(each.name)
+        and each.name not in beside
+        and not (_is_flag(each) and decides(each.name))
     ]
     open_ones = open_ones[:1] + [each for each in open_ones[1:] if not _takes_indices(each)]
     # TransformerLens's attention takes the input of queries, of keys and of values.
@@ -137,8 +135,22 @@ def unknown_arguments(layer: nn.Module) -> list[str]:
     return _required(layer)[1]
 
 
-def call(layer: nn.Module, given: Tensor, way: str, extras: set[str]) -> Any:
-    """Call the layer with its input, and with what else its forward needs."""
+def call(
+    layer: nn.Module,
+    given: Tensor,
+    way: str,
+    extras: set[str],
+    seq: int | None = None,
+    own_mask: ConstructorsMask | None = None,
+) -> Any:
+    """Call the layer with its input, and with what else its forward needs.
+
+    Args:
+        way: what it is given beside, or in place of, its input.
+        extras: filled with notes on what it was given.
+        seq: how many positions the input has (default: the length of its second axis).
+        own_mask: the mask that its constructor was given.
+    """
     arguments = _forward(layer)
     if way and way not in MASKS:
         extras.add(f"forward was given {way}")
@@ -156,10 +168,24 @@ def call(layer: nn.Module, given: Tensor, way: str, extras: set[str]) -> Any:
             keywords[each.name] = torch.arange(given.shape[1], device=given.device)[None]
             extras.add(f"forward was given {_INDICES} ({each.name})")
     keywords |= {each.name: given for each in arguments[1:] if each.default is each.empty and each.name in _TARGETS}
+    for each in arguments[1:]:
+        if _is_flag(each) and decides(each.name) and flag(each.name) not in (None, each.default):
+            keywords[each.name] = flag(each.name)
+            extras.add(f"forward was given {each.name}={flag(each.name)}")
     if way:
-        name = next(each.name for each in arguments if _is_mask(each.name))
-        keywords[name] = MASKS[way](given.shape[1], given.dtype)
-        extras.add(f"forward was given a causal mask ({name}: {way}), so its own masking was not judged")
+        name, taker = (
+            next((each.name for each in arguments if is_mask(each.name) and not _is_flag(each)), ""),
+            "forward",
+        )
+        mask = MASKS[way](seq or given.shape[1], given.dtype)
+        if name:
+            keywords[name] = mask
+        elif own_mask:
+            own_mask.put(mask)
+            name, taker = own_mask.name, "the constructor"
+        extras.add(f"{taker} was given a causal mask ({name}: {way}), so its own masking was not judged")
+    elif own_mask:
+        own_mask.put(None)
     output = layer(*positional, **keywords)
     targets = next((each.name for each in arguments if each.name in _TARGETS and each.name not in keywords), None)
     if targets and _is_last_position_only(output, given):

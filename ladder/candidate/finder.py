@@ -4,17 +4,21 @@ import contextlib
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from ...assembly.config import GPT2Config
+from ..cases import has_one_head
 from .aliases import CLASS_NAMES
-from .building import Builder, Refused, Sizes
+from .building import Builder
 from .calling import unknown_arguments
-from .layouts import Repeated, Unlearned, Unreadable
+from .configuration import Refused, Sizes
+from .fixed_sizes import fixed_sizes
+from .layouts import Layout, Repeated, Unlearned, Unreadable
 from .parameters import read
 from .source import Loaded, one_line
 from .without_gpu import OnCpu
@@ -111,8 +115,8 @@ def rungs_of(make: Callable[..., Any], name: str, namespace: dict[str, Any], cho
 def _narrowed(rungs: list[str], name: str) -> list[str]:
     """Return the rungs that a name means: a TransformerBlock is no attention, and no model."""
     lower = name.lower()
-    if "block" in rungs:
-        return ["block"]
+    if "block" in rungs:  # or a layer that its author calls a block: an MLPBlock
+        return ["block", *[rung for rung in ("attention", "mlp") if rung in rungs]]
     if "pos-embed" in rungs:
         return ["pos-embed"]
     if "unembed" in rungs:
@@ -129,13 +133,15 @@ def _fits(
     state = torch.get_rng_state()
     try:
         with OnCpu():
-            layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, set()))
+            asked: set[str] = set()
+            layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, asked))
+            config = replace(_CONFIG, n_heads=1) if has_one_head(asked) else _CONFIG
             if not isinstance(layer, nn.Module):
                 return None, "it makes no nn.Module"
             if rung == "layer-norm" and (more := unknown_arguments(layer)):
                 return None, f"its forward asks for {', '.join(more)} beside its input"
             try:
-                missing = len(read(layer, rung, _CONFIG)[0].missing)
+                missing = len(_read(layer, rung, config, asked)[0].missing)
             except Unlearned as error:
                 return _UNLEARNED if _gives_vectors(layer) else None, str(error)
             return (missing if _runs(layer, rung) else missing + 50), ""
@@ -150,6 +156,17 @@ def _fits(
         return None, f"to build it raises {one_line(error)}"
     finally:
         torch.set_rng_state(state)
+
+
+def _read(layer: nn.Module, rung: str, config: GPT2Config, asked: set[str]) -> Sequence[Layout]:
+    try:
+        return read(layer, rung, config, asked)
+    except Unlearned:
+        raise
+    except Unreadable:
+        if not (fixed := fixed_sizes(layer, rung, config)):
+            raise
+        return read(layer, rung, replace(config, **fixed), asked)
 
 
 def _runs(layer: nn.Module, rung: str) -> bool:

@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from ..results import Fault
 from ..rungs import UNANSWERED, Trial
 from .aliases import foreign
 from .borrowed import BorrowedCalls, borrowed_classes
-from .building import FIELDS, Builder, Configuration, Refused, Sizes
+from .building import Builder
 from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
+from .configuration import FIELDS, Configuration, Refused, Sizes
+from .fixed_sizes import fixed_sizes
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
+from .masks import ConstructorsMask
 from .parameters import read
 from .places import Code
 from .shapes_in_words import axes, both_sides, kind_of, mismatch, size_names
@@ -39,6 +43,7 @@ class Request:
         wide: compute in the trial's dtype even where the layer asks for a lower one.
         gradients: run the backward pass too.
         attach: lines, as ``file:line``, that must not cut the gradient.
+        sequence_first: the layer takes and gives [seq batch …].
     """
 
     trial: Trial
@@ -47,6 +52,7 @@ class Request:
     wide: bool = False
     gradients: bool = True
     attach: tuple[str, ...] = ()
+    sequence_first: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trial", replace(self.trial, expected=UNANSWERED))
@@ -59,6 +65,7 @@ class Reply:
     Args:
         answer: None if there is a fault.
         asked: the fields of the configuration that it has read so far; the others make no difference to it.
+        fixed: sizes that it has whatever it is built for, if its parameters fit no other.
         missing: TransformerLens's names of the parameters that it does not have.
         ways: of each way to read its parameters and to make a mask for it, the ``split``; see `Layout`.
         reading, oddity: label and oddity of the way that was used.
@@ -74,6 +81,7 @@ class Reply:
     answer: Answer | None = None
     fault: Fault | None = None
     asked: frozenset[str] = frozenset()
+    fixed: Mapping[str, int] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     ways: tuple[str, ...] = ()
     reading: str = ""
@@ -133,6 +141,7 @@ class Candidate:
         self._passed: dict[str, tuple[Any, Any]] = {}
         self._borrowed: set[str] = set()
         self._known = Reply()
+        self._mask = ConstructorsMask()
         self._called_once = False
         self._on_cpu = False  # what asks for a GPU gets the CPU
 
@@ -189,28 +198,32 @@ class Candidate:
             # Run it forwards, after the calls that come before it.
             leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
             # A copy, which is no leaf of the graph: in a model, the input is the output of the layer before.
-            given = leaf.clone()
+            given = _ordered(leaf.clone(), request)
             for earlier in trial.before:
                 with torch.no_grad():
-                    self._run("the call before", lambda earlier=earlier: call(layer, earlier.clone(), way, set()))
+                    own, length = _ordered(earlier.clone(), request), earlier.shape[1]
+                    run = partial(call, layer, own, way, set(), length, self._mask)
+                    self._run("the call before", run)
             extras: set[str] = set()
+            forward = partial(call, layer, given, way, extras, trial.given.shape[1], self._mask)
             if request.attach:
                 stack.enter_context(Attached(self.code, request.attach))
             if request.look:
                 recorder = Recorder(self.code, layer, given, trial.dtype, births)
                 recorder.trace = trace
                 with recorder.recording(parts_of(layer, state, leaves)):
-                    output = self._run("forward", lambda: call(layer, given, way, extras))
+                    output = self._run("forward", forward)
                 recorder.ended(output)
+                trace.parts = [(n, _as_given(one, request), _as_given(two, request)) for n, one, two in trace.parts]
                 if request.gradients and (wrong := recorder.own.wrong_backward(self.code)):
                     trace.places["backward"] = wrong
             else:
                 # Which functions of libraries it calls is the same in every case.
                 with BorrowedCalls(trial.rung, libraries=not self._called_once) as borrowed:
-                    output = self._run("forward", lambda: call(layer, given, way, extras))
+                    output = self._run("forward", forward)
                 self._called_once = True
                 self._borrowed |= borrowed.names
-            output, notes = _checked(output, given, trial)
+            output, notes = _checked(_ordered(output, request), _ordered(given, request), trial)
             self._notes |= dict.fromkeys([*notes, *sorted(extras)])
             # Run it backwards. A layer that cuts the graph has no gradients.
             if output.requires_grad and request.gradients:
@@ -240,6 +253,12 @@ class Candidate:
         else:
             layer, reading = self._run(self.name, lambda: builder.build(sizes), "build"), None
         self._passed |= sizes.passed
+        self._mask = sizes.mask
+        for one, other in sizes.shared:
+            self._notes[
+                f"two parameters have the same numbers, {one} and {other}, so that an optimizer changes them twice in "
+                f"each step; they were judged as one, which {other} = {one} makes them"
+            ] = None
         if not isinstance(layer, nn.Module):
             raise _Faulty("build", f"{self.name} makes {kind_of(layer)}, which is no nn.Module")
         low = next((p.dtype for p in layer.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
@@ -253,18 +272,19 @@ class Candidate:
         trial = request.trial
         if reading is None:
             try:
-                reading = read(layer, trial.rung, trial.config)
+                reading = read(layer, trial.rung, trial.config, self.asked)
             except Unlearned as error:
                 place = next((place for place in births.buffers.values() if place), None)
                 raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
+                self._known = replace(self._known, fixed=fixed_sizes(layer, trial.rung, trial.config))
                 names, sizes = shapes(trial.rung, trial.config), size_names(trial.config, trial.given)
                 own = {name: tuple(tensor.shape) for name, tensor in layer.named_parameters()}
                 listing = "" if isinstance(error, Repeated) else both_sides(names, own, sizes)
                 message = f"{self.name}'s parameters cannot be read: {error}"
                 raise _Faulty("parameters", message, listing=listing) from error
             self._known = replace(self._known, missing=reading[0].missing)
-        masks = ways_to_call(layer, trial.rung)
+        masks = ways_to_call(layer, trial.rung, bool(self._mask.name))
         # The likeliest ways come first: of a wrong layer only the first are looked into.
         every = itertools.product(range(len(reading)), range(len(masks)))
         # Among the first are both every mask and the likely layouts.
@@ -284,7 +304,7 @@ class Candidate:
         except KeyboardInterrupt:
             raise
         except Refused as error:
-            raise _Faulty("build", f"{self.name} {error}", names=(error.name,)) from error
+            raise _Faulty("build", f"{self.name} {error}", names=error.names) from error
         except Unavailable as error:
             raise _Faulty("refused", f"{what} cannot be run: {error}", self.code.raised(error)) from error
         except SystemExit as error:
@@ -294,6 +314,19 @@ class Candidate:
                 message = f"forward cannot be called: {one_line(error)}; write an adapter whose layer takes one input"
                 raise _Faulty("refused", message) from error
             raise _Faulty(kind, f"{what} raises {one_line(error)}", self.code.raised(error)) from error
+
+
+def _ordered(value: Any, request: Request) -> Any:
+    """Return a tensor in the layer's order of axes if it is in GPT-2's, and the other way round."""
+    is_turned = request.sequence_first and isinstance(value, Tensor) and value.ndim > 1
+    return value.transpose(0, 1).contiguous() if is_turned else value
+
+
+def _as_given(value: Tensor, request: Request) -> Tensor:
+    """Return a part's input or output as [batch seq …]: a model may turn the axes for its blocks."""
+    turned = value.ndim > 1 and value.shape[:2] == request.trial.given.shape[1::-1]
+    alike = value.shape[:2] == value.shape[1::-1]
+    return value.transpose(0, 1) if turned and (request.sequence_first or not alike) else value
 
 
 def _check_arguments(layer: nn.Module) -> None:

@@ -4,10 +4,12 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
 from .attention_parameters import attention_layouts
+from .grouping import housed, restacked, unstacked
 from .layouts import (
     Given,
     Layout,
@@ -32,6 +34,14 @@ _SECOND = re.compile(
     rf"^(c_proj|fc_?2|fc_?out|linear_?2|lin_?2|l2|w_?2|w_?out|b_?out|.*(down|outer|contract|second|out)(_.*)?){_ENDS}",
     re.I,
 )
+# The two of a layer norm: ``ln_1_g``, ``beta``, ``a_2``.
+_NORM = {
+    role: re.compile(rf"(^|_|ln_?\d?|norm_?\d?)({words})(_?[12])?$", re.I)
+    for role, words in {
+        "w": "w|weight|scale|gamma|g|gain|alpha|a|multiplier",
+        "b": "b|bias|shift|beta|offset",
+    }.items()
+}
 
 
 def _assign(picked: dict[str, Parameter], role: str, parameter: Parameter, layer: str) -> None:
@@ -80,17 +90,24 @@ def _lengths(parameter: Parameter) -> tuple[int, ...]:
 
 
 def _norm(found: Parameters, of: str, config: GPT2Config) -> list[Layout]:
-    picked: dict[str, Parameter] = {}
+    roles: dict[str, str | None] = {}
     for name, parameter in found.items():
-        last = name.rpartition(".")[2].lower()
-        if re.search(r"^(w|weight|scale|gamma|g|gain|alpha|a_?2|a|multiplier)$", last):
-            role = "w"
-        elif re.search(r"^(b|bias|shift|beta|offset|b_?2)$", last):
-            role = "b"
-        else:
-            role = "w" if bool((parameter.tensor == 1).all()) else "b"
-        _assign(picked, role if parameter.tensor.numel() == config.d_model else "", parameter, "a LayerNorm")
-    return _picked(picked, of, ("w", "b"))
+        last = name.rpartition(".")[2]
+        known = next((role for role, pattern in _NORM.items() if pattern.search(last)), None)
+        roles[name] = known or ("w" if bool((parameter.tensor == 1).all()) else None)
+    # If neither names nor numbers tell, every order of what is left is tried.
+    unknown = [name for name, role in roles.items() if role is None]
+    left = [role for role in _NORM if role not in roles.values()]
+    layouts: list[Layout] = []
+    for order in itertools.permutations(left, len(unknown)):
+        picked: dict[str, Parameter] = {}
+        for name, role in (roles | dict(zip(unknown, order, strict=True))).items():
+            fits = role and found[name].tensor.numel() == config.d_model
+            _assign(picked, role if role and fits else "", found[name], "a LayerNorm")
+        layouts += _picked(picked, of, ("w", "b"))
+    if not layouts:
+        raise Unreadable(f"{found[unknown[-1]]} is none of a LayerNorm's parameters")
+    return layouts
 
 
 def _table(role: str) -> Callable[[Parameters, str, GPT2Config], list[Layout]]:
@@ -137,6 +154,7 @@ def _picked(picked: Mapping[str, Parameter], of: str, roles: Iterable[str]) -> l
 
 
 def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
+    found = housed(found, config)
     # The parameters of each module, and those that are as wide as an MLP.
     groups: dict[str, list[str]] = {}
     for name in found:
@@ -156,11 +174,6 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     # Two modules are the layer norms; what is neither theirs nor the MLP's is attention's.
     norms = [names for path, names in groups.items() if is_norm(path, names)]
     rest = [name for name in found if name not in wide and not any(name in names for names in norms)]
-    if loose := [name for name in groups.get("", []) if len(groups) < 4]:
-        raise Unreadable(
-            f"{len(loose)} parameters ({', '.join(loose[:4])}, …) are the block's own, so that it cannot be seen which "
-            "are those of attention, of the MLP and of the LayerNorms: make a module of each, or write an adapter"
-        )
     if len(norms) != 2 or not wide or not rest:
         raise Unreadable(
             f"a block has two LayerNorms, attention and an MLP; of this one's modules {len(norms)} can be LayerNorms; "
@@ -266,8 +279,12 @@ _LEARNED = {
 }
 
 
-def read(layer: nn.Module, rung: str, config: GPT2Config) -> Sequence[Layout]:
+def read(layer: nn.Module, rung: str, config: GPT2Config, asked: Collection[str] = ("n_heads",)) -> Sequence[Layout]:
     """Find GPT-2's parameters in a layer: every layout that fits, the likeliest first.
+
+    Args:
+        asked: the fields of the configuration that it has read: what reads no number of heads is one head, which is no
+            attention without an output projection.
 
     Raises:
         Unreadable: a parameter that is none of GPT-2's, or a matrix of GPT-2's that is not there.
@@ -282,7 +299,7 @@ def read(layer: nn.Module, rung: str, config: GPT2Config) -> Sequence[Layout]:
         _check_matrices(missing, rung)
         as_given = "by TransformerLens's names"
         return [Layout(lambda given: {name: given[name] for name in every if name in given}, missing, as_given)]
-    found: dict[str, Parameter] = {}
+    found: Parameters = {}
     seen: set[int] = set()
     for name, tensor in every.items():
         if id(tensor) not in seen or config.d_vocab in tensor.shape:  # a parameter under two names counts once
@@ -292,9 +309,32 @@ def read(layer: nn.Module, rung: str, config: GPT2Config) -> Sequence[Layout]:
         raise Unlearned(f"it has no parameters; {_LEARNED[rung]}")
     if not found:
         raise Unreadable("it has no parameters")
-    layouts = _READERS[rung](found, "", config)
+    found, pieces = unstacked(found, config, rung)
+    layouts = restacked(_READERS[rung](found, "", config), pieces)
     _check_matrices(layouts[0].missing, rung)
+    if "n_heads" not in asked and any(name.endswith("W_O") for name in layouts[0].missing):
+        raise Unreadable("it has nothing that could be W_O, as one head of attention has none")
     return layouts
+
+
+def tie_shared(layer: nn.Module) -> list[tuple[str, str]]:
+    """Make one parameter of each two that share their numbers (``head.weight.data = wte.weight.data``).
+
+    Each has a gradient of its own, and ``.to(dtype)`` gives each numbers of its own.
+
+    Returns:
+        Their names.
+    """
+    first: dict[tuple[int, torch.Size], str] = {}
+    shared = []
+    for name, parameter in list(layer.named_parameters(remove_duplicate=False)):
+        where = parameter.data_ptr()
+        one = first.setdefault((where, parameter.shape), name)
+        if where and layer.get_parameter(one) is not parameter:
+            path, _, last = name.rpartition(".")
+            setattr(layer.get_submodule(path), last, layer.get_parameter(one))
+            shared.append((one, name))
+    return shared
 
 
 def _check_blocks(every: Mapping[str, Tensor]) -> None:
@@ -313,7 +353,7 @@ def _check_blocks(every: Mapping[str, Tensor]) -> None:
 
 
 def _check_matrices(missing: Iterable[str], rung: str) -> None:
-    lacking = [name for name in missing if ".W_" in f".{name}" and not (rung == "model" and name == "unembed.W_U")]
+    lacking = [name for name in missing if ".W_" in f".{name}" and name != "unembed.W_U" and name[-3:] != "W_O"]
     lacking += [name for name in missing if name.rpartition(".")[2] == "w"] if rung == "layer-norm" else []
     if lacking:
         raise Unreadable(f"it has nothing that could be {', '.join(sorted(lacking))}")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gptladder.assembly.config import GPT2Config
 from gptladder.ladder import climb
-from gptladder.ladder.candidate.building import Builder, Refused, Sizes
+from gptladder.ladder.candidate.building import Builder
+from gptladder.ladder.candidate.configuration import Refused, Sizes
 from gptladder.ladder.candidate.finder import find_layers
 from gptladder.ladder.candidate.parameters import read
 from gptladder.ladder.candidate.source import load

@@ -230,18 +230,3 @@ def test_three_matrices_beside_an_output_projection_keep_their_biases() -> None:
     assert layouts[0].label == "linears_0, linears_1, linears_2 are [(n h) m], proj is [m (n h)]"
     torch.testing.assert_close(layouts[0].fill(given)["linears_1.bias"], given["b_K"].flatten())
     assert len({each.split for each in layouts}) == 2 * 3, "queries and keys may change places"
-
-
-def test_a_block_with_loose_parameters_is_refused_with_the_reason() -> None:
-    class Loose(nn.Module):
-        def __init__(self, d_model: int, d_mlp: int) -> None:
-            super().__init__()
-            for name in ("g1", "o1", "bq", "bk", "bv", "bo", "g2", "o2", "b2"):
-                setattr(self, name, nn.Parameter(torch.zeros(d_model)))
-            for name in ("wq", "wk", "wv", "wo"):
-                setattr(self, name, nn.Parameter(torch.zeros(d_model, d_model)))
-            self.w1, self.b1 = nn.Parameter(torch.zeros(d_model, d_mlp)), nn.Parameter(torch.zeros(d_mlp))
-            self.w2 = nn.Parameter(torch.zeros(d_mlp, d_model))
-
-    with pytest.raises(Unreadable, match=r"16 parameters \(g1, o1, bq, bk, …\) are the block's own"):
-        read(Loose(18, 72), "block", CONFIG)

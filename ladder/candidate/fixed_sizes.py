@@ -1,0 +1,50 @@
+"""Sizes that a layer has whatever it is built for: an MLP of 2048, a context of 256, what ``--set`` has chosen."""
+
+import re
+from collections import Counter
+
+from torch import nn
+
+from ...assembly.config import GPT2Config
+
+# Which sizes can be read off the parameters of a rung.
+_OF_RUNG = {
+    "mlp": ("d_mlp",),
+    "block": ("d_mlp",),
+    "embed": ("d_vocab",),
+    "pos-embed": ("n_ctx",),
+    "unembed": ("d_vocab",),
+    "model": ("d_mlp", "n_ctx", "d_vocab"),
+}
+_POSITIONS = re.compile(r"pos|wpe", re.I)
+
+
+def fixed_sizes(layer: nn.Module, rung: str, config: GPT2Config) -> dict[str, int]:
+    """Return the sizes that a layer does not take from the configuration, by our names, as its matrices show them.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(18, 50), nn.Linear(50, 18))
+        >>> fixed_sizes(mlp, "mlp", GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72))
+        {'d_mlp': 50}
+    """
+    width, heads = config.d_model, config.n_heads * config.d_head
+    known = {width, 3 * width, heads, 3 * heads, config.d_mlp, config.n_ctx, config.d_vocab}
+    # The other side of each matrix that has one of the model's width.
+    others: list[tuple[str, int]] = []
+    for name, parameter in layer.named_parameters():
+        sides = [size for size in parameter.shape if size != 1]
+        if len(sides) == 2 and width in sides:
+            others.append((name, sides[0] if sides[1] == width else sides[1]))
+    present = {size for _, size in others}
+    lacking = [name for name in _OF_RUNG.get(rung, ()) if getattr(config, name) not in present]
+    matrices = 2 * (config.n_layers if rung == "model" else 1)  # of the MLPs
+    found: dict[str, int] = {}
+    for ours in lacking:
+        mine = [(name, size) for name, size in others if size not in known | set(found.values())]
+        if ours != "d_mlp" and {"n_ctx", "d_vocab"} <= set(lacking):
+            mine = [(name, size) for name, size in mine if bool(_POSITIONS.search(name)) == (ours == "n_ctx")]
+        counts = Counter(size for _, size in mine)
+        fitting = [size for size, count in counts.items() if ours != "d_mlp" or count >= matrices]
+        if len(fitting) == 1:
+            found[ours] = fitting[0]
+    return found
