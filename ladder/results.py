@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,11 +37,11 @@ class Fault:
     Args:
         kind: of a layer that gives no answer ``build``, ``parameters``, ``raises``, ``exit``, ``type``, ``shape``,
             ``dtype``, ``input``, ``hang`` or ``died``; ``unlearned`` (it has no parameters, and GPT-2's has); of one
-            that gives one ``nan``, ``some nan``, ``output``, ``half``
-            (computed in 16 bits), ``random``, ``state`` (wrong after another call), ``context`` (wrong at n_ctx),
-            ``large`` (wrong for large scores), ``low`` (wrong in float16 or bfloat16 alone), ``missing`` (a
-            gradient), ``gradient``, ``float32`` (alone), ``biases`` (GPT-2's biases are missing, all else is right);
-            ``refused`` of one that cannot be tried, and ``internal`` if that is a fault of gptladder's own.
+            that gives one ``nan``, ``some nan``, ``output``, ``half`` (computed in 16 bits), ``random``, ``state``
+            (wrong after another call), ``context`` (at n_ctx), ``large`` (for large scores), ``training`` (in training
+            mode), ``low`` (in float16 or bfloat16 alone), ``missing`` (a gradient), ``gradient``, ``float32`` (alone),
+            ``biases`` (GPT-2's are missing, all else is right); ``refused`` of one that cannot be tried, and
+            ``internal`` if that is a fault of gptladder's own.
         message: what happened, as a sentence without its full stop.
         at: ``file:line`` in the user's source, if it is known.
         code: that line.
@@ -136,7 +137,8 @@ class Diagnosis:
         fix: how to fix it, likewise.
         finding: where it first departs from GPT-2.
         facts: what else was observed: a gradient that reaches no parameter, a wrong row of a table.
-        smallest: the sizes of the smallest case that it still fails.
+        smallest: the sizes of a small case that it still fails.
+        sizes: of the case that the finding and the facts are of.
         patterns: of attention on one trial: the right weights ``[n_heads query_pos key_pos]`` and the layer's own, by
             whose they are.
     """
@@ -147,6 +149,7 @@ class Diagnosis:
     finding: Finding | None = None
     facts: tuple[str, ...] = ()
     smallest: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
     patterns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def lines(self, hint: Hint) -> list[Line]:
@@ -166,6 +169,11 @@ class Diagnosis:
             lines += self.finding.lines("where" if self.what else hint)
         return lines + [("text", each) for each in self.facts if hint != "where" and not self.what]
 
+    def has_numbers(self, hint: Hint) -> bool:
+        """Return whether the words have numbers that may be others in another case: a head, a position, a block."""
+        words = " ".join(text for kind, text in self.lines(hint) if kind == "text" and text not in self.what)
+        return bool(re.search(r"(?<![\w.-])\d", re.sub(r"`[^`]*`|lines? [\d, and]+|1/sqrt", "", words)))
+
 
 @dataclass
 class Tried:
@@ -177,7 +185,7 @@ class Tried:
         verdict: how far its numbers are off; None if it gave none.
         fault: what is wrong with it; None if nothing is.
         diagnosis: of numbers that are wrong.
-        smallest: the sizes of the smallest case that shows the fault.
+        smallest: the sizes of a small case that shows the fault.
         missing: the parameters of GPT-2 that it does not have.
         reading: how its parameters were read, in a line; empty if they have TransformerLens's names.
         notes: what to know of a layer that passed, and of how it was tried.
@@ -252,9 +260,9 @@ class Tried:
             return []
         lines = self.fault.lines
         lines += self.diagnosis.lines(hint) if self.diagnosis else []
-        if self.smallest:
-            sizes = " ".join(f"{name}={size}" for name, size in self.smallest.items())
-            lines.append(("small", f"Smallest case: {sizes}"))
+        lines += [("small", f"A small case that shows it: {_sizes(self.smallest)}")] if self.smallest else []
+        if self.smallest and self.diagnosis and self.diagnosis.has_numbers(hint):
+            lines.append(("small", f"The sentences above are of: {_sizes(self.diagnosis.sizes)}"))
         return lines
 
     def text(self, hint: Hint = "what") -> str:
@@ -347,10 +355,8 @@ class Climb:
     def __str__(self) -> str:
         lines = [f"{each.rung:<11} {'passed' if each.passed else each.status.upper()}" for each in self.rungs]
         for each in self.rungs:
-            if each.fault:
-                lines += ["", f"{each.subject}: {each.text(self.hint)}"]
-            if each.notes:
-                lines += ["", f"{each.rung}: {each.note}"]
+            lines += ["", f"{each.subject}: {each.text(self.hint)}"] if each.fault else []
+            lines += ["", f"{each.rung}: {each.note}"] if each.notes else []
         return "\n".join(lines) or self.refused
 
     def __repr__(self) -> str:
@@ -377,6 +383,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: plain(each) for name, each in value.items()}
     return value
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={size}" for name, size in sizes.items())
 
 
 def listed(names: Sequence[str]) -> str:

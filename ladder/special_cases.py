@@ -40,10 +40,15 @@ def hidden_faults(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
     if with_attention:
         yield from _large_scores(layer, case, verdict)
     yield from _large_values(layer, case, verdict)
+    yield from _in_training(layer, case, verdict)
 
 
 def _amount(off: float) -> str:
     return f"off by {off:.1e}" if math.isfinite(off) else "NaN or infinite"
+
+
+def _right(verdict: Verdict) -> str:
+    return "right" if verdict.float64 <= verdict.tolerance64 else f"right to {verdict.float64:.0e}"
 
 
 def _limit(verdict: Verdict, factor: float = 1.0) -> float:
@@ -59,7 +64,9 @@ def _as_long(layer: UnderTest, case: Case, n_ctx: int, seq: int) -> Case:
 def _small_stream(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
     trial = layer.fair(small_stream(layer.trial(case, gradients=False)))
     fault, off = layer.off(trial, _limit(verdict, 100))
-    message = f"right for large inputs, {_amount(off)} where the residual stream is small, so that eps counts"
+    message = (
+        f"{_right(verdict)} for large inputs, {_amount(off)} where the residual stream is small, so that eps counts"
+    )
     if off:
         yield fault or Fault("output", message), trial
 
@@ -83,10 +90,21 @@ def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[H
                 yield alone, trial
             return
         what = fault.message if fault else f"the output is {_amount(off)}"
-        message = f"the first call is right; after {length} sequence, {what}: the layer keeps something between calls"
+        message = f"the first call is {_right(verdict)}; after {length} sequence, {what}"
+        message += ": the layer keeps something between calls"
         at, code = (fault.at, fault.code) if fault else (None, None)
         yield Fault("state", message, at, code), later
         return
+
+
+def _in_training(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
+    """A mask that depends on the mode is missing where it matters most; what draws random numbers cannot be judged."""
+    longer = replace(case, seq=5, config=replace(case.config, n_ctx=max(5, case.config.n_ctx)))
+    trial = layer.trial(longer, gradients=False)
+    tried = [layer.off(trial, _limit(verdict, 10), training=True) for _ in range(2)]
+    if tried[0] == tried[1] and tried[0][0] is None and 0 < tried[0][1] < math.inf:
+        message = f"{_right(verdict)} in eval mode; in training mode, without dropout, {_amount(tried[0][1])}"
+        yield Fault("training", message), trial
 
 
 def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
@@ -97,7 +115,7 @@ def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
     fault, off = layer.off(trial, _limit(verdict, 10))
     if off:
         what = fault.message if fault else _amount(off)
-        message = f"right for short sequences; for one of n_ctx = {n_ctx} positions: {what}"
+        message = f"{_right(verdict)} for short sequences; for one of n_ctx = {n_ctx} positions: {what}"
         at, code = (fault.at, fault.code) if fault else (None, None)
         yield Fault("context", message, at, code), trial
 
@@ -107,7 +125,7 @@ def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hi
     large = {name: 20.0 * p for name, p in base.parameters.items() if name.endswith(("W_Q", "W_K"))}
     trial = altered(base, **large)
     fault, off = layer.off(trial, 1e-2 if verdict.lenient else 1e-8)
-    message = f"right for small attention scores; where scores are in the hundreds, {_amount(off)}"
+    message = f"{_right(verdict)} for small attention scores; where scores are in the hundreds, {_amount(off)}"
     if off:
         yield fault or Fault("large", message), trial
 
@@ -134,6 +152,6 @@ def _off_when_large(layer: UnderTest, trial: Trial, where: str, verdict: Verdict
     trial = layer.fair(trial)
     scale = max(1.0, trial.expected.output.abs().max().item())
     fault, off = layer.off(trial, scale * _limit(verdict, 100))
-    message = f"right for small numbers; where {where}, {_amount(off)}"
+    message = f"{_right(verdict)} for small numbers; where {where}, {_amount(off)}"
     if off:
         yield fault or Fault("large", message), trial

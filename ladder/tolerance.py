@@ -1,8 +1,11 @@
 """Tolerance: how far a user's layer may be off, and what is wrong with an answer that is further off."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 
 from .answers import Answer, difference
+from .results import listed
 from .rungs import Rung, Trial
 
 # Users' layers are tried on longer sums than the rungs' own cases, and may order them as they like: in float32 four
@@ -38,13 +41,31 @@ def wrongness(
         most *= 10
     if not exact or gradient <= most:
         return "", ""
+    expected = trial.expected.gradients
     missing = [
         name
-        for name, right in trial.expected.gradients.items()
+        for name, right in expected.items()
         if name not in found.gradients or (right.abs().max() > most and not found.gradients[name].any())
     ]
     if missing:
-        return "missing", f"the output is right, but no gradient reaches {', '.join(missing)}"
+        return "missing", f"the output is right, but no gradient reaches {parameters_in_words(missing, expected)}"
     far = {name: difference(found.gradients.get(name), right) for name, right in trial.expected.gradients.items()}
     name = max(far, key=lambda name: far[name])
     return "gradient", f"the output is right, but the gradient of {name} is off by {gradient:.1e}"
+
+
+def parameters_in_words(names: Sequence[str], every: Iterable[str]) -> str:
+    """Return the names of parameters as a list; a layer in place of its parameters if all of them are among these.
+
+    Example:
+        >>> parameters_in_words(["ln1.w", "ln1.b", "mlp.b_in"], ["ln1.w", "ln1.b", "mlp.b_in", "mlp.b_out"])
+        'ln1 (all of it) and mlp.b_in'
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        pieces = name.split(".")
+        layers = (".".join(pieces[:i]) + "." for i in range(1, len(pieces)))
+        whole = (each for each in layers if all(other in names for other in every if other.startswith(each)))
+        layer = next((each for each in whole if sum(other.startswith(each) for other in names) > 1), None)
+        found[f"{layer[:-1]} (all of it)" if layer else name] = None
+    return listed(list(found))

@@ -29,6 +29,7 @@ from .shapes_in_words import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
+from .training_mode import WithoutDropout
 from .without_gpu import OnCpu, asks_for_gpu
 
 
@@ -44,6 +45,7 @@ class Request:
         gradients: run the backward pass too.
         attach: lines, as ``file:line``, that must not cut the gradient.
         sequence_first: the layer takes and gives [seq batch …].
+        training: run it in training mode, without its dropout; one that draws random numbers then gives no answer.
     """
 
     trial: Trial
@@ -53,6 +55,7 @@ class Request:
     gradients: bool = True
     attach: tuple[str, ...] = ()
     sequence_first: bool = False
+    training: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trial", replace(self.trial, expected=UNANSWERED))
@@ -188,7 +191,7 @@ class Candidate:
             with births:
                 layer, reading = self._build(trial, leaves)
             self._borrowed |= borrowed_classes(layer, trial.rung)
-            layer.to(trial.dtype).eval()
+            layer.to(trial.dtype).train(request.training)
             _check_arguments(layer)
             layout, way = self._layout(layer, reading, request, births)
             state = layout.fill(leaves)
@@ -206,6 +209,7 @@ class Candidate:
                     self._run("the call before", run)
             extras: set[str] = set()
             forward = partial(call, layer, given, way, extras, trial.given.shape[1], self._mask)
+            mode = stack.enter_context(WithoutDropout()) if request.training else None
             if request.attach:
                 stack.enter_context(Attached(self.code, request.attach))
             if request.look:
@@ -223,6 +227,8 @@ class Candidate:
                     output = self._run("forward", forward)
                 self._called_once = True
                 self._borrowed |= borrowed.names
+            if mode and mode.drew:
+                raise _Faulty("random", "forward draws random numbers in training mode")
             output, notes = _checked(_ordered(output, request), _ordered(given, request), trial)
             self._notes |= dict.fromkeys([*notes, *sorted(extras)])
             # Run it backwards. A layer that cuts the graph has no gradients.
@@ -385,5 +391,5 @@ def _checked(output: Any, given: Tensor, trial: Trial) -> tuple[Tensor, list[str
         got, want = (str(dtype).removeprefix("torch.") for dtype in (output.dtype, trial.dtype))
         raise _Faulty("dtype", f"forward returns {got} where its input and its parameters are {want}")
     if not torch.equal(given, trial.given):
-        raise _Faulty("input", "forward changes its input in place; the layers around it still need the old one")
+        raise _Faulty("input", "forward changes its input in place: the caller's tensor has other numbers afterwards")
     return output, notes

@@ -18,6 +18,8 @@ Place = tuple[str, str]
 
 # They make a tensor of their own like another one, and so have no gradient to pass on.
 _LIKE = ("_like", "new_")
+# They make the first tensor that they take like the second.
+_AS = ("to", "type_as", "expand_as", "view_as", "reshape_as")
 # Attributes of a tensor that are tensors made of it.
 _VIEWS = ("T", "mT", "H", "mH", "data", "real")
 # Of other functions, single numbers are not kept: a layer written in loops has thousands.
@@ -179,6 +181,8 @@ class Recorder(TorchFunctionMode):
         for each in taken:
             if id(each) in self._buffers and id(each) not in self._made_by:
                 self._keep(Event("buffer", self._buffers[id(each)][1], None, each, (), ()), each)
+        # Of some that they take, they use the shape or the dtype.
+        taken = [] if any(each in name for each in _LIKE) else taken[:1] if name in _AS else taken
         inputs = tuple(self._made_by[id(each)] for each in taken if id(each) in self._made_by)
         parameters = tuple(self._names[id(each)] for each in taken if id(each) in self._names)
         module = self._running[-1] if self._running else None

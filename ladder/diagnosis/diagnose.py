@@ -20,7 +20,8 @@ from ..formula.quantities import quantities
 from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
 from ..under_test import UnderTest
-from .smallest_case import shrink, sized
+from ..tolerance import parameters_in_words
+from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
 from .which_mistake import MistakeSearch
 from .wrong_parts import wrong_parts
@@ -62,6 +63,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
         found,
         finding=finding,
         smallest=_smallest(layer, failing.case, output_wrong, wide),
+        sizes=sizes_of(failing.case),
         patterns=_patterns(failing, trace, build),
     )
 
@@ -91,9 +93,7 @@ def _smallest(layer: UnderTest, case: Case, output_wrong: bool, wide: bool) -> d
     square = all(c.config.d_model == c.config.n_heads * c.config.d_head for c in (case, *_drawn(layer, 1)[:5]))
     if not fails(case):
         return {}
-    least = shrink(case, fails, square)
-    sizes = ("d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_layers")
-    return {"batch": least.batch, "seq": least.seq} | {name: getattr(least.config, name) for name in sizes}
+    return sizes_of(shrink(case, fails, square))
 
 
 def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]:
@@ -146,7 +146,8 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
     ]
     if unread:
         them = "it" if len(unread) == 1 else "them"
-        facts.append(f"No gradient reaches {listed(unread)}: the output does not depend on {them}.")
+        named = parameters_in_words(unread, trial.expected.gradients)
+        facts.append(f"No gradient reaches {named}: the output does not depend on {them}.")
     if trial.rung == "attention":
         facts += _unread_heads(trial, found)
     if trial.rung in ("embed", "pos-embed") and found.output.shape == trial.expected.output.shape:
@@ -179,13 +180,14 @@ def _row_facts(trial: Trial, output: Tensor) -> tuple[str, ...]:
             continue
         index = int(trial.given[where]) if trial.rung == "embed" else where[1]
         what = "Token" if trial.rung == "embed" else "Position"
+        inside = f" in sequence {where[0]}, counted from 0," if where[0] else ""
         same_row = [i for i, each in enumerate(table) if close(row, each)]
         ratio = row / right
         if same_row:
-            return (f"{what} {index} gets row {same_row[0]} of the table, not row {index}.",)
+            return (f"{what} {index}{inside} gets row {same_row[0]} of the table, not row {index}.",)
         if close(ratio, ratio[:1].expand_as(ratio)):
-            return (f"{what} {index} gets its own row times {ratio[0]:.6g}.",)
-        return (f"{what} {index} gets a vector that is no row of the table.",)
+            return (f"{what} {index}{inside} gets its own row times {ratio[0]:.6g}.",)
+        return (f"{what} {index}{inside} gets a vector that is no row of the table.",)
     return ()
 
 

@@ -1,4 +1,4 @@
-"""For each kind of fault: the line where it happens, which mistake it is, and the smallest case that shows it."""
+"""For each kind of fault: the line where it happens, which mistake it is, and a small case that shows it."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from ..rungs import Case, Trial, distance
 from ..tolerance import wrongness
 from ..under_test import UnderTest
 from .diagnose import diagnose
-from .smallest_case import shrink
+from .smallest_case import shrink, sizes_of
 from .which_line import locate
 
 _HEADS = ("d_model", "n_heads", "d_head")
@@ -31,7 +31,7 @@ _NOTED = {"nan": "nan", "some nan": "nan", "missing": "gradient", "dtype": "dtyp
 
 
 def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tried:
-    """Return the result with the line of its fault, the mistake, and the smallest case.
+    """Return the result with the line of its fault, the mistake, and a small case.
 
     Args:
         fault: what is wrong.
@@ -57,14 +57,18 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
         fault, diagnosis = _raised(layer, fault, trial)
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
-    elif kind in ("large", "state") and not fault.at:
-        finding = locate(trial, layer.trace(trial))
+    elif kind in ("large", "state", "training") and not fault.at:
+        trace = layer.trace(trial, training=kind == "training")
+        finding = locate(trial, trace, kept=kind == "state")
         diagnosis = Diagnosis(finding=finding) if finding else None
     smallest = dict(diagnosis.smallest) if diagnosis else {}
     if kind in ("raises", "shape", "nan", "some nan") and not smallest:
         smallest = _shrunk(layer, kind, trial)
     relevant = {"batch", "seq"} | (layer.asked & set(_SIZES_OF[layer.rung.name]))
     smallest = {name: size for name, size in smallest.items() if name in relevant}
+    if diagnosis:
+        sizes = {name: size for name, size in diagnosis.sizes.items() if name in relevant}
+        diagnosis = replace(diagnosis, sizes=sizes)
     return replace(tried, fault=fault, diagnosis=diagnosis, smallest=smallest)
 
 
@@ -112,8 +116,17 @@ def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagno
     other = diagnose(layer)
     if other and (other.mistakes or (other.finding and other.finding.at)):
         return replace(fault, message=f"{fault.message}; for other sizes it gives an answer that is wrong"), other
-    finding = locate(trial, layer.trace(trial), raised=True)
-    return fault, Diagnosis(finding=finding) if finding else None
+    finding, facts = locate(trial, layer.trace(trial), raised=True), _raised_by_length(layer, trial)
+    return fault, Diagnosis(finding=finding, facts=facts) if finding or facts else None
+
+
+def _raised_by_length(layer: UnderTest, trial: Trial) -> tuple[str, ...]:
+    """Return that a layer refuses sequences of n_ctx positions, in a sentence; nothing if it does not."""
+    seq, n_ctx = trial.case.seq, trial.config.n_ctx
+    longer = replace(trial.case, config=replace(trial.config, n_ctx=n_ctx + 1))
+    if seq != n_ctx or layer.answer(layer.own_trial(longer, gradients=False), gradients=False) is None:
+        return ()
+    return (f"With n_ctx={n_ctx}, a sequence of that length raises it; with n_ctx={n_ctx + 1}, the same one does not.",)
 
 
 def _is_wrong(layer: UnderTest, case: Case) -> bool:
@@ -130,14 +143,12 @@ def _only_there(layer: UnderTest, trial: Trial) -> Diagnosis:
     sizes = _least(layer, case, lambda smaller: _is_wrong(layer, smaller))
     short = replace(case, seq=sizes["seq"])  # in all else as it was: in small tensors many numbers are alike
     trial = layer.own_trial(short, gradients=False) if _is_wrong(layer, short) else trial
-    return Diagnosis(finding=locate(trial, layer.trace(trial)), smallest=sizes)
+    return Diagnosis(finding=locate(trial, layer.trace(trial)), smallest=sizes, sizes=sizes_of(trial.case))
 
 
 def _least(layer: UnderTest, case: Case, fails: Callable[[Case], bool]) -> dict[str, int]:
-    """Return the sizes of the smallest case that fails, of those that the layer reads."""
-    least = shrink(case, fails, square="d_head" not in layer.asked)
-    sizes = {"batch": least.batch, "seq": least.seq}
-    return sizes | {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
+    """Return the sizes of a small case that fails."""
+    return sizes_of(shrink(case, fails, square="d_head" not in layer.asked))
 
 
 def _too_long(layer: UnderTest, trial: Trial) -> Diagnosis:
@@ -173,7 +184,7 @@ def _is_rounding(layer: UnderTest, trial: Trial) -> bool:
 
 
 def _shrunk(layer: UnderTest, kind: str, trial: Trial) -> dict[str, int]:
-    """Return the sizes of the smallest case with the same kind of fault; empty if they make no difference."""
+    """Return the sizes of a small case with the same kind of fault; empty if they make no difference."""
 
     def fails(case: Case) -> bool:
         tried = layer.trial(case, trial.dtype)
@@ -184,7 +195,8 @@ def _shrunk(layer: UnderTest, kind: str, trial: Trial) -> dict[str, int]:
 
     sizes = _least(layer, trial.case, fails)
     # If the smallest case fails too, the sizes do not matter: do not report them.
-    return sizes if max(sizes.values()) > 2 else {}
+    read = {"batch", "seq"} | (layer.asked & set(SIZES))
+    return sizes if max(sizes[name] for name in read) > 2 else {}
 
 
 def lacking(tried: Tried) -> Tried:

@@ -1,13 +1,14 @@
 """The earlier line that made a step wrong: it counts twice, mixes two, takes another head, leaves out a part."""
 
 import re
-from collections.abc import Sequence
 
 import torch
 
+from ..formula.next_step import next_step
 from ..formula.same_numbers import common, sorted_numbers, varied, within
-from ..formula.trace_matching import FILLS, MOVES, Matched, Seen, line_of
+from ..formula.trace_matching import FILLS, MOVES, Matched, Seen
 from ..results import Finding
+from .in_words import called, found_at, in_its_place, line_of
 
 
 def origin_of(matched: Matched, culprit: Seen) -> Finding | None:
@@ -18,23 +19,9 @@ def origin_of(matched: Matched, culprit: Seen) -> Finding | None:
     return None
 
 
-def found_at(
-    matched: Matched, before: Seen, place: tuple[str, str] | None, wrong: str, detail: Sequence[str] = ()
-) -> Finding:
-    """Return that something is wrong at a place, and what is right before an event."""
-    at, code = place or (None, None)
-    file = at.rpartition(":")[0] if at else ""
-    return Finding(at, code, matched.right_steps(before.index, file), wrong, tuple(detail))
-
-
-def in_its_place(missing: str) -> str:
-    """Return the step that GPT-2 has in the place of a wrong one, in brackets; empty if it is not known."""
-    return f" (GPT-2 has {missing} next)" if missing else ""
-
-
 def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
     """Return where the positions become wrong, if the culprit takes rows of their table; None if it does not."""
-    missing = matched.next_step(culprit.index, culprit.event.inputs)
+    missing = next_step(matched, culprit.index, culprit.event.inputs)
     of_table = missing == "the position embedding" or matched.trial.rung == "pos-embed"
     if not of_table or not culprit.event.parameters:
         return None
@@ -52,9 +39,10 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
         return None
     seq, detail = matched.trial.case.seq, []
     if origin.value.shape[-1] == seq:
-        row = origin.value.reshape(-1, seq)[0].tolist()
-        wrong = next((i for i, each in enumerate(row) if i != each), None)
-        detail += [] if wrong is None else [f"Position {wrong} is {row[wrong]} there."]
+        rows = origin.value.reshape(-1, seq)
+        sequence, wrong = ((rows != torch.arange(seq)).nonzero()[0]).tolist()
+        inside = f" of sequence {sequence}, counted from 0," if sequence else ""
+        detail.append(f"Position {wrong}{inside} is {rows[sequence, wrong]} there.")
     return found_at(matched, culprit, origin.at, "the positions", detail)
 
 
@@ -96,7 +84,7 @@ def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
             continue
         shares = " and ".join(f"{count} are of {words}" for words, count in held.items())
         detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."
-        return found_at(matched, seen, seen.event.at, f"what `{seen.event.function}` gives", [detail])
+        return found_at(matched, seen, seen.event.at, f"what {called(seen.event)} gives", [detail])
     return None
 
 
@@ -112,12 +100,12 @@ def _unfilled(matched: Matched, culprit: Seen) -> Finding | None:
         empty = [i for i, part in enumerate(event.value.unbind(axis)) if not part.any()]
         if empty and len(empty) < size:
             times = sum((each.at, each.function) == (event.at, event.function) for each in matched.trace.events)
+            kinds = {matched.trial.case.seq: "position", matched.trial.config.n_heads: "head"}
+            place = f"the place of {kinds.get(size, f'axis {axis}, number')} {empty[0]}, counted from 0, stays 0"
             if times >= size:  # enough for all, but some go into one place
                 wrong = f"where line {line_of(event)} puts what it computes"
-                detail = f"It is run {times} times, and number {empty[0]} of {size}, counted from 0, is left at 0."
-                return found_at(matched, culprit, event.at, wrong, [detail])
-            what = f"position {empty[0]}" if size == matched.trial.case.seq else f"number {empty[0]} of axis {axis}"
-            detail = f"What line {line_of(event)} puts into it is right, and {what}, counted from 0, is left at 0."
+                return found_at(matched, culprit, event.at, wrong, [f"It runs {times} times, and {place}."])
+            detail = f"What line {line_of(event)} puts there is right, and {place}."
             return found_at(matched, culprit, event.loop, "what this loop leaves out", [detail])
     return None
 
@@ -241,17 +229,58 @@ def _unlike_others(matched: Matched, culprit: Seen) -> Finding | None:
 
 
 def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the loop that the culprit is in, if no step of the formula is in its body: it makes one bit by bit."""
+    """Return what a loop adds up wrongly, or the loop itself, if no step of the formula is made at each of its runs."""
     loop = culprit.event.loop
     inside = [seen for seen in matched.seen if seen.event.loop == loop]
-    lines = {seen.event.at for seen in inside}
-    made = [moved_from(matched, seen.index)[-1] for seen in inside if seen.good]
-    steps = any(quantity.key != "input" for seen in made for quantity in (*seen.is_, *seen.part_of))
-    times = sum((each.event.at, each.event.function) == (culprit.event.at, culprit.event.function) for each in inside)
-    if loop is None or len(lines) < 2 or steps or times < 2:
+    lines: dict[tuple[object, str], list[Seen]] = {}
+    for seen in inside:
+        lines.setdefault((seen.event.at, seen.event.function), []).append(seen)
+    if loop is None or len({at for at, _ in lines}) < 2 or len(lines[culprit.event.at, culprit.event.function]) < 2:
         return None
-    missing = matched.next_step(culprit.index, culprit.event.inputs)
+    # What is added to what the same line gave before: the last of these is its result.
+    own = {line: {seen.index for seen in each} for line, each in lines.items()}
+    sums = [each[-1] for line, each in lines.items() if not own[line].isdisjoint(each[-1].event.inputs)]
+    made = {line: [moved_from(matched, seen.index)[-1] for seen in each if seen.good] for line, each in lines.items()}
+    for line, each in made.items():
+        steps = sum(any(quantity.key != "input" for quantity in (*seen.is_, *seen.part_of)) for seen in each)
+        if 2 * steps > len(lines[line]):
+            return None
+    right = [seen for seen in sums if seen.is_ or matched.factor(seen.event)]
+    wrong = [seen for seen in sums if seen not in right]
+    if right and wrong:
+        sizes = (each for each in matched.steps if each.step and each.value.numel() == wrong[0].event.value.numel())
+        missing = next((each.words for each in sizes if each.key not in matched.found), "")
+        words = f"what line {line_of(wrong[0].event)} adds up in its loop{in_its_place(missing)}"
+        return found_at(matched, inside[0], wrong[0].event.at, words)
+    missing = next_step(matched, culprit.index, culprit.event.inputs)
     return found_at(matched, culprit, loop, f"what this loop makes{in_its_place(missing)}")
+
+
+def _idle_mask(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line whose mask hides nothing, if masked scores are what is missing."""
+    if not next_step(matched, culprit.index, culprit.event.inputs, culprit.event.function).startswith("the masked"):
+        return None
+    for index in sorted(matched.sources(culprit.event.inputs), reverse=True):
+        event = matched.seen[index].event
+        taken = [matched.seen[i] for i in event.inputs if i >= 0]
+        scores = [each for each in taken if any(quantity.key.endswith(("raw", "scores")) for quantity in each.is_)]
+        mask = [each for each in taken if not each.depends and each.event.value.shape[-2:] == event.value.shape[-2:]]
+        if scores and mask and event.at and torch.equal(scores[0].event.value, event.value):
+            wrong = f"which keys each query sees (line {line_of(event)})"
+            return found_at(matched, matched.seen[index], event.at, wrong, ["The mask there hides nothing."])
+    return None
+
+
+def _undone(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that takes a bias off again, if the culprit goes on with what that gives."""
+    for seen in (matched.seen[i] for i in culprit.event.inputs if i >= 0):
+        before = seen.is_[0].key.removesuffix("0") if seen.is_ else ""
+        taken = [q for i in seen.event.inputs if i >= 0 for q in matched.seen[i].is_ if q.key == before]
+        if taken and seen.event.parameters and seen.is_[0].key != before and seen.event.at:
+            wrong = f"what {called(seen.event)} gives: {seen.is_[0].words}"
+            detail = f"Line {line_of(seen.event)} makes that of {taken[0].words}, which has the bias already."
+            return found_at(matched, seen, seen.event.at, wrong, [detail])
+    return None
 
 
 def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
@@ -271,9 +300,10 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
         return None
     at = 0 if wanted == "Q" else 1
     path, lines = paths[at], {line_of(culprit.event), line_of(paths[at][-1].event)}
-    own = {seen.index for seen in path}
-    if paths[0][-1] is not paths[1][-1]:  # made twice
-        lines.discard(line_of(path[-1].event))
+    own = matched.sources([culprit.event.inputs[at]])
+    made, others = path[-1].event, paths[1 - at][-1].event
+    if made is not others:  # made twice
+        lines.discard(line_of(made))
     for seen in reversed(path):
         if len([each for each in seen.is_ if each.step]) != 1:  # queries, keys and values in one
             continue
@@ -281,7 +311,8 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
         if users <= own | {culprit.index} and line_of(seen.event) not in lines and seen.event.at:
             where = f"line {line_of(culprit.event)}"
             wrong = f"the {names[wanted]} of {where}: they are made of {names[letters[at]]}"
-            return found_at(matched, seen, seen.event.at, wrong)
+            by_helper = seen.event is made and made.at == others.at and made.caller is not None
+            return found_at(matched, seen, made.caller if by_helper else seen.event.at, wrong)
     return None
 
 
@@ -296,6 +327,8 @@ def moved_from(matched: Matched, index: int) -> list[Seen]:
 # In this order: what is most specific comes first.
 _CAUSES = (
     _miscounted,
+    _undone,
+    _idle_mask,
     _mixed,
     _misnamed,
     _unfilled,

@@ -1,8 +1,9 @@
-"""The smallest case that a layer still fails: its sizes are made smaller, one after another."""
+"""A small case that a layer still fails: its sizes are made smaller, one after another."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..candidate.aliases import SIZES
 from ..rungs import Case
 
 
@@ -15,8 +16,13 @@ def sized(case: Case, **sizes: int) -> Case:
     return replace(case, **outer, config=changed)
 
 
+def sizes_of(case: Case) -> dict[str, int]:
+    """Return the sizes of a case, by their names."""
+    return {"batch": case.batch, "seq": case.seq} | {name: getattr(case.config, name) for name in SIZES}
+
+
 def shrink(case: Case, fails: Callable[[Case], bool], square: bool) -> Case:
-    """Return the smallest case that still fails, one size after another.
+    """Return a small case that still fails: each size is the least with which it does, one after another.
 
     Args:
         square: keep ``d_model = n_heads * d_head``. ``d_mlp = 4 * d_model`` is kept if it is so.

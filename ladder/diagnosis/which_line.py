@@ -2,15 +2,17 @@
 
 import torch
 
-from ..answers import close
-from ..candidate.trace import Event, Trace
+from ..candidate.trace import STATISTICS, Event, Trace
+from ..formula.next_step import next_step
+from ..formula.quantities import Quantity, part_rung
 from ..formula.same_numbers import equal, sorted_numbers
-from ..formula.trace_matching import MOVES, Matched, Seen, line_of, size_of
-from ..results import Finding, listed
+from ..formula.trace_matching import MOVES, Matched, Seen, caps, size_of
+from ..results import Finding
 from ..rungs import Trial
-from .origins import found_at, in_its_place, origin_of, wrong_positions
+from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps, taken_in_words
+from .origins import origin_of, wrong_positions
 from .wrong_masks import mask_fault
-from .wrong_parts import part_rung, wrong_parts
+from .wrong_parts import wrong_parts
 
 # What torch's modules compute with their weights alone: nothing that they were built with can make it wrong.
 _BY_WEIGHTS = ("linear", "embedding", "conv1d", "conv2d", "bilinear")
@@ -19,7 +21,9 @@ _BY_WEIGHTS = ("linear", "embedding", "conv1d", "conv2d", "bilinear")
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "rearrange")
 
 
-def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bool = False) -> Finding | None:
+def locate(
+    trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bool = False, kept: bool = False
+) -> Finding | None:
     """Return where a layer first departs from GPT-2, and how; None if every step is right.
 
     Args:
@@ -27,6 +31,7 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
         trace: of the layer.
         again: of the layer, the same trial run a second time: what differs is random.
         raised: the layer raised an error, and gave no output.
+        kept: what the layer keeps between calls makes it wrong.
     """
     if again is not None and (random := _random(trace, again)) is not None:
         return random
@@ -51,11 +56,14 @@ def locate(trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bo
     if mask := mask_fault(matched, culprit):
         what, detail, made = mask
         return found_at(matched, culprit, made.at if made else event.at, what, detail)
-    what, detail = _how(matched, culprit)
     if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
-        event = turned.event
+        wrong = f"{turned.is_[0].words}: their rows are keys, and GPT-2's are queries"
+        return found_at(matched, turned, turned.event.at, wrong)
+    what, detail = _how(matched, culprit)
+    if kept and event.foreign:
+        detail.append(f"{on_line(event)} takes a tensor that the layer keeps.")
     # Where torch's module was built, unless what is wrong is what it was given.
-    following = matched.next_step(culprit.index, event.inputs)
+    following = next_step(matched, culprit.index, event.inputs)
     given = event.function in _BY_WEIGHTS or "before the activation" in following
     given |= event.function == "softmax" and "pattern" not in following
     moved = event.made is None or event.function in MOVES or given or _right_once(matched, event)
@@ -77,24 +85,20 @@ def _random(one: Trace, other: Trace) -> Finding | None:
             return None
         if not torch.equal(first.value.nan_to_num(), second.value.nan_to_num()):
             at, code = first.at or (None, None)
-            detail = f"`{first.function}` gives other numbers each time, in eval mode too."
+            detail = f"{on_line(first)} gives other numbers each time, in eval mode too."
             return Finding(at, code, (), "a random step", (detail,))
     return None
 
 
 def _before_error(matched: Matched) -> Finding | None:
     """Return what is right before an error, and the axes of what was made last, if that was split into heads."""
-    right = matched.right_steps(len(matched.seen))
+    right = right_steps(matched, len(matched.seen))
     last = next((seen for seen in reversed(matched.seen) if seen.is_ or seen.depends), None)
     axes = matched.axes(last) if last else ""
     if not right or last is None or not axes:
         return Finding(None, None, right, "") if right else None
-    detail = f"{_capital(last.is_[0].words)} are {axes} there (line {line_of(last.event)})."
+    detail = f"{capital(last.is_[0].words)} are {axes} there (line {line_of(last.event)})."
     return Finding(None, None, right, "", (detail,))
-
-
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
 
 
 def _ends_early(matched: Matched) -> Finding | None:
@@ -110,7 +114,7 @@ def _ends_early(matched: Matched) -> Finding | None:
     if last.is_ and (unused := _unused(matched, last)):
         what = f"the output: it is {last.is_[-1].words}"
         return found_at(matched, unused, unused.event.at, what, [_not_used(unused)])
-    missing = matched.next_step(last.index + 1, [last.index])
+    missing = next_step(matched, last.index + 1, [last.index])
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
     detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
     return found_at(matched, last, place, what, detail)
@@ -125,20 +129,21 @@ def _unused(matched: Matched, last: Seen) -> Seen | None:
 
 
 def _not_used(unused: Seen) -> str:
-    return f"{_capital(unused.is_[0].words)} is made of that on line {line_of(unused.event)}, and not used."
+    return f"{capital(unused.is_[0].words)} is made of that on line {line_of(unused.event)}, and not used."
 
 
 def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]) -> Finding:
     """Return the call of a layer inside that is right by itself and gives what GPT-2 does not have."""
-    detail = []
-    for name, given, _ in reversed(matched.trace.parts):
-        known = [each.words for each in matched.steps if equal(sorted_numbers(each.value), sorted_numbers(given))]
-        if name == part and known:
-            detail.append(f"{part} is given {known[-1]} there.")
-            break
-    missing = matched.next_step(culprit.index, culprit.event.inputs)
-    wrong = f"what {part} gives there" + in_its_place(missing)
-    return found_at(matched, culprit, at, wrong, detail)
+    # The first call that gives no step.
+    steps = [(each, sorted_numbers(each.value)) for each in matched.steps]
+    calls = ((given, sorted_numbers(output)) for name, given, output in matched.trace.parts if name == part)
+    call = (sorted_numbers(given) for given, output in calls if not any(equal(numbers, output) for _, numbers in steps))
+    numbers = next(call, None)
+    known = [each for each, own in steps if numbers is not None and equal(own, numbers)]
+    wrong = f"the call of {part} there" + (f", on {known[-1].words}" if known else "")
+    missing = next_step(matched, culprit.index, culprit.event.inputs)
+    # A layer norm begins with its mean.
+    return found_at(matched, culprit, at, wrong + in_its_place(missing.removeprefix("the mean of ")))
 
 
 def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Finding | None:
@@ -150,7 +155,7 @@ def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Findin
             chain.append(matched.seen[before[0]])
         for last in chain:
             part = next((part for part, _ in last.event.within if part in wrong - around), None)
-            missing = matched.next_step(last.index + 1, [last.index])
+            missing = next_step(matched, last.index + 1, [last.index])
             if part and last.is_ and missing:
                 what = f"what {part} gives: it is {last.is_[0].words}"
                 if unused := _unused(matched, last):
@@ -160,7 +165,7 @@ def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Findin
 
 
 def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the line that calls a function of the user's, if another line calls it and then it gives what is right."""
+    """Return the line that calls a function of the user's, if that gives what is right when it is called otherwise."""
     event = culprit.event
     if event.caller is None or event.at is None or event.caller[0] == event.at[0]:
         return None
@@ -168,54 +173,99 @@ def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
         seen.event
         for seen in matched.seen
         if seen.good and (seen.event.at, seen.event.function) == (event.at, event.function)
-        if seen.event.caller is not None and seen.event.caller != event.caller
+        if seen.event.caller is not None
     ]
-    if not right or right[0].caller is None:
+    others = [each.caller[0].rpartition(":")[2] for each in right if each.caller and each.caller != event.caller]
+    line = line_of(event)
+    if others:
+        detail = f"Line {line} gives what is right when line {others[0]} calls it."
+    elif right and _given_unknown(matched, culprit):
+        detail = f"Line {line} gives what is right when it is run with other numbers. Those here are no step of GPT-2."
+    else:
         return None
-    missing = matched.next_step(culprit.index, event.inputs, event.function)
-    wrong = f"what line {line_of(event)} gives there" + in_its_place(missing)
-    other = right[0].caller[0].rpartition(":")[2]
-    detail = f"Line {line_of(event)} gives what is right when line {other} calls it."
-    return found_at(matched, culprit, event.caller, wrong, [detail, *_how(matched, culprit)[1]])
+    missing = next_step(matched, culprit.index, event.inputs, event.function)
+    wrong = f"what line {line} gives there" + in_its_place(missing)
+    return found_at(matched, culprit, event.caller, wrong, [detail, *(_how(matched, culprit)[1] if others else [])])
+
+
+def _given_unknown(matched: Matched, culprit: Seen) -> bool:
+    """Return whether the function of the user's in which an event is was given numbers of no step."""
+    stack = list(culprit.event.inputs)
+    while stack:
+        index = stack.pop()
+        seen = matched.seen[index] if index >= 0 else None
+        if seen and seen.event.caller == culprit.event.caller:
+            stack += seen.event.inputs
+        elif seen and seen.depends and not seen.is_ and not seen.part_of:
+            return True
+    return False
 
 
 def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     """Return what the culprit gives, and sentences about it that were each checked."""
     event = culprit.event
-    name, line = f"`{event.function}`", line_of(event)
+    gives = f"what {called(event)} gives"
     products = [seen.event for seen in matched.seen if culprit.index in seen.event.inputs and seen.event.parameters]
     if event.function in MOVES and {quantity.key for quantity in culprit.is_} == {"input"} and not products:
         sentence = "The layer's input itself is used there; GPT-2 uses it in products with W_Q, W_K and W_V only."
-        return f"the layer's input, moved by {name}", [sentence] if matched.trial.rung == "attention" else []
+        return f"the layer's input, moved by {called(event)}", [sentence] if matched.trial.rung == "attention" else []
     if known := not matched.arranged(culprit) and (*culprit.is_, *culprit.part_of):
         words = known[0].words
-        moved = f"The numbers of {words} are right, but {name} on line {line} puts them into another order"
+        moved = f"The numbers of {words} are right, but {called(event)} puts them into another order"
         mixed = f": the result of shape {list(event.value.shape)} mixes axes" if event.function in _RESHAPES else ""
         return f"the order of {words}", [f"{moved}{mixed}.", *_exchanged(matched, event)]
-    complete = [seen for seen in matched.seen[: culprit.index] if any(q.key == "output" for q in seen.is_)]
+    before = matched.seen[: culprit.index]
+    complete = [each for each in before if any(q.key == "output" and _holds(each, q) for q in each.is_)]
     if complete and complete[-1].index in matched.sources([culprit.index]):
-        return f"what {name} gives", [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
-    if factor := matched.factor(event):
-        quantity, c = factor
-        size = size_of(matched.trial, quantity, c)
-        # A factor that is no short number comes from a size, d_head as a rule.
-        sized = quantity.key.endswith("scores") and abs(c - round(c, 3)) > 1e-9
-        here = f", where d_head is {matched.trial.config.d_head}" if sized else ""
-        sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else here}."
-        if quantity.key.endswith(("raw", "Q", "K")):
-            sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
-        return f"{quantity.words}, times a factor", [sentence]
+        return gives, [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
+    missing = next_step(matched, culprit.index, event.inputs, event.function)
+    if event.function not in STATISTICS:  # a layer norm begins with its mean
+        missing = missing.removeprefix("the mean of ")
+    if factor := _factor_in_words(matched, culprit):
+        return f"{gives}: {factor[0]} times a factor{in_its_place(missing)}", [factor[1]]
     if bias := _bias_again(matched, culprit):
-        return f"what {name} gives", [f"Line {line} {bias}."]
-    taken = dict.fromkeys(words for i in event.inputs if (words := _called(matched, i)))
+        return gives, [f"Line {line_of(event)} {bias}."]
+    taken = dict.fromkeys(words for i in event.inputs if (words := taken_in_words(matched, i)))
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS)
-    missing = matched.next_step(culprit.index, event.inputs, event.function)
-    what = f"what {name} gives" + in_its_place(missing)
-    turned = _transposed(matched, event)
-    if turned is not None:
-        scores = f"{turned.is_[0].words} (line {line_of(turned.event)})"
-        what += f"; the rows of {scores} are keys, and GPT-2's are queries"
-    return what, [f"{name} on line {line} takes {' and '.join(taken)}."] if taken else []
+    sentences = [f"{on_line(event)} takes {' and '.join(taken)}."] if taken else []
+    return gives + in_its_place(missing), sentences + _numbers_in_words(matched, event)
+
+
+def _holds(seen: Seen, quantity: Quantity) -> bool:
+    return seen.event.value.numel() >= quantity.value.numel()
+
+
+def _factor_in_words(matched: Matched, culprit: Seen) -> tuple[str, str] | None:
+    """Return the step that a culprit is a constant multiple of, and a sentence on the factor; None if it is none."""
+    factor, line = matched.factor(culprit.event), line_of(culprit.event)
+    if factor is None:
+        return None
+    quantity, c = factor
+    size = size_of(matched.trial, quantity, c)
+    # A factor that is no short number comes from a size, d_head as a rule.
+    odd = quantity.key.endswith("raw") and abs(c - round(c, 3)) > 1e-9 and "d_head" not in size
+    here = f", where d_head is {matched.trial.config.d_head}" if odd else ""
+    sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else ''}{here}."
+    if quantity.key.endswith(("raw", "Q", "K")):
+        sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
+    return quantity.words, sentence
+
+
+def _numbers_in_words(matched: Matched, event: Event) -> list[str]:
+    """Return sentences on how many numbers an event gives, and how large they are, if that is what is wrong."""
+    value, given = event.value, matched.trial.given
+    positions = given.numel() // given.shape[-1] if given.is_floating_point() else given.numel()
+    if event.function in STATISTICS and value.numel() < positions:
+        few = f"It has {value.numel()} number{'s' * (value.numel() > 1)}"
+        return [f"{few}, and GPT-2 has one for each position: {positions} here."]
+    if caps(event) and event.inputs and event.inputs[0] >= 0:
+        before = matched.seen[event.inputs[0]].event.value
+        least, most, low, high = (f"{each.item():.4g}" for each in (*before.aminmax(), *value.aminmax()))
+        return [f"Of numbers from {least} to {most} it makes numbers from {low} to {high}."]
+    if event.value.ndim > 1 and bool((value >= 0).all()) and not bool(value.sum(-1).all()):
+        empty = int((value.sum(-1) == 0).sum())
+        return [f"Every number is 0 in {empty} of its {value.sum(-1).numel()} rows."]
+    return []
 
 
 def _bias_again(matched: Matched, culprit: Seen) -> str:
@@ -258,41 +308,8 @@ def _exchanged(matched: Matched, event: Event) -> list[str]:
 
 
 def _transposed(matched: Matched, event: Event) -> Seen | None:
-    """Return the first event of those that it takes that has scores with keys along their rows; None if none has."""
-    for seen in (matched.seen[i] for i in sorted(matched.sources(event.inputs))):
-        for quantity in seen.is_:
-            value, right = seen.event.value, quantity.value
-            turned = value.shape == right.shape and not close(value, right) and close(value.mT, right)
-            if turned and quantity.key.endswith(("raw", "scores")):
-                return seen
-    return None
-
-
-def _called(matched: Matched, index: int) -> str:
-    """Return what an input of an event is, in words; empty if it is not known."""
-    if index < 0:
-        return "the layer's input"
-    event, first = matched.seen[index].event, index
-    line = f" (line {line_of(event)})"
-    while index >= 0:
-        seen = matched.seen[index]
-        if seen.event.function == "buffer" and seen.event.value.is_floating_point():
-            return f"the buffer of line {line_of(seen.event)}"
-        if not seen.is_ and (some := matched.partial_sum(seen)):
-            return some + line
-        if not seen.is_ and seen.part_of:
-            return f"a part of {seen.part_of[0].words} (line {line_of(seen.event)})"
-        if seen.is_:
-            taken = matched.seen[first]
-            axes = matched.axes(taken)
-            words = seen.is_[0].words + (f" as {axes}" if axes else "")
-            fused = [each.words for each in seen.is_ if each.step and seen.event.value.numel() > each.value.numel()]
-            if len(fused) > 1 and taken is not seen:
-                words = f"numbers of {listed(fused)}"
-            elif taken.event.value.numel() < min(quantity.value.numel() for quantity in seen.is_):
-                words = f"a part of {words}"
-            return words + ("" if seen.is_[0].key == "input" and seen.event.at is None else line)
-        if seen.event.function not in MOVES or not seen.event.inputs:
-            return ""
-        index = seen.event.inputs[0]
-    return f"the layer's input, moved{line}"
+    """Return the first step before a softmax that has scores with keys along their rows; None if there is none."""
+    sources = [matched.seen[i] for i in sorted(matched.sources(event.inputs))]
+    if any(quantity.key.endswith("pattern") for seen in sources for quantity in seen.is_):
+        return None
+    return next((seen for seen in sources if any(matched.turned(seen, each) for each in seen.is_)), None)

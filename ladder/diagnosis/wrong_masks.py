@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from ..candidate.trace import Event
-from ..formula.same_numbers import TOLERANCE, common, sorted_numbers, within
-from ..formula.trace_matching import Matched, Seen, line_of
+from ..formula.same_numbers import TOLERANCE, common, equal, sorted_numbers, within
+from ..formula.trace_matching import Matched, Seen
+from .in_words import line_of
 
 # What a mask does wrong, sentences about it, and the step that first makes it wrong, if that is known.
 MaskFault = tuple[str, list[str], Event | None]
@@ -14,7 +15,7 @@ MaskFault = tuple[str, list[str], Event | None]
 def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
     """Return how a mask is wrong, if the culprit is what masks the right scores; None if it is something else."""
     if culprit.event.function == "scaled_dot_product_attention":
-        return _given_mask(matched, culprit.event)
+        return _given_mask(matched, culprit.event) or _no_mask(matched, culprit.event)
     if row := _given_row(matched, culprit):
         return row
     value = culprit.event.value
@@ -37,18 +38,32 @@ def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
         origin = _origin(matched, culprit.event)
         lines = _lines(matched, culprit.event, origin)
         return f"which keys each query sees (line {lines})", detail, origin
+    return _given_mask(matched, culprit.event)
+
+
+def _no_mask(matched: Matched, event: Event) -> MaskFault | None:
+    """Return that torch's attention hides nothing, if it gives what it would give without a mask."""
+    steps = {each.key: each.value for each in matched.steps}
+    for key in (key for key in steps if key.endswith("scores")):
+        values = steps[f"{key.removesuffix('scores')}V"].transpose(1, 2)
+        if equal(sorted_numbers(steps[key].softmax(-1) @ values), sorted_numbers(event.value)):
+            return f"which keys each query sees (line {line_of(event)})", ["Every query sees every key there."], None
     return None
 
 
 def _given_mask(matched: Matched, event: Event) -> MaskFault | None:
-    """Return how the mask is wrong that torch's attention is given."""
+    """Return how the mask is wrong that a function is given beside queries and keys, torch's attention say."""
     for seen in (matched.seen[i] for i in event.inputs if i >= 0):
         square = None if seen.depends else _square(seen.event.value)
         right = next((each.visible for each in matched.steps if each.visible is not None), None)
         if square is None or right is None or square.shape != right.shape:
             continue
-        # Of booleans, True is visible; numbers are added to the scores.
+        # Of booleans, True is visible for torch's attention; numbers are added to the scores.
         shown = square if square.dtype == torch.bool else square > -1e3
+        if event.function != "scaled_dot_product_attention" and (
+            shown is square or bool((shown & (square != 0)).any())
+        ):
+            continue
         if detail := _seen_wrongly(shown, right):
             origin = _origin(matched, event)
             return f"which keys each query sees (line {_lines(matched, event, origin)})", detail, origin
@@ -112,8 +127,9 @@ def _lines(matched: Matched, event: Event, origin: Event | None) -> str:
     """Return the line that uses a mask, and the one that makes it, if that is another."""
     used = line_of(event)
     made = [origin] if origin else [matched.seen[i].event for i in event.inputs if i >= 0]
-    others = [line_of(each) for each in made if each.at and line_of(each) != used and not _depends(matched, each)]
-    return f"{used}, with the mask of line {others[-1]}" if others else used
+    others = [each for each in made if each.at and line_of(each) != used and not _depends(matched, each)]
+    kind = "buffer" if others and others[-1].function == "buffer" else "mask"
+    return f"{used}, with the {kind} of line {line_of(others[-1])}" if others else used
 
 
 def _depends(matched: Matched, event: Event) -> bool:
@@ -123,7 +139,7 @@ def _depends(matched: Matched, event: Event) -> bool:
 def _origin(matched: Matched, event: Event) -> Event | None:
     """Return the step that first makes a wrong mask: from a right one, or from none."""
     sources = matched.sources(i for i in event.inputs if i >= 0 and not matched.seen[i].depends)
-    right_before = False
+    right_before, last = False, None
     for index in sorted(sources):
         square = _square(matched.seen[index].event.value)
         if square is None or square.shape[0] < 2:
@@ -131,10 +147,12 @@ def _origin(matched: Matched, event: Event) -> Event | None:
         visible = torch.ones(square.shape, dtype=torch.bool).tril()
         nonzero = square != 0
         if torch.equal(nonzero, visible) or torch.equal(nonzero, ~visible):
-            right_before = True
+            right_before, last = True, None
         elif right_before or bool(nonzero.any() and not nonzero.all()):
             return matched.seen[index].event if matched.seen[index].event.at else None
-    return None
+        else:
+            last = matched.seen[index].event
+    return last if last and last.at and bool((last.value < -1e3).any()) else None
 
 
 def _square(value: Tensor) -> Tensor | None:

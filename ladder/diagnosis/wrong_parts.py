@@ -1,6 +1,5 @@
 """The layers inside a wrong layer, each by itself: which of them are wrong."""
 
-import re
 from dataclasses import replace
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from ..answers import close
 from ..candidate.trace import Trace
+from ..formula.quantities import part_rung
 from ..rungs import UNANSWERED, Trial, altered
 
 
@@ -23,13 +23,6 @@ def part_trial(trial: Trial, part: str, part_rung: str, given: Tensor) -> Trial:
     case = replace(trial.case, batch=given.shape[0], seq=given.shape[1])
     numbers = {"parameters": parameters, "given": given, "cotangent": cotangent, "expected": UNANSWERED}
     return altered(replace(trial, rung=part_rung, case=case, **numbers))
-
-
-def part_rung(part: str) -> str | None:
-    """Return the rung of a part by its name in our model: ``blocks.0.attn`` is attention."""
-    known = {"ln1": "layer-norm", "ln2": "layer-norm", "ln_final": "layer-norm", "attn": "attention", "mlp": "mlp"}
-    known |= {"embed": "embed", "pos_embed": "pos-embed", "unembed": "unembed"}
-    return known.get(part.rpartition(".")[2]) or ("block" if re.fullmatch(r"blocks\.\d+", part) else None)
 
 
 def wrong_parts(trial: Trial, trace: Trace) -> list[tuple[str, Trial, Tensor]]:

@@ -1,6 +1,7 @@
 """GPT-2's quantities on one trial, in the order of the formula: the steps of a right layer."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,13 @@ class Quantity:
     value: Tensor
     visible: Tensor | None = None
     step: bool = True
+
+
+def part_rung(part: str) -> str | None:
+    """Return the rung of a part by its name in our model: ``blocks.0.attn`` is attention."""
+    known = {"ln1": "layer-norm", "ln2": "layer-norm", "ln_final": "layer-norm", "attn": "attention", "mlp": "mlp"}
+    known |= {"embed": "embed", "pos_embed": "pos-embed", "unembed": "unembed"}
+    return known.get(part.rpartition(".")[2]) or ("block" if re.fullmatch(r"blocks\.\d+", part) else None)
 
 
 def quantities(trial: Trial) -> list[Quantity]:
@@ -91,8 +99,10 @@ def _attention(
     # Many scale queries or keys, or both by its root, in place of scores.
     for letter, words in (("Q", "queries"), ("K", "keys")):
         for name, power in (("scaled", 1.0), ("half scaled", 0.5)):
-            value = made[letter] * config.attn_scale(0) ** power
-            yield Quantity(f"{of}{letter} {name}", f"the scaled {words}{where}", value, step=False)
+            scale = config.attn_scale(0) ** power
+            yield Quantity(f"{of}{letter} {name}", f"the scaled {words}{where}", made[letter] * scale, step=False)
+            bare = (made[letter] - p[f"{of}b_{letter}"]) * scale
+            yield Quantity(f"{of}{letter}0 {name}", f"the scaled {words} without their bias{where}", bare, step=False)
     raw = torch.einsum("bqnh,bknh->bnqk", q, k)
     scores = raw * config.attn_scale(0)
     visible = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
@@ -103,7 +113,7 @@ def _attention(
     yield Quantity(f"{of}raw", f"the scores q·k{where}", raw)
     yield Quantity(f"{of}scores", f"the scaled scores{where}", scores)
     yield Quantity(f"{of}masked", f"the masked scores{where}", scores, visible=visible)
-    yield Quantity(f"{of}masked raw", f"the masked scores, not yet scaled{where}", raw, visible=visible, step=False)
+    yield Quantity(f"{of}masked raw", f"the masked unscaled scores{where}", raw, visible=visible, step=False)
     yield Quantity(f"{of}pattern", f"the attention pattern{where}", pattern)
     yield Quantity(f"{of}z", f"the gathered values z{where}", z)
     yield Quantity(f"{of}z W_O", f"each head's output{where}", each, step=False)
@@ -124,6 +134,8 @@ def _mlp(
             ("x² in GELU", pre**2),
             ("x³ in GELU", cube),
             ("0.044715 x³ in GELU", 0.044715 * cube),
+            ("0.044715 x² in GELU", 0.044715 * pre**2),
+            ("1 + 0.044715 x² in GELU", 1 + 0.044715 * pre**2),
             ("x + 0.044715 x³ in GELU", inner),
             ("sqrt(2/pi) (x + 0.044715 x³) in GELU", root * inner),
             ("tanh(…) in GELU", torch.tanh(root * inner)),

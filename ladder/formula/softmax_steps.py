@@ -30,6 +30,9 @@ class SoftmaxSteps:
     """
 
     def __init__(self, steps: Sequence[Quantity]) -> None:
+        # What hides a score is lower than any score less the largest of its row.
+        largest = max((each.value.abs().max().item() for each in steps if each.key.endswith("raw")), default=0.0)
+        self.hidden = min(-1e3, -2.5 * largest)
         # With each, the share of the numbers that are visible.
         self.scores: list[tuple[Numbers, float]] = []
         self.weights: list[tuple[Numbers, float]] = []
@@ -49,7 +52,7 @@ class SoftmaxSteps:
             return False
         if bool(value.isnan().any() or value.isposinf().any()):
             return False
-        options = [(_centred(value.masked_fill(value < -1e3, -torch.inf)), self.scores)]
+        options = [(_centred(value.masked_fill(value < self.hidden, -torch.inf)), self.scores)]
         if bool((value >= 0).all()):
             options.append((value / value.sum(-1, keepdim=True), self.weights))
         for rows, known in options:

@@ -6,7 +6,7 @@ No layout matters: a tensor is a quantity if it holds the same numbers, whatever
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from ..answers import close
 from ..candidate.trace import STATISTICS, Event, Trace
 from ..rungs import Trial
 from .arrangement import HEAD_AXES, arrangement, grouped, lies_like
-from .quantities import Quantity, quantities
+from .quantities import Quantity, part_rung, quantities
 from .same_numbers import TOLERANCE, Numbers, equal, factor_of, sorted_numbers, varied, within
 from .softmax_steps import ROW_NUMBERS, SoftmaxSteps
 from .sums import Sum, sums
@@ -29,17 +29,9 @@ _MOVES = """
     unfold roll flip expand_as view_as reshape_as index_select gather embedding select rearrange __get__
 """
 MOVES = frozenset(_MOVES.split())
-_JOINS = ("cat", "concat", "stack")
+JOINS = ("cat", "concat", "stack")
 # Functions that put numbers into a part of a tensor.
 FILLS = ("__setitem__", "index_put_", "index_copy_", "copy_")
-# What functions that compute several steps in one end with.
-_FUSED = {
-    "scaled_dot_product_attention": "z",
-    "multi_head_attention_forward": "output",
-    "layer_norm": "output",
-    "std": "scale",
-    "var": "variance",
-}
 
 
 @dataclass
@@ -99,13 +91,14 @@ class Matched:
                 continue
             if event.value.is_floating_point() and varied(seen.numbers):
                 for quantity, numbers in zip(self.steps, self.sets, strict=True):
-                    match _compared(seen, quantity, numbers, self.known):
+                    as_what = _compared(seen, quantity, numbers, self.known)
+                    match "" if as_what and _is_of_another(event, quantity) else as_what:
                         case "whole":
                             seen.is_.append(quantity)
                         case "part":
                             parts.setdefault(quantity.key, []).append(seen)
                         case "repeated":  # some of its numbers stand for the others
-                            moved = moved and event.function not in _JOINS
+                            moved = moved and event.function not in JOINS
                 moved = moved or any(equal(seen.numbers, each) for each in own)
             seen.good = bool(seen.is_) or moved
         # One head at a time, or one block of keys: together they are the quantity.
@@ -190,7 +183,9 @@ class Matched:
             if not self.partial_sum(seen)
         ]
         # Ones and zeros (of one-hot tokens) only if there is nothing else: they may be right steps of another way.
-        telling = (seen for seen in suspects if varied(seen.numbers) or self._is_wrong_statistic(seen) or _caps(seen))
+        telling = (
+            seen for seen in suspects if varied(seen.numbers) or self._is_wrong_statistic(seen) or caps(seen.event)
+        )
         first = next(telling, suspects[0] if suspects else None)
         return self._scrambled(first) or first
 
@@ -239,6 +234,12 @@ class Matched:
         known = [lies_like(seen.event.value, quantity) for quantity in (*seen.is_, *seen.part_of)]
         return not any(each is False for each in known) or True in known
 
+    def turned(self, seen: Seen, quantity: Quantity) -> bool:
+        """Return whether an event has the scores with keys along their rows."""
+        value, right = seen.event.value, quantity.value
+        alike = quantity.key.endswith(("raw", "scores")) and value.shape == right.shape
+        return alike and not close(value, right) and close(value.mT, right)
+
     def axes(self, seen: Seen) -> str:
         """Return the axes of queries, keys, values, scores or z in an event, in words; empty if it is none of them."""
         for quantity in seen.is_:
@@ -252,58 +253,22 @@ class Matched:
                 )
         return ""
 
-    def next_step(self, before: int, made_from: Iterable[int], function: str = "") -> str:
-        """Return the first step of the formula that is not there yet, after those that something is made from.
-
-        Args:
-            before: the steps that an event before this one is are there.
-            made_from: events.
-            function: if it computes several steps in one, the last of them is returned.
-        """
-        found = {"input"} | {quantity.key for seen in self.seen[:before] for quantity in seen.is_}
-        sources = [self.seen[index] for index in self.sources(made_from)]
-        behind = {"input"} | {quantity.key for seen in sources for quantity in seen.is_}
-        last = max((i for i, each in enumerate(self.steps) if each.key in behind), default=-1)
-        # Of a step that is there in part, the rest comes next.
-        begun = {quantity.key for seen in sources for quantity in seen.part_of} - found
-        last = max([last, *(i - 1 for i, each in enumerate(self.steps) if each.key in begun)])
-        key = self.steps[last].key if last >= 0 else ""
-        of = key.removesuffix("masked raw")
-        if key in behind and of != key and f"{of}scores" not in found:  # masked, and never scaled
-            return next(each.words for each in self.steps if each.key == f"{of}scores")
-        ending = _FUSED.get(function, "")
-        # What a whole layer gave was made by steps that are not always seen.
-        complete = {key.removesuffix("output") for key in found if key.endswith("output")}
-        later = [each for each in self.steps[last + 1 :] if each.step and each.key not in found]
-        later = [each for each in later if each.key[: each.key.rfind(".") + 1] not in complete]
-        return next((each.words for each in later if each.key.endswith(ending)), "")
-
-    def right_steps(self, before: int, file: str = "") -> tuple[str, ...]:
-        """Return the last steps before an event that are right, with their lines, and with files other than this."""
-        found: dict[str, str] = {}
-        for seen in self.seen[:before]:
-            known = [(each, each.words) for each in seen.is_] + [(e, f"a part of {e.words}") for e in seen.part_of]
-            for quantity, words in known[:1]:
-                if quantity.step and quantity.key != "input" and seen.event.at:
-                    own, _, line = seen.event.at[0].rpartition(":")
-                    found.setdefault(
-                        words, f"{words} ({f'line {line}' if own == file or not file else f'{own}:{line}'})"
-                    )
-        return tuple(list(found.values())[-4:])
-
     def factor(self, event: Event) -> tuple[Quantity, float] | None:
         """Return the quantity that an event is a constant multiple of, and the constant."""
         found = [(each, c) for each in self.steps if (c := _factor(event, each)) is not None]
         if not found:  # one head at a time: what the same line gives for all of them
             alike = [e.value for e in self.trace.events if (e.at, e.function) == (event.at, event.function)]
             every = torch.cat([value.double().flatten() for value in alike])
-            found = [(each, c) for each in self.steps[1:] if (c := factor_of(every, each.value)) is not None]
+            found = [(each, c) for each in self.steps if (c := _factor(replace(event, value=every), each)) is not None]
         # With one position, masked scores are scores.
         found = [
             each for i, each in enumerate(found) if not any(close(each[0].value, other.value) for other, _ in found[:i])
         ]
-        # The one whose factor has a name; else the one that comes last.
-        return next((each for each in found if size_of(self.trial, *each)), found[-1] if found else None)
+        # Of those that it is made of, if it is: the one whose factor has a name; else the one that comes last.
+        made_of = {each.key for index in self.sources(event.inputs) for each in self.seen[index].is_}
+        near = [each for each in found if each[0].key in made_of]
+        named = next((each for each in near or found if size_of(self.trial, *each)), None)
+        return named or (near[-1] if near else next(iter(found), None))
 
 
 def size_of(trial: Trial, quantity: Quantity, c: float) -> str:
@@ -321,16 +286,23 @@ def size_of(trial: Trial, quantity: Quantity, c: float) -> str:
         for spelled, power in powers.items():
             if size > 1 and math.isclose(size**power, c, rel_tol=1e-9):
                 return f"{spelled}, with {name}={size} here"
+    root = round(c**-2)
+    if quantity.key.endswith("raw") and root > 1 and math.isclose(root**-0.5, c, rel_tol=1e-9):
+        return f"1/sqrt({root})"
     return ""
 
 
-def _caps(seen: Seen) -> bool:
-    return seen.event.function.startswith(("clamp", "clip"))
+def _is_of_another(event: Event, quantity: Quantity) -> bool:
+    """Return whether a step is of another layer of its kind than an event ran in: of ln1, in the call of ln_final."""
+    around = {part_rung(part): part for part, _ in event.within}
+    names = quantity.key.split(".")
+    parts = (".".join(names[:i]) for i in range(1, len(names)))
+    return any(around.get(kind, part) != part for part in parts if (kind := part_rung(part)) is not None)
 
 
-def line_of(event: Event) -> str:
-    """Return the number of an event's line."""
-    return event.at[0].rpartition(":")[2] if event.at else "?"
+def caps(event: Event) -> bool:
+    """Return whether an event limits how large numbers are."""
+    return event.function.startswith(("clamp", "clip"))
 
 
 def _compared(seen: Seen, quantity: Quantity, numbers: Numbers, known: Numbers) -> str:
@@ -366,6 +338,6 @@ def _factor(event: Event, quantity: Quantity) -> float | None:
         return None
     if quantity.visible is None:
         return factor_of(event.value, quantity.value)
-    if event.value.shape != quantity.value.shape:
+    if event.value.numel() != quantity.value.numel():
         return None
     return factor_of(event.value[event.value > -1e4], quantity.value[..., quantity.visible])

@@ -112,8 +112,8 @@ ATTENTION: tuple[Mistake, ...] = (
     ),
     _wrong(
         "mask blocks the present",
-        "No position sees itself, and the first sees nothing: the mask covers the diagonal too. Mask key > query only: "
-        "torch.triu(…, diagonal=1), not diagonal=0.",
+        "The mask covers the diagonal too: it hides each position from itself, and every key from the first. "
+        "Mask key > query only: torch.triu(…, diagonal=1), not diagonal=0.",
         fills=_FILLS,
         allowed=lambda self, scores: ones(scores).tril(-1),
     ),

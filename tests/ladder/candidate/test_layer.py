@@ -229,7 +229,7 @@ def test_each_fault_is_reported_with_its_line(layer: type, monkeypatch: pytest.M
 def test_a_fault_of_long_sequences_alone_shows_in_the_smallest_case(monkeypatch: pytest.MonkeyPatch) -> None:
     undiagnosed(monkeypatch)
     found = climb(attention=ReturnsNaNForLongSequences, cases=5).rungs[-1]
-    assert "Smallest case: batch=1 seq=65 " in found.text()
+    assert "A small case that shows it: batch=1 seq=65 " in found.text()
     assert climb(attention=Raises, cases=1).rungs[-1].smallest == {}
 
 

@@ -349,17 +349,13 @@ class Softened(Heads):
 
 
 LOCATED = {
-    Transposed: ("attention", "; the rows of the scores q·k (line", "takes the scaled scores"),
-    Decorated: ("attention", "what `add` gives (GPT-2 has the gathered values z next)", "takes the attention pattern"),
+    Transposed: ("attention", "the scores q·k: their rows are keys, and GPT-2's are queries", ""),
+    Decorated: ("attention", "what `+` gives (GPT-2 has the gathered values z next)", "takes the attention pattern"),
     Unmasked: ("attention", "what `softmax` gives (GPT-2 has the masked scores next)", ""),
     Fused: ("attention", "(GPT-2 has the gathered values z next)", "takes the queries"),
-    Averaged: ("attention", "the output without b_O, times a factor", "times 0.333333"),
-    Heads: ("attention", "the scores q·k, times a factor", "= 1/sqrt(d_model), with d_model=12 here"),
-    Softened: (
-        "attention",
-        "what `div` gives (GPT-2 has the attention pattern next)",
-        "takes a part of the masked scores",
-    ),
+    Averaged: ("attention", "what `mean` gives: the output without b_O times a factor", "times 0.333333"),
+    Heads: ("attention", "the scores q·k times a factor", "= 1/sqrt(d_model), with d_model=12 here"),
+    Softened: ("attention", "what `/` gives: the masked scores times a factor", "gives the masked scores times 0.5."),
     ByLength: ("attention", "times a factor", "= 1/sqrt(seq), with seq="),
     Halved: ("attention", "times a factor", "the scaled scores times 0.5."),
     Window: ("attention", "which keys each query sees", "does not see key 0, an earlier position"),

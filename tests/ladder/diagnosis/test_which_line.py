@@ -241,7 +241,7 @@ def test_before_an_error_the_first_wrong_step_is_located() -> None:
 
 def test_a_step_that_only_moves_numbers_is_not_called_mixing() -> None:
     text = tried(Rolled).text()
-    assert "`roll` on line" in text
+    assert "but `roll` puts them into another order" in text
     assert "mixes axes" not in text
 
 

@@ -82,7 +82,7 @@ def test_it_reports_what_is_wrong_with_caveats_and_notes(failed: str) -> None:
         "causal mask <off> by one",
         "key > query & more.",
         "mine.py:3",
-        "Smallest case: batch=1 seq=2",
+        "A small case that shows it: batch=1 seq=2",
         "yours, as <b>mine</b> gives it",
         "Head 1",
         "A caveat & more.",

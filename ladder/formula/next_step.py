@@ -1,0 +1,67 @@
+"""Which step of the formula comes next, after those that a part of a layer is made from."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from .same_numbers import within
+from .trace_matching import FILLS, JOINS, Matched, Seen
+
+# What functions that compute several steps in one end with.
+_FUSED = {
+    "scaled_dot_product_attention": "z",
+    "multi_head_attention_forward": "output",
+    "layer_norm": "output",
+    "softmax of rows": "pattern",
+    "std": "scale",
+    "var": "variance",
+}
+
+
+def next_step(matched: Matched, before: int, made_from: Iterable[int], function: str = "") -> str:
+    """Return the first step of the formula that is not there yet, after those that something is made from.
+
+    Args:
+        before: the steps that an event before this one is are there.
+        made_from: events.
+        function: if it computes several steps in one, the last of them is returned.
+    """
+    found = {"input"} | {quantity.key for seen in matched.seen[:before] for quantity in seen.is_}
+    sources = [matched.seen[index] for index in matched.sources(made_from)]
+    behind, begun = held(matched, sources)
+    if function not in (*JOINS, *FILLS):  # it works on one head after another, say
+        behind, begun = behind | (begun & found), begun - found
+    last = max((i for i, each in enumerate(matched.steps) if each.key in behind), default=-1)
+    # Of a step that is there in part, the rest comes next; rows of scores that are shorter need no other mask.
+    last = max([last, *(i - 1 for i, each in enumerate(matched.steps) if each.key in begun)])
+    if function == "softmax" and any(key.endswith("scores") for key in begun):
+        function = "softmax of rows"
+    key = matched.steps[last].key if last >= 0 else ""
+    of = key.removesuffix("masked raw")
+    if key in behind and of != key and f"{of}scores" not in found:  # masked, and never scaled
+        return next(each.words for each in matched.steps if each.key == f"{of}scores")
+    ending = _FUSED.get(function, "")
+    # What a whole layer gave was made by steps that are not always seen.
+    complete = {key.removesuffix("output") for key in found if key.endswith("output")}
+    later = [each for each in matched.steps[last + 1 :] if each.step and (each.key not in found or each.key in begun)]
+    later = [each for each in later if each.key[: each.key.rfind(".") + 1] not in complete]
+    missing = next((each for each in later if each.key.endswith(ending)), None)
+    if missing is None:
+        return ""
+    # If one tensor is to become all of them, all are missing.
+    fused = {f"{missing.key[:-1]}{letter}" for letter in "QKV"} if missing.key.endswith("V") else set()
+    fused = fused if fused.isdisjoint(found) and {f"{each}0" for each in fused} <= behind else set()
+    return missing.words.replace("the values", "the queries, keys and values") if fused else missing.words
+
+
+def held(matched: Matched, sources: Sequence[Seen]) -> tuple[set[str], set[str]]:
+    """Return the keys of the steps that events hold together, and of those that they hold in part."""
+    whole, part = {"input"}, set[str]()
+    for quantity, numbers in zip(matched.steps, matched.sets, strict=True):
+        pieces = [each for each in sources for known in (*each.is_, *each.part_of) if known is quantity]
+        if any(piece.numbers.size >= numbers.size for piece in pieces):
+            whole.add(quantity.key)
+        elif pieces:
+            every = np.sort(np.concatenate([piece.numbers for piece in pieces]))
+            (whole if within(numbers, every) else part).add(quantity.key)
+    return whole, part
