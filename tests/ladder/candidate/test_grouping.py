@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptladder.ladder import climb, one_rung
+from gptladder.ladder import climb, try_layer
 
 
 def parameter(*shape: int) -> nn.Parameter:
