@@ -67,7 +67,8 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
     relevant = {"batch", "seq"} | (layer.asked & set(_SIZES_OF[layer.rung.name]))
     smallest = {name: size for name, size in smallest.items() if name in relevant}
     if diagnosis:
-        sizes = {name: size for name, size in diagnosis.sizes.items() if name in relevant}
+        sizes = diagnosis.sizes or sizes_of(trial.case)
+        sizes = {name: size for name, size in sizes.items() if name in relevant}
         diagnosis = replace(diagnosis, sizes=sizes)
     return replace(tried, fault=fault, diagnosis=diagnosis, smallest=smallest)
 

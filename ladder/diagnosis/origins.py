@@ -96,10 +96,11 @@ def _unfilled(matched: Matched, culprit: Seen) -> Finding | None:
     into, value = (matched.seen[index] for index in event.inputs)
     if not value.good or (bool(into.event.value.any()) and not into.good):
         return None
+    runs = [each for each in matched.trace.events if (each.at, each.function) == (event.at, event.function)]
     for axis, size in enumerate(event.value.shape):
-        empty = [i for i, part in enumerate(event.value.unbind(axis)) if not part.any()]
+        empty = [i for i, part in enumerate(runs[-1].value.unbind(axis)) if not part.any()]
         if empty and len(empty) < size:
-            times = sum((each.at, each.function) == (event.at, event.function) for each in matched.trace.events)
+            times = len(runs)
             kinds = {matched.trial.case.seq: "position", matched.trial.config.n_heads: "head"}
             place = f"the place of {kinds.get(size, f'axis {axis}, number')} {empty[0]}, counted from 0, stays 0"
             if times >= size:  # enough for all, but some go into one place
@@ -229,7 +230,7 @@ def _unlike_others(matched: Matched, culprit: Seen) -> Finding | None:
 
 
 def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return what a loop adds up wrongly, or the loop itself, if no step of the formula is made at each of its runs."""
+    """Return what a loop adds up wrongly, or the loop itself, if its first run makes no step of the formula."""
     loop = culprit.event.loop
     inside = [seen for seen in matched.seen if seen.event.loop == loop]
     lines: dict[tuple[object, str], list[Seen]] = {}
@@ -240,11 +241,9 @@ def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
     # What is added to what the same line gave before: the last of these is its result.
     own = {line: {seen.index for seen in each} for line, each in lines.items()}
     sums = [each[-1] for line, each in lines.items() if not own[line].isdisjoint(each[-1].event.inputs)]
-    made = {line: [moved_from(matched, seen.index)[-1] for seen in each if seen.good] for line, each in lines.items()}
-    for line, each in made.items():
-        steps = sum(any(quantity.key != "input" for quantity in (*seen.is_, *seen.part_of)) for seen in each)
-        if 2 * steps > len(lines[line]):
-            return None
+    first = (moved_from(matched, each[0].index)[-1] for each in lines.values() if each[0].good)
+    if any(quantity.key != "input" for seen in first for quantity in (*seen.is_, *seen.part_of)):
+        return None
     right = [seen for seen in sums if seen.is_ or matched.factor(seen.event)]
     wrong = [seen for seen in sums if seen not in right]
     if right and wrong:

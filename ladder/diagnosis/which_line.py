@@ -5,12 +5,13 @@ import torch
 from ..candidate.trace import STATISTICS, Event, Trace
 from ..formula.next_step import next_step
 from ..formula.quantities import Quantity, part_rung
-from ..formula.same_numbers import equal, sorted_numbers
+from ..formula.same_numbers import equal, factor_of, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen, caps, size_of
 from ..results import Finding
 from ..rungs import Trial
 from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps, taken_in_words
 from .origins import origin_of, wrong_positions
+from .products import input_of, is_due, weight_of
 from .wrong_masks import mask_fault
 from .wrong_parts import wrong_parts
 
@@ -53,12 +54,19 @@ def locate(
         return origin
     if (elsewhere := _right_elsewhere(matched, culprit)) is not None:
         return elsewhere
+    if (call := _wrong_call(matched, culprit)) is not None:
+        return call
     if mask := mask_fault(matched, culprit):
         what, detail, made = mask
         return found_at(matched, culprit, made.at if made else event.at, what, detail)
     if (turned := _transposed(matched, event)) is not None:  # the step before is wrong already
         wrong = f"{turned.is_[0].words}: their rows are keys, and GPT-2's are queries"
+        if turned.event.caller and turned.event.at and turned.event.caller[0] != turned.event.at[0]:
+            caller = turned.event.caller[0].rpartition(":")[2]
+            wrong += f" (line {line_of(turned.event)}, called by line {caller})"
         return found_at(matched, turned, turned.event.at, wrong)
+    if (scaled := _scaled_before(matched, culprit)) is not None:
+        culprit, event = scaled, scaled.event
     what, detail = _how(matched, culprit)
     if kept and event.foreign:
         detail.append(f"{on_line(event)} takes a tensor that the layer keeps.")
@@ -188,6 +196,32 @@ def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
     return found_at(matched, culprit, event.caller, wrong, [detail, *(_how(matched, culprit)[1] if others else [])])
 
 
+def _wrong_call(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that calls a function of the user's with a wrong step, if that multiplies it by the right weight.
+
+    The weight is the one that GPT-2 has next: it is the step that is not due yet.
+    """
+    event = culprit.event
+    if event.caller is None or event.at is None or event.caller[0] == event.at[0]:
+        return None
+    missing = next_step(matched, culprit.index, event.inputs, event.function)
+    index = input_of(matched, event)
+    inside = index is None or (index >= 0 and matched.seen[index].event.caller == event.caller)
+    weight = "" if inside else weight_of(matched, event)
+    if not weight or not is_due(matched, weight, missing):
+        return None
+    given = _multiplied(matched, event)
+    detail = f"Line {line_of(event)} multiplies that by {weight}."
+    wrong = f"the call there, on {given}{in_its_place(missing.removeprefix('the mean of '))}"
+    return found_at(matched, culprit, event.caller, wrong, [detail])
+
+
+def _multiplied(matched: Matched, event: Event) -> str:
+    """Return what an event multiplies by a weight, in words."""
+    index = input_of(matched, event)
+    return (taken_in_words(matched, index) if index is not None else "") or "numbers of no step of GPT-2"
+
+
 def _given_unknown(matched: Matched, culprit: Seen) -> bool:
     """Return whether the function of the user's in which an event is was given numbers of no step."""
     stack = list(culprit.event.inputs)
@@ -199,6 +233,17 @@ def _given_unknown(matched: Matched, culprit: Seen) -> bool:
         elif seen and seen.depends and not seen.is_ and not seen.part_of:
             return True
     return False
+
+
+def _scaled_before(matched: Matched, culprit: Seen) -> Seen | None:
+    """Return the first step that gives queries, keys or scores times a factor, if scaled scores are what is missing."""
+    if "scaled scores" not in next_step(matched, culprit.index, culprit.event.inputs, culprit.event.function):
+        return None
+    for seen in (matched.seen[index] for index in sorted(matched.sources(culprit.event.inputs))):
+        factor = None if seen.good or not seen.depends else matched.factor(seen.event)
+        if factor and factor[0].key.endswith(("Q", "K", "raw")):
+            return seen
+    return None
 
 
 def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
@@ -225,6 +270,9 @@ def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         return f"{gives}: {factor[0]} times a factor{in_its_place(missing)}", [factor[1]]
     if bias := _bias_again(matched, culprit):
         return gives, [f"Line {line_of(event)} {bias}."]
+    if weight := weight_of(matched, event):
+        given = _multiplied(matched, event)
+        return gives + in_its_place(missing), [f"{on_line(event)} multiplies {given} by {weight}."]
     taken = dict.fromkeys(words for i in event.inputs if (words := taken_in_words(matched, i)))
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS)
     sentences = [f"{on_line(event)} takes {' and '.join(taken)}."] if taken else []
@@ -243,11 +291,16 @@ def _factor_in_words(matched: Matched, culprit: Seen) -> tuple[str, str] | None:
     quantity, c = factor
     size = size_of(matched.trial, quantity, c)
     # A factor that is no short number comes from a size, d_head as a rule.
-    odd = quantity.key.endswith("raw") and abs(c - round(c, 3)) > 1e-9 and "d_head" not in size
+    odd = quantity.key.endswith("raw") and abs(c - round(c, 3)) > 1e-9 and "here" not in size
     here = f", where d_head is {matched.trial.config.d_head}" if odd else ""
     sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else ''}{here}."
     if quantity.key.endswith(("raw", "Q", "K")):
         sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
+    elif "in GELU" in quantity.key:
+        right = next(
+            (own for each in matched.steps if (own := factor_of(each.value, quantity.value)) is not None), None
+        )
+        sentence += f" GPT-2 has that times {right:.6g}." if right else ""
     return quantity.words, sentence
 
 

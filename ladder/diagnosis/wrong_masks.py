@@ -21,9 +21,13 @@ def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
     value = culprit.event.value
     for quantity in matched.steps:
         right = quantity.visible
-        if right is None or quantity.value.shape != value.shape:
+        # Of all heads, or of one.
+        each_head = quantity.value.unbind(1) if right is not None else ()
+        alike = [each for each in (quantity.value, *each_head) if each.shape == value.shape]
+        every_kept = [(value - each).abs() <= TOLERANCE * (1 + each.abs()) for each in alike]
+        if right is None or not alike:
             continue
-        kept = (value - quantity.value).abs() <= TOLERANCE * (1 + quantity.value.abs())
+        kept = max(every_kept, key=lambda each: int(each.sum()))
         shown, every = kept.flatten(0, -3).all(0), value.flatten(0, -3)
         # A key is hidden by a very negative number, or by any number that is the same in all heads and sequences.
         hidden = (every < -1e3).all(0) | ((every == every[0]).all(0) & (len(every) > 1))
@@ -32,7 +36,7 @@ def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
             continue
         detail = _seen_wrongly(shown, right)
         if not detail:
-            most, least = value[..., ~right].max().item(), quantity.value[..., right].min().item()
+            most, least = value[..., ~right].max().item(), value[..., shown & right].min().item()
             amounts = f"Hidden scores are {most:.4g} at most, and visible ones {least:.4g} at least"
             detail.append(f"{amounts}: hidden keys still get weight.")
         origin = _origin(matched, culprit.event)

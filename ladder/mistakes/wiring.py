@@ -276,7 +276,7 @@ MODEL: tuple[Mistake, ...] = (
     ),
     _model(
         "first block skipped",
-        "The first block is not run. Blocks count from 0: range(n_layers).",
+        "The first block is not run, or what it gives is not used. Blocks count from 0: range(n_layers).",
         order=lambda self: list(self.blocks)[1:],
     ),
     _model(
