@@ -24,7 +24,7 @@ from .configuration import (
 )
 from .layouts import Unreadable
 from .masks import ConstructorsMask, is_mask
-from .parameters import read, tie_shared
+from .parameters import read
 from .standins import StandIn
 
 # Left at their defaults if they have one: passing them would hide what the layer does by itself.
@@ -91,8 +91,6 @@ class Builder:
                 if self._fits(other, sizes):
                     return other
             self._meanings, self._doubtful = {}, {}
-        if isinstance(layer, nn.Module):
-            sizes.shared = tie_shared(layer)
         return layer
 
     def _unknown_fields(self, sizes: Sizes, error: Any) -> list[str]:

@@ -87,14 +87,12 @@ class Sizes:
         values: by our names.
         passed: ``(value, the file's default)`` of each argument or field that the file has a default for.
         mask: the causal mask that the constructor takes, if it does.
-        shared: names of parameters that share their numbers, and were made one.
     """
 
     def __init__(self, config: GPT2Config, chosen: Mapping[str, Any], asked: set[str]) -> None:
         self.config, self.chosen, self.asked = config, chosen, asked
         self.passed: dict[str, tuple[Any, Any]] = {}
         self.mask = ConstructorsMask()
-        self.shared: list[tuple[str, str]] = []
         self.values: dict[str, Any] = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
         self.values |= {"scale": config.attn_scale(0), "debug": False, "dropout": DROPOUT, "bias": True}
         self.values |= {

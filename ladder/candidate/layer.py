@@ -23,7 +23,7 @@ from .configuration import FIELDS, Configuration, Refused, Sizes
 from .fixed_sizes import fixed_sizes
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .masks import ConstructorsMask
-from .parameters import read
+from .parameters import read, tie_shared
 from .places import Code
 from .shapes_in_words import axes, both_sides, kind_of, mismatch, size_names
 from .source import CandidateError, one_line
@@ -260,13 +260,13 @@ class Candidate:
             layer, reading = self._run(self.name, lambda: builder.build(sizes), "build"), None
         self._passed |= sizes.passed
         self._mask = sizes.mask
-        for one, other in sizes.shared:
+        if not isinstance(layer, nn.Module):
+            raise _Faulty("build", f"{self.name} makes {kind_of(layer)}, which is no nn.Module")
+        for one, other in tie_shared(layer):
             self._notes[
                 f"two parameters have the same numbers, {one} and {other}, so that an optimizer changes them twice in "
                 f"each step; they were judged as one, which {other} = {one} makes them"
             ] = None
-        if not isinstance(layer, nn.Module):
-            raise _Faulty("build", f"{self.name} makes {kind_of(layer)}, which is no nn.Module")
         low = next((p.dtype for p in layer.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
         self._known = replace(self._known, precision=str(low).removeprefix("torch.") if low else "")
         return layer, reading

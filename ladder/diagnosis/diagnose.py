@@ -19,8 +19,8 @@ from ..cases import small_stream, without
 from ..formula.quantities import quantities
 from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
-from ..under_test import UnderTest
 from ..tolerance import parameters_in_words
+from ..under_test import UnderTest
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
 from .which_mistake import MistakeSearch

@@ -165,5 +165,5 @@ def test_the_pieces_of_one_tensor_are_named() -> None:
 def test_no_grouping_makes_a_wrong_layer_right(
     rung: str, layer: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(one_rung, "explained", lambda layer, tried, *_: tried)  # only the verdict is wanted
+    monkeypatch.setattr(try_layer, "explained", lambda layer, tried, *_: tried)  # only the verdict is wanted
     assert climb(cases=2, **{rung: layer}).rungs[0].status == "failed"

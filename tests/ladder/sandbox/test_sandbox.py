@@ -138,7 +138,7 @@ def test_it_answers_as_the_layer_does_in_this_process() -> None:
             assert torch.equal(theirs.output, ours.output)
             assert theirs.gradients.keys() == ours.gradients.keys()
             assert all(torch.equal(theirs.gradients[name], gradient) for name, gradient in ours.gradients.items())
-            assert there.asked == near.asked == {"d_model", "n_heads", "d_head", "init_range"}
+            assert there.asked == near.asked == {"config", "d_model", "n_heads", "d_head", "init_range"}
             functions = [event.function for event in near.trace.events]
             assert [event.function for event in there.trace.events] == functions
             assert bool(functions) == look
