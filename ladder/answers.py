@@ -73,12 +73,9 @@ def same(a: Answer, b: Answer) -> bool:
         return False
     if a.output.isnan().any():  # NaN in the output spreads over the gradients by ways that mean nothing
         return True
-    for name in a.gradients.keys() | b.gradients.keys():
-        one, other = a.gradients.get(name), b.gradients.get(name)
-        given = other if one is None else one
-        assert given is not None
-        zero = torch.zeros_like(given)
-        if not close(zero if one is None else one, zero if other is None else other):
+    for name, gradient in {**a.gradients, **b.gradients}.items():
+        zero = torch.zeros_like(gradient)
+        if not close(a.gradients.get(name, zero), b.gradients.get(name, zero)):
             return False
     return True
 

@@ -80,13 +80,11 @@ def _candidates(start: Start) -> tuple[dict[str, Candidate], Reply]:
     sources, chosen = start.sources, start.chosen
     found: dict[str, Candidate] = {}
     fitting: dict[str, tuple[str, ...]] = {}
-    loaded: dict[Path, Loaded] = {}
     names: dict[Path, set[str]] = {}
     for source in sources.values():
         path, name = split(source)
         names.setdefault(path, set()).add(name)
-    for path, wanted in names.items():
-        loaded[path] = load(path, () if "" in wanted else wanted)
+    loaded = {path: load(path, () if "" in wanted else wanted) for path, wanted in names.items()}
     for rung, source in sources.items():
         path, name = split(source)
         if rung:
