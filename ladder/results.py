@@ -14,8 +14,8 @@ Status = Literal["passed", "failed", "refused"]
 
 SCHEMA = 1
 
-# A line of a report, what it is and its text: the ``mistake``'s name, a sentence (``text``), the place of a fault
-# (``code``) or of a finding (``look``), a ``listing``, or something ``small``.
+# A line of a report: its kind and text. A ``mistake``'s name, a sentence (``text``), the place of a fault (``code``) or
+# of a finding (``look``), a ``listing``, or something ``small``.
 Line = tuple[str, str]
 _BEFORE = {"code": "  ", "look": "Look at "}
 
@@ -154,10 +154,9 @@ class Diagnosis:
 
     def lines(self, hint: Hint) -> list[Line]:
         """The diagnosis in words."""
-        lines: list[Line] = []
-        if self.mistakes and hint != "where":
-            kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
-            lines.append(("mistake", f"{kind}: {' and '.join(self.mistakes)}."))
+        kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
+        named = self.mistakes and hint != "where"
+        lines: list[Line] = [("mistake", f"{kind}: {' and '.join(self.mistakes)}.")] if named else []
         texts = list(self.what) if hint != "where" else []
         if hint == "fix" and len(self.fix) == len(self.what):  # how to fix it stands beside what is wrong
             texts = [each for pair in zip(self.what, self.fix, strict=True) for each in pair]

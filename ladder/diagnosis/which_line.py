@@ -2,24 +2,19 @@
 
 import torch
 
-from ..candidate.trace import STATISTICS, Event, Trace
+from ..candidate.trace import Event, Trace
 from ..formula.next_step import next_step
-from ..formula.quantities import Quantity, part_rung
-from ..formula.same_numbers import equal, factor_of, sorted_numbers
-from ..formula.trace_matching import MOVES, Matched, Seen, caps, size_of
+from ..formula.quantities import part_rung
+from ..formula.same_numbers import equal, sorted_numbers
+from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding
 from ..rungs import Trial
-from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps, taken_in_words
+from .how_wrong import BY_WEIGHTS, how, multiplied
+from .in_words import capital, found_at, in_its_place, line_of, on_line, right_steps
 from .origins import origin_of, wrong_positions
 from .products import input_of, is_due, weight_of
 from .wrong_masks import mask_fault
 from .wrong_parts import wrong_parts
-
-# What torch's modules compute with their weights alone: nothing that they were built with can make it wrong.
-_BY_WEIGHTS = ("linear", "embedding", "conv1d", "conv2d", "bilinear")
-
-
-_RESHAPES = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "rearrange")
 
 
 def locate(
@@ -67,12 +62,12 @@ def locate(
         return found_at(matched, turned, turned.event.at, wrong)
     if (scaled := _scaled_before(matched, culprit)) is not None:
         culprit, event = scaled, scaled.event
-    what, detail = _how(matched, culprit)
+    what, detail = how(matched, culprit)
     if kept and event.foreign:
         detail.append(f"{on_line(event)} takes a tensor that the layer keeps.")
     # Where torch's module was built, unless what is wrong is what it was given.
     following = next_step(matched, culprit.index, event.inputs)
-    given = event.function in _BY_WEIGHTS or "before the activation" in following
+    given = event.function in BY_WEIGHTS or "before the activation" in following
     given |= event.function == "softmax" and "pattern" not in following
     moved = event.made is None or event.function in MOVES or given or _right_once(matched, event)
     if not moved and event.at is not None and event.made != event.at:
@@ -187,13 +182,16 @@ def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
     line = line_of(event)
     if others:
         detail = f"Line {line} gives what is right when line {others[0]} calls it."
-    elif right and _given_unknown(matched, culprit):
+    elif right and (given := _given_unknown(matched, culprit)) is not None:
         detail = f"Line {line} gives what is right when it is run with other numbers. Those here are no step of GPT-2."
+        return found_at(
+            matched, culprit, given.event.at, f"what line {line_of(given.event)} gives line {line}", [detail]
+        )
     else:
         return None
     missing = next_step(matched, culprit.index, event.inputs, event.function)
     wrong = f"what line {line} gives there" + in_its_place(missing)
-    return found_at(matched, culprit, event.caller, wrong, [detail, *(_how(matched, culprit)[1] if others else [])])
+    return found_at(matched, culprit, event.caller, wrong, [detail, *how(matched, culprit)[1]])
 
 
 def _wrong_call(matched: Matched, culprit: Seen) -> Finding | None:
@@ -210,20 +208,14 @@ def _wrong_call(matched: Matched, culprit: Seen) -> Finding | None:
     weight = "" if inside else weight_of(matched, event)
     if not weight or not is_due(matched, weight, missing):
         return None
-    given = _multiplied(matched, event)
+    given = multiplied(matched, event)
     detail = f"Line {line_of(event)} multiplies that by {weight}."
     wrong = f"the call there, on {given}{in_its_place(missing.removeprefix('the mean of '))}"
     return found_at(matched, culprit, event.caller, wrong, [detail])
 
 
-def _multiplied(matched: Matched, event: Event) -> str:
-    """Return what an event multiplies by a weight, in words."""
-    index = input_of(matched, event)
-    return (taken_in_words(matched, index) if index is not None else "") or "numbers of no step of GPT-2"
-
-
-def _given_unknown(matched: Matched, culprit: Seen) -> bool:
-    """Return whether the function of the user's in which an event is was given numbers of no step."""
+def _given_unknown(matched: Matched, culprit: Seen) -> Seen | None:
+    """Return what a function of the user's in which an event is was given, if these numbers are no step."""
     stack = list(culprit.event.inputs)
     while stack:
         index = stack.pop()
@@ -231,8 +223,8 @@ def _given_unknown(matched: Matched, culprit: Seen) -> bool:
         if seen and seen.event.caller == culprit.event.caller:
             stack += seen.event.inputs
         elif seen and seen.depends and not seen.is_ and not seen.part_of:
-            return True
-    return False
+            return seen
+    return None
 
 
 def _scaled_before(matched: Matched, culprit: Seen) -> Seen | None:
@@ -244,120 +236,6 @@ def _scaled_before(matched: Matched, culprit: Seen) -> Seen | None:
         if factor and factor[0].key.endswith(("Q", "K", "raw")):
             return seen
     return None
-
-
-def _how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
-    """Return what the culprit gives, and sentences about it that were each checked."""
-    event = culprit.event
-    gives = f"what {called(event)} gives"
-    products = [seen.event for seen in matched.seen if culprit.index in seen.event.inputs and seen.event.parameters]
-    if event.function in MOVES and {quantity.key for quantity in culprit.is_} == {"input"} and not products:
-        sentence = "The layer's input itself is used there; GPT-2 uses it in products with W_Q, W_K and W_V only."
-        return f"the layer's input, moved by {called(event)}", [sentence] if matched.trial.rung == "attention" else []
-    if known := not matched.arranged(culprit) and (*culprit.is_, *culprit.part_of):
-        words = known[0].words
-        moved = f"The numbers of {words} are right, but {called(event)} puts them into another order"
-        mixed = f": the result of shape {list(event.value.shape)} mixes axes" if event.function in _RESHAPES else ""
-        return f"the order of {words}", [f"{moved}{mixed}.", *_exchanged(matched, event)]
-    before = matched.seen[: culprit.index]
-    complete = [each for each in before if any(q.key == "output" and _holds(each, q) for q in each.is_)]
-    if complete and complete[-1].index in matched.sources([culprit.index]):
-        return gives, [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
-    missing = next_step(matched, culprit.index, event.inputs, event.function)
-    if event.function not in STATISTICS:  # a layer norm begins with its mean
-        missing = missing.removeprefix("the mean of ")
-    if factor := _factor_in_words(matched, culprit):
-        return f"{gives}: {factor[0]} times a factor{in_its_place(missing)}", [factor[1]]
-    if bias := _bias_again(matched, culprit):
-        return gives, [f"Line {line_of(event)} {bias}."]
-    if weight := weight_of(matched, event):
-        given = _multiplied(matched, event)
-        return gives + in_its_place(missing), [f"{on_line(event)} multiplies {given} by {weight}."]
-    taken = dict.fromkeys(words for i in event.inputs if (words := taken_in_words(matched, i)))
-    taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _BY_WEIGHTS)
-    sentences = [f"{on_line(event)} takes {' and '.join(taken)}."] if taken else []
-    return gives + in_its_place(missing), sentences + _numbers_in_words(matched, event)
-
-
-def _holds(seen: Seen, quantity: Quantity) -> bool:
-    return seen.event.value.numel() >= quantity.value.numel()
-
-
-def _factor_in_words(matched: Matched, culprit: Seen) -> tuple[str, str] | None:
-    """Return the step that a culprit is a constant multiple of, and a sentence on the factor; None if it is none."""
-    factor, line = matched.factor(culprit.event), line_of(culprit.event)
-    if factor is None:
-        return None
-    quantity, c = factor
-    size = size_of(matched.trial, quantity, c)
-    # A factor that is no short number comes from a size, d_head as a rule.
-    odd = quantity.key.endswith("raw") and abs(c - round(c, 3)) > 1e-9 and "here" not in size
-    here = f", where d_head is {matched.trial.config.d_head}" if odd else ""
-    sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else ''}{here}."
-    if quantity.key.endswith(("raw", "Q", "K")):
-        sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
-    elif "in GELU" in quantity.key:
-        right = next(
-            (own for each in matched.steps if (own := factor_of(each.value, quantity.value)) is not None), None
-        )
-        sentence += f" GPT-2 has that times {right:.6g}." if right else ""
-    return quantity.words, sentence
-
-
-def _numbers_in_words(matched: Matched, event: Event) -> list[str]:
-    """Return sentences on how many numbers an event gives, and how large they are, if that is what is wrong."""
-    value, given = event.value, matched.trial.given
-    positions = given.numel() // given.shape[-1] if given.is_floating_point() else given.numel()
-    if event.function in STATISTICS and value.numel() < positions:
-        few = f"It has {value.numel()} number{'s' * (value.numel() > 1)}"
-        return [f"{few}, and GPT-2 has one for each position: {positions} here."]
-    if caps(event) and event.inputs and event.inputs[0] >= 0:
-        before = matched.seen[event.inputs[0]].event.value
-        least, most, low, high = (f"{each.item():.4g}" for each in (*before.aminmax(), *value.aminmax()))
-        return [f"Of numbers from {least} to {most} it makes numbers from {low} to {high}."]
-    if event.value.ndim > 1 and bool((value >= 0).all()) and not bool(value.sum(-1).all()):
-        empty = int((value.sum(-1) == 0).sum())
-        return [f"Every number is 0 in {empty} of its {value.sum(-1).numel()} rows."]
-    return []
-
-
-def _bias_again(matched: Matched, culprit: Seen) -> str:
-    """Return that a bias is added a second time, or subtracted, if the culprit does so and all else in it is right."""
-    steps = {each.key: each for each in matched.steps}
-    for step in matched.steps:
-        of, last = step.key[: step.key.rfind(".") + 1], step.key.rpartition(".")[2]
-        before, bias = {
-            "Q": ("Q0", "b_Q"), "K": ("K0", "b_K"), "V": ("V0", "b_V"), "pre": ("pre0", "b_in"),
-        }.get(last, ("", ""))  # fmt: skip
-        if last == "output":
-            before = "gained" if f"{of}gained" in steps else "projected"
-            bias = next((name for name in ("b_O", "b_out", "b") if f"{of}{name}" in matched.trial.parameters), "")
-        bare = steps.get(f"{of}{before}")
-        if not bias or bare is None:
-            continue
-        added = step.value - bare.value
-        for wrong, words in ((step.value + added, "adds {} a second time"), (bare.value - added, "subtracts {}")):
-            if added.any() and equal(sorted_numbers(wrong), culprit.numbers):
-                return words.format(f"{of}{bias}")
-    return ""
-
-
-def _exchanged(matched: Matched, event: Event) -> list[str]:
-    """Return which position has the numbers of which, in a sentence, if an event exchanges whole positions."""
-    source = matched.trial.given if event.inputs[:1] == (-1,) else None
-    if event.inputs and event.inputs[0] >= 0:
-        source = matched.seen[event.inputs[0]].event.value
-    if source is None or source.shape != event.value.shape:
-        return []
-    for axis, size in enumerate(source.shape):
-        if size != matched.trial.case.seq:
-            continue
-        own, before = event.value.movedim(axis, 0), source.movedim(axis, 0)
-        came_from = [next((j for j in range(size) if torch.equal(own[i], before[j])), None) for i in range(size)]
-        moved = next((i for i, j in enumerate(came_from) if i != j), None)
-        if None not in came_from and moved is not None:
-            return [f"Position {moved} has the numbers of position {came_from[moved]} there, of {size} positions."]
-    return []
 
 
 def _transposed(matched: Matched, event: Event) -> Seen | None:
