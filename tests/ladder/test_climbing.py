@@ -230,7 +230,7 @@ def test_a_mistake_that_is_not_listed_is_explained_beside_missing_biases(here: P
     Path("wild.py").write_text(WILD.replace("BIAS", "False").replace("F.softmax(wei,", "F.softmax(wei / 2,"))
     found = climb("wild.py:MultiHeadAttention", cases=3, copy_process=True).rungs[0]
     assert found.mistakes == ("b_Q, b_K, b_V missing",)
-    assert "takes a part of the masked scores (line" in found.text()
+    assert "gives the masked scores times 0.5." in found.text()
 
 
 def test_a_layer_inside_that_lacks_biases_is_still_seen_as_one(here: Path) -> None:

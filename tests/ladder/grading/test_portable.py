@@ -14,10 +14,11 @@ import pytest
 
 # Python reads this module at every start. The standard library itself keeps what it uses on this system.
 WITHOUT_POSIX = """
-import importlib.abc, multiprocessing.popen_spawn_posix, multiprocessing.resource_tracker, multiprocessing.spawn
-import os, selectors, signal, subprocess, sys, tempfile, types
+import asyncio, ctypes.util, importlib.abc, multiprocessing.popen_spawn_posix, multiprocessing.resource_tracker
+import multiprocessing.spawn, os, selectors, signal, subprocess, sys, tempfile, types
 
-for module in (subprocess, multiprocessing.popen_fork, multiprocessing.popen_spawn_posix, multiprocessing.util):
+multi = multiprocessing
+for module in (ctypes.util, subprocess, multi.popen_fork, multi.popen_spawn_posix, multi.util):
     for name in ("os", "signal"):
         if hasattr(module, name):
             setattr(module, name, types.SimpleNamespace(**vars(globals()[name])))
