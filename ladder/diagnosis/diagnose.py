@@ -91,7 +91,7 @@ def _smallest(layer: UnderTest, case: Case, output_wrong: bool, wide: bool) -> d
     square = all(c.config.d_model == c.config.n_heads * c.config.d_head for c in (case, *_drawn(layer, 1)[:5]))
     if not fails(case):
         return {}
-    least = shrink(case, fails, square)
+    least = shrink(case, fails, square, layer.fixed)
     sizes = ("d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_layers")
     return {"batch": least.batch, "seq": least.seq} | {name: getattr(least.config, name) for name in sizes}
 

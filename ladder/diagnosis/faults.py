@@ -138,7 +138,7 @@ def _only_there(layer: UnderTest, trial: Trial) -> Diagnosis:
 
 def _least(layer: UnderTest, case: Case, fails: Callable[[Case], bool]) -> dict[str, int]:
     """Return the sizes of the smallest case that fails, of those that the layer reads."""
-    least = shrink(case, fails, square="d_head" not in layer.asked)
+    least = shrink(case, fails, "d_head" not in layer.asked, layer.fixed)
     sizes = {"batch": least.batch, "seq": least.seq}
     return sizes | {name: getattr(least.config, name) for name in SIZES if name in layer.asked}
 
