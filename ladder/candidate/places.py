@@ -12,7 +12,9 @@ from pathlib import Path
 
 from .calling import call
 
-_PACKAGE = Path(__file__).resolve().parents[2]
+# Python's own modules and gptladder: files in a home folder may have them beside them.
+_LIBRARIES = (Path(__file__).resolve().parents[2], Path(os.__file__).resolve().parent)
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 class Code:
@@ -95,9 +97,10 @@ class Code:
         """Return whether a file is the user's."""
         if name not in self._owned:
             path = Path(re.sub(r"\[cell \d+\]$", "", name))
+            path = path.resolve() if path.is_absolute() else path  # not "<string>", which is in no folder
             beside = any(path.is_relative_to(file.parent) for file in self.files)
-            libraries = path.is_relative_to(_PACKAGE) or "site-packages" in path.parts
-            self._owned[name] = path in self.files or (beside and not libraries)
+            library = not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(folder) for folder in _LIBRARIES)
+            self._owned[name] = path in self.files or (beside and not library)
         return self._owned[name]
 
 

@@ -19,11 +19,16 @@ from gptladder.assembly import GPT2, GPT2Config
 from gptladder.training import loss as loss_module
 from gptladder.training.loss import IGNORE_INDEX, NextTokenLoss, Reduction, linear_cross_entropy
 
+is_accelerated = loss_module._is_accelerated  # without what `_several_chunks` sets
 
-@pytest.fixture(autouse=True)
-def _several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small chunks, so that small inputs need several, and the last one is shorter."""
+
+@pytest.fixture(autouse=True, params=["cpu", "accelerator"])
+def _several_chunks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Small chunks: small inputs need several, and the last one is shorter. Both ways to compute a chunk are tried."""
     monkeypatch.setattr(loss_module, "_LOGITS_ON_CPU", 150)
+    monkeypatch.setattr(loss_module, "_LOGITS_ELSEWHERE", 150)
+    if request.param == "accelerator":
+        monkeypatch.setattr(loss_module, "_is_accelerated", lambda tensor: True)
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
@@ -326,7 +331,7 @@ def test_logits_of_the_whole_batch_never_exist() -> None:
         loss_module._chunked(
             hidden.detach().flatten(0, 1), weight.detach(), None, targets.flatten(), IGNORE_INDEX, torch.float64, True
         )
-    assert weight.numel() <= largest <= max(150, weight.numel(), hidden.numel()) < 4 * 16 * 75
+    assert weight.numel() <= largest <= max(150, loss_module._aligned(weight).numel(), hidden.numel()) < 4 * 16 * 75
 
 
 @pytest.mark.parametrize(
@@ -346,6 +351,22 @@ def test_logits_of_the_whole_batch_never_exist() -> None:
 def test_chunks_hold_as_many_positions_as_are_worth_it(positions: int, d_vocab: int, d_model: int, rows: int) -> None:
     hidden, weight = torch.empty(positions, d_model), torch.empty(d_vocab, d_model)
     assert loss_module._rows_of_a_chunk(hidden, weight) == rows
+
+
+def test_whatever_is_not_a_cpu_is_accelerated() -> None:
+    assert not is_accelerated(torch.empty(1))
+    assert is_accelerated(torch.empty(1, device="meta"))
+
+
+def test_an_accelerator_gets_rows_of_zeros_and_more_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "_LOGITS_ELSEWHERE", 600)
+    hidden, weight = torch.ones(100, 3), torch.ones(60, 3)
+    for accelerated, rows, height in ((False, 2, 60), (True, 10, 64)):
+        monkeypatch.setattr(loss_module, "_is_accelerated", lambda tensor, accelerated=accelerated: accelerated)
+        assert loss_module._rows_of_a_chunk(hidden, weight) == rows
+        assert loss_module._aligned(weight).shape == (height, 3)
+        assert loss_module._aligned(weight).sum() == 180
+        assert loss_module._aligned(weight[:32].repeat(2, 1)).shape == (64, 3)
 
 
 @pytest.mark.gpu
