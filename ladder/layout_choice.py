@@ -3,7 +3,7 @@
 A layer that is right under one way is right: no way of reading makes a wrong function right.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -136,11 +136,15 @@ class LayoutChoice:
         return next(self._replies([asked]), Reply()).answer
 
     def _refused(self, chosen: Reply) -> Reply:
-        """Refuse a layer that raises with every mask, each time in another way: what mask it takes is not known."""
+        """Refuse a layer that raises with every mask, in several ways: what mask it takes is not known."""
         by_mask = {reply.mask: reply.fault for reply in self.tried.values() if reply.mask}
         faults = [fault for fault in by_mask.values() if fault is not None and fault.kind == "raises"]
-        if not by_mask or len(faults) < len(by_mask) or len({fault.message for fault in faults}) == 1:
+        if not by_mask or len(faults) < len(by_mask):
             return chosen
+        # What most masks bring about is no fault of the mask: of some shapes, any mask raises.
+        message, count = Counter(fault.message for fault in faults).most_common(1)[0]
+        if 2 * count > len(faults):
+            return replace(chosen, fault=next(fault for fault in faults if fault.message == message))
         message = (
             f"forward takes a mask, and each kind that was tried raises; the last one: {faults[-1].message}. Write an "
             "adapter whose layer makes its own mask"

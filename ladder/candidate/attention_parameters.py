@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
 from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, segments
@@ -84,6 +84,8 @@ class _Attention:
         self.of, self.config = of, config
         # Queries and keys may change places: their products, as a set, stay the same.
         self.split = "".join(chosen.values()).replace("K", "Q")
+        # torch's own module reads its parameters in one way only.
+        self.is_torchs = any(isinstance(parameter.owner, nn.MultiheadAttention) for parameter in found.values())
         self.lengths = {"n": config.n_heads, "m": config.d_model, "h": config.d_head, "c": 3}
         self.missing: set[str] = set()
         self.matrices: dict[str, list[tuple[int | None, Parameter]]] = {}
@@ -138,7 +140,7 @@ class _Attention:
                 raise Unreadable(f"it has nothing that could be {self.of}W_{letter}")
         self.missing |= {f"{self.of}b_O"} if "O" not in self.biases else set()
         self.missing |= {f"{self.of}W_O"} if bare else set()
-        every = [(order, way, pattern) for order, way in ways for pattern in outs]
+        every = [(order, way, pattern) for order, way in ways for pattern in outs][: 1 if self.is_torchs else None]
         return Layouts(len(every), lambda index: self._layout(*every[index]))
 
     def _outs(self) -> list[str]:

@@ -141,7 +141,7 @@ def _fits(
             if rung == "layer-norm" and (more := unknown_arguments(layer)):
                 return None, f"its forward asks for {', '.join(more)} beside its input"
             try:
-                missing = len(_read(layer, rung, config, asked)[0].missing)
+                missing = len(_read(layer, rung, config, asked, chosen)[0].missing)
             except Unlearned as error:
                 return _UNLEARNED if _gives_vectors(layer) else None, str(error)
             return (missing if _runs(layer, rung) else missing + 50), ""
@@ -158,13 +158,15 @@ def _fits(
         torch.set_rng_state(state)
 
 
-def _read(layer: nn.Module, rung: str, config: GPT2Config, asked: set[str]) -> Sequence[Layout]:
+def _read(
+    layer: nn.Module, rung: str, config: GPT2Config, asked: set[str], chosen: Mapping[str, Any]
+) -> Sequence[Layout]:
     try:
         return read(layer, rung, config, asked)
     except Unlearned:
         raise
     except Unreadable:
-        if not (fixed := fixed_sizes(layer, rung, config)):
+        if not (fixed := fixed_sizes(layer, rung, config, asked, chosen)):
             raise
         return read(layer, rung, replace(config, **fixed), asked)
 

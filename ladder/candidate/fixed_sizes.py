@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection
 
 from torch import nn
 
@@ -19,8 +20,15 @@ _OF_RUNG = {
 _POSITIONS = re.compile(r"pos|wpe", re.I)
 
 
-def fixed_sizes(layer: nn.Module, rung: str, config: GPT2Config) -> dict[str, int]:
+def fixed_sizes(
+    layer: nn.Module, rung: str, config: GPT2Config, asked: Collection[str] = (), chosen: Collection[str] = ()
+) -> dict[str, int]:
     """Return the sizes that a layer does not take from the configuration, by our names, as its matrices show them.
+
+    Args:
+        asked: the fields of the configuration that it has read. To read a size and have another is a mistake; so is to
+            be given a configuration and not to read it, unless values were chosen.
+        chosen: names of values that the user has chosen.
 
     Example:
         >>> mlp = nn.Sequential(nn.Linear(18, 50), nn.Linear(50, 18))
@@ -36,7 +44,9 @@ def fixed_sizes(layer: nn.Module, rung: str, config: GPT2Config) -> dict[str, in
         if len(sides) == 2 and width in sides:
             others.append((name, sides[0] if sides[1] == width else sides[1]))
     present = {size for _, size in others}
-    lacking = [name for name in _OF_RUNG.get(rung, ()) if getattr(config, name) not in present]
+    if "config" in asked and not chosen:
+        return {}
+    lacking = [name for name in _OF_RUNG.get(rung, ()) if getattr(config, name) not in present and name not in asked]
     matrices = 2 * (config.n_layers if rung == "model" else 1)  # of the MLPs
     found: dict[str, int] = {}
     for ours in lacking:

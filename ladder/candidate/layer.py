@@ -283,7 +283,8 @@ class Candidate:
                 place = next((place for place in births.buffers.values() if place), None)
                 raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
-                self._known = replace(self._known, fixed=fixed_sizes(layer, trial.rung, trial.config))
+                fixed = fixed_sizes(layer, trial.rung, trial.config, self.asked, self.chosen)
+                self._known = replace(self._known, fixed=fixed)
                 names, sizes = shapes(trial.rung, trial.config), size_names(trial.config, trial.given)
                 own = {name: tuple(tensor.shape) for name, tensor in layer.named_parameters()}
                 listing = "" if isinstance(error, Repeated) else both_sides(names, own, sizes)

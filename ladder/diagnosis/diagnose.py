@@ -93,7 +93,7 @@ def _smallest(layer: UnderTest, case: Case, output_wrong: bool, wide: bool) -> d
     square = all(c.config.d_model == c.config.n_heads * c.config.d_head for c in (case, *_drawn(layer, 1)[:5]))
     if not fails(case):
         return {}
-    return sizes_of(shrink(case, fails, square))
+    return sizes_of(shrink(case, fails, square, layer.fixed))
 
 
 def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]:

@@ -149,7 +149,7 @@ def _only_there(layer: UnderTest, trial: Trial) -> Diagnosis:
 
 def _least(layer: UnderTest, case: Case, fails: Callable[[Case], bool]) -> dict[str, int]:
     """Return the sizes of a small case that fails."""
-    return sizes_of(shrink(case, fails, square="d_head" not in layer.asked))
+    return sizes_of(shrink(case, fails, "d_head" not in layer.asked, layer.fixed))
 
 
 def _too_long(layer: UnderTest, trial: Trial) -> Diagnosis:

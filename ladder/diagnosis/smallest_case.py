@@ -1,6 +1,6 @@
 """A small case that a layer still fails: its sizes are made smaller, one after another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from ..candidate.aliases import SIZES
@@ -21,11 +21,12 @@ def sizes_of(case: Case) -> dict[str, int]:
     return {"batch": case.batch, "seq": case.seq} | {name: getattr(case.config, name) for name in SIZES}
 
 
-def shrink(case: Case, fails: Callable[[Case], bool], square: bool) -> Case:
+def shrink(case: Case, fails: Callable[[Case], bool], square: bool, fixed: Collection[str] = ()) -> Case:
     """Return a small case that still fails: each size is the least with which it does, one after another.
 
     Args:
         square: keep ``d_model = n_heads * d_head``. ``d_mlp = 4 * d_model`` is kept if it is so.
+        fixed: sizes that the layer has in any case.
     """
 
     def smaller(case: Case, name: str, size: int) -> Case:
@@ -41,7 +42,7 @@ def shrink(case: Case, fails: Callable[[Case], bool], square: bool) -> Case:
         names.append("d_model")
     if case.config.d_mlp != 4 * case.config.d_model:
         names.append("d_mlp")
-    for name in names:
+    for name in [each for each in names if each not in fixed]:
         now = getattr(case, name) if name in ("batch", "seq") else getattr(case.config, name)
         start = max(case.seq, 1) if name == "n_ctx" else least.get(name, 1)
         for size in range(start, now):

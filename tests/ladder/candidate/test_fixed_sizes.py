@@ -1,5 +1,7 @@
 """A layer that has a size of its own, by its file or by the user's choice, is judged with that size."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,6 +71,21 @@ def test_a_size_of_the_layers_own_is_the_size_that_it_is_judged_with() -> None:
     words = climb(embed=Words, chosen={"colours": 33}, cases=2).rungs[0]
     assert words.passed, words.text()
     assert "d_vocab=33" in words.note
+
+
+class IgnoresItsConfiguration(Narrow):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config.n_embd)
+
+
+class IgnoresItsArgument(Narrow):
+    def __init__(self, n_embd: int, d_mlp: int) -> None:
+        super().__init__(n_embd)
+
+
+@pytest.mark.parametrize("layer", [IgnoresItsConfiguration, IgnoresItsArgument])
+def test_a_layer_that_was_told_a_size_and_has_another_is_not_passed(layer: type[nn.Module]) -> None:
+    assert climb(mlp=layer, cases=1).rungs[0].status == "refused"
 
 
 def test_a_size_that_follows_another_is_no_size_of_its_own() -> None:

@@ -174,3 +174,18 @@ def test_a_mask_that_a_constructor_requires_is_a_choice(tmp_path: Path) -> None:
     file = tmp_path / "flagged.py"
     file.write_text(FLAGGED)
     assert find_layers(load(file), {}) == {"attention": ["SelfAttention"]}
+
+
+class Unmerged(Attention):
+    """Its heads cannot be merged, whatever mask it is given."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = (each.transpose(1, 2) for each in self.qkv(x).unflatten(-1, (self.n_head, -1)).chunk(3, -1))
+        z = (q @ k.mT).masked_fill(mask == 0, -torch.inf).softmax(-1) @ v
+        return self.proj(z.mT.view(x.shape))
+
+
+def test_an_error_that_most_masks_bring_about_is_the_layers_own() -> None:
+    wrong = climb(attention=Unmerged, cases=1).rungs[0]
+    assert wrong.status == "failed"
+    assert "view size is not compatible" in wrong.text()

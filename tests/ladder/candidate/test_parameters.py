@@ -230,3 +230,8 @@ def test_three_matrices_beside_an_output_projection_keep_their_biases() -> None:
     assert layouts[0].label == "linears_0, linears_1, linears_2 are [(n h) m], proj is [m (n h)]"
     torch.testing.assert_close(layouts[0].fill(given)["linears_1.bias"], given["b_K"].flatten())
     assert len({each.split for each in layouts}) == 2 * 3, "queries and keys may change places"
+
+
+def test_torchs_own_attention_has_one_layout() -> None:
+    layouts = read(nn.MultiheadAttention(18, 3), "attention", CONFIG)
+    assert [each.label for each in layouts] == ["in_proj_weight holds q, k, v as [(c n h) m], out_proj is [m (n h)]"]
