@@ -54,15 +54,30 @@ def prose(name: str, text: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         and ast.get_docstring(node) is not None
     }
-    middle = getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)  # Python 3.12 has a token of its own for f-strings
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    for kind, string, line in _strings_and_comments(text):
         # A string of one word is a name.
-        is_string = token.type in (tokenize.STRING, middle) and re.search(r"\s", token.string) is not None
-        if token.type == tokenize.COMMENT or (
-            is_string and (token.start[0] in docstrings or not name.startswith("tests/"))
-        ):
-            words = re.sub(r"\{[^{}]*\}", "…", token.string) if re.match("[rRfF]*f", token.string) else token.string
-            yield from enumerate(words.splitlines(), token.start[0])
+        is_string = kind == tokenize.STRING and re.search(r"\s", string) is not None
+        if kind == tokenize.COMMENT or (is_string and (line in docstrings or not name.startswith("tests/"))):
+            words = re.sub(r"\{[^{}]*\}", "…", string) if re.match("[rRfF]*f", string) else string
+            yield from enumerate(words.splitlines(), line)
+
+
+def _strings_and_comments(text: str) -> Iterator[tuple[int, str, int]]:
+    """Yield kind, text and line of each; an f-string, which is many tokens from Python 3.12 on, is one string."""
+    begin, end = getattr(tokenize, "FSTRING_START", None), getattr(tokenize, "FSTRING_END", None)
+    opened: list[tuple[int, int]] = []
+    lines = text.splitlines(keepends=True)
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == begin:
+            opened.append(token.start)
+        elif token.type == end:
+            (row, column), (last, stop) = opened.pop(), token.end
+            whole = "".join(lines[row - 1 : last])
+            string = whole[column : len(whole) - len(lines[last - 1]) + stop]
+            if not opened:
+                yield tokenize.STRING, string, row
+        elif not opened and token.type in (tokenize.STRING, tokenize.COMMENT):
+            yield token.type, token.string, token.start[0]
 
 
 def test_prose_is_found_in_comments_docstrings_and_messages() -> None:

@@ -311,7 +311,7 @@ def _one_of_theirs(ours: Mapping[str, Tensor], name: str, pattern: str, part: in
 def check_type(owner: str, name: str, value: object, kind: type) -> None:
     """Raise WeightsError for a configuration field that is not of a type. An int is a float too; a bool is no int."""
     if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-        raise WeightsError(f"{owner}: {name}={value!r} is not of type {kind.__name__}")
+        raise WeightsError(f"{owner}: {name}={value!r:.200} is not of type {kind.__name__}")
 
 
 def axis_sizes(config: GPT2Config) -> dict[str, int]:

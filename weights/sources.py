@@ -345,7 +345,7 @@ def _config_of_snapshot(recorded: Any, tensors: Mapping[str, Tensor]) -> GPT2Con
                 f"began from {chosen['init_from']}, whose choices it does not record; give the run's final folder"
             )
         if not isinstance(chosen["tie_word_embeddings"], bool):
-            raise WeightsError(f"records tie_word_embeddings={chosen['tie_word_embeddings']!r}, not true or false")
+            raise WeightsError(f"records tie_word_embeddings={chosen['tie_word_embeddings']!r:.200}, not true or false")
         dropout: Any = dict.fromkeys(("embed_dropout", "attn_dropout", "resid_dropout"), chosen["dropout"])
         d_vocab, d_model = tensors["embed.W_E"].shape
         n_heads, d_head, _ = tensors["blocks.0.attn.W_O"].shape

@@ -1,6 +1,7 @@
 """The configuration: presets, defaults that follow from other sizes, and what it refuses."""
 
 import dataclasses
+import inspect
 import re
 from typing import Any
 
@@ -114,8 +115,8 @@ def test_it_cannot_be_changed_in_place() -> None:
 
 
 def test_every_field_is_described_under_its_own_name() -> None:
-    text = GPT2Config.__doc__ or ""
-    described = re.findall(r"^        (\w+): \S", text, flags=re.MULTILINE)
+    text = inspect.getdoc(GPT2Config) or ""
+    described = re.findall(r"^    (\w+): \S", text, flags=re.MULTILINE)
     assert sorted(described) == sorted([*(field.name for field in dataclasses.fields(GPT2Config)), "ValueError"])
 
 

@@ -90,7 +90,7 @@ def config_from_hooked(cfg: Any) -> GPT2Config:
         allowed = expected.get(name, (defaults[name],) if name in defaults else ())
         if value not in allowed:
             can_be = f"can be {' or '.join(map(repr, allowed))}" if allowed else "must not be there"
-            raise WeightsError(f"{type(cfg).__name__}: {name}={value!r} is not GPT-2's; it {can_be}")
+            raise WeightsError(f"{type(cfg).__name__}: {name}={value!r:.200} is not GPT-2's; it {can_be}")
     try:
         return GPT2Config(
             **{ours: getattr(cfg, theirs) for theirs, ours in _SAME.items()},
@@ -115,7 +115,9 @@ def config_from_hooked_fields(fields: Mapping[str, Any]) -> GPT2Config:
         check_type("HookedTransformerConfig", name, fields[name], type(getattr(GPT2Config, ours)))
     filled = {"act_fn": "relu", "initializer_range": -1.0, **fields}
     if not isinstance(filled["initializer_range"], int | float):
-        raise WeightsError(f"HookedTransformerConfig: initializer_range={filled['initializer_range']!r} is no number")
+        raise WeightsError(
+            f"HookedTransformerConfig: initializer_range={filled['initializer_range']!r:.200} is no number"
+        )
     if strange := [name for name in filled if not name.isidentifier() or keyword.iskeyword(name)]:
         raise WeightsError(f"HookedTransformerConfig: {strange[0]!r:.80} is no field of any")
     # What HookedTransformer has besides GPT-2's is off: None or False, but for a few numbers.

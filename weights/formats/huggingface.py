@@ -77,14 +77,16 @@ def config_from_hf(fields: Mapping[str, Any]) -> GPT2Config:
             kind = kinds[_SAME[name]]
             right = isinstance(value, (int, float) if kind is float else kind)
             if not right or isinstance(value, bool) != (kind is bool):  # Python takes True for 1
-                raise WeightsError(f"config: {name}={value!r} is not of type {kind.__name__}")
+                raise WeightsError(f"config: {name}={value!r:.200} is not of type {kind.__name__}")
         elif not _IGNORED.fullmatch(name):
             raise WeightsError(
-                f"config: the field {name}={value!r} is not known, and may change what the model computes"
+                f"config: the field {name}={value!r:.200} is not known, and may change what the model computes"
             )
     activation = fields.get("activation_function", "gelu_new")
     if activation not in tuple(_ACT_FN):
-        raise WeightsError(f"config: activation_function={activation!r} is not supported, only {', '.join(_ACT_FN)}")
+        raise WeightsError(
+            f"config: activation_function={activation!r:.200} is not supported, only {', '.join(_ACT_FN)}"
+        )
     known = {ours: fields[theirs] for theirs, ours in _SAME.items() if theirs in fields}
     try:
         return GPT2Config(**{**_SILENT, **known, "act_fn": _ACT_FN[activation], "d_mlp": fields.get("n_inner") or 0})

@@ -50,7 +50,7 @@ def config_from_nanogpt(saved: Mapping[str, Any], act_fn: ActFn | None = None) -
             f"model_args: the field {strange[0]} is not nanoGPT's, and may change what the model computes"
         )
     if not isinstance(fields.get("bias", True), bool):
-        raise WeightsError(f"model_args: bias is {fields['bias']!r}; it must be true or false")
+        raise WeightsError(f"model_args: bias is {fields['bias']!r:.200}; it must be true or false")
     known: dict[str, Any] = {ours: fields[theirs] for theirs, ours in _SAME.items()}
     known |= dict.fromkeys(("embed_dropout", "attn_dropout", "resid_dropout"), fields.get("dropout", 0.0))
     try:
