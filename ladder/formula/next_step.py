@@ -28,7 +28,7 @@ def next_step(matched: Matched, before: int, made_from: Iterable[int], function:
     """
     found = {"input"} | {quantity.key for seen in matched.seen[:before] for quantity in seen.is_}
     sources = [matched.seen[index] for index in matched.sources(made_from)]
-    behind, begun = held(matched, sources)
+    behind, begun = _held(matched, sources)
     if function not in (*JOINS, *FILLS):  # it works on one head after another, say
         behind, begun = behind | (begun & found), begun - found
     last = max((i for i, each in enumerate(matched.steps) if each.key in behind), default=-1)
@@ -54,7 +54,7 @@ def next_step(matched: Matched, before: int, made_from: Iterable[int], function:
     return missing.words.replace("the values", "the queries, keys and values") if fused else missing.words
 
 
-def held(matched: Matched, sources: Sequence[Seen]) -> tuple[set[str], set[str]]:
+def _held(matched: Matched, sources: Sequence[Seen]) -> tuple[set[str], set[str]]:
     """Return the keys of the steps that events hold together, and of those that they hold in part."""
     whole, part = {"input"}, set[str]()
     for quantity, numbers in zip(matched.steps, matched.sets, strict=True):
