@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gptladder.ladder import climb
 from gptladder.ladder.diagnosis.which_mistake import MistakeSearch
 from gptladder.ladder.results import Diagnosis, Fault, Finding, Tried
-from gptladder.ladder.verdicts import parameters_in_words
+from gptladder.ladder.tolerance import parameters_in_words
 
 
 class Split(nn.Module):
