@@ -1,5 +1,7 @@
 """Parameters are read whatever modules they are in: none, one tensor for several, lists side by side."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,7 +153,8 @@ class Stacks(Lists):
     ],
 )
 def test_right_layers_are_read_whatever_holds_their_parameters(rung: str, layer: type[nn.Module]) -> None:
-    tried = climb(cases=6, **{rung: layer}).rungs[0]
+    layers: dict[str, Any] = {rung: layer}
+    tried = climb(cases=6, **layers).rungs[0]
     assert tried.passed, tried.text()
 
 
@@ -166,4 +169,5 @@ def test_no_grouping_makes_a_wrong_layer_right(
     rung: str, layer: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(try_layer, "explained", lambda layer, tried, *_: tried)  # only the verdict is wanted
-    assert climb(cases=2, **{rung: layer}).rungs[0].status == "failed"
+    layers: dict[str, Any] = {rung: layer}
+    assert climb(cases=2, **layers).rungs[0].status == "failed"
