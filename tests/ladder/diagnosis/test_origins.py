@@ -364,6 +364,74 @@ class ClampedNorm(Norm):
         return super().forward(x.clamp(-200, 200))  # here: ClampedNorm
 
 
+class MaskDropped(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        scores.masked_fill(later, -torch.inf)  # here: MaskDropped
+        return scores.softmax(-1)
+
+
+class WithHelper(Pieces):
+    def activation(self, x: Tensor) -> Tensor:
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def piece(self, x: Tensor) -> Tensor:
+        return self.second(self.activation(self.first(x)))
+
+
+class HelperWithoutBias(WithHelper):
+    def piece(self, x: Tensor) -> Tensor:
+        hidden = x @ self.first.weight.T
+        return self.second(self.activation(hidden))  # here: HelperWithoutBias
+
+
+class MadeAgain(Pieces):
+    def piece(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        hidden = self.first(x)  # here: MadeAgain
+        return self.second(hidden)
+
+
+class Torchs(nn.Module):
+    """Right attention by torch's own module."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(d_model, n_heads, batch_first=True)
+
+    def mask(self, seq: int) -> Tensor:
+        return torch.ones(seq, seq, dtype=torch.bool).triu(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, attn_mask=self.mask(x.shape[1]), need_weights=False)[0]
+
+
+class TorchsUnmasked(Torchs):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x, need_weights=False)[0]  # here: TorchsUnmasked
+
+
+class TorchsOneHead(Torchs):
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__(d_model, n_heads)
+        self.attention = nn.MultiheadAttention(d_model, 1, batch_first=True)  # here: TorchsOneHead
+
+
+class TorchsOfTwo(nn.Module):
+    """A block whose keys and values are made of the stream, before its layer norm."""
+
+    def __init__(self, d_model: int, n_heads: int, d_mlp: int) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.attn, self.mlp = nn.MultiheadAttention(d_model, n_heads, batch_first=True), Pieces(d_model, d_mlp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        out, _ = self.attn(self.ln1(x), x, x, attn_mask=mask, need_weights=False)  # here: TorchsOfTwo
+        x = x + out
+        return x + self.mlp(self.ln2(x))
+
+
 @pytest.fixture(autouse=True)
 def _no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines are found by values alone; looking for a name in the catalogue takes most of the time."""
@@ -381,12 +449,12 @@ def line_of(layer: type[nn.Module]) -> str:
     )
 
 
-@pytest.mark.parametrize("layer", [Split, ThereAndBack, ByHand, Rows, Buffer, Helper])
+@pytest.mark.parametrize("layer", [Split, ThereAndBack, ByHand, Rows, Buffer, Helper, Torchs])
 def test_attention_that_the_mistakes_are_made_in_is_right(layer: type[nn.Module]) -> None:
     assert tried(attention=layer).passed
 
 
-@pytest.mark.parametrize(("rung", "layer"), [("mlp", Pieces), ("layer_norm", Norm)])
+@pytest.mark.parametrize(("rung", "layer"), [("mlp", Pieces), ("mlp", WithHelper), ("layer_norm", Norm)])
 def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[nn.Module]) -> None:
     assert tried(**{rung: layer}).passed
 
@@ -415,6 +483,12 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", FirstSequence, "First wrong: the keys: some of the numbers are left out."),
         ("attention", HeadsLast, "Its products are of n_heads, where GPT-2 has a product for each position (seq)."),
         ("attention", TopThree, "First wrong: what `masked_fill` gives (GPT-2 has the attention pattern next)."),
+        ("attention", MaskDropped, "that result is not used."),
+        ("attention", TorchsUnmasked, "Every query sees every key there."),
+        ("attention", TorchsOneHead, "It is called at line "),
+        ("block", TorchsOfTwo, "GPT-2 has the output of attention next"),
+        ("mlp", HelperWithoutBias, "First wrong: the call there, on a part of the hidden layer before b_in"),
+        ("mlp", MadeAgain, "the hidden layer before the activation again"),
         ("mlp", TwiceActivated, "`gelu` on line "),
         ("mlp", LastPieceMissing, ", counted from 0, stays 0."),
         ("mlp", Clamped, "numbers of the hidden layer reach 20, off by"),
