@@ -1,10 +1,12 @@
 """Where a layer first departs from GPT-2, by the values of its trace; every sentence was checked on them."""
 
+import re
+
 import torch
 
 from ..candidate.trace import Event, Trace
 from ..formula.next_step import next_step
-from ..formula.quantities import part_rung
+from ..formula.quantities import Quantity, part_rung
 from ..formula.same_numbers import equal, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding
@@ -159,8 +161,31 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
     known = [each for each, own in steps if numbers is not None and equal(own, numbers)]
     wrong = f"the call of {part} there" + (f", on {known[-1].words}" if known else "")
     missing = next_step(matched, culprit.index, culprit.event.inputs)
+    if known and (before := _before_call(matched, culprit, known[-1], missing)) is not None:
+        return before
     # A layer norm begins with its mean.
     return found_at(matched, culprit, at, wrong + in_its_place(missing.removeprefix("the mean of ")))
+
+
+def _before_call(matched: Matched, culprit: Seen, given: Quantity, missing: str) -> Finding | None:
+    """Return the line before a layer inside is called, if that leaves out what GPT-2 does to what is given."""
+    depth = len(culprit.event.within) - 1
+    making = [seen.event for seen in matched.seen[: culprit.index] if given in seen.is_]
+    places = [(event.within[depth] if len(event.within) > depth else ("", event.at)) for event in making[-1:]]
+    name, at = places[0] if places else ("", None)
+    if at is None:
+        return None
+    # ``x = self.attn(self.ln1(x))``: x was the stream, and is no longer.
+    overwritten = re.match(r"(\w+) = .*\b\1\b", at[1])
+    if overwritten and missing.startswith("the stream after "):
+        wrong = f"`{overwritten[1]}`, which becomes {given.words} alone{in_its_place(missing)}"
+        return found_at(matched, culprit, at, wrong)
+    # Blocks that do not run: the call of the last one that does.
+    block = re.search(r"\(block (\d+)\)$", missing)
+    if block and part_rung(name) == "block" and name.endswith(f".{int(block[1]) - 1}"):
+        wrong = f"the blocks: {name} is the last that runs, of {matched.trial.config.n_layers}"
+        return found_at(matched, culprit, at, wrong)
+    return None
 
 
 def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Finding | None:

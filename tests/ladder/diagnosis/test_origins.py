@@ -371,6 +371,93 @@ class MaskDropped(Split):
         return scores.softmax(-1)
 
 
+class MaskTimesZero(Split):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each.flatten(0, 1) for each in self.heads(x))
+        mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype).triu(1).expand(len(q), -1, -1)
+        scores = torch.baddbmm(mask, q, k.mT, beta=0, alpha=self.d_head**-0.5)  # here: MaskTimesZero
+        z = (scores.softmax(-1) @ v).unflatten(0, (x.shape[0], -1))
+        return self.out(z.transpose(1, 2).flatten(2))
+
+
+class ScaledTwice(Split):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        q = q / math.sqrt(self.d_head)
+        k = k / math.sqrt(self.d_head)  # here: ScaledTwice
+        return self.out((self.pattern(q @ k.mT) @ v).transpose(1, 2).flatten(2))
+
+
+class KeysOfHeadZero(Split):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        z = []
+        for h in range(self.n_heads):
+            own = q[:, h]
+            keys = k[:, 0]  # here: KeysOfHeadZero
+            z.append(self.pattern(own @ keys.mT / math.sqrt(self.d_head)) @ v[:, h])
+        return self.out(torch.cat(z, -1))
+
+
+class StreamReplaced(nn.Module):
+    def __init__(self, d_model: int, n_heads: int, d_mlp: int) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.attn, self.mlp = Split(d_model, n_heads), Pieces(d_model, d_mlp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attn(self.ln1(x))  # here: StreamReplaced
+        return x + self.mlp(self.ln2(x))
+
+
+class InputOfMlpAlone(StreamReplaced):
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.attn(self.ln1(x))
+        return x + out + self.mlp(self.ln2(out))  # here: InputOfMlpAlone
+
+
+class Whole(nn.Module):
+    """A right model."""
+
+    def __init__(self, d_vocab: int, n_ctx: int, d_model: int, n_heads: int, d_mlp: int, n_layers: int) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(d_vocab, d_model), nn.Embedding(n_ctx, d_model)
+        self.blocks = nn.ModuleList(RightBlock(d_model, n_heads, d_mlp) for _ in range(n_layers))
+        self.ln, self.head = nn.LayerNorm(d_model), nn.Linear(d_model, d_vocab)
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        return self.tokens(tokens) + self.places(torch.arange(tokens.shape[1]))
+
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.ln(self.run(self.embedded(tokens))))
+
+
+class RightBlock(StreamReplaced):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+class LastPlace(Whole):
+    def embedded(self, tokens: Tensor) -> Tensor:
+        last = torch.arange(tokens.shape[1])[-1:]
+        places = self.places(last)  # here: LastPlace
+        return self.tokens(tokens) + places
+
+
+class FirstBlockOnly(Whole):
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)  # here: FirstBlockOnly
+            break
+        return x
+
+
 class WithHelper(Pieces):
     def activation(self, x: Tensor) -> Tensor:
         return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
@@ -454,7 +541,9 @@ def test_attention_that_the_mistakes_are_made_in_is_right(layer: type[nn.Module]
     assert tried(attention=layer).passed
 
 
-@pytest.mark.parametrize(("rung", "layer"), [("mlp", Pieces), ("mlp", WithHelper), ("layer_norm", Norm)])
+@pytest.mark.parametrize(
+    ("rung", "layer"), [("mlp", Pieces), ("mlp", WithHelper), ("layer_norm", Norm), ("model", Whole)]
+)
 def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[nn.Module]) -> None:
     assert tried(**{rung: layer}).passed
 
@@ -489,6 +578,13 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("block", TorchsOfTwo, "GPT-2 has the output of attention next"),
         ("mlp", HelperWithoutBias, "First wrong: the call there, on a part of the hidden layer before b_in"),
         ("mlp", MadeAgain, "the hidden layer before the activation again"),
+        ("attention", MaskTimesZero, "The mask there hides nothing."),
+        ("attention", ScaledTwice, "First wrong: the scaled keys, beside the scaled queries"),
+        ("attention", KeysOfHeadZero, "the keys there are of head 0, and the queries beside them of head 1."),
+        ("block", StreamReplaced, "First wrong: `x`, which becomes the output of attention alone"),
+        ("block", InputOfMlpAlone, "First wrong: the call of ln2 there, on the output of attention"),
+        ("model", LastPlace, "counted from 0, alone."),
+        ("model", FirstBlockOnly, "First wrong: the blocks: blocks.0 is the last that runs, of "),
         ("mlp", TwiceActivated, "`gelu` on line "),
         ("mlp", LastPieceMissing, ", counted from 0, stays 0."),
         ("mlp", Clamped, "numbers of the hidden layer reach 20, off by"),
