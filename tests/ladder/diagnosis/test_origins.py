@@ -364,161 +364,6 @@ class ClampedNorm(Norm):
         return super().forward(x.clamp(-200, 200))  # here: ClampedNorm
 
 
-class MaskDropped(Split):
-    def pattern(self, scores: Tensor) -> Tensor:
-        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
-        scores.masked_fill(later, -torch.inf)  # here: MaskDropped
-        return scores.softmax(-1)
-
-
-class MaskTimesZero(Split):
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (each.flatten(0, 1) for each in self.heads(x))
-        mask = torch.full((x.shape[1], x.shape[1]), -torch.inf, dtype=x.dtype).triu(1).expand(len(q), -1, -1)
-        scores = torch.baddbmm(mask, q, k.mT, beta=0, alpha=self.d_head**-0.5)  # here: MaskTimesZero
-        z = (scores.softmax(-1) @ v).unflatten(0, (x.shape[0], -1))
-        return self.out(z.transpose(1, 2).flatten(2))
-
-
-class ScaledTwice(Split):
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.heads(x)
-        q = q / math.sqrt(self.d_head)
-        k = k / math.sqrt(self.d_head)  # here: ScaledTwice
-        return self.out((self.pattern(q @ k.mT) @ v).transpose(1, 2).flatten(2))
-
-
-class KeysOfHeadZero(Split):
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.heads(x)
-        z = []
-        for h in range(self.n_heads):
-            own = q[:, h]
-            keys = k[:, 0]  # here: KeysOfHeadZero
-            z.append(self.pattern(own @ keys.mT / math.sqrt(self.d_head)) @ v[:, h])
-        return self.out(torch.cat(z, -1))
-
-
-class StreamReplaced(nn.Module):
-    def __init__(self, d_model: int, n_heads: int, d_mlp: int) -> None:
-        super().__init__()
-        self.ln1, self.ln2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.attn, self.mlp = Split(d_model, n_heads), Pieces(d_model, d_mlp)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.attn(self.ln1(x))  # here: StreamReplaced
-        return x + self.mlp(self.ln2(x))
-
-
-class InputOfMlpAlone(StreamReplaced):
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.attn(self.ln1(x))
-        return x + out + self.mlp(self.ln2(out))  # here: InputOfMlpAlone
-
-
-class Whole(nn.Module):
-    """A right model."""
-
-    def __init__(self, d_vocab: int, n_ctx: int, d_model: int, n_heads: int, d_mlp: int, n_layers: int) -> None:
-        super().__init__()
-        self.tokens, self.places = nn.Embedding(d_vocab, d_model), nn.Embedding(n_ctx, d_model)
-        self.blocks = nn.ModuleList(RightBlock(d_model, n_heads, d_mlp) for _ in range(n_layers))
-        self.ln, self.head = nn.LayerNorm(d_model), nn.Linear(d_model, d_vocab)
-
-    def embedded(self, tokens: Tensor) -> Tensor:
-        return self.tokens(tokens) + self.places(torch.arange(tokens.shape[1]))
-
-    def run(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.ln(self.run(self.embedded(tokens))))
-
-
-class RightBlock(StreamReplaced):
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln1(x))
-        return x + self.mlp(self.ln2(x))
-
-
-class LastPlace(Whole):
-    def embedded(self, tokens: Tensor) -> Tensor:
-        last = torch.arange(tokens.shape[1])[-1:]
-        places = self.places(last)  # here: LastPlace
-        return self.tokens(tokens) + places
-
-
-class FirstBlockOnly(Whole):
-    def run(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)  # here: FirstBlockOnly
-            break
-        return x
-
-
-class WithHelper(Pieces):
-    def activation(self, x: Tensor) -> Tensor:
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-
-    def piece(self, x: Tensor) -> Tensor:
-        return self.second(self.activation(self.first(x)))
-
-
-class HelperWithoutBias(WithHelper):
-    def piece(self, x: Tensor) -> Tensor:
-        hidden = x @ self.first.weight.T
-        return self.second(self.activation(hidden))  # here: HelperWithoutBias
-
-
-class MadeAgain(Pieces):
-    def piece(self, x: Tensor) -> Tensor:
-        hidden = self.first(x)
-        hidden = self.first(x)  # here: MadeAgain
-        return self.second(hidden)
-
-
-class Torchs(nn.Module):
-    """Right attention by torch's own module."""
-
-    def __init__(self, d_model: int, n_heads: int) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(d_model, n_heads, batch_first=True)
-
-    def mask(self, seq: int) -> Tensor:
-        return torch.ones(seq, seq, dtype=torch.bool).triu(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x, attn_mask=self.mask(x.shape[1]), need_weights=False)[0]
-
-
-class TorchsUnmasked(Torchs):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x, need_weights=False)[0]  # here: TorchsUnmasked
-
-
-class TorchsOneHead(Torchs):
-    def __init__(self, d_model: int, n_heads: int) -> None:
-        super().__init__(d_model, n_heads)
-        self.attention = nn.MultiheadAttention(d_model, 1, batch_first=True)  # here: TorchsOneHead
-
-
-class TorchsOfTwo(nn.Module):
-    """A block whose keys and values are made of the stream, before its layer norm."""
-
-    def __init__(self, d_model: int, n_heads: int, d_mlp: int) -> None:
-        super().__init__()
-        self.ln1, self.ln2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
-        self.attn, self.mlp = nn.MultiheadAttention(d_model, n_heads, batch_first=True), Pieces(d_model, d_mlp)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        out, _ = self.attn(self.ln1(x), x, x, attn_mask=mask, need_weights=False)  # here: TorchsOfTwo
-        x = x + out
-        return x + self.mlp(self.ln2(x))
-
-
 @pytest.fixture(autouse=True)
 def _no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines are found by values alone; looking for a name in the catalogue takes most of the time."""
@@ -536,14 +381,12 @@ def line_of(layer: type[nn.Module]) -> str:
     )
 
 
-@pytest.mark.parametrize("layer", [Split, ThereAndBack, ByHand, Rows, Buffer, Helper, Torchs])
+@pytest.mark.parametrize("layer", [Split, ThereAndBack, ByHand, Rows, Buffer, Helper])
 def test_attention_that_the_mistakes_are_made_in_is_right(layer: type[nn.Module]) -> None:
     assert tried(attention=layer).passed
 
 
-@pytest.mark.parametrize(
-    ("rung", "layer"), [("mlp", Pieces), ("mlp", WithHelper), ("layer_norm", Norm), ("model", Whole)]
-)
+@pytest.mark.parametrize(("rung", "layer"), [("mlp", Pieces), ("layer_norm", Norm)])
 def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[nn.Module]) -> None:
     assert tried(**{rung: layer}).passed
 
@@ -572,19 +415,6 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", FirstSequence, "First wrong: the keys: some of the numbers are left out."),
         ("attention", HeadsLast, "Its products are of n_heads, where GPT-2 has a product for each position (seq)."),
         ("attention", TopThree, "First wrong: what `masked_fill` gives (GPT-2 has the attention pattern next)."),
-        ("attention", MaskDropped, "that result is not used."),
-        ("attention", TorchsUnmasked, "Every query sees every key there."),
-        ("attention", TorchsOneHead, "It is called at line "),
-        ("block", TorchsOfTwo, "GPT-2 has the output of attention next"),
-        ("mlp", HelperWithoutBias, "First wrong: the call there, on a part of the hidden layer before b_in"),
-        ("mlp", MadeAgain, "the hidden layer before the activation again"),
-        ("attention", MaskTimesZero, "The mask there hides nothing."),
-        ("attention", ScaledTwice, "First wrong: the scaled keys, beside the scaled queries"),
-        ("attention", KeysOfHeadZero, "the keys there are of head 0, and the queries beside them of head 1."),
-        ("block", StreamReplaced, "First wrong: `x`, which becomes the output of attention alone"),
-        ("block", InputOfMlpAlone, "First wrong: the call of ln2 there, on the output of attention"),
-        ("model", LastPlace, "counted from 0, alone."),
-        ("model", FirstBlockOnly, "First wrong: the blocks: blocks.0 is the last that runs, of "),
         ("mlp", TwiceActivated, "`gelu` on line "),
         ("mlp", LastPieceMissing, ", counted from 0, stays 0."),
         ("mlp", Clamped, "numbers of the hidden layer reach 20, off by"),
