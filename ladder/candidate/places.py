@@ -70,6 +70,22 @@ class Code:
             frame = frame.f_back
         return loop, self.first([(frame.f_code.co_filename, frame.f_lineno)]) if frame else None
 
+    def decorated(self, pattern: str) -> tuple[str, str] | None:
+        """Return the innermost decorator that a pattern is found in, of the user's functions that are being run."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            name, function = frame.f_code.co_filename, frame.f_code
+            if self.owns(name):
+                # Python counts a function from its first decorator on.
+                for line in range(function.co_firstlineno, frame.f_lineno):
+                    code = linecache.getline(name, line).strip()
+                    if code.startswith(("def ", "async def ", "class ")) or not code:
+                        break
+                    if code.startswith("@") and re.search(pattern, code):
+                        return self.first([(name, line)])
+            frame = frame.f_back
+        return None
+
     def _loops_of(self, name: str) -> dict[int, int]:
         """Return the line of the innermost loop around each line of a file."""
         if name not in self._loops:

@@ -226,8 +226,11 @@ class Recorder(TorchFunctionMode):
         # A function with a derivative of its own needs none from torch.
         cut = own and not self.own.running and not output.requires_grad
         if cut and any(each.requires_grad for each in taken):
-            self._note("gradient")
             place = self.code.running()
+            decorator = None if torch.is_grad_enabled() else self.code.decorated("no_grad|inference_mode")
+            if decorator is not None:
+                self.trace.places.setdefault("gradient", decorator)
+            self._note("gradient")
             self.trace.cuts += [place] if place and place not in self.trace.cuts else []
 
     def _rounded(self, tensor: Tensor) -> bool:

@@ -101,7 +101,9 @@ def _wrong_backward(layer: UnderTest, trial: Trial) -> Finding | None:
 
 def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
     """Return the line that cuts the gradient, if every gradient is right as soon as it does not; or several lines."""
-    cuts = layer.trace(trial).cuts[:8]
+    trace = layer.trace(trial)
+    cuts, noted = trace.cuts[:8], trace.places.get("gradient")
+    decorator = noted if noted and noted[1].startswith("@") else None  # it cuts on every line of its function
     for lines in [[each] for each in cuts] + ([cuts] if len(cuts) > 1 else []):
         answer = layer.answer(trial, attach=tuple(at for at, _ in lines))
         if answer is None or not same(answer, trial.expected):
@@ -109,7 +111,7 @@ def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
         detail = "Where the gradient is not cut, every gradient is right."
         if len(lines) > 1:
             detail += f" It is cut on lines {listed([at.rpartition(':')[2] for at, _ in lines])}."
-        return Finding(*lines[0], (), "the gradient, which is cut there", (detail,))
+        return Finding(*(decorator or lines[0]), (), "the gradient, which is cut there", (detail,))
     return None
 
 

@@ -1,9 +1,11 @@
 """The earlier line that made a step wrong: it counts twice, mixes two, takes another head, leaves out a part."""
 
 import re
+from collections.abc import Sequence
 
 import torch
 
+from ..candidate.trace import Event
 from ..formula.next_step import next_step
 from ..formula.same_numbers import common, sorted_numbers, varied, within
 from ..formula.trace_matching import FILLS, MOVES, Matched, Seen
@@ -23,10 +25,15 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
     """Return where the positions become wrong, if the culprit takes rows of their table; None if it does not."""
     missing = next_step(matched, culprit.index, culprit.event.inputs)
     of_table = missing == "the position embedding" or matched.trial.rung == "pos-embed"
-    if not of_table or not culprit.event.parameters:
+    # The rows may be numbers of the table, though too few: what adds them is the first wrong step then.
+    paths = [moved_from(matched, index) for index in culprit.event.inputs if index >= 0]
+    ends = [path[-1] for path in paths if not path[-1].is_]
+    rows = [seen.event for seen in ends if seen.event.function in MOVES and seen.event.parameters]
+    looked_up = culprit.event if culprit.event.parameters else rows[0] if len(rows) == 1 else None
+    if not of_table or looked_up is None:
         return None
     origin = None
-    for index in sorted(matched.sources(i for i in culprit.event.inputs if i >= 0)):
+    for index in sorted(matched.sources(i for i in looked_up.inputs if i >= 0)):
         event = matched.seen[index].event
         if event.value.is_floating_point() or event.value.dtype == torch.bool or event.at is None:
             continue
@@ -36,7 +43,7 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
         elif bool((event.value == right).all()):  # what came before was on the way to it
             origin = None
     if origin is None:
-        return None
+        return _one_row(matched, culprit, looked_up) if looked_up is not culprit.event else None
     seq, detail = matched.trial.case.seq, []
     if origin.value.shape[-1] == seq:
         rows = origin.value.reshape(-1, seq)
@@ -44,6 +51,20 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
         inside = f" of sequence {sequence}, counted from 0," if sequence else ""
         detail.append(f"Position {wrong}{inside} is {rows[sequence, wrong]} there.")
     return found_at(matched, culprit, origin.at, "the positions", detail)
+
+
+def _one_row(matched: Matched, culprit: Seen, looked_up: Event) -> Finding | None:
+    """Return the line that takes one row of the table of positions, if all positions are given that."""
+    table = next((each for name, each in matched.trial.parameters.items() if name.endswith("W_pos")), None)
+    seq, row = matched.trial.case.seq, looked_up.value.flatten()
+    if table is None or seq < 2 or looked_up.at is None:
+        return None
+    numbers = [i for i, each in enumerate(table.double()) if torch.equal(each, row)]
+    if len(numbers) != 1:
+        return None
+    detail = f"Line {line_of(culprit.event)} adds that row to each of {seq} positions."
+    wrong = f"the position embedding: row {numbers[0]}, counted from 0, alone"
+    return found_at(matched, culprit, looked_up.at, wrong, [detail])
 
 
 def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
@@ -194,8 +215,13 @@ def _of_two_heads(matched: Matched, culprit: Seen) -> Finding | None:
                 found += [(seen, quantity.words, heads[0])] if len(heads) == 1 else []
     if len(found) != 2 or found[0][2] == found[1][2]:
         return None
-    # The first product of a loop is that of head 0; weights come before values.
-    one, other = found if "pattern" in found[0][1] or found[0][2] == 0 else found[::-1]
+    event = culprit.event
+    earlier = (seen.event for seen in matched.seen[: culprit.index] if seen.event.at == event.at)
+    same = [each for each in earlier if each.function == event.function and each.value.shape == event.value.shape]
+    before = len(same)
+    # A loop that has come to a head takes that one's; if not, weights come before values.
+    first = "pattern" in found[0][1] or (before if before in (found[0][2], found[1][2]) else 0) == found[0][2]
+    one, other = found if first else found[::-1]
     taken = other[0]
     for seen in moved_from(matched, taken.index):
         taken = seen if seen.numbers.size == taken.numbers.size else taken
@@ -264,10 +290,18 @@ def _idle_mask(matched: Matched, culprit: Seen) -> Finding | None:
         taken = [matched.seen[i] for i in event.inputs if i >= 0]
         scores = [each for each in taken if any(quantity.key.endswith(("raw", "scores")) for quantity in each.is_)]
         mask = [each for each in taken if not each.depends and each.event.value.shape[-2:] == event.value.shape[-2:]]
-        if scores and mask and event.at and torch.equal(scores[0].event.value, event.value):
+        scores = scores[:1] or [each for each in [matched.seen[index]] if _is_scores_beside(each, taken)]
+        hides = [each for each in mask if (each.event.value < -1e3).any()] if scores == [matched.seen[index]] else mask
+        if scores and hides and event.at and torch.equal(scores[0].event.value, event.value):
             wrong = f"which keys each query sees (line {line_of(event)})"
             return found_at(matched, matched.seen[index], event.at, wrong, ["The mask there hides nothing."])
     return None
+
+
+def _is_scores_beside(seen: Seen, taken: Sequence[Seen]) -> bool:
+    """Return whether an event makes scores of queries and keys, and takes something else beside these: a mask."""
+    made = seen.good and any(quantity.key.endswith(("raw", "scores")) for quantity in seen.is_)
+    return made and sum(each.depends for each in taken) == 2
 
 
 def _undone(matched: Matched, culprit: Seen) -> Finding | None:
@@ -280,6 +314,22 @@ def _undone(matched: Matched, culprit: Seen) -> Finding | None:
             detail = f"Line {line_of(seen.event)} makes that of {taken[0].words}, which has the bias already."
             return found_at(matched, seen, seen.event.at, wrong, [detail])
     return None
+
+
+def _scaled_twice(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that scales keys, say, if the culprit multiplies them by queries that are scaled already."""
+    scaled: list[tuple[Seen, str]] = []
+    for index in (index for index in culprit.event.inputs if index >= 0):
+        made = moved_from(matched, index)[-1]
+        words = [each.words for each in made.is_ if re.search(r"(^|\.)[QK]0? scaled$", each.key)]
+        known = any(each.step for each in made.is_)
+        scaled += [(made, words[0])] if words and not known and made.event.at else []
+    if len(scaled) != 2 or scaled[0][1] == scaled[1][1]:
+        return None
+    (first, words), (second, others) = sorted(scaled, key=lambda each: each[0].index)
+    wrong = f"{others}, beside {words} (line {line_of(first.event)})"
+    detail = f"Line {line_of(culprit.event)} multiplies them. GPT-2 has 1/sqrt(d_head) in their product once."
+    return found_at(matched, second, second.event.at, wrong, [detail])
 
 
 def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
@@ -328,6 +378,7 @@ _CAUSES = (
     _miscounted,
     _undone,
     _idle_mask,
+    _scaled_twice,
     _mixed,
     _misnamed,
     _unfilled,

@@ -1,5 +1,6 @@
 """Products with GPT-2's weights: which weight a step multiplies by, whatever the user calls it."""
 
+import torch
 from torch import Tensor
 
 from ..candidate.trace import Event
@@ -32,6 +33,27 @@ def weight_of(matched: Matched, event: Event) -> str:
         if any(equal(sorted_numbers(bare + each), own) for each in (0.0, 0.0 if bias is None else bias.flatten())):
             return name
     return ""
+
+
+def weights_of(matched: Matched, event: Event) -> list[str]:
+    """Return the names of the weights that an event multiplies its input by: one, or those of q, k and v in one."""
+    if name := weight_of(matched, event):
+        return [name]
+    index, parameters = input_of(matched, event), matched.trial.parameters
+    if index is None:
+        return []
+    given = matched.trial.given if index < 0 else matched.seen[index].event.value
+    for first in (name for name in parameters if name.endswith("W_Q")):
+        names = [f"{first[:-1]}{letter}" for letter in "QKV"]
+        matrices = [matrix for name in names if (matrix := _matrix(name, parameters[name])) is not None]
+        if given.is_floating_point() and given.shape[-1] == matrices[0].shape[0]:
+            bare = [given.double() @ matrix for matrix in matrices]
+            biases = [parameters[name.replace("W_", "b_")].flatten() for name in names]
+            with_bias = [one + bias for one, bias in zip(bare, biases, strict=True)]
+            own = sorted_numbers(event.value)
+            if any(equal(sorted_numbers(torch.stack(each)), own) for each in (bare, with_bias)):
+                return names
+    return []
 
 
 def input_of(matched: Matched, event: Event) -> int | None:

@@ -1,18 +1,21 @@
 """Where a layer first departs from GPT-2, by the values of its trace; every sentence was checked on them."""
 
+import re
+
 import torch
 
 from ..candidate.trace import Event, Trace
 from ..formula.next_step import next_step
-from ..formula.quantities import part_rung
+from ..formula.quantities import Quantity, part_rung
 from ..formula.same_numbers import equal, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding
 from ..rungs import Trial
-from .how_wrong import BY_WEIGHTS, how, multiplied
+from .how_wrong import BY_WEIGHTS, how
 from .in_words import capital, found_at, in_its_place, line_of, on_line, right_steps
-from .origins import origin_of, wrong_positions
-from .products import input_of, is_due, weight_of
+from .origins import moved_from, origin_of, wrong_positions
+from .unused_steps import unused_step
+from .wrong_calls import wrong_call
 from .wrong_masks import mask_fault
 from .wrong_parts import wrong_parts
 
@@ -40,6 +43,8 @@ def locate(
     event = culprit.event
     if (positions := wrong_positions(matched, culprit)) is not None:
         return positions
+    if (unused := unused_step(matched, culprit)) is not None:
+        return unused
     # Inside a layer that is right by itself, what it is given is wrong: look at the line that calls it.
     wrong = {part for part, _, _ in wrong_parts(trial, trace)}
     for part, at in event.within:
@@ -49,7 +54,7 @@ def locate(
         return origin
     if (elsewhere := _right_elsewhere(matched, culprit)) is not None:
         return elsewhere
-    if (call := _wrong_call(matched, culprit)) is not None:
+    if (call := wrong_call(matched, culprit)) is not None:
         return call
     if mask := mask_fault(matched, culprit):
         what, detail, made = mask
@@ -69,10 +74,21 @@ def locate(
     following = next_step(matched, culprit.index, event.inputs)
     given = event.function in BY_WEIGHTS or "before the activation" in following
     given |= event.function == "softmax" and "pattern" not in following
+    given |= len(_taken_by_module(matched, event)) > 1  # queries, keys and values are made of one tensor
     moved = event.made is None or event.function in MOVES or given or _right_once(matched, event)
     if not moved and event.at is not None and event.made != event.at:
         detail.append(f"It is called at line {line_of(event)}.")
     return found_at(matched, culprit, event.at if moved else event.made, what, detail)
+
+
+def _taken_by_module(matched: Matched, event: Event) -> set[int]:
+    """Return the tensors that torch's whole attention makes queries, keys and values of, if an event is that."""
+    if event.function != "multi_head_attention_forward":
+        return set()
+    paths = (moved_from(matched, index) for index in event.inputs if index >= 0 and matched.seen[index].depends)
+    first = [path[-1] for path in paths]
+    inputs = {-1} if -1 in event.inputs else set[int]()
+    return inputs | {-1 if -1 in seen.event.inputs and seen.event.function in MOVES else seen.index for seen in first}
 
 
 def _right_once(matched: Matched, event: Event) -> bool:
@@ -145,8 +161,31 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
     known = [each for each, own in steps if numbers is not None and equal(own, numbers)]
     wrong = f"the call of {part} there" + (f", on {known[-1].words}" if known else "")
     missing = next_step(matched, culprit.index, culprit.event.inputs)
+    if known and (before := _before_call(matched, culprit, known[-1], missing)) is not None:
+        return before
     # A layer norm begins with its mean.
     return found_at(matched, culprit, at, wrong + in_its_place(missing.removeprefix("the mean of ")))
+
+
+def _before_call(matched: Matched, culprit: Seen, given: Quantity, missing: str) -> Finding | None:
+    """Return the line before a layer inside is called, if that leaves out what GPT-2 does to what is given."""
+    depth = len(culprit.event.within) - 1
+    making = [seen.event for seen in matched.seen[: culprit.index] if given in seen.is_]
+    places = [(event.within[depth] if len(event.within) > depth else ("", event.at)) for event in making[-1:]]
+    name, at = places[0] if places else ("", None)
+    if at is None:
+        return None
+    # ``x = self.attn(self.ln1(x))``: x was the stream, and is no longer.
+    overwritten = re.match(r"(\w+) = .*\b\1\b", at[1])
+    if overwritten and missing.startswith("the stream after "):
+        wrong = f"`{overwritten[1]}`, which becomes {given.words} alone{in_its_place(missing)}"
+        return found_at(matched, culprit, at, wrong)
+    # Blocks that do not run: the call of the last one that does.
+    block = re.search(r"\(block (\d+)\)$", missing)
+    if block and part_rung(name) == "block" and name.endswith(f".{int(block[1]) - 1}"):
+        wrong = f"the blocks: {name} is the last that runs, of {matched.trial.config.n_layers}"
+        return found_at(matched, culprit, at, wrong)
+    return None
 
 
 def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Finding | None:
@@ -192,26 +231,6 @@ def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
     missing = next_step(matched, culprit.index, event.inputs, event.function)
     wrong = f"what line {line} gives there" + in_its_place(missing)
     return found_at(matched, culprit, event.caller, wrong, [detail, *how(matched, culprit)[1]])
-
-
-def _wrong_call(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the line that calls a function of the user's with a wrong step, if that multiplies it by the right weight.
-
-    The weight is the one that GPT-2 has next: it is the step that is not due yet.
-    """
-    event = culprit.event
-    if event.caller is None or event.at is None or event.caller[0] == event.at[0]:
-        return None
-    missing = next_step(matched, culprit.index, event.inputs, event.function)
-    index = input_of(matched, event)
-    inside = index is None or (index >= 0 and matched.seen[index].event.caller == event.caller)
-    weight = "" if inside else weight_of(matched, event)
-    if not weight or not is_due(matched, weight, missing):
-        return None
-    given = multiplied(matched, event)
-    detail = f"Line {line_of(event)} multiplies that by {weight}."
-    wrong = f"the call there, on {given}{in_its_place(missing.removeprefix('the mean of '))}"
-    return found_at(matched, culprit, event.caller, wrong, [detail])
 
 
 def _given_unknown(matched: Matched, culprit: Seen) -> Seen | None:

@@ -16,6 +16,8 @@ def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
     """Return how a mask is wrong, if the culprit is what masks the right scores; None if it is something else."""
     if culprit.event.function == "scaled_dot_product_attention":
         return _given_mask(matched, culprit.event) or _no_mask(matched, culprit.event)
+    if culprit.event.function == "multi_head_attention_forward":
+        return _of_module(matched, culprit.event)
     if row := _given_row(matched, culprit):
         return row
     value = culprit.event.value
@@ -52,6 +54,31 @@ def _no_mask(matched: Matched, event: Event) -> MaskFault | None:
         values = steps[f"{key.removesuffix('scores')}V"].transpose(1, 2)
         if equal(sorted_numbers(steps[key].softmax(-1) @ values), sorted_numbers(event.value)):
             return f"which keys each query sees (line {line_of(event)})", ["Every query sees every key there."], None
+    return None
+
+
+def _of_module(matched: Matched, event: Event) -> MaskFault | None:
+    """Return how the mask is wrong that torch's whole attention is given, if the rest of what it gives is right."""
+    steps = {each.key: each.value for each in matched.steps}
+    masks = [seen.event.value for seen in (matched.seen[i] for i in event.inputs if i >= 0) if not seen.depends]
+    masks = [square for mask in masks if (square := _square(mask)) is not None]
+    own = sorted_numbers(event.value)
+    for of in (key.removesuffix("scores") for key in steps if key.endswith("scores")):
+        scores, values = steps[f"{of}scores"], steps[f"{of}V"].transpose(1, 2)
+        for mask in (None, *(each for each in masks if each.shape == scores.shape[-2:])):
+            boolean = mask is not None and mask.dtype == torch.bool  # True is hidden for this module
+            added = 0 if mask is None else mask.double()
+            masked = scores.masked_fill(mask, -torch.inf) if boolean and mask is not None else scores + added
+            z = (masked.softmax(-1) @ values).transpose(1, 2)
+            weights, bias = matched.trial.parameters[f"{of}W_O"], matched.trial.parameters[f"{of}b_O"]
+            if not equal(sorted_numbers(torch.einsum("bqnh,nhm->bqm", z, weights.double()) + bias), own):
+                continue
+            right = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+            origin = None if mask is None else _origin(matched, event)
+            hidden = mask if boolean and mask is not None else (masked - scores)[0, 0] < -1e3
+            detail = ["Every query sees every key there."] if not hidden.any() else _seen_wrongly(~hidden, right)
+            lines = line_of(event) if mask is None else _lines(matched, event, origin)
+            return f"which keys each query sees (line {lines})", detail, origin
     return None
 
 
