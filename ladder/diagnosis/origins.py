@@ -256,7 +256,10 @@ def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
 
 
 def _idle_mask(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the line whose mask hides nothing, if masked scores are what is missing."""
+    """Return the line whose mask hides nothing, if masked scores are what is missing and later positions are seen."""
+    if not matched.leaks:
+        return None
+    seq = matched.trial.case.seq
     if not next_step(matched, culprit.index, culprit.event.inputs, culprit.event.function).startswith("the masked"):
         return None
     for index in sorted(matched.sources(culprit.event.inputs), reverse=True):
@@ -264,7 +267,8 @@ def _idle_mask(matched: Matched, culprit: Seen) -> Finding | None:
         taken = [matched.seen[i] for i in event.inputs if i >= 0]
         scores = [each for each in taken if any(quantity.key.endswith(("raw", "scores")) for quantity in each.is_)]
         mask = [each for each in taken if not each.depends and each.event.value.shape[-2:] == event.value.shape[-2:]]
-        if scores and mask and event.at and torch.equal(scores[0].event.value, event.value):
+        every = event.value.shape[-2:] == (seq, seq)  # of some keys, there may be none to hide
+        if every and scores and mask and event.at and torch.equal(scores[0].event.value, event.value):
             wrong = f"which keys each query sees (line {line_of(event)})"
             return found_at(matched, matched.seen[index], event.at, wrong, ["The mask there hides nothing."])
     return None

@@ -9,7 +9,7 @@ from ..formula.same_numbers import equal, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding
 from ..rungs import Trial
-from .how_wrong import BY_WEIGHTS, how, multiplied
+from .how_wrong import BY_WEIGHTS, how, last_multiple, multiplied
 from .in_words import capital, found_at, in_its_place, line_of, on_line, right_steps
 from .origins import origin_of, wrong_positions
 from .products import input_of, is_due, weight_of
@@ -18,7 +18,13 @@ from .wrong_parts import wrong_parts
 
 
 def locate(
-    trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bool = False, kept: bool = False
+    trial: Trial,
+    trace: Trace,
+    again: Trace | None = None,
+    *,
+    raised: bool = False,
+    kept: bool = False,
+    leaks: bool = False,
 ) -> Finding | None:
     """Return where a layer first departs from GPT-2, and how; None if every step is right.
 
@@ -28,12 +34,13 @@ def locate(
         again: of the layer, the same trial run a second time: what differs is random.
         raised: the layer raised an error, and gave no output.
         kept: what the layer keeps between calls makes it wrong.
+        leaks: it was seen that a later position changes the output of an earlier one.
     """
     if again is not None and (random := _random(trace, again)) is not None:
         return random
     if not trace.whole:  # what is right before a step, or missing, is then not known
         return None
-    matched = Matched(trial, trace, whole=not raised)
+    matched = Matched(trial, trace, whole=not raised, leaks=leaks)
     culprit = matched.culprit()
     if culprit is None:
         return _before_error(matched) if raised else _ends_early(matched)
@@ -61,8 +68,11 @@ def locate(
             wrong += f" (line {line_of(turned.event)}, called by line {caller})"
         return found_at(matched, turned, turned.event.at, wrong)
     if (scaled := _scaled_before(matched, culprit)) is not None:
-        culprit, event = scaled, scaled.event
+        culprit = scaled
+    culprit = last_multiple(matched, culprit)
+    event = culprit.event
     what, detail = how(matched, culprit)
+    detail += _left_unused(matched, culprit)
     if kept and event.foreign:
         detail.append(f"{on_line(event)} takes a tensor that the layer keeps.")
     # Where torch's module was built, unless what is wrong is what it was given.
@@ -73,6 +83,19 @@ def locate(
     if not moved and event.at is not None and event.made != event.at:
         detail.append(f"It is called at line {line_of(event)}.")
     return found_at(matched, culprit, event.at if moved else event.made, what, detail)
+
+
+def _left_unused(matched: Matched, culprit: Seen) -> list[str]:
+    """Return the outputs of layers inside that are right, before the culprit, and used by nothing."""
+    used = {index for seen in matched.seen for index in seen.event.inputs}
+    made: dict[str, list[Seen]] = {}
+    words = {each.key: each.words for each in matched.steps}
+    for seen in matched.seen[: culprit.index]:
+        for quantity in seen.is_:
+            if quantity.step and quantity.key.endswith(".output") and seen.event.at:
+                made.setdefault(quantity.key, []).append(seen)
+    unused = {key: each[-1] for key, each in made.items() if used.isdisjoint(seen.index for seen in each)}
+    return [f"{capital(words[key])} (line {line_of(seen.event)}) is not used." for key, seen in unused.items()]
 
 
 def _right_once(matched: Matched, event: Event) -> bool:
@@ -109,6 +132,10 @@ def _ends_early(matched: Matched) -> Finding | None:
     if matched.last < 0 or any(quantity.key == "output" for quantity in matched.seen[matched.last].is_):
         return None
     last = matched.seen[matched.last]
+    if matched.trace.output < 0:  # what gave the output was not seen
+        missing = next_step(matched, last.index + 1, [last.index])
+        what = f"what comes after {last.is_[-1].words}{in_its_place(missing)}" if last.is_ else ""
+        return found_at(matched, last, last.event.at, what) if what else None
     place = matched.trace.places.get("returned") or last.event.at
     if not last.is_ and (some := matched.partial_sum(last)):
         detail = ("GPT-2 adds all of them, and the bias once.",)
