@@ -274,6 +274,23 @@ def _idle_mask(matched: Matched, culprit: Seen) -> Finding | None:
     return None
 
 
+def _running_softmax(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the loop over parts of the keys in which the culprit takes a row's own number off a part of the scores.
+
+    Any number will do there, as long as what the loop adds up goes with it: the line itself need not be wrong.
+    """
+    event, loop = culprit.event, culprit.event.loop
+    if loop is None or event.function not in ("sub", "sub_", "subtract") or len(event.inputs) != 2:
+        return None
+    scores, shift = (matched.seen[index] if index >= 0 else None for index in event.inputs)
+    if scores is None or shift is None or shift.event.value.shape != (*scores.event.value.shape[:-1], 1):
+        return None
+    if not any(each.key.endswith(("raw", "scores", "masked")) for each in (*scores.is_, *scores.part_of)):
+        return None
+    missing = next_step(matched, culprit.index, event.inputs, "scaled_dot_product_attention")
+    return found_at(matched, culprit, loop, f"what this loop adds up{in_its_place(missing)}")
+
+
 def _undone(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the line that takes a bias off again, if the culprit goes on with what that gives."""
     for seen in (matched.seen[i] for i in culprit.event.inputs if i >= 0):
@@ -332,6 +349,7 @@ _CAUSES = (
     _miscounted,
     _undone,
     _idle_mask,
+    _running_softmax,
     _mixed,
     _misnamed,
     _unfilled,

@@ -10,8 +10,8 @@ from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding
 from ..rungs import Trial
 from .how_wrong import BY_WEIGHTS, how, last_multiple, multiplied
-from .in_words import capital, found_at, in_its_place, line_of, on_line, right_steps
-from .origins import origin_of, wrong_positions
+from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps
+from .origins import moved_from, origin_of, wrong_positions
 from .products import input_of, is_due, weight_of
 from .wrong_masks import mask_fault
 from .wrong_parts import wrong_parts
@@ -71,8 +71,18 @@ def locate(
         culprit = scaled
     culprit = last_multiple(matched, culprit)
     event = culprit.event
+    if unscaled := _masked_unscaled(matched, culprit):
+        return unscaled
+    if event.foreign and not event.inputs and not kept:
+        missing = next_step(matched, culprit.index, event.inputs, event.function)
+        wrong = f"what {called(event)} is given, or what it makes of that{in_its_place(missing)}"
+        return found_at(matched, culprit, event.at, wrong, ["The steps that made what it is given were not seen."])
     what, detail = how(matched, culprit)
-    detail += _left_unused(matched, culprit)
+    for words, unused in _left_unused(matched, culprit):
+        if unused.event.inputs == event.inputs:
+            wrong = f"{words} is made there and not used: line {line_of(event)} takes what it is made of"
+            return found_at(matched, unused, unused.event.at, wrong)
+        what += f"; {words} (line {line_of(unused.event)}) is not used"
     if kept and event.foreign:
         detail.append(f"{on_line(event)} takes a tensor that the layer keeps.")
     # Where torch's module was built, unless what is wrong is what it was given.
@@ -85,8 +95,8 @@ def locate(
     return found_at(matched, culprit, event.at if moved else event.made, what, detail)
 
 
-def _left_unused(matched: Matched, culprit: Seen) -> list[str]:
-    """Return the outputs of layers inside that are right, before the culprit, and used by nothing."""
+def _left_unused(matched: Matched, culprit: Seen) -> list[tuple[str, Seen]]:
+    """Return the outputs of layers inside that are right, before the culprit, and used by nothing; in words too."""
     used = {index for seen in matched.seen for index in seen.event.inputs}
     made: dict[str, list[Seen]] = {}
     words = {each.key: each.words for each in matched.steps}
@@ -95,7 +105,7 @@ def _left_unused(matched: Matched, culprit: Seen) -> list[str]:
             if quantity.step and quantity.key.endswith(".output") and seen.event.at:
                 made.setdefault(quantity.key, []).append(seen)
     unused = {key: each[-1] for key, each in made.items() if used.isdisjoint(seen.index for seen in each)}
-    return [f"{capital(words[key])} (line {line_of(seen.event)}) is not used." for key, seen in unused.items()]
+    return [(words[key], seen) for key, seen in unused.items()]
 
 
 def _right_once(matched: Matched, event: Event) -> bool:
@@ -263,6 +273,18 @@ def _scaled_before(matched: Matched, culprit: Seen) -> Seen | None:
         if factor and factor[0].key.endswith(("Q", "K", "raw")):
             return seen
     return None
+
+
+def _masked_unscaled(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that makes masked scores in one step, without scaling them, if a softmax takes these."""
+    taken = [matched.seen[i] for i in culprit.event.inputs if i >= 0]
+    of = [each.key.removesuffix("masked raw") for seen in taken for each in seen.is_ if each.key.endswith("masked raw")]
+    if culprit.event.function != "softmax" or not of or not matched.found.isdisjoint({f"{of[0]}raw", f"{of[0]}scores"}):
+        return None
+    made = moved_from(matched, taken[0].index)[-1]
+    missing = f"the scaled scores{made.is_[0].words.removeprefix('the masked unscaled scores')}" if made.is_ else ""
+    wrong = f"what {called(made.event)} gives: the masked scores, not scaled{in_its_place(missing)}"
+    return found_at(matched, made, made.event.at, wrong)
 
 
 def _transposed(matched: Matched, event: Event) -> Seen | None:

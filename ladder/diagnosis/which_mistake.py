@@ -149,11 +149,8 @@ def _place(paths: Sequence[str], layers: int) -> str:
     """Return in words where the layers of these paths are, in a layer of so many blocks."""
     lasts = {"block" if each.rpartition(".")[2].isdigit() else each.rpartition(".")[2] for each in paths}
     blocks = sorted({int(path.split(".")[1]) for path in paths if path.startswith("blocks.")})
-    whose = (
-        "every block"
-        if len(blocks) == layers
-        else f"block{'s' * (len(blocks) > 1)} {listed([str(each) for each in blocks])}"
-    )
+    some = f"block{'s' * (len(blocks) > 1)} {listed([str(each) for each in blocks])}"
+    whose = "every block" if len(blocks) == layers else some
     norms = len(blocks) == layers and len(paths) == 2 * layers + ("ln_final" in lasts)
     if lasts == {"ln1", "ln2"} and not blocks:
         return "both layer norms"

@@ -291,7 +291,8 @@ def size_of(trial: Trial, quantity: Quantity, c: float) -> str:
                 return f"{spelled}, with {name}={size} here"
     root = round(c**-2)
     if quantity.key.endswith("raw") and root > 1 and math.isclose(root**-0.5, c, rel_tol=1e-9):
-        return f"1/sqrt({root})"
+        whole = math.isqrt(root)
+        return f"1/{whole}" if whole**2 == root else f"1/sqrt({root})"
     return ""
 
 
