@@ -285,7 +285,9 @@ def _running_softmax(matched: Matched, culprit: Seen) -> Finding | None:
     scores, shift = (matched.seen[index] if index >= 0 else None for index in event.inputs)
     if scores is None or shift is None or shift.event.value.shape != (*scores.event.value.shape[:-1], 1):
         return None
-    if not any(each.key.endswith(("raw", "scores", "masked")) for each in (*scores.is_, *scores.part_of)):
+    before = [matched.seen[index] for index in matched.sources([scores.index])]  # masked, it is no step by itself
+    alike = (each for each in before if each.event.value.shape == scores.event.value.shape)
+    if not any(quantity.key.endswith(("raw", "scores")) for each in alike for quantity in (*each.is_, *each.part_of)):
         return None
     missing = next_step(matched, culprit.index, event.inputs, "scaled_dot_product_attention")
     return found_at(matched, culprit, loop, f"what this loop adds up{in_its_place(missing)}")

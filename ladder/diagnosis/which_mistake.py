@@ -139,27 +139,27 @@ def _grouped(found: Sequence[tuple[str, Mistake]], layers: int) -> list[Mistake]
         places.setdefault(each.name, []).append(path)
     named = []
     for name, paths in places.items():
-        where = _place(paths, layers)
+        where = place_of(paths, layers)
         each = mistakes[name]
         named.append(replace(each, name=f"{where}: {name}", hint=f"In {where}: {each.hint}"))
     return named
 
 
-def _place(paths: Sequence[str], layers: int) -> str:
+def place_of(paths: Sequence[str], layers: int) -> str:
     """Return in words where the layers of these paths are, in a layer of so many blocks."""
     lasts = {"block" if each.rpartition(".")[2].isdigit() else each.rpartition(".")[2] for each in paths}
     blocks = sorted({int(path.split(".")[1]) for path in paths if path.startswith("blocks.")})
-    some = f"block{'s' * (len(blocks) > 1)} {listed([str(each) for each in blocks])}"
-    whose = "every block" if len(blocks) == layers else some
-    norms = len(blocks) == layers and len(paths) == 2 * layers + ("ln_final" in lasts)
     if lasts == {"ln1", "ln2"} and not blocks:
         return "both layer norms"
-    if lasts == {"ln1", "ln2", "ln_final"} and norms:
-        return "every layer norm"
-    if lasts == {"ln1", "ln2"} and norms:
-        return "every block's layer norms"
+    if len(blocks) == layers and len(paths) == 2 * layers + ("ln_final" in lasts):
+        if lasts == {"ln1", "ln2", "ln_final"}:
+            return "every layer norm"
+        if lasts == {"ln1", "ln2"}:
+            return "every block's layer norms"
     if not blocks or len(lasts) > 1:
         return listed([_of_block(path) for path in sorted(paths)])
+    some = f"block{'s' * (len(blocks) > 1)} {listed([str(each) for each in blocks])}"
+    whose = "every block" if len(blocks) == layers else some
     last = next(iter(lasts))
     if last == "block":
         return whose
