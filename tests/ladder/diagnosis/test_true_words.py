@@ -89,6 +89,15 @@ class OneHeadAtATime(Split):
         return torch.func.vmap(torch.func.vmap(each))(q, k, v)
 
 
+class HiddenLater(Split):
+    """What is added hides nothing, and need not: the weights of later keys are made 0."""
+
+    def gathered(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = self.scores(q, k) + torch.zeros(q.shape[-2], q.shape[-2], dtype=q.dtype).triu(1)
+        weights = (scores.exp() + 0.1).tril()
+        return weights / weights.sum(-1, keepdim=True) @ v
+
+
 class FusedWithout(Split):
     def gathered(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)  # here: FusedWithout
@@ -436,6 +445,12 @@ def test_the_sizes_that_sentences_are_of_are_reported_if_they_have_numbers(detai
     diagnosis = Diagnosis(finding=finding, sizes={"seq": 5})
     text = Tried("attention", "A", None, Fault("output", "off"), diagnosis, smallest={"seq": 2}).text()
     assert text.endswith("\nThe sentences above are of: seq=5" if sizes else "shows it: seq=2")
+
+
+def test_a_mask_is_not_blamed_if_no_later_position_changes_the_output() -> None:
+    found = tried(attention=HiddenLater)
+    assert found.status == "failed"
+    assert "The mask there hides nothing." not in found.text()
 
 
 def test_a_factor_is_that_of_the_whole_line() -> None:
