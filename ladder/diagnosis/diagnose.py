@@ -56,7 +56,8 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     parts = wrong_parts(failing, trace)
     named = MistakeSearch(layer.rung, layer.missing, answered, parts).named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
-    finding = locate(failing, trace) if output_wrong else None
+    leaks = output_wrong and _leaks(layer, failing, first, wide)
+    finding = locate(failing, trace, leaks=leaks) if output_wrong else None
     if not named and finding is None and parts:
         finding = Finding(None, None, (), f"the output of {parts[0][0]}")
     return replace(
@@ -71,6 +72,16 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
 def _is_right(found: Answer, trial: Trial) -> bool:
     """Return whether an answer is the expected one, and no gradient is missing."""
     return same(found, trial.expected) and found.gradients.keys() >= trial.expected.gradients.keys()
+
+
+def _leaks(layer: UnderTest, trial: Trial, found: Answer, wide: bool) -> bool:
+    """Return whether another last position changes the layer's output before it."""
+    if trial.rung not in ("attention", "block", "model") or trial.case.seq < 2:
+        return False
+    given = trial.given.clone()
+    given[:, -1] = -given[:, -1] if given.is_floating_point() else (given[:, -1] + 1) % trial.config.d_vocab
+    changed = layer.answer(altered(trial, given=given), wide=wide, gradients=False)
+    return changed is not None and not close(changed.output[:, :-1], found.output[:, :-1])
 
 
 def _drawn(layer: UnderTest, seed: int) -> list[Case]:

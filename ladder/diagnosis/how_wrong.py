@@ -60,19 +60,39 @@ def _factor_in_words(matched: Matched, culprit: Seen) -> tuple[str, str] | None:
     if factor is None:
         return None
     quantity, c = factor
+    whole = not any(seen.event.at == culprit.event.at for seen in _users(matched, culprit))
+    line = f"Line {line}" if whole else on_line(culprit.event)
     size = size_of(matched.trial, quantity, c)
     # A factor that is no short number comes from a size, d_head as a rule.
     odd = quantity.key.endswith("raw") and abs(c - round(c, 3)) > 1e-9 and "here" not in size
     here = f", where d_head is {matched.trial.config.d_head}" if odd else ""
-    sentence = f"Line {line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else ''}{here}."
+    sentence = f"{line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else ''}{here}."
     if quantity.key.endswith(("raw", "Q", "K")):
         sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
+    elif quantity.key.endswith("x² in GELU") and "0.044715" not in quantity.key:
+        sentence += " GPT-2 has x + 0.044715 x³, which is x (1 + 0.044715 x²)."
     elif "in GELU" in quantity.key:
-        right = next(
-            (own for each in matched.steps if (own := factor_of(each.value, quantity.value)) is not None), None
-        )
+        later = matched.steps[matched.steps.index(quantity) + 1 :]
+        multiples = (factor_of(each.value, quantity.value) for each in later if "in GELU" in each.key)
+        right = next((own for own in multiples if own is not None), None)
         sentence += f" GPT-2 has that times {right:.6g}." if right else ""
     return quantity.words, sentence
+
+
+def _users(matched: Matched, used: Seen) -> list[Seen]:
+    return [seen for seen in matched.seen if used.index in seen.event.inputs]
+
+
+def last_multiple(matched: Matched, culprit: Seen) -> Seen:
+    """Return the last event of the culprit's line that is a multiple of the same step; the culprit if none is."""
+    factor = matched.factor(culprit.event)
+    while factor:
+        users = [seen for seen in _users(matched, culprit) if seen.event.at == culprit.event.at]
+        following = matched.factor(users[0].event) if len(users) == 1 and not users[0].good else None
+        if following is None or following[0] is not factor[0]:
+            break
+        culprit = users[0]
+    return culprit
 
 
 def _numbers_in_words(matched: Matched, event: Event) -> list[str]:

@@ -102,7 +102,8 @@ def taken_in_words(matched: Matched, index: int) -> str:
             )
         if seen.event.function not in MOVES or not seen.event.inputs:
             moved = seen.event.function in MOVES and seen.event.parameters
-            return f"`{seen.event.parameters[0]}`, moved{line}" if moved else ""
+            shape = list(matched.seen[first].event.value.shape)
+            return f"numbers of `{seen.event.parameters[0]}` as {shape}{line}" if moved else ""
         index = seen.event.inputs[0]
     return f"the layer's input, moved{line}"
 

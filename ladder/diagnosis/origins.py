@@ -282,7 +282,10 @@ def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
 
 
 def _idle_mask(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the line whose mask hides nothing, if masked scores are what is missing."""
+    """Return the line whose mask hides nothing, if masked scores are what is missing and later positions are seen."""
+    if not matched.leaks:
+        return None
+    seq = matched.trial.case.seq
     if not next_step(matched, culprit.index, culprit.event.inputs, culprit.event.function).startswith("the masked"):
         return None
     for index in sorted(matched.sources(culprit.event.inputs), reverse=True):
@@ -292,7 +295,8 @@ def _idle_mask(matched: Matched, culprit: Seen) -> Finding | None:
         mask = [each for each in taken if not each.depends and each.event.value.shape[-2:] == event.value.shape[-2:]]
         scores = scores[:1] or [each for each in [matched.seen[index]] if _is_scores_beside(each, taken)]
         hides = [each for each in mask if (each.event.value < -1e3).any()] if scores == [matched.seen[index]] else mask
-        if scores and hides and event.at and torch.equal(scores[0].event.value, event.value):
+        every = event.value.shape[-2:] == (seq, seq)  # of some keys, there may be none to hide
+        if every and scores and hides and event.at and torch.equal(scores[0].event.value, event.value):
             wrong = f"which keys each query sees (line {line_of(event)})"
             return found_at(matched, matched.seen[index], event.at, wrong, ["The mask there hides nothing."])
     return None
@@ -302,6 +306,25 @@ def _is_scores_beside(seen: Seen, taken: Sequence[Seen]) -> bool:
     """Return whether an event makes scores of queries and keys, and takes something else beside these: a mask."""
     made = seen.good and any(quantity.key.endswith(("raw", "scores")) for quantity in seen.is_)
     return made and sum(each.depends for each in taken) == 2
+
+
+def _running_softmax(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the loop over parts of the keys in which the culprit takes a row's own number off a part of the scores.
+
+    Any number will do there, as long as what the loop adds up goes with it: the line itself need not be wrong.
+    """
+    event, loop = culprit.event, culprit.event.loop
+    if loop is None or event.function not in ("sub", "sub_", "subtract") or len(event.inputs) != 2:
+        return None
+    scores, shift = (matched.seen[index] if index >= 0 else None for index in event.inputs)
+    if scores is None or shift is None or shift.event.value.shape != (*scores.event.value.shape[:-1], 1):
+        return None
+    before = [matched.seen[index] for index in matched.sources([scores.index])]  # masked, it is no step by itself
+    alike = (each for each in before if each.event.value.shape == scores.event.value.shape)
+    if not any(quantity.key.endswith(("raw", "scores")) for each in alike for quantity in (*each.is_, *each.part_of)):
+        return None
+    missing = next_step(matched, culprit.index, event.inputs, "scaled_dot_product_attention")
+    return found_at(matched, culprit, loop, f"what this loop adds up{in_its_place(missing)}")
 
 
 def _undone(matched: Matched, culprit: Seen) -> Finding | None:
@@ -379,6 +402,7 @@ _CAUSES = (
     _undone,
     _idle_mask,
     _scaled_twice,
+    _running_softmax,
     _mixed,
     _misnamed,
     _unfilled,

@@ -11,8 +11,8 @@ from ..formula.same_numbers import equal, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding
 from ..rungs import Trial
-from .how_wrong import BY_WEIGHTS, how
-from .in_words import capital, found_at, in_its_place, line_of, on_line, right_steps
+from .how_wrong import BY_WEIGHTS, how, last_multiple
+from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps
 from .origins import moved_from, origin_of, wrong_positions
 from .unused_steps import unused_step
 from .wrong_calls import wrong_call
@@ -21,7 +21,13 @@ from .wrong_parts import wrong_parts
 
 
 def locate(
-    trial: Trial, trace: Trace, again: Trace | None = None, *, raised: bool = False, kept: bool = False
+    trial: Trial,
+    trace: Trace,
+    again: Trace | None = None,
+    *,
+    raised: bool = False,
+    kept: bool = False,
+    leaks: bool = False,
 ) -> Finding | None:
     """Return where a layer first departs from GPT-2, and how; None if every step is right.
 
@@ -31,12 +37,13 @@ def locate(
         again: of the layer, the same trial run a second time: what differs is random.
         raised: the layer raised an error, and gave no output.
         kept: what the layer keeps between calls makes it wrong.
+        leaks: it was seen that a later position changes the output of an earlier one.
     """
     if again is not None and (random := _random(trace, again)) is not None:
         return random
     if not trace.whole:  # what is right before a step, or missing, is then not known
         return None
-    matched = Matched(trial, trace, whole=not raised)
+    matched = Matched(trial, trace, whole=not raised, leaks=leaks)
     culprit = matched.culprit()
     if culprit is None:
         return _before_error(matched) if raised else _ends_early(matched)
@@ -66,7 +73,15 @@ def locate(
             wrong += f" (line {line_of(turned.event)}, called by line {caller})"
         return found_at(matched, turned, turned.event.at, wrong)
     if (scaled := _scaled_before(matched, culprit)) is not None:
-        culprit, event = scaled, scaled.event
+        culprit = scaled
+    culprit = last_multiple(matched, culprit)
+    event = culprit.event
+    if unscaled := _masked_unscaled(matched, culprit):
+        return unscaled
+    if event.foreign and not event.inputs and not kept:
+        missing = next_step(matched, culprit.index, event.inputs, event.function)
+        wrong = f"what {called(event)} is given, or what it makes of that{in_its_place(missing)}"
+        return found_at(matched, culprit, event.at, wrong, ["The steps that made what it is given were not seen."])
     what, detail = how(matched, culprit)
     if kept and event.foreign:
         detail.append(f"{on_line(event)} takes a tensor that the layer keeps.")
@@ -125,6 +140,10 @@ def _ends_early(matched: Matched) -> Finding | None:
     if matched.last < 0 or any(quantity.key == "output" for quantity in matched.seen[matched.last].is_):
         return None
     last = matched.seen[matched.last]
+    if matched.trace.output < 0:  # what gave the output was not seen
+        missing = next_step(matched, last.index + 1, [last.index])
+        what = f"what comes after {last.is_[-1].words}{in_its_place(missing)}" if last.is_ else ""
+        return found_at(matched, last, last.event.at, what) if what else None
     place = matched.trace.places.get("returned") or last.event.at
     if not last.is_ and (some := matched.partial_sum(last)):
         detail = ("GPT-2 adds all of them, and the bias once.",)
@@ -255,6 +274,18 @@ def _scaled_before(matched: Matched, culprit: Seen) -> Seen | None:
         if factor and factor[0].key.endswith(("Q", "K", "raw")):
             return seen
     return None
+
+
+def _masked_unscaled(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line that makes masked scores in one step, without scaling them, if a softmax takes these."""
+    taken = [matched.seen[i] for i in culprit.event.inputs if i >= 0]
+    of = [each.key.removesuffix("masked raw") for seen in taken for each in seen.is_ if each.key.endswith("masked raw")]
+    if culprit.event.function != "softmax" or not of or not matched.found.isdisjoint({f"{of[0]}raw", f"{of[0]}scores"}):
+        return None
+    made = moved_from(matched, taken[0].index)[-1]
+    missing = f"the scaled scores{made.is_[0].words.removeprefix('the masked unscaled scores')}" if made.is_ else ""
+    wrong = f"what {called(made.event)} gives: the masked scores, not scaled{in_its_place(missing)}"
+    return found_at(matched, made, made.event.at, wrong)
 
 
 def _transposed(matched: Matched, event: Event) -> Seen | None:

@@ -12,7 +12,7 @@ from ..cases import without
 from ..mistakes import INSIDE, MISTAKES, Mistake
 from ..mistakes.mistake import with_steps
 from ..mistakes.wiring import with_parts
-from ..results import Diagnosis
+from ..results import Diagnosis, listed
 from ..rungs import Build, Rung, Trial, answer
 
 # Mistakes that explain a layer's answers, as a diagnosis, and a layer that makes them.
@@ -114,7 +114,8 @@ class MistakeSearch:
                     builds = {path: build for (path, _, _), (_, build) in zip(inner, chosen, strict=True)}
                     if self._reproduces(build := with_parts(base, builds, spelling)):
                         found = [(path, each) for (path, _, _), (each, _) in zip(inner, chosen, strict=True)]
-                        return _named([*([wiring] if wiring else []), *_grouped(found)], build)
+                        layers = self.parts[0][1].config.n_layers
+                        return _named([*([wiring] if wiring else []), *_grouped(found, layers)], build)
         return None
 
     def _of_part(self, trial: Trial, output: Tensor) -> Iterator[tuple[Mistake, Build]]:
@@ -130,29 +131,47 @@ class MistakeSearch:
 _PLACES = {"attn": "the block's attention", "mlp": "the block's MLP", "ln1": "ln1", "ln2": "ln2"}
 
 
-def _grouped(found: Sequence[tuple[str, Mistake]]) -> list[Mistake]:
-    """Return mistakes inside a layer with their places, once for what all blocks do alike."""
+def _grouped(found: Sequence[tuple[str, Mistake]], layers: int) -> list[Mistake]:
+    """Return mistakes inside a layer of so many blocks with their places, once for what several do alike."""
     places: dict[str, list[str]] = {}
     mistakes = {each.name: each for _, each in found}
     for path, each in found:
         places.setdefault(each.name, []).append(path)
     named = []
     for name, paths in places.items():
-        lasts = {path.rpartition(".")[2] for path in paths}
-        blocks = {path.split(".")[1] for path in paths if path.startswith("blocks.")}
-        if lasts == {"ln1", "ln2"} and not blocks:
-            where = "both layer norms"
-        elif lasts >= {"ln1", "ln2", "ln_final"}:
-            where = "every layer norm"
-        elif lasts == {"ln1", "ln2"}:
-            where = "every block's layer norms"
-        elif blocks and len(lasts) == 1:
-            last = next(iter(lasts))
-            what = {"attn": "attention", "mlp": "MLP"}.get(last, last)
-            whole = "every block" if last.isdigit() else f"every block's {what}"
-            where = whole if len(blocks) > 1 else f"block {next(iter(blocks))}'s {what}"
-        else:
-            where = " and ".join(_PLACES.get(last, last) for last in sorted(lasts))
+        where = place_of(paths, layers)
         each = mistakes[name]
         named.append(replace(each, name=f"{where}: {name}", hint=f"In {where}: {each.hint}"))
     return named
+
+
+def place_of(paths: Sequence[str], layers: int) -> str:
+    """Return in words where the layers of these paths are, in a layer of so many blocks."""
+    lasts = {"block" if each.rpartition(".")[2].isdigit() else each.rpartition(".")[2] for each in paths}
+    blocks = sorted({int(path.split(".")[1]) for path in paths if path.startswith("blocks.")})
+    if lasts == {"ln1", "ln2"} and not blocks:
+        return "both layer norms"
+    if len(blocks) == layers and len(paths) == 2 * layers + ("ln_final" in lasts):
+        if lasts == {"ln1", "ln2", "ln_final"}:
+            return "every layer norm"
+        if lasts == {"ln1", "ln2"}:
+            return "every block's layer norms"
+    if not blocks or len(lasts) > 1:
+        return listed([_of_block(path) for path in sorted(paths)])
+    some = f"block{'s' * (len(blocks) > 1)} {listed([str(each) for each in blocks])}"
+    whose = "every block" if len(blocks) == layers else some
+    last = next(iter(lasts))
+    if last == "block":
+        return whose
+    what = {"attn": "attention", "mlp": "MLP"}.get(last, last)
+    return f"{whose}'s {what}" if len(blocks) in (1, layers) else f"{what} of {whose}"
+
+
+def _of_block(path: str) -> str:
+    """Return which layer a path leads to: ``blocks.0.ln1`` is ln1 of block 0."""
+    before, _, last = path.rpartition(".")
+    block = before.rpartition(".")[2]
+    if last.isdigit():
+        return f"block {last}"
+    what = {"attn": "attention", "mlp": "the MLP"}.get(last, last)
+    return f"{what} of block {block}" if block.isdigit() else _PLACES.get(last, last)

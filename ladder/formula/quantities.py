@@ -74,7 +74,7 @@ def _layer_norm(
     normalised = (x - mean) / scale
     yield Quantity(f"{of}mean", f"the mean{where}", mean)
     yield Quantity(f"{of}centred", f"the input less its mean{where}", x - mean)
-    yield Quantity(f"{of}squares", f"the squares of that{where}", (x - mean).pow(2), step=False)
+    yield Quantity(f"{of}squares", f"the squares of the input less its mean{where}", (x - mean).pow(2), step=False)
     yield Quantity(f"{of}variance", f"the variance{where}", variance)
     yield Quantity(f"{of}variance+eps", f"the variance plus eps{where}", variance + config.layer_norm_eps)
     yield Quantity(f"{of}scale", f"the standard deviation{where}", scale)

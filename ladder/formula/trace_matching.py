@@ -63,10 +63,13 @@ class Matched:
         trace: of the layer.
         steps: the trial's quantities, if the caller has them.
         whole: the layer gave its output; otherwise it raised an error after the last event.
+        leaks: it was seen that a later position changes the output of an earlier one.
     """
 
-    def __init__(self, trial: Trial, trace: Trace, steps: Sequence[Quantity] = (), whole: bool = True) -> None:
-        self.trial, self.trace = trial, trace
+    def __init__(
+        self, trial: Trial, trace: Trace, steps: Sequence[Quantity] = (), *, whole: bool = True, leaks: bool = False
+    ) -> None:
+        self.trial, self.trace, self.leaks = trial, trace, leaks
         self.steps = steps or quantities(trial)
         self.sets = [sorted_numbers(each.value if each.visible is None else _visible(each)) for each in self.steps]
         self.seen = [Seen(event, i, sorted_numbers(event.value), []) for i, event in enumerate(trace.events)]
@@ -288,7 +291,8 @@ def size_of(trial: Trial, quantity: Quantity, c: float) -> str:
                 return f"{spelled}, with {name}={size} here"
     root = round(c**-2)
     if quantity.key.endswith("raw") and root > 1 and math.isclose(root**-0.5, c, rel_tol=1e-9):
-        return f"1/sqrt({root})"
+        whole = math.isqrt(root)
+        return f"1/{whole}" if whole**2 == root else f"1/sqrt({root})"
     return ""
 
 

@@ -125,8 +125,8 @@ ATTENTION: tuple[Mistake, ...] = (
     ),
     _wrong(
         "mask inverted",
-        "What should be seen is masked and what should be masked is seen: the mask is inverted. masked_fill fills "
-        "where its mask is True, so it must be True where key > query.",
+        "What should be seen is masked and what should be masked is seen: the mask is inverted. Hide each key where "
+        "key > query, and show it where key <= query.",
         fills=_FILLS,
         allowed=lambda self, scores: ones(scores).triu(1),
     ),
@@ -197,8 +197,8 @@ ATTENTION: tuple[Mistake, ...] = (
     ),
     _wrong(
         "no gradient through the pattern",
-        "The output is right, but no gradient flows through the pattern: it was detached (or made under no_grad, or "
-        "through .data). Leave it in the graph.",
+        "The output is right, but no gradient flows through the pattern. Look for .detach(), .data or no_grad: "
+        "leave the pattern in the graph.",
         pattern=lambda self, scores: scores.softmax(dim=-1).detach(),
     ),
     # The projections.
@@ -298,22 +298,22 @@ ATTENTION: tuple[Mistake, ...] = (
         keys=lambda self, x: self.heads(x, self.W_K, torch.zeros_like(self.b_K)),
     ),
     _wrong(
-        "b_Q missing",
+        "b_Q not added",
         "The queries lack their bias. Add b_Q.",
         queries=lambda self, x: self.heads(x, self.W_Q, torch.zeros_like(self.b_Q)),
     ),
     _wrong(
-        "b_V missing",
+        "b_V not added",
         "The values lack their bias. Add b_V.",
         values=lambda self, x: self.heads(x, self.W_V, torch.zeros_like(self.b_V)),
     ),
     _wrong(
-        "b_Q, b_K, b_V missing",
+        "b_Q, b_K, b_V not added",
         "Queries, keys and values lack their biases. Add b_Q, b_K and b_V (in nn.Linear: bias=True).",
         heads=lambda self, x, W, b: einsum(x, W, "b s m, n m h -> b s n h"),
     ),
     _wrong(
-        "b_O missing",
+        "b_O not added",
         "The output lacks its bias. Add b_O after the heads are summed.",
         out=lambda self, z: einsum(z, self.W_O, "b s n h, n h m -> b s m"),
     ),

@@ -105,14 +105,14 @@ EMBED: tuple[Mistake, ...] = (
     ),
     _embed(
         "padding_idx=0",
-        "The output is right, but token 0 gets no gradient: the embedding was made with padding_idx=0. GPT-2 has no "
-        "padding token; leave padding_idx out.",
+        "The output is right, but token 0 gets no gradient. That is what padding_idx=0 does: GPT-2 has no padding "
+        "token; leave it out.",
         forward=lambda self, tokens, **_: F.embedding(tokens, self.W_E, padding_idx=0),
     ),
     _embed(
         "no gradient to W_E",
-        "The output is right, but no gradient reaches W_E: the row was taken from a detached copy (.data, .detach(), "
-        "no_grad). Index the parameter itself.",
+        "The output is right, but no gradient reaches W_E. Look for .data, .detach(), no_grad or "
+        "requires_grad=False, and index the parameter itself.",
         forward=lambda self, tokens, **_: self.W_E.detach()[tokens],
     ),
 )
@@ -163,8 +163,8 @@ POS_EMBED: tuple[Mistake, ...] = (
     ),
     _pos_embed(
         "no gradient to W_pos",
-        "The output is right, but no gradient reaches W_pos: the rows were taken from a detached copy (.data, "
-        ".detach(), no_grad, a buffer). Index the parameter itself.",
+        "The output is right, but no gradient reaches W_pos. Look for .data, .detach(), no_grad, a buffer or "
+        "requires_grad=False, and index the parameter itself.",
         forward=lambda self, tokens, **_: PlainPosEmbed.forward(self, tokens).detach(),
     ),
 )
@@ -173,7 +173,7 @@ POS_EMBED: tuple[Mistake, ...] = (
 _unembed = entries("unembed", PlainUnembed)
 
 UNEMBED: tuple[Mistake, ...] = (
-    _unembed("b_U missing", "b_U is not added. Add it to x @ W_U.", biased=lambda self, logits: logits),
+    _unembed("b_U not added", "b_U is not added. Add it to x @ W_U.", biased=lambda self, logits: logits),
     _unembed(
         "b_U twice",
         "b_U is added twice (F.linear and nn.Linear add it already). Add it once.",
@@ -202,8 +202,8 @@ UNEMBED: tuple[Mistake, ...] = (
     ),
     _unembed(
         "no gradient to W_U",
-        "The output is right, but no gradient reaches W_U: it was detached (.data, .detach(), no_grad). Use the "
-        "parameter itself.",
+        "The output is right, but no gradient reaches W_U. Look for .data, .detach(), no_grad or "
+        "requires_grad=False, and use the parameter itself.",
         projected=lambda self, x: x @ self.W_U.detach(),
     ),
 )

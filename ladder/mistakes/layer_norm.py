@@ -46,7 +46,7 @@ _layer_norm = entries("layer-norm", PlainLayerNorm)
 
 LAYER_NORM: tuple[Mistake, ...] = (
     _layer_norm(
-        "eps missing",
+        "eps not added",
         "layer_norm_eps is not used. Add it to the variance, under the root: sqrt(variance + eps).",
         deviation=lambda self, x: self.variance(x).sqrt(),
     ),
@@ -121,12 +121,12 @@ LAYER_NORM: tuple[Mistake, ...] = (
         axes=0,
     ),
     _layer_norm(
-        "gain missing",
+        "gain not applied",
         "The gain w is not used. Multiply the normalised vector by w, then add b.",
         affine=lambda self, normalized: normalized + self.b,
     ),
     _layer_norm(
-        "bias missing",
+        "bias not added",
         "The bias b is not used. Multiply the normalised vector by w, then add b.",
         affine=lambda self, normalized: normalized * self.w,
     ),
@@ -147,14 +147,14 @@ LAYER_NORM: tuple[Mistake, ...] = (
     ),
     _layer_norm(
         "no gradient through the standard deviation",
-        "The output is right, but no gradient flows through the standard deviation: it was detached (or made under "
-        "no_grad). Leave it in the graph.",
+        "The output is right, but no gradient flows through the standard deviation. Leave it in the graph (.detach() "
+        "and no_grad take it out), and in the derivative if the backward is written by hand.",
         deviation=lambda self, x: (self.variance(x) + self.eps).sqrt().detach(),
     ),
     _layer_norm(
         "no gradient through mean and standard deviation",
-        "The output is right, but no gradient flows through mean and standard deviation: they were detached (or made "
-        "under no_grad). Leave them in the graph.",
+        "The output is right, but no gradient flows through mean and standard deviation. Leave them in the graph "
+        "(.detach() and no_grad take them out), and in the derivative if the backward is written by hand.",
         mean=lambda self, x: x.mean(-1, keepdim=True).detach(),
         deviation=lambda self, x: (self.variance(x) + self.eps).sqrt().detach(),
     ),

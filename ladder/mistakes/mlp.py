@@ -83,7 +83,7 @@ MLPS: tuple[Mistake, ...] = (
         forward=lambda self, x, **_: self.activation(PlainMLP.forward(self, x)),
     ),
     _mlp(
-        "b_in missing",
+        "b_in not added",
         "b_in is not added. Add it before the activation.",
         widen=lambda self, x: x @ self.W_in,
     ),
@@ -93,7 +93,7 @@ MLPS: tuple[Mistake, ...] = (
         forward=lambda self, x, **_: self.narrow(self.activation(x @ self.W_in) + self.b_in),
     ),
     _mlp(
-        "b_out missing",
+        "b_out not added",
         "b_out is not added. Add it after W_out.",
         narrow=lambda self, post: post @ self.W_out,
     ),

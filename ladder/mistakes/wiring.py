@@ -104,18 +104,18 @@ BLOCK: tuple[Mistake, ...] = (
         after_mlp=lambda self, x, mid: mid + self.mlp(self.ln1(mid)),
     ),
     _block(
-        "ln1 missing",
+        "ln1 not applied",
         f"Attention reads the residual stream as it is. It reads ln1 of it: {_RIGHT}.",
         after_attention=lambda self, x: x + self.attn(x),
     ),
     _block(
-        "ln2 missing",
+        "ln2 not applied",
         f"The MLP reads the residual stream as it is. It reads ln2 of it: {_RIGHT}.",
         after_mlp=lambda self, x, mid: mid + self.mlp(mid),
     ),
     _block(
-        "no layer norm",
-        f"Neither layer norm is used. It is {_RIGHT}.",
+        "no layer norm applied",
+        f"Neither attention nor MLP reads the stream normalised. It is {_RIGHT}.",
         after_attention=lambda self, x: x + self.attn(x),
         after_mlp=lambda self, x, mid: mid + self.mlp(mid),
     ),
@@ -137,7 +137,7 @@ BLOCK: tuple[Mistake, ...] = (
     ),
     _block(
         "residual from the normalised stream",
-        f"Each output is added to the normalised stream: x = ln1(x) overwrote x. Keep x: {_RIGHT}.",
+        f"Each output is added to the normalised stream. Keep x: {_RIGHT}.",
         after_attention=lambda self, x: self.ln1(x) + self.attn(self.ln1(x)),
         after_mlp=lambda self, x, mid: self.ln2(mid) + self.mlp(self.ln2(mid)),
     ),
@@ -233,8 +233,8 @@ MODEL: tuple[Mistake, ...] = (
         forward=_positions_each_time,
     ),
     _model(
-        "no final layer norm",
-        "There is no ln_final. The stream is normalised once more before unembed.",
+        "final layer norm not applied",
+        "ln_final is not applied to what the logits are made of. Normalise the stream once more before unembed.",
         final=lambda self, x: x,
     ),
     _model(
@@ -266,7 +266,7 @@ MODEL: tuple[Mistake, ...] = (
     ),
     _model(
         "the first block in the place of all",
-        "One block runs n_layers times ([Block(cfg)] * n_layers makes one). Make n_layers different blocks.",
+        "One block runs n_layers times. Make n_layers different blocks: [Block(cfg)] * n_layers makes one.",
         order=lambda self: [self.blocks[0]] * len(self.blocks),
     ),
     _model(

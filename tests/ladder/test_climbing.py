@@ -237,7 +237,7 @@ def test_a_layer_inside_that_lacks_biases_is_still_seen_as_one(here: Path) -> No
     text = WILD.replace("BIAS", "False").replace("self.sa(self.ln1(x))", "self.sa(x)")
     Path("wild.py").write_text(text)
     found = climb("wild.py:Block", cases=3, copy_process=True).rungs[0]
-    assert found.mistakes[0] == "ln1 missing"
+    assert found.mistakes[0] == "ln1 not applied"
     line = 1 + next(i for i, line in enumerate(text.splitlines()) if "x + self.sa(x)" in line)
     assert found.at == f"wild.py:{line}"
 

@@ -19,7 +19,7 @@ BASES = list(dict.fromkeys((mistake.rung, mistake.base) for mistake in MISTAKES)
 
 # transformers' GPT-2 ties its weights and has no b_U: there these are right.
 RIGHT_IN_TRANSFORMERS = {
-    "b_U missing",
+    "b_U not added",
     "b_U twice",
     "logits from W_E",
     "logits from W_E, without b_U",

@@ -96,7 +96,7 @@ def test_right_layers_are_right_fused_or_written_out(each: Rung) -> None:
     ("name", "mistake"),
     [
         ("block", "the block's attention: causal mask off by one"),
-        ("block", "both layer norms: eps missing"),
+        ("block", "both layer norms: eps not added"),
         ("block", "ln2: unbiased variance"),
         ("model", "every layer norm: eps outside the square root"),
         ("model", "unembed: softmax applied"),
@@ -124,9 +124,9 @@ def test_two_mistakes_at_once_are_told_apart() -> None:
         scaled=lambda self, scores: scores,
         out=lambda self, z: einsum(z, self.W_O, "b s n h, n h m -> b s m"),
     )
-    assert found.mistakes == ("no 1/sqrt(d_head)", "b_O missing")
+    assert found.mistakes == ("no 1/sqrt(d_head)", "b_O not added")
     assert found.what == ("The attention scores are not scaled.", "The output lacks its bias.")
-    assert "The 2 mistakes: no 1/sqrt(d_head) and b_O missing." in as_text(found.lines("what"))
+    assert "The 2 mistakes: no 1/sqrt(d_head) and b_O not added." in as_text(found.lines("what"))
 
 
 # A class that computes d_head itself, knows one activation and always scales: only such cases are drawn, and others

@@ -1,6 +1,7 @@
 """The words of a report: each sentence is true of the layer, and the line is the one to change."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptladder.ladder import climb
-from gptladder.ladder.diagnosis.which_mistake import MistakeSearch
+from gptladder.ladder.diagnosis.which_mistake import MistakeSearch, place_of
+from gptladder.ladder.mistakes import MISTAKES
 from gptladder.ladder.results import Diagnosis, Fault, Finding, Tried
 from gptladder.ladder.tolerance import parameters_in_words
 
@@ -46,6 +48,54 @@ class Split(nn.Module):
 class IdleMask(Split):
     def masked(self, scores: Tensor) -> Tensor:
         return scores + torch.zeros_like(scores).triu(1)  # here: IdleMask
+
+
+class RunningSoftmax(Split):
+    """Eight keys at a time; the sum of the weights is not brought to the new maximum."""
+
+    def gathered(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        row = torch.arange(q.shape[-2])[:, None]
+        most, weights, z = q.new_full((*q.shape[:-1], 1), -torch.inf), q.new_zeros(*q.shape[:-1], 1), q * 0
+        for j in range(0, q.shape[-2], 2):  # here: RunningSoftmax
+            keys = torch.arange(j, min(j + 2, q.shape[-2]))
+            scores = self.scores(q, k[..., j : j + 2, :]).masked_fill(keys > row, -torch.inf)
+            larger = torch.maximum(most, scores.amax(-1, keepdim=True))
+            own, old = torch.exp(scores - larger), torch.exp(most - larger)
+            weights = weights + own.sum(-1, keepdim=True)
+            z, most = z * old + own @ v[..., j : j + 2, :], larger
+        return z / weights
+
+
+class ScaledByHalves(Split):
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.mT / self.d_head * 0.5  # here: ScaledByHalves
+
+
+class MaskedInOne(Split):
+    """The product adds the mask, and scales nothing."""
+
+    def gathered(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = torch.full((q.shape[-2], q.shape[-2]), -torch.inf, dtype=q.dtype).triu(1)
+        flat = [each.flatten(0, 1) for each in (q, k)]
+        scores = torch.baddbmm(mask.expand(len(flat[0]), -1, -1), flat[0], flat[1].mT)  # here: MaskedInOne
+        return scores.softmax(-1).view(*q.shape[:-1], -1) @ v
+
+
+class OneHeadAtATime(Split):
+    """The softmax divides by the wrong size, where no step is seen."""
+
+    def gathered(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        each = lambda q, k, v: (self.masked(q @ k.mT / len(q))).softmax(-1) @ v  # noqa: E731
+        return torch.func.vmap(torch.func.vmap(each))(q, k, v)
+
+
+class HiddenLater(Split):
+    """What is added hides nothing, and need not: the weights of later keys are made 0."""
+
+    def gathered(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = self.scores(q, k) + torch.zeros(q.shape[-2], q.shape[-2], dtype=q.dtype).triu(1)
+        weights = (scores.exp() + 0.1).tril()
+        return weights / weights.sum(-1, keepdim=True) @ v
 
 
 class FusedWithout(Split):
@@ -175,6 +225,19 @@ class OtherConstant(Feed):
         return 0.5 * h * (1 + torch.tanh(0.7978845608028654 * (h + 0.44715 * h**3)))  # here: OtherConstant
 
 
+class OtherPower(Feed):
+    def act(self, h: Tensor) -> Tensor:
+        return 0.5 * h * (1 + torch.tanh(0.7978845608028654 * (h + 0.44715 * h**2)))  # here: OtherPower
+
+
+class Unseen(Feed):
+    def act(self, h: Tensor) -> Tensor:
+        return torch.from_numpy(h.detach().numpy() * 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.hidden(x))  # here: Unseen
+
+
 class ReadsItsOutput(Feed):
     def piece(self, x: Tensor) -> Tensor:
         return super().forward(x)
@@ -211,6 +274,18 @@ class MeanOfAll(Norm):
         return (x - mean) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * self.w + self.b
 
 
+class MeanOfFewer(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.sum(-1, keepdim=True) / (x.shape[-1] - 1)  # here: MeanOfFewer
+        return (x - mean) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt() * self.w + self.b
+
+
+class Flipped(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
+        return normalised * self.w.flip(0) + self.b  # here: Flipped
+
+
 class Capped(Norm):
     def forward(self, x: Tensor) -> Tensor:
         variance = x.var(-1, keepdim=True, correction=0).clamp(max=100)  # here: Capped
@@ -238,6 +313,12 @@ class PreNormBlock(nn.Module):
 class FirstNormTwice(PreNormBlock):
     def second(self, x: Tensor) -> Tensor:
         return x + self.mlp(self.ln1(x))  # here: FirstNormTwice
+
+
+class NormDropped(PreNormBlock):
+    def second(self, x: Tensor) -> Tensor:
+        self.ln2(x)  # here: NormDropped
+        return x + self.mlp(x)
 
 
 class NoSecondNorm(PreNormBlock):
@@ -300,6 +381,9 @@ def test_what_the_mistakes_are_made_in_is_right(rung: str, layer: type[nn.Module
     ("rung", "layer", "words"),
     [
         ("attention", IdleMask, "The mask there hides nothing."),
+        ("attention", RunningSoftmax, "what this loop adds up (GPT-2 has the gathered values z next)"),
+        ("attention", ScaledByHalves, "gives the scores q·k times "),
+        ("attention", MaskedInOne, "what `baddbmm` gives: the masked scores, not scaled (GPT-2 has the scaled scores"),
         ("attention", FusedWithout, "Every query sees every key there."),
         ("attention", OnlyInEval, "right in eval mode; in training mode, without dropout, off by"),
         ("attention", ScaledAway, "First wrong: what `*` gives: the keys times a factor"),
@@ -312,11 +396,16 @@ def test_what_the_mistakes_are_made_in_is_right(rung: str, layer: type[nn.Module
         ("attention", SoftmaxOfHeads, "First wrong: what `softmax` gives (GPT-2 has the attention pattern next)."),
         ("mlp", BiasTakenOff, "First wrong: what `-` gives: the hidden layer before b_in."),
         ("mlp", OtherConstant, "gives x³ in GELU times 0.44715. GPT-2 has that times 0.044715."),
+        ("mlp", OtherPower, "times 0.44715. GPT-2 has x + 0.044715 x³, which is x (1 + 0.044715 x²)."),
+        ("mlp", Unseen, "is given, or what it makes of that (GPT-2 has the hidden layer after the activation next)"),
         ("mlp", ReadsItsOutput, "Those here are no step of GPT-2."),
         ("layer_norm", RunningSquares, "adds up in its loop (GPT-2 has the variance next)."),
         ("layer_norm", MeanOfAll, "numbers, and GPT-2 has one for each position: 15 here."),
+        ("layer_norm", MeanOfFewer, "what `/` gives: the mean times a factor"),
+        ("layer_norm", Flipped, " and numbers of `w` as [28] ("),
         ("layer_norm", Capped, " it makes numbers from 100 to 100."),
         ("block", FirstNormTwice, "the call of ln1 there, on the stream after attention (GPT-2 has ln2 next)."),
+        ("block", NormDropped, "the output of ln2 is made there and not used: line "),
         ("block", NoSecondNorm, "the call there, on the stream after attention"),
         ("pos_embed", OffsetByRow, "Position 0 in sequence 1, counted from 0, gets row 1 of the table, not row 0."),
         ("attention", ShorterOnly, "a sequence of that length raises it; with n_ctx="),
@@ -356,3 +445,43 @@ def test_the_sizes_that_sentences_are_of_are_reported_if_they_have_numbers(detai
     diagnosis = Diagnosis(finding=finding, sizes={"seq": 5})
     text = Tried("attention", "A", None, Fault("output", "off"), diagnosis, smallest={"seq": 2}).text()
     assert text.endswith("\nThe sentences above are of: seq=5" if sizes else "shows it: seq=2")
+
+
+def test_a_mask_is_not_blamed_if_no_later_position_changes_the_output() -> None:
+    found = tried(attention=HiddenLater)
+    assert found.status == "failed"
+    assert "The mask there hides nothing." not in found.text()
+
+
+def test_a_factor_is_that_of_the_whole_line() -> None:
+    text = tried(attention=ScaledByHalves).text()
+    assert re.search(r"what `\*` gives: the scores q·k times a factor", text), text
+    assert "1/d_head" not in text
+
+
+def test_what_a_function_gives_that_was_not_seen_is_not_called_the_output() -> None:
+    finding = getattr(tried(attention=OneHeadAtATime).diagnosis, "finding", None)
+    assert finding is not None
+    assert finding.wrong == "what comes after the values (GPT-2 has the scores q·k next)"
+
+
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        (["blocks.0", "blocks.1", "blocks.2"], "every block"),
+        (["blocks.0", "blocks.2"], "blocks 0 and 2"),
+        (["blocks.1.attn"], "block 1's attention"),
+        (["blocks.0.mlp", "blocks.1.mlp"], "MLP of blocks 0 and 1"),
+        (["blocks.0.ln1", "blocks.0.ln2"], "ln1 of block 0 and ln2 of block 0"),
+        (["ln1", "ln2"], "both layer norms"),
+    ],
+)
+def test_places_are_named_as_many_as_they_are(paths: list[str], words: str) -> None:
+    assert place_of(paths, 3) == words
+
+
+def test_a_hint_says_what_is_measured_and_supposes_no_code() -> None:
+    supposed = re.compile(
+        r"overwrote|was detached|were detached|detached copy|There is no ln|masked_fill fills|was made with"
+    )
+    assert not [each.name for each in MISTAKES if supposed.search(each.hint)]
