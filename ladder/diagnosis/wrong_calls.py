@@ -43,6 +43,10 @@ def _of_formula(matched: Matched, culprit: Seen, caller: tuple[str, str]) -> Fin
     if len(given) != 1 or event.parameters:
         return None
     index = given.pop()
+    made_of = matched.seen[index].event
+    # Made in the function itself, unless the function was called again on what it gave.
+    if made_of.caller == caller and int(line_of(event)) >= int(line_of(made_of)):
+        return None
     inside = [seen for seen in matched.seen[culprit.index :] if seen.event.caller == caller]
     inside = [seen for seen in inside if index in matched.sources(seen.event.inputs)]
     for words, right in _right_functions(matched, matched.seen[index].event.value):
