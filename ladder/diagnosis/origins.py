@@ -1,7 +1,6 @@
 """The earlier line that made a step wrong: it counts twice, mixes two, takes another head, leaves out a part."""
 
 import re
-from collections.abc import Sequence
 
 import torch
 
@@ -11,6 +10,7 @@ from ..formula.same_numbers import common, sorted_numbers, varied, within
 from ..formula.trace_matching import FILLS, MOVES, Matched, Seen
 from ..results import Finding
 from .in_words import called, found_at, in_its_place, line_of
+from .wrong_masks import idle_mask
 
 
 def origin_of(matched: Matched, culprit: Seen) -> Finding | None:
@@ -281,33 +281,6 @@ def _in_loop(matched: Matched, culprit: Seen) -> Finding | None:
     return found_at(matched, culprit, loop, f"what this loop makes{in_its_place(missing)}")
 
 
-def _idle_mask(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the line whose mask hides nothing, if masked scores are what is missing and later positions are seen."""
-    if not matched.leaks:
-        return None
-    seq = matched.trial.case.seq
-    if not next_step(matched, culprit.index, culprit.event.inputs, culprit.event.function).startswith("the masked"):
-        return None
-    for index in sorted(matched.sources(culprit.event.inputs), reverse=True):
-        event = matched.seen[index].event
-        taken = [matched.seen[i] for i in event.inputs if i >= 0]
-        scores = [each for each in taken if any(quantity.key.endswith(("raw", "scores")) for quantity in each.is_)]
-        mask = [each for each in taken if not each.depends and each.event.value.shape[-2:] == event.value.shape[-2:]]
-        scores = scores[:1] or [each for each in [matched.seen[index]] if _is_scores_beside(each, taken)]
-        hides = [each for each in mask if (each.event.value < -1e3).any()] if scores == [matched.seen[index]] else mask
-        every = event.value.shape[-2:] == (seq, seq)  # of some keys, there may be none to hide
-        if every and scores and hides and event.at and torch.equal(scores[0].event.value, event.value):
-            wrong = f"which keys each query sees (line {line_of(event)})"
-            return found_at(matched, matched.seen[index], event.at, wrong, ["The mask there hides nothing."])
-    return None
-
-
-def _is_scores_beside(seen: Seen, taken: Sequence[Seen]) -> bool:
-    """Return whether an event makes scores of queries and keys, and takes something else beside these: a mask."""
-    made = seen.good and any(quantity.key.endswith(("raw", "scores")) for quantity in seen.is_)
-    return made and sum(each.depends for each in taken) == 2
-
-
 def _running_softmax(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the loop over parts of the keys in which the culprit takes a row's own number off a part of the scores.
 
@@ -400,7 +373,7 @@ def moved_from(matched: Matched, index: int) -> list[Seen]:
 _CAUSES = (
     _miscounted,
     _undone,
-    _idle_mask,
+    idle_mask,
     _scaled_twice,
     _running_softmax,
     _mixed,

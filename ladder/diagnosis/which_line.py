@@ -61,7 +61,8 @@ def locate(
         return origin
     if (elsewhere := _right_elsewhere(matched, culprit)) is not None:
         return elsewhere
-    if (call := wrong_call(matched, culprit)) is not None:
+    scaled = _scaled_before(matched, culprit)
+    if scaled is None and (call := wrong_call(matched, culprit)) is not None:
         return call
     if mask := mask_fault(matched, culprit):
         what, detail, made = mask
@@ -72,9 +73,7 @@ def locate(
             caller = turned.event.caller[0].rpartition(":")[2]
             wrong += f" (line {line_of(turned.event)}, called by line {caller})"
         return found_at(matched, turned, turned.event.at, wrong)
-    if (scaled := _scaled_before(matched, culprit)) is not None:
-        culprit = scaled
-    culprit = last_multiple(matched, culprit)
+    culprit = last_multiple(matched, scaled or culprit)
     event = culprit.event
     if unscaled := _masked_unscaled(matched, culprit):
         return unscaled

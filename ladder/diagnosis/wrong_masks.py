@@ -1,12 +1,16 @@
 """How a causal mask is wrong, and the line that makes it wrong, by the values of a trace."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..candidate.trace import Event
+from ..formula.next_step import next_step
 from ..formula.same_numbers import TOLERANCE, common, equal, sorted_numbers, within
 from ..formula.trace_matching import Matched, Seen
-from .in_words import line_of
+from ..results import Finding
+from .in_words import found_at, line_of
 
 # What a mask does wrong, sentences about it, and the step that first makes it wrong, if that is known.
 MaskFault = tuple[str, list[str], Event | None]
@@ -192,3 +196,30 @@ def _square(value: Tensor) -> Tensor | None:
         return None
     every = value.flatten(0, -3) if value.ndim > 2 else value[None]
     return every[0] if bool((every == every[0]).all()) else None
+
+
+def idle_mask(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line whose mask hides nothing, if masked scores are what is missing and later positions are seen."""
+    if not matched.leaks:
+        return None
+    seq = matched.trial.case.seq
+    if not next_step(matched, culprit.index, culprit.event.inputs, culprit.event.function).startswith("the masked"):
+        return None
+    for index in sorted(matched.sources(culprit.event.inputs), reverse=True):
+        event = matched.seen[index].event
+        taken = [matched.seen[i] for i in event.inputs if i >= 0]
+        scores = [each for each in taken if any(quantity.key.endswith(("raw", "scores")) for quantity in each.is_)]
+        mask = [each for each in taken if not each.depends and each.event.value.shape[-2:] == event.value.shape[-2:]]
+        scores = scores[:1] or [each for each in [matched.seen[index]] if _is_scores_beside(each, taken)]
+        hides = [each for each in mask if (each.event.value < -1e3).any()] if scores == [matched.seen[index]] else mask
+        every = event.value.shape[-2:] == (seq, seq)  # of some keys, there may be none to hide
+        if every and scores and hides and event.at and torch.equal(scores[0].event.value, event.value):
+            wrong = f"which keys each query sees (line {line_of(event)})"
+            return found_at(matched, matched.seen[index], event.at, wrong, ["The mask there hides nothing."])
+    return None
+
+
+def _is_scores_beside(seen: Seen, taken: Sequence[Seen]) -> bool:
+    """Return whether an event makes scores of queries and keys, and takes something else beside these: a mask."""
+    made = seen.good and any(quantity.key.endswith(("raw", "scores")) for quantity in seen.is_)
+    return made and sum(each.depends for each in taken) == 2

@@ -405,7 +405,7 @@ def test_what_the_mistakes_are_made_in_is_right(rung: str, layer: type[nn.Module
         ("layer_norm", Flipped, " and numbers of `w` as [28] ("),
         ("layer_norm", Capped, " it makes numbers from 100 to 100."),
         ("block", FirstNormTwice, "the call of ln1 there, on the stream after attention (GPT-2 has ln2 next)."),
-        ("block", NormDropped, "the output of ln2 is made there and not used: line "),
+        ("block", NormDropped, "the output of ln2, made on line "),
         ("block", NoSecondNorm, "the call there, on the stream after attention"),
         ("pos_embed", OffsetByRow, "Position 0 in sequence 1, counted from 0, gets row 1 of the table, not row 0."),
         ("attention", ShorterOnly, "a sequence of that length raises it; with n_ctx="),
