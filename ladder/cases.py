@@ -29,6 +29,11 @@ def has_one_head(asked: frozenset[str] | set[str]) -> bool:
     return "d_head" in asked and not asked & {"n_heads", "config"}
 
 
+def heads_fill_the_model(asked: frozenset[str], missing: frozenset[str]) -> bool:
+    """Return whether a layer needs ``d_model = n_heads * d_head``: it reads no ``d_head``, or has no ``W_O``."""
+    return "d_head" not in asked or any(name.endswith("W_O") for name in missing)
+
+
 def drawing(asked: frozenset[str], missing: frozenset[str], fixed: Mapping[str, int] | None = None) -> Draw:
     """Return what draws cases for a layer that reads these fields and lacks these parameters.
 
@@ -39,6 +44,7 @@ def drawing(asked: frozenset[str], missing: frozenset[str], fixed: Mapping[str, 
     tied = "unembed.W_U" in missing
     lacks = bool(missing & {"b_U", "unembed.b_U"})
     but = (asked | {"d_mlp"}) if "d_mlp" in asked and "ratio" not in asked else asked - {"d_mlp"}
+    but -= {"d_head"} if heads_fill_the_model(asked, missing) else frozenset()
 
     def draw(source: random.Random, seq: tuple[int, int] = RANGES["seq"]) -> Case:
         while True:

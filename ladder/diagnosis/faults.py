@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..answers import close, same
 from ..candidate.aliases import SIZES
+from ..cases import heads_fill_the_model
 from ..results import Diagnosis, Fault, Finding, Tried, listed
 from ..rungs import Case, Trial, distance
 from ..tolerance import wrongness
@@ -149,7 +150,7 @@ def _only_there(layer: UnderTest, trial: Trial) -> Diagnosis:
 
 def _least(layer: UnderTest, case: Case, fails: Callable[[Case], bool]) -> dict[str, int]:
     """Return the sizes of a small case that fails."""
-    return sizes_of(shrink(case, fails, "d_head" not in layer.asked, layer.fixed))
+    return sizes_of(shrink(case, fails, heads_fill_the_model(layer.asked, layer.missing), layer.fixed))
 
 
 def _too_long(layer: UnderTest, trial: Trial) -> Diagnosis:

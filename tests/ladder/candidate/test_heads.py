@@ -79,13 +79,34 @@ class UnprojectedAndSharp(Unprojected):
     scale = 2.0
 
 
-def test_a_missing_output_projection_is_a_verdict() -> None:
-    tried = climb(attention=Unprojected, cases=4).rungs[0]
+class UnprojectedHeads(nn.Module):
+    """It reads the width of a head, which has to be the model's over the number of heads."""
+
+    sharp = 1.0
+
+    def __init__(self, d_in: int, d_out: int, num_heads: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(Head(d_in, d_out) for _ in range(num_heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([head(self.sharp * x) for head in self.heads], -1)
+
+
+class UnprojectedSharpHeads(UnprojectedHeads):
+    sharp = 2.0
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [(Unprojected, UnprojectedAndSharp), (UnprojectedHeads, UnprojectedSharpHeads)]
+)
+def test_a_missing_output_projection_is_a_verdict(right: type[nn.Module], wrong: type[nn.Module]) -> None:
+    tried = climb(attention=right, cases=4).rungs[0]
     assert (tried.status, tried.mistakes) == ("failed", ("W_O, b_O missing",))
     assert "W_O, b_O are missing (GPT-2 has them); all else is right" in tried.text()
-    wrong = climb(attention=UnprojectedAndSharp, cases=2).rungs[0].text()
-    assert "all else is right" not in wrong
-    assert "W_O, b_O are missing" in wrong
+    other = climb(attention=wrong, cases=2).rungs[0]
+    assert other.status == "failed"
+    assert "all else is right" not in other.text()
+    assert "W_O, b_O are missing" in other.text()
 
 
 def test_one_head_without_an_output_projection_is_refused() -> None:
