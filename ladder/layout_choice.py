@@ -30,6 +30,7 @@ _RIGHT = 1e-4
 # How a reading names the order of q, k and v; and how a file does.
 _ORDER = re.compile(r"holds ([qkv], [qkv], [qkv]) as")
 _UNPACKED = re.compile(r"\s*\(?(q\w*|k\w*|v\w*), *(q\w*|k\w*|v\w*), *(q\w*|k\w*|v\w*)\)? *=[^=]", re.I)
+_INDEX = re.compile(r"\[[^\[\]]*\d\]")
 # Steps that queries and keys exchanged may seem to explain; and more than there are.
 _EXCHANGE, _MANY = 2, 1000
 
@@ -134,7 +135,8 @@ class LayoutChoice:
         for event in events:
             found = _UNPACKED.match(event.at[1]) if event.at else None
             letters = [each[0].lower() for each in found.groups()] if found else []
-            if sorted(letters) == ["k", "q", "v"]:
+            picked = event.at is not None and len(_INDEX.findall(event.at[1])) > 1  # q, k, v = qkv[1], qkv[0], qkv[2]
+            if sorted(letters) == ["k", "q", "v"] and not picked:
                 return ", ".join(letters)
         return ""
 
