@@ -3,6 +3,7 @@
 A layer that is right under one way is right: no way of reading makes a wrong function right.
 """
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -26,6 +27,12 @@ _MOST_TRACED = 50
 # Products of a head's queries and keys, and what is made of them: right ones show which numbers are a head's.
 _PRODUCTS = ("raw", "scores", "masked", "pattern", "z")
 _RIGHT = 1e-4
+# How a reading names the order of q, k and v; and how a file does.
+_ORDER = re.compile(r"holds ([qkv], [qkv], [qkv]) as")
+_UNPACKED = re.compile(r"\s*\(?(q\w*|k\w*|v\w*), *(q\w*|k\w*|v\w*), *(q\w*|k\w*|v\w*)\)? *=[^=]", re.I)
+_INDEX = re.compile(r"\[[^\[\]]*\d\]")
+# Steps that queries and keys exchanged may seem to explain; and more than there are.
+_EXCHANGE, _MANY = 2, 1000
 
 
 class LayoutChoice:
@@ -97,10 +104,24 @@ class LayoutChoice:
             mask = self.tried[way].mask
             causal[mask] = causal[mask] if mask in causal else self._is_causal(way)
 
-        def rank(way: int) -> tuple[bool, bool, int]:
-            answer = self.tried[way].answer
-            finite = answer is not None and bool(answer.output.isfinite().all())  # another kind of mask may hide all
-            return finite and causal[self.tried[way].mask], finite, self.steps_found[way]
+        alone = [way for way in self.steps_found if not self.tried[way].mask]
+        hides = 0 < len(alone) < len(self.steps_found) and self._hides(alone[0])
+        named = self._named_order()
+
+        def rank(way: int) -> tuple[bool, bool, bool, float]:
+            reply = self.tried[way]
+            finite = reply.answer is not None and bool(reply.answer.output.isfinite().all())  # a mask may hide all
+            order = _ORDER.search(reply.reading)
+            # Another order than the usual one must explain more than the exchange that it would be otherwise.
+            odd = order is not None and (order[1] != named if named else order[1] != "q, k, v")
+            steps = self.steps_found[way] - (_EXCHANGE if odd else 0)
+            unmasked = hides and not reply.mask
+            return (
+                finite and (unmasked or causal[reply.mask]),
+                unmasked,
+                finite,
+                steps - (_MANY if odd and named else 0),
+            )
 
         best = max(self.steps_found, key=rank, default=None)
         chosen = self.first if best is None else self._as_read(self.tried[best])
@@ -108,12 +129,23 @@ class LayoutChoice:
             chosen = self._refused(chosen)
         return best or 0, chosen
 
+    def _named_order(self) -> str:
+        """Return the order in which the file names what it splits (``q, k, v = ...``); empty if it does not."""
+        events = next((self.tried[way].trace.events for way in self.steps_found), [])
+        for event in events:
+            found = _UNPACKED.match(event.at[1]) if event.at else None
+            letters = [each[0].lower() for each in found.groups()] if found else []
+            picked = event.at is not None and len(_INDEX.findall(event.at[1])) > 1  # q, k, v = qkv[1], qkv[0], qkv[2]
+            if sorted(letters) == ["k", "q", "v"] and not picked:
+                return ", ".join(letters)
+        return ""
+
     def _as_read(self, reply: Reply) -> Reply:
         """Return the first reply with what is known of how the parameters were read in another."""
         return replace(self.first, notes=reply.notes, reading=reply.reading, oddity=reply.oddity)
 
     def _masks_by_itself(self, way: int) -> bool:
-        """Return whether the layer hides something although it is given no mask.
+        """Return whether the layer treats positions differently although it is given no mask.
 
         Attention that hides nothing treats all positions alike: inputs in reverse order give the outputs in reverse.
         """
@@ -121,6 +153,19 @@ class LayoutChoice:
             return False
         back, answer = self._answer_to(self.trial.given.flip(1), way), self.tried[way].answer
         return back is None or answer is None or not close(back.output.flip(1), answer.output)
+
+    def _hides(self, way: int) -> bool:
+        """Return whether the layer, given no mask, hides something: another input somewhere leaves an output alone."""
+        answer = self.tried[way].answer
+        if answer is None or not self.trial.given.is_floating_point():
+            return False
+        for place in range(self.trial.given.shape[1]):
+            given = self.trial.given.clone()
+            given[:, place] = 1 - given[:, place]
+            again = self._answer_to(given, way)
+            if again is None or bool((again.output == answer.output).all(-1).any()):
+                return True
+        return False
 
     def _is_causal(self, way: int) -> bool:
         """Return whether another last position changes nothing before it."""
@@ -136,7 +181,12 @@ class LayoutChoice:
         return next(self._replies([asked]), Reply()).answer
 
     def _refused(self, chosen: Reply) -> Reply:
-        """Refuse a layer that raises with every mask, in several ways: what mask it takes is not known."""
+        """Refuse a layer that raises with every mask, in several ways: what mask it takes is not known.
+
+        One that answers without a mask is judged without one.
+        """
+        if any(reply.answer is not None and not reply.mask for reply in self.tried.values()):
+            return chosen
         by_mask = {reply.mask: reply.fault for reply in self.tried.values() if reply.mask}
         faults = [fault for fault in by_mask.values() if fault is not None and fault.kind == "raises"]
         if not by_mask or len(faults) < len(by_mask):

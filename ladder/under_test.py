@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .answers import Answer, difference
+from .candidate.fixed_sizes import d_mlp_that_follows
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
 from .cases import Draw, drawing, has_one_head, in_any_block, without
@@ -170,13 +171,30 @@ class UnderTest:
             self._settle()
 
     def _read(self) -> None:
-        self.first = self.ask(self.trial(self.new_case()))
-        self.fixed = self.first.fixed
+        case = self.new_case()
+        first = self.first = self.ask(self.trial(case))
+        self.fixed = first.fixed
         if has_one_head(self.asked) or self.fixed:
             self.draw = self._drawing(self.asked, frozenset())
             self.first = self.ask(self.trial(self.new_case()))
+        if self.fixed:
+            self._take_back_what_follows(case, first)
         self.missing = frozenset(map(in_any_block, self.first.missing))
         self.draw = self._drawing(self.asked, self.missing)
+
+    def _take_back_what_follows(self, case: Case, first: Reply) -> None:
+        """Find out whether sizes that the layer has in one case are its own, or follow the width of the model."""
+        source = random.Random(self.seed)
+        drawn = (self.draw(source) for _ in range(100))
+        other = next(each for each in drawn if each.config.d_model != case.config.d_model)
+        again = self.ask(self.trial(other))
+        if first.fault is None or again.fault is None or again.fault.kind != "parameters":
+            return
+        widths = case.config.d_model, other.config.d_model
+        words = d_mlp_that_follows(self.fixed, again.fixed, widths)
+        message = f"{first.fault.message.partition(': ')[0]}: {words}" if words else first.fault.message
+        fault = replace(first.fault, message=message)
+        self.first, self.fixed = replace(first, fixed={}, fault=fault), {}
 
     def _drawing(self, asked: frozenset[str], missing: frozenset[str]) -> Draw:
         return drawing(asked, missing, self.fixed)
@@ -256,27 +274,31 @@ class UnderTest:
     @property
     def notes(self) -> list[str]:
         """What to know of how the layer was built, read and called, as clauses."""
-        notes = list(self.first.notes)
-        if self.first.oddity:
-            notes.append(f"GPT-2's weights do not fit as they are stored: {self.first.oddity}")
-        if "unembed.W_U" in self.missing:
-            notes.append("it has no W_U of its own; GPT-2's logits are tied to W_E")
-        elif self.missing & {"b_U", "unembed.b_U"}:
-            notes.append("it has no b_U, as GPT-2 has none")
-        if self.fixed:
-            sizes = ", ".join(f"{name}={size}" for name, size in self.fixed.items())
-            notes.append(f"it has {sizes} whatever it is built for, and was judged with that")
-        if has_one_head(self.asked):
-            notes.append("it reads no number of heads, and was judged as one head")
-        if self.sequence_first:
-            order = "[seq batch]" if self.rung.takes_tokens else "[seq batch d_model]"
-            notes.append(
-                f"forward takes {order}, and was judged in that order; the sequence comes second in GPT-2: "
-                f"{order.replace('seq batch', 'batch seq')}"
-            )
-        for name, (value, default) in self.first.passed.items():
-            notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
-        return notes
+        return _notes(self)
+
+
+def _notes(layer: UnderTest) -> list[str]:
+    notes = list(layer.first.notes)
+    if layer.first.oddity:
+        notes.append(f"GPT-2's weights do not fit as they are stored: {layer.first.oddity}")
+    if "unembed.W_U" in layer.missing:
+        notes.append("it has no W_U of its own; GPT-2's logits are tied to W_E")
+    elif layer.missing & {"b_U", "unembed.b_U"}:
+        notes.append("it has no b_U, as GPT-2 has none")
+    if layer.fixed:
+        sizes = ", ".join(f"{name}={size}" for name, size in layer.fixed.items())
+        notes.append(f"it has {sizes} whatever it is built for, and was judged with that")
+    if has_one_head(layer.asked):
+        notes.append("it reads no number of heads, and was judged as one head")
+    if layer.sequence_first:
+        order = "[seq batch]" if layer.rung.takes_tokens else "[seq batch d_model]"
+        notes.append(
+            f"forward takes {order}, and was judged in that order; the sequence comes second in GPT-2: "
+            f"{order.replace('seq batch', 'batch seq')}"
+        )
+    for name, (value, default) in layer.first.passed.items():
+        notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
+    return notes
 
 
 def _same(out: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ def _called(letters: str, more: str) -> re.Pattern[str]:
 
 _ROLES = {
     "QKV": _called("qkv|c_attn|in_proj|query_key_value|kqv|attn_qkv|qkv_proj|qkvs?|wqkv", "c_attn"),
+    "KV": _called("kv|kvs|key_?value", "w_?kv|b_?kv"),
     "Q": _called("q|query|queries|qs|qry", "w_?q|b_?q"),
     "K": _called("k|key|keys|ks", "w_?k|b_?k"),
     "V": _called("v|value|values|vs|val", "w_?v|b_?v"),
@@ -69,8 +70,9 @@ def _patterns(table: Mapping[str, list[str]], known: str) -> list[str]:
     return table[known] if known else [*table["in out"], *table["out in"]]
 
 
-def _without_m(pattern: str) -> str:
-    return " ".join(pattern.replace("m", "").replace("( ", "(").replace(" )", ")").replace("()", "").split())
+def _without(axis: str, pattern: str) -> str:
+    bare = " ".join(pattern.replace(axis, "").split())
+    return " ".join(bare.replace("( ", "(").replace(" )", ")").replace("()", "").split())
 
 
 class _Attention:
@@ -99,7 +101,7 @@ class _Attention:
         lonely = len([each for each in others if each.tensor.ndim > 1]) == 1 and not any(
             role_of(n) == "O" for n in found
         )
-        unnamed = not {"QKV", "Q", "K", "V"} & set(map(role_of, found))
+        unnamed = not {"QKV", "KV", "Q", "K", "V"} & set(map(role_of, found))
         for name, parameter in found.items():
             role = chosen.get(name) or role_of(name) or ("O" if lonely else None)
             if role in (None, "O") and unnamed and config.n_heads * config.d_head * 3 in parameter.shape:
@@ -114,34 +116,65 @@ class _Attention:
             )
             kind = self.biases if is_bias else self.matrices
             kind.setdefault(role, []).append((int(head[1]) if head else None, parameter))
+        if "KV" in self.matrices:
+            self.lengths["c"] = 2
         outs = [parameter for head, parameter in self.matrices.get("O", []) if head is None]
         if len(outs) > 1:
             raise Unreadable(f"{' and '.join(map(str, outs))} are two output projections, and attention has one")
         for kind in (self.matrices, self.biases):
             if len(kind.get("O", [])) == 1:  # the number is that of a place in an nn.Sequential
                 kind["O"] = [(None, kind["O"][0][1])]
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        """Refuse a list that has not one parameter for each head, and one beside parameters of all heads."""
+        separate = [head is not None for role in "QKV" for head, _ in self.matrices.get(role, [])]
+        if any(separate) and not all(separate):
+            found = self._listed("Q", "K", "V")
+            raise Unreadable(f"some of {found} are one head's and others are all heads': have all of them alike")
+        for kind in (self.matrices, self.biases):
+            for every in kind.values():
+                heads = sorted(head for head, _ in every if head is not None)
+                if heads and heads != list(range(self.config.n_heads)) and (len(heads) > 1 or kind is self.biases):
+                    found = ", ".join(str(parameter) for _, parameter in every)
+                    raise Unreadable(f"{found} are not one for each of n_heads={self.config.n_heads} heads")
+
+    def _check_biases(self) -> None:
+        """Refuse a bias of another length than its matrix."""
+        width = self.config.n_heads * self.config.d_head
+        lengths = {"QKV": 3 * width, "KV": 2 * width, "Q": width, "K": width, "V": width, "O": self.config.d_model}
+        for role, every in self.biases.items():
+            for head, parameter in every:
+                right = lengths[role] if head is None or role == "O" else self.config.d_head
+                if parameter.tensor.numel() != right:
+                    raise Unreadable(f"{parameter} has not the {right} numbers of its bias")
 
     def layouts(self) -> Layouts:
         """Return every layout."""
         bare = "O" not in self.matrices
-        ways = list(self._fused() if "QKV" in self.matrices else self._separate())
+        ways = list(self._fused() if {"QKV", "KV"} & self.matrices.keys() else self._separate())
         fills = self.config.n_heads * self.config.d_head == self.config.d_model
         if bare and not (ways and fills and "O" not in self.biases):
             raise Unreadable("it has nothing that could be W_O, as one head of attention has none")
         if not ways:
             raise Unreadable(
-                f"the shapes of {self._listed('QKV', 'Q', 'K', 'V')} fit no layout of queries, keys and values"
+                f"the shapes of {self._listed('QKV', 'Q', 'KV', 'K', 'V')} fit no layout of queries, keys and values"
             )
+        self._check_biases()
         outs = [""] if bare else self._outs()
         for letter in "QKV":
-            if letter not in self.biases and "QKV" not in self.biases:
+            if not self._has(self.biases, letter):
                 self.missing.add(f"{self.of}b_{letter}")
-            if letter not in self.matrices and "QKV" not in self.matrices:
+            if not self._has(self.matrices, letter):
                 raise Unreadable(f"it has nothing that could be {self.of}W_{letter}")
         self.missing |= {f"{self.of}b_O"} if "O" not in self.biases else set()
         self.missing |= {f"{self.of}W_O"} if bare else set()
         every = [(order, way, pattern) for order, way in ways for pattern in outs][: 1 if self.is_torchs else None]
         return Layouts(len(every), lambda index: self._layout(*every[index]))
+
+    @staticmethod
+    def _has(kind: Mapping[str, object], letter: str) -> bool:
+        return any(letter in role for role in kind)
 
     def _outs(self) -> list[str]:
         head, out = self.matrices["O"][0]
@@ -164,9 +197,14 @@ class _Attention:
         return [each for each in dict.fromkeys(patterns) if [size for size in made(each) if size != 1] == wanted]
 
     def _fused(self) -> Iterable[tuple[str, str]]:
-        parameter = self.matrices["QKV"][0][1]
+        role = "QKV" if "QKV" in self.matrices else "KV"
+        parameter = self.matrices[role][0][1]
         fitting = self._fitting(_patterns(_FUSED, parameter.known), parameter.shape)
         orders = ["QKV", "KQV", "QVK", "KVQ", "VQK", "VKQ"]
+        if role == "KV":  # beside it, the queries lie as the keys do
+            shapes = [each.shape for _, each in self.matrices.get("Q", [])]
+            fitting = [each for each in fitting if all(self._fitting([_without("c", each)], shape) for shape in shapes)]
+            orders = ["QKV", "QVK"]
         return ((order, pattern) for pattern, order in itertools.product(fitting, orders))
 
     def _separate(self) -> Iterable[tuple[str, str]]:
@@ -183,7 +221,7 @@ class _Attention:
         def fill(given: Given) -> dict[str, Tensor]:
             state: dict[str, Tensor] = {}
             for letter, every in (("W", self.matrices), ("b", self.biases)):
-                for role in ("QKV", "Q", "K", "V", "O"):
+                for role in _ROLES:
                     for head, parameter in every.get(role, []):
                         source, axes, lies = self._source(given, letter, role, head, order, pattern, out)
                         state[parameter.name] = rearrange(source, f"{axes} -> {lies}").reshape(parameter.shape)
@@ -203,15 +241,20 @@ class _Attention:
             return (source[head], "h m", out) if is_matrix else (source / len(self.biases["O"]), "m", "m")
         if role == "O":
             return given[f"{self.of}{letter}_O"], "n h m" if is_matrix else "m", out if is_matrix else "m"
-        if role == "QKV":
-            source = torch.stack([given[f"{self.of}{letter}_{each}"] for each in order])
+        fused = {"QKV", "KV"} & self.matrices.keys()
+        if role in ("QKV", "KV"):
+            source = torch.stack([given[f"{self.of}{letter}_{each}"] for each in order if each in role])
             # A bias lies as its matrix does; one of separate matrices lies as (c n h).
-            bare = _without_m(pattern) if "QKV" in self.matrices else "(c n h)"
+            bare = _without("m", pattern) if fused else "(c n h)"
             return source, "c n m h" if is_matrix else "c n h", pattern if is_matrix else bare
         source = given[f"{self.of}{letter}_{role}"]
         if head is not None:
             return source[head], "m h" if is_matrix else "h", pattern if is_matrix else "h"
-        bare = _without_m(pattern) if "QKV" not in self.matrices else "(n h)"
+        if "KV" in fused:  # the queries
+            pattern = _without("c", pattern)
+        # The biases of all heads beside a matrix of each, or beside one of all three, lie as (n h).
+        beside_all = "QKV" in fused or any(head is not None for head, _ in self.matrices.get(role, []))
+        bare = "(n h)" if beside_all else _without("m", pattern)
         return source, "n m h" if is_matrix else "n h", pattern if is_matrix else bare
 
     def _label(self, order: str, pattern: str, out: str) -> str:
@@ -219,6 +262,9 @@ class _Attention:
         if "QKV" in self.matrices:
             name = self.matrices["QKV"][0][1].name.removesuffix(".weight")
             return f"{name} holds {', '.join(order.lower())} as [{pattern}]{last}"
+        if "KV" in self.matrices:
+            order, queries = order.replace("Q", ""), f"{self._name('Q')} is [{_without('c', pattern)}]"
+            return f"{queries}, {self._name('KV')} holds {', '.join(order.lower())} as [{pattern}]{last}"
         return f"{self._name('Q')}, {self._name('K')}, {self._name('V')} are [{pattern}]{last}"
 
     def _name(self, role: str) -> str:
@@ -226,7 +272,9 @@ class _Attention:
 
     def _oddity(self, order: str, pattern: str, out: str) -> str:
         found = []
-        if order != "QKV":
+        if "KV" in self.matrices and order != "QKV":
+            found.append("the values come before the keys")
+        elif order != "QKV":
             found.append(f"the order is {', '.join(order.lower())}")
         axes = "".join(axis for axis in pattern if axis in "cnh")
         if axes.find("h") < axes.find("n"):

@@ -20,6 +20,7 @@ from .configuration import (
     Sizes,
     explain_unknown,
     is_unknown_field,
+    of_own_class,
     own_configurations,
 )
 from .layouts import Unreadable
@@ -44,6 +45,8 @@ _GELU = (
     *("gelu_new", "gelu_tanh", "gelu_pytorch_tanh", "tanh_gelu", "new_gelu", "gelu_approx", "gelu_accurate"),
     *("approx_gelu", "gelu", "GELU"),
 )
+# An MLP's width beside the model's; where there is no other, the model's.
+_HIDDEN = ("hidden", "dhidden", "dimhidden", "dhid", "hiddenfeatures")
 # What a name may also mean, if a layer's parameters fit nothing otherwise.
 _DOUBTFUL = {("attention", "dout"): "d_head"}
 
@@ -208,7 +211,7 @@ class Builder:
         ):
             ours = "d_model"  # the only width that it is given
         widths = [*map(canonical, others), ours]
-        if flat(name) == "hidden" and widths.count("d_mlp") > 1 and "d_model" not in widths:
+        if flat(name) in _HIDDEN and "d_model" not in widths and self._is_the_width(others, widths):
             ours = "d_model"
         typed = self._is_module(each)
         is_module = bool(_MODULE.search(name)) if typed is None else typed
@@ -238,8 +241,18 @@ class Builder:
         except Refused as error:
             raise Refused(name, is_module=True) from error
 
-    def _configuration(self, sizes: Sizes) -> Configuration:
+    def _is_the_width(self, others: list[str], widths: list[str | None]) -> bool:
+        """Return whether ``hidden`` is the model's width: it is beside an MLP's, or if no other width is known."""
+        elsewhere = any(map(_CONFIGURATION.search, others)) or any(canonical(n) == "d_model" for _, n in self.constants)
+        return widths.count("d_mlp") > 1 or not elsewhere
+
+    def _configuration(self, sizes: Sizes) -> Any:
         sizes.asked.add("config")
+        own = getattr(self._making[-1], "config_class", None)
+        if inspect.isclass(own) and not issubclass(own, Configuration | nn.Module):
+            # With sizes of ours, of which nothing counts as read yet.
+            made = self._call(own, Sizes(sizes.config, sizes.chosen, set()), "")
+            return of_own_class(made, Configuration(sizes, self.configurations))
         return Configuration(sizes, self.configurations)
 
     def _is_module(self, each: inspect.Parameter) -> bool | None:

@@ -207,6 +207,23 @@ class Configuration:
         return iter(("n_embd", "n_head", "n_layer", "block_size", "vocab_size"))
 
 
+def of_own_class(made: Any, configuration: Configuration) -> Any:
+    """Return a configuration of the file's own class (transformers' models take no other) that answers as ours does.
+
+    Args:
+        made: an instance, built with our sizes.
+        configuration: answers what it holds and what its ``attribute_map`` leads to, where we know the name.
+    """
+    every = [*vars(made), *getattr(made, "attribute_map", {})]
+    fields = {name for name in every if canonical(name) not in (None, "none")}
+
+    def read(self: Any, name: str) -> Any:
+        return getattr(configuration, name) if name in fields else object.__getattribute__(self, name)
+
+    made.__class__ = type(type(made).__name__, (type(made),), {"__getattribute__": read})
+    return made
+
+
 MISSING = object()
 
 

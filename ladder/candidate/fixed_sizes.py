@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -58,3 +58,18 @@ def fixed_sizes(
         if len(fitting) == 1:
             found[ours] = fitting[0]
     return found
+
+
+def d_mlp_that_follows(one: Mapping[str, int], other: Mapping[str, int], widths: tuple[int, int]) -> str:
+    """Return what to say of a layer whose ``d_mlp`` is another one beside another ``d_model``; empty if it is not.
+
+    Example:
+        >>> d_mlp_that_follows({"d_mlp": 24}, {"d_mlp": 40}, (12, 20))
+        "its d_mlp is 2*d_model (24 where d_model is 12, 40 where it is 20); GPT-2's is 4*d_model, or what is asked for"
+    """
+    if "d_mlp" not in one or "d_mlp" not in other:
+        return ""
+    first, second = one["d_mlp"], other["d_mlp"]
+    what = f"{first / widths[0]:g}*d_model" if first * widths[1] == second * widths[0] else "another in each case"
+    where = f"{first} where d_model is {widths[0]}, {second} where it is {widths[1]}"
+    return f"its d_mlp is {what} ({where}); GPT-2's is 4*d_model, or what is asked for"

@@ -111,12 +111,14 @@ def housed(found: Parameters, config: GPT2Config) -> Parameters:
     for name, parameter in loose.items():
         lengths = [size for size in parameter.shape if size != 1]
         if len(lengths) > 1 and config.d_model in lengths:
-            homes[name] = "mlp" if config.d_mlp in lengths and role_of(name) not in ("Q", "K", "V", "QKV") else "attn"
+            homes[name] = (
+                "mlp" if config.d_mlp in lengths and role_of(name) not in ("Q", "K", "V", "KV", "QKV") else "attn"
+            )
             of_stem[_KIND.sub("", name, count=1)] = homes[name]
     norms = []
     for name, parameter in loose.items():
         if name not in homes:
-            attends = role_of(name) in ("Q", "K", "V", "QKV")
+            attends = role_of(name) in ("Q", "K", "V", "KV", "QKV")
             home = "attn" if attends else "mlp" if parameter.tensor.numel() == config.d_mlp else ""
             homes[name] = of_stem.get(_KIND.sub("", name, count=1)) or home
             norms += [] if homes[name] else [name]

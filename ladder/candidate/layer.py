@@ -23,9 +23,10 @@ from .configuration import FIELDS, Configuration, Refused, Sizes
 from .fixed_sizes import fixed_sizes
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .masks import ConstructorsMask
-from .parameters import read, tie_shared
+from .parameters import read
 from .places import Code
 from .shapes_in_words import axes, both_sides, kind_of, mismatch, size_names
+from .shared_parameters import tie_shared
 from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened

@@ -4,7 +4,6 @@ import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
@@ -16,7 +15,6 @@ from .layouts import (
     Layouts,
     Parameter,
     Parameters,
-    Repeated,
     Unlearned,
     Unreadable,
     joined,
@@ -24,6 +22,7 @@ from .layouts import (
     shapes,
     together,
 )
+from .shared_parameters import check_repeated, shared, unregistered
 
 # How a name of a matrix may end: ``c_fc_w``, ``fc1_kernel``.
 _ENDS = r"(_(w|b|weight|bias|kernel|matrix))?$"
@@ -293,7 +292,7 @@ def read(layer: nn.Module, rung: str, config: GPT2Config, asked: Collection[str]
     owners = dict(layer.named_modules(remove_duplicate=False))
     every = dict(layer.named_parameters(remove_duplicate=False))
     expected = shapes(rung, config)
-    _check_blocks(every)
+    check_repeated(every, owners)
     if every and all(tuple(tensor.shape) == expected.get(name) for name, tensor in every.items()):
         missing = frozenset(expected) - set(every)
         _check_matrices(missing, rung)
@@ -305,6 +304,14 @@ def read(layer: nn.Module, rung: str, config: GPT2Config, asked: Collection[str]
         if id(tensor) not in seen or config.d_vocab in tensor.shape:  # a parameter under two names counts once
             found[name] = Parameter(name, tensor, owners[name.rpartition(".")[0]])
         seen.add(id(tensor))
+    try:
+        return _layouts(found, rung, config, asked)
+    except Unreadable as error:
+        why = unregistered(layer) or (shared(every) if rung != "model" else "")
+        raise type(error)(f"{error}{why}") from error
+
+
+def _layouts(found: Parameters, rung: str, config: GPT2Config, asked: Collection[str]) -> Sequence[Layout]:
     if not found and rung in _LEARNED:
         raise Unlearned(f"it has no parameters; {_LEARNED[rung]}")
     if not found:
@@ -315,41 +322,6 @@ def read(layer: nn.Module, rung: str, config: GPT2Config, asked: Collection[str]
     if "n_heads" not in asked and any(name.endswith("W_O") for name in layouts[0].missing):
         raise Unreadable("it has nothing that could be W_O, as one head of attention has none")
     return layouts
-
-
-def tie_shared(layer: nn.Module) -> list[tuple[str, str]]:
-    """Make one parameter of each two that share their numbers (``head.weight.data = wte.weight.data``).
-
-    Each has a gradient of its own, and ``.to(dtype)`` gives each numbers of its own.
-
-    Returns:
-        Their names.
-    """
-    first: dict[tuple[int, torch.Size], str] = {}
-    shared = []
-    for name, parameter in list(layer.named_parameters(remove_duplicate=False)):
-        where = parameter.data_ptr()
-        one = first.setdefault((where, parameter.shape), name)
-        if where and layer.get_parameter(one) is not parameter:
-            path, _, last = name.rpartition(".")
-            setattr(layer.get_submodule(path), last, layer.get_parameter(one))
-            shared.append((one, name))
-    return shared
-
-
-def _check_blocks(every: Mapping[str, Tensor]) -> None:
-    """Refuse a list in which one block stands several times."""
-    places: dict[int, list[str]] = {}
-    for name, tensor in every.items():
-        places.setdefault(id(tensor), []).append(name)
-    for names in places.values():
-        if len(names) > 1 and len({re.sub(r"\d+", "#", name) for name in names}) == 1:
-            one, other = (re.match(r"(.*?\d+)\.", name) for name in names[:2])
-            if one and other:
-                raise Repeated(
-                    f"{one[1]} and {other[1]} are one and the same block, with one set of parameters ([Block(cfg)] * n "
-                    "puts one block n times into the list): make a new block for each layer"
-                )
 
 
 def _check_matrices(missing: Iterable[str], rung: str) -> None:

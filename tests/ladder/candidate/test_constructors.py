@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -270,3 +270,44 @@ def test_a_class_that_nothing_tells_the_rung_of_is_mentioned(tmp_path: Path) -> 
     loaded = load(file)
     find_layers(loaded, {})
     assert loaded.notes[-1] == "not tried, as neither name nor parameters tell which layer it is: Helper"
+
+
+class Hidden(nn.Module):
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.n_head, self.qkv, self.proj = heads, nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+
+
+class HiddenOfWidth(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.lin1, self.lin2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+
+def test_hidden_is_the_models_width_if_there_is_no_other() -> None:
+    sizes = Sizes(CONFIG, {}, set())
+    assert Builder(Hidden, "attention", {}).build(sizes).qkv.in_features == CONFIG.d_model
+    assert Builder(HiddenOfWidth, "mlp", {}).build(sizes).lin1.out_features == CONFIG.d_mlp
+
+
+class NanoConfig:
+    attribute_map: ClassVar = {"num_heads": "n_head"}
+
+    def __init__(self, n_embd: int = 64, n_head: int = 4, layer_norm_eps: float = 1e-5) -> None:
+        self.n_embd, self.n_head, self.layer_norm_eps = n_embd, n_head, layer_norm_eps
+        self.twice = 2 * n_embd
+
+
+class TakesItsOwn(nn.Module):
+    config_class = NanoConfig
+
+    def __init__(self, config: NanoConfig) -> None:
+        super().__init__()
+        assert isinstance(config, NanoConfig)
+        self.read = (config.n_embd, config.twice, config.num_heads)  # type: ignore[attr-defined]
+
+
+def test_a_model_that_names_its_configurations_class_gets_one_of_it() -> None:
+    sizes = Sizes(CONFIG, {}, set())
+    assert Builder(TakesItsOwn, "model", {}).build(sizes).read == (18, 36, 3)
+    assert sizes.asked == {"config", "d_model", "n_heads"}, "what it did not read makes no difference to it"

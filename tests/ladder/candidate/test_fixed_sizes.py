@@ -89,7 +89,11 @@ def test_a_layer_that_was_told_a_size_and_has_another_is_not_passed(layer: type[
 
 
 def test_a_size_that_follows_another_is_no_size_of_its_own() -> None:
-    assert climb(mlp=Twice, cases=6).rungs[0].status == "refused"
+    refused = climb(mlp=Twice, cases=6).rungs[0]
+    assert refused.status == "refused"
+    assert refused.fault is not None
+    assert "its d_mlp is 2*d_model (" in refused.fault.message
+    assert "whatever it is built for" not in refused.note
 
 
 def test_sizes_of_a_model_are_told_apart_by_number_and_name() -> None:

@@ -189,3 +189,21 @@ def test_an_error_that_most_masks_bring_about_is_the_layers_own() -> None:
     wrong = climb(attention=Unmerged, cases=1).rungs[0]
     assert wrong.status == "failed"
     assert "view size is not compatible" in wrong.text()
+
+
+class OfPadding(Attention):
+    """It makes its own causal mask, on the wrong side; one that it is given raises."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (each.transpose(1, 2) for each in self.qkv(x).unflatten(-1, (self.n_head, -1)).chunk(3, -1))
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:]).tril(-1).bool(), -torch.inf)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_mask_with_a_default_is_left_out_and_names_mean_what_they_say() -> None:
+    wrong = climb(attention=OfPadding, cases=2).rungs[0]
+    assert wrong.mistakes == ("mask on the wrong side",), wrong.text()
+    assert "the order is" not in wrong.note

@@ -1,5 +1,7 @@
 """Parameters are read by names, shapes and order; what neither of them tells is tried."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -173,7 +175,7 @@ class Twice(nn.Module):
 def test_one_block_in_all_places_is_refused_without_a_table() -> None:
     fault = climb(model=Twice, cases=1).rungs[0].fault
     assert fault is not None
-    assert "h.0 and h.1 are one and the same block" in fault.message
+    assert "h.0 and h.1 are one and the same Block" in fault.message
     assert fault.listing == ""
 
 
@@ -235,3 +237,66 @@ def test_three_matrices_beside_an_output_projection_keep_their_biases() -> None:
 def test_torchs_own_attention_has_one_layout() -> None:
     layouts = read(nn.MultiheadAttention(18, 3), "attention", CONFIG)
     assert [each.label for each in layouts] == ["in_proj_weight holds q, k, v as [(c n h) m], out_proj is [m (n h)]"]
+
+
+def lists(heads: int = 3, bias: tuple[int, ...] = (3, 6)) -> nn.Module:
+    """Return attention with a matrix for each head, and one bias for all heads."""
+    layer = nn.Module()
+    for letter in "QKV":
+        layer.register_module(f"W_{letter}", nn.ParameterList(torch.randn(18, 6) for _ in range(heads)))
+        layer.register_parameter(f"b_{letter}", nn.Parameter(torch.randn(bias)))
+    layer.W_O, layer.b_O = nn.ParameterList(torch.randn(6, 18) for _ in range(heads)), nn.Parameter(torch.zeros(18))
+    return layer
+
+
+def test_a_matrix_of_each_head_may_stand_beside_a_bias_of_all() -> None:
+    given = {name: torch.randn(shape) for name, shape in shapes("attention", CONFIG).items()}
+    state = read(lists(), "attention", CONFIG)[0].fill(given)
+    torch.testing.assert_close(state["W_K.1"], given["W_K"][1])
+    torch.testing.assert_close(state["b_K"], given["b_K"])
+
+
+def test_parameters_of_some_heads_are_refused_in_words() -> None:
+    assert "W_Q.3 [18, 6] are not one for each of n_heads=3 heads" in refusal(lists(heads=4))
+    assert refusal(lists(bias=(3, 5))) == "b_Q [3, 5] has not the 18 numbers of its bias"
+    mixed = lists()
+    mixed.W_K = nn.Parameter(torch.randn(3, 18, 6))
+    assert "some of W_Q.0 [18, 6]" in refusal(mixed)
+
+
+@pytest.mark.parametrize("first", ["k", "v"])
+def test_keys_and_values_may_share_a_matrix_beside_the_queries(first: str) -> None:
+    layer = nn.ModuleDict({"q": nn.Linear(18, 18), "kv": nn.Linear(18, 36), "out": nn.Linear(18, 18)})
+    given = {name: torch.randn(shape) for name, shape in shapes("attention", CONFIG).items()}
+    layouts = read(layer, "attention", CONFIG)
+    layout = next(each for each in layouts if ("values come" in each.oddity) == (first == "v"))
+    assert "b_K" not in layout.missing
+    state = layout.fill(given)
+    half = state["kv.weight"].chunk(2)[0 if first == "k" else 1]
+    torch.testing.assert_close(half, given["W_K"].transpose(1, 2).reshape(18, 18))
+    torch.testing.assert_close(state["q.weight"], given["W_Q"].transpose(1, 2).reshape(18, 18))
+    torch.testing.assert_close(state["kv.bias"].chunk(2)[0 if first == "v" else 1], given["b_V"].flatten())
+
+
+def test_modules_that_share_a_parameter_are_not_called_one_module() -> None:
+    one = nn.Linear(18, 18)
+    layer = nn.ModuleDict({"linears": nn.ModuleList(copy.copy(one) for _ in range(4))})
+    assert refusal(layer).startswith("linears.0 and linears.1 are two modules that share one parameter, linears.0.w")
+    same = nn.ModuleDict({"linears": nn.ModuleList([one] * 4)})
+    assert refusal(same).startswith("linears.0 and linears.1 are one and the same Linear")
+    table = nn.Parameter(torch.randn(18, 6))
+    parameters = nn.ModuleDict({"W_Q": nn.ParameterList([table, table])})
+    assert refusal(parameters).startswith("W_Q.0 and W_Q.1 are one and the same parameter")
+
+
+def test_what_is_lacking_because_it_is_not_registered_or_shared_is_named() -> None:
+    plain = nn.ModuleDict({"proj": nn.Linear(18, 18)})
+    plain.heads = [nn.Linear(18, 6)]  # type: ignore[assignment]
+    assert refusal(plain).endswith(
+        "(heads is a plain list of modules, whose parameters are not registered: make it an nn.ModuleList)"
+    )
+    shared = nn.ModuleDict({each: nn.Linear(18, 18) for each in ("q", "k", "v", "o")})
+    shared["k"] = shared["q"]
+    assert refusal(shared) == (
+        "it has nothing that could be W_K (q.weight and k.weight are one parameter: make one for each)"
+    )

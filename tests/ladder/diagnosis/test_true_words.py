@@ -134,9 +134,9 @@ class OneHeadNought(Split):
 
 class EachHeadTransposed(Split):
     def masked(self, scores: Tensor) -> Tensor:
-        earlier = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(-1)
+        earlier = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(-1)  # here: EachHeadTransposed
         heads = scores.unbind(1)
-        return torch.stack([head.masked_fill(earlier, -torch.inf) for head in heads], dim=1)  # here: EachHeadTransposed
+        return torch.stack([head.masked_fill(earlier, -torch.inf) for head in heads], dim=1)
 
 
 class KeysKept(Split):
