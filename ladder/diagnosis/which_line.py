@@ -79,7 +79,7 @@ def locate(
         return unscaled
     if event.foreign and not event.inputs and not kept:
         missing = next_step(matched, culprit.index, event.inputs, event.function)
-        wrong = f"what {called(event)} is given, or what it makes of that{in_its_place(missing)}"
+        wrong = f"what {called(event)} is given, or what it does with that{in_its_place(missing)}"
         return found_at(matched, culprit, event.at, wrong, ["The steps that made what it is given were not seen."])
     what, detail = how(matched, culprit)
     if kept and event.foreign:

@@ -397,7 +397,7 @@ def test_what_the_mistakes_are_made_in_is_right(rung: str, layer: type[nn.Module
         ("mlp", BiasTakenOff, "First wrong: what `-` gives: the hidden layer before b_in."),
         ("mlp", OtherConstant, "gives x³ in GELU times 0.44715. GPT-2 has that times 0.044715."),
         ("mlp", OtherPower, "times 0.44715. GPT-2 has x + 0.044715 x³, which is x (1 + 0.044715 x²)."),
-        ("mlp", Unseen, "is given, or what it makes of that (GPT-2 has the hidden layer after the activation next)"),
+        ("mlp", Unseen, "is given, or what it does with that (GPT-2 has the hidden layer after the activation next)"),
         ("mlp", ReadsItsOutput, "Those here are no step of GPT-2."),
         ("layer_norm", RunningSquares, "adds up in its loop (GPT-2 has the variance next)."),
         ("layer_norm", MeanOfAll, "numbers, and GPT-2 has one for each position: 15 here."),
