@@ -44,8 +44,9 @@ def _of_formula(matched: Matched, culprit: Seen, caller: tuple[str, str]) -> Fin
         return None
     index = given.pop()
     made_of = matched.seen[index].event
-    # Made in the function itself, unless the function was called again on what it gave.
-    if made_of.caller == caller and int(line_of(event)) >= int(line_of(made_of)):
+    # It must be made outside that function: in ``forward`` itself, or by an earlier call of the function.
+    again = made_of.caller == caller and int(line_of(event)) < int(line_of(made_of))
+    if made_of.caller is not None and not again:
         return None
     inside = [seen for seen in matched.seen[culprit.index :] if seen.event.caller == caller]
     inside = [seen for seen in inside if index in matched.sources(seen.event.inputs)]

@@ -60,6 +60,21 @@ class MaskDropped(Split):
         return scores.softmax(-1)
 
 
+class HelperOfHelper(Split):
+    """The helper that has no mask makes its scores by another one: its own call is right."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return q @ k.mT / math.sqrt(self.d_head)
+
+    def from_both(self, q: Tensor, k: Tensor) -> Tensor:
+        scores = self.scores(q, k)
+        return scores.softmax(-1)  # here: HelperOfHelper
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        return self.out(self.gathered(self.from_both(q, k), v).transpose(1, 2).flatten(2))
+
+
 class MaskTimesZero(Split):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (each.flatten(0, 1) for each in self.heads(x))
@@ -244,6 +259,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
     ("rung", "layer", "words"),
     [
         ("attention", MaskDropped, "that result is not used."),
+        ("attention", HelperOfHelper, "First wrong: what `softmax` gives"),
         ("attention", TorchsUnmasked, "Every query sees every key there."),
         ("attention", TorchsOneHead, "It is called at line "),
         ("block", TorchsOfTwo, "GPT-2 has the output of attention next"),
