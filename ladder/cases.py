@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from .answers import Answer
 from .rungs import RANGES, Case, Trial, altered, draw_case
 
@@ -70,6 +72,13 @@ def as_gpt2(case: Case, but: frozenset[str], **choices: Any) -> Case:
     if "d_mlp" not in but:
         changed["d_mlp"] = 4 * changed.get("d_model", case.config.d_model)
     return replace(case, config=replace(case.config, **changed))
+
+
+def with_other_input(trial: Trial, place: Any) -> Tensor:
+    """Return a trial's input with other numbers, or other tokens, at a place."""
+    given = trial.given.clone()
+    given[place] = -given[place] if given.is_floating_point() else (given[place] + 1) % trial.config.d_vocab
+    return given
 
 
 def with_other_tables(case: Case) -> Case:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .answers import Answer, close, difference
 from .candidate.layer import Reply
+from .cases import with_other_input
 from .formula.quantities import quantities
 from .formula.trace_matching import Matched
 from .rungs import Trial
@@ -160,9 +161,7 @@ class LayoutChoice:
         if answer is None or not self.trial.given.is_floating_point():
             return False
         for place in range(self.trial.given.shape[1]):
-            given = self.trial.given.clone()
-            given[:, place] = 1 - given[:, place]
-            again = self._answer_to(given, way)
+            again = self._answer_to(with_other_input(self.trial, (slice(None), place)), way)
             if again is None or bool((again.output == answer.output).all(-1).any()):
                 return True
         return False

@@ -99,8 +99,7 @@ def _called_before(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[H
 
 def _in_training(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
     """A mask that depends on the mode is missing where it matters most; what draws random numbers cannot be judged."""
-    longer = replace(case, seq=5, config=replace(case.config, n_ctx=max(5, case.config.n_ctx)))
-    trial = layer.trial(longer, gradients=False)
+    trial = layer.trial(_as_long(layer, case, 5, 5), gradients=False)
     tried = [layer.off(trial, _limit(verdict, 10), training=True) for _ in range(2)]
     if tried[0] == tried[1] and tried[0][0] is None and 0 < tried[0][1] < math.inf:
         message = f"{_right(verdict)} in eval mode; in training mode, without dropout, {_amount(tried[0][1])}"

@@ -13,7 +13,7 @@ from .answers import Answer, difference
 from .candidate.fixed_sizes import d_mlp_that_follows
 from .candidate.layer import Reply, Request
 from .candidate.trace import Trace
-from .cases import Draw, drawing, has_one_head, in_any_block, without
+from .cases import Draw, drawing, has_one_head, in_any_block, with_other_input, without
 from .layout_choice import Asked, LayoutChoice
 from .own_faults import OwnFault
 from .results import Fault
@@ -223,9 +223,8 @@ class UnderTest:
     def _mixes(self, case: Case, *, sequence_first: bool) -> tuple[bool, bool] | None:
         """Return whether a change at one place is seen in other sequences, and at other positions of its own."""
         trial, how = self.trial(case, gradients=False), {"gradients": False, "sequence_first": sequence_first}
-        other = trial.given.clone()
-        other[0, 0] = (other[0, 0] + 1) % case.config.d_vocab if self.rung.takes_tokens else -other[0, 0]
-        answers = [self.answer(replace(trial, given=given), **how, wide=True) for given in (trial.given, other)]
+        inputs = trial.given, with_other_input(trial, (0, 0))
+        answers = [self.answer(replace(trial, given=given), **how, wide=True) for given in inputs]
         if answers[0] is None or answers[1] is None:
             return None
         changed = (answers[0].output - answers[1].output).abs().amax(-1) > _SEEN

@@ -58,6 +58,10 @@ _OUT_OF_HEAD = {"out in": ["m h"], "in out": ["h m"]}
 _OUT = {"out in": ["m (n h)", "m (h n)", "m n h", "n m h"], "in out": ["n h m", "(n h) m", "(h n) m", "h n m"]}
 
 
+# Roles of what makes queries, keys and values.
+PROJECTIONS = _ROLES.keys() - {"O"}
+
+
 def role_of(name: str) -> str | None:
     """Return which of attention's parameters a name means; None if it means none."""
     last = name.rpartition(".")[2]
@@ -97,13 +101,12 @@ class _Attention:
         alike = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
         common = "".join(f"{parts[0]}." for parts in alike) if len(found) > 1 else ""
         largest = 3 * max(config.d_model, config.n_heads * config.d_head)
-        others = [parameter for name, parameter in found.items() if role_of(name) is None]
-        lonely = len([each for each in others if each.tensor.ndim > 1]) == 1 and not any(
-            role_of(n) == "O" for n in found
-        )
-        unnamed = not {"QKV", "KV", "Q", "K", "V"} & set(map(role_of, found))
+        named = {name: role_of(name) for name in found}
+        others = [parameter for name, parameter in found.items() if named[name] is None]
+        lonely = len([each for each in others if each.tensor.ndim > 1]) == 1 and "O" not in named.values()
+        unnamed = PROJECTIONS.isdisjoint(named.values())
         for name, parameter in found.items():
-            role = chosen.get(name) or role_of(name) or ("O" if lonely else None)
+            role = chosen.get(name) or named[name] or ("O" if lonely else None)
             if role in (None, "O") and unnamed and config.n_heads * config.d_head * 3 in parameter.shape:
                 role = "QKV"  # whatever its name, it is as wide as q, k and v together
             if role is None:

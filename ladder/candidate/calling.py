@@ -43,7 +43,7 @@ def ways_to_call(layer: nn.Module, rung: str, takes_mask: bool = False) -> list[
         if _INDEX_NAMES.search(name):
             return [_INDICES]
         return [""] if _TOKEN_NAMES.search(name) else ["", _NUMBER, _ADDED, _SHAPE]
-    taking = [each for each in arguments if is_mask(each.name) and not _is_flag(each)]
+    taking = [each for each in arguments if _takes_mask(each)]
     if not taking:
         return ["", *(MASKS if takes_mask else ())]
     return [*([""] if all(each.default is not each.empty for each in taking) else []), *MASKS]
@@ -109,6 +109,15 @@ def _is_flag(argument: inspect.Parameter) -> bool:
     return argument.annotation in (bool, "bool") or isinstance(argument.default, bool)
 
 
+def _takes_mask(argument: inspect.Parameter) -> bool:
+    return is_mask(argument.name) and not _is_flag(argument)
+
+
+def _is_choice(argument: inspect.Parameter) -> bool:
+    """Return whether an argument is a flag that decides what GPT-2 does in one way."""
+    return _is_flag(argument) and decides(argument.name)
+
+
 def _required(layer: nn.Module) -> tuple[list[inspect.Parameter], list[str]]:
     """Return what forward takes as its input, and the names of what else it requires that is not known."""
     arguments = _forward(layer)
@@ -116,10 +125,7 @@ def _required(layer: nn.Module) -> tuple[list[inspect.Parameter], list[str]]:
     open_ones = [
         each
         for each in arguments
-        if each.default is each.empty
-        and not is_mask(each.name)
-        and each.name not in beside
-        and not (_is_flag(each) and decides(each.name))
+        if each.default is each.empty and not is_mask(each.name) and each.name not in beside and not _is_choice(each)
     ]
     open_ones = open_ones[:1] + [each for each in open_ones[1:] if not _takes_indices(each)]
     # TransformerLens's attention takes the input of queries, of keys and of values.
@@ -169,14 +175,11 @@ def call(
             extras.add(f"forward was given {_INDICES} ({each.name})")
     keywords |= {each.name: given for each in arguments[1:] if each.default is each.empty and each.name in _TARGETS}
     for each in arguments[1:]:
-        if _is_flag(each) and decides(each.name) and flag(each.name) not in (None, each.default):
+        if _is_choice(each) and flag(each.name) not in (None, each.default):
             keywords[each.name] = flag(each.name)
             extras.add(f"forward was given {each.name}={flag(each.name)}")
     if way:
-        name, taker = (
-            next((each.name for each in arguments if is_mask(each.name) and not _is_flag(each)), ""),
-            "forward",
-        )
+        name, taker = next((each.name for each in arguments if _takes_mask(each)), ""), "forward"
         mask = MASKS[way](seq or given.shape[1], given.dtype)
         if name:
             keywords[name] = mask

@@ -35,6 +35,8 @@ def fixed_sizes(
         >>> fixed_sizes(mlp, "mlp", GPT2Config(d_model=18, n_heads=3, d_head=6, d_mlp=72))
         {'d_mlp': 50}
     """
+    if "config" in asked and not chosen:
+        return {}
     width, heads = config.d_model, config.n_heads * config.d_head
     known = {width, 3 * width, heads, 3 * heads, config.d_mlp, config.n_ctx, config.d_vocab}
     # The other side of each matrix that has one of the model's width.
@@ -44,8 +46,6 @@ def fixed_sizes(
         if len(sides) == 2 and width in sides:
             others.append((name, sides[0] if sides[1] == width else sides[1]))
     present = {size for _, size in others}
-    if "config" in asked and not chosen:
-        return {}
     lacking = [name for name in _OF_RUNG.get(rung, ()) if getattr(config, name) not in present and name not in asked]
     matrices = 2 * (config.n_layers if rung == "model" else 1)  # of the MLPs
     found: dict[str, int] = {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...assembly.config import GPT2Config
-from .attention_parameters import role_of
+from .attention_parameters import PROJECTIONS, role_of
 from .layouts import Given, Layout, Layouts, Parameter, Parameters
 
 # A matrix and its bias have one name but for this part of it.
@@ -111,14 +111,12 @@ def housed(found: Parameters, config: GPT2Config) -> Parameters:
     for name, parameter in loose.items():
         lengths = [size for size in parameter.shape if size != 1]
         if len(lengths) > 1 and config.d_model in lengths:
-            homes[name] = (
-                "mlp" if config.d_mlp in lengths and role_of(name) not in ("Q", "K", "V", "KV", "QKV") else "attn"
-            )
+            homes[name] = "mlp" if config.d_mlp in lengths and role_of(name) not in PROJECTIONS else "attn"
             of_stem[_KIND.sub("", name, count=1)] = homes[name]
     norms = []
     for name, parameter in loose.items():
         if name not in homes:
-            attends = role_of(name) in ("Q", "K", "V", "KV", "QKV")
+            attends = role_of(name) in PROJECTIONS
             home = "attn" if attends else "mlp" if parameter.tensor.numel() == config.d_mlp else ""
             homes[name] = of_stem.get(_KIND.sub("", name, count=1)) or home
             norms += [] if homes[name] else [name]

@@ -31,11 +31,8 @@ def tie_shared(layer: nn.Module) -> list[tuple[str, str]]:
 
 def check_repeated(every: Mapping[str, Tensor], owners: Mapping[str, nn.Module]) -> None:
     """Refuse a list in which one module stands several times, or modules of one set of parameters."""
-    places: dict[int, list[str]] = {}
-    for name, tensor in every.items():
-        places.setdefault(id(tensor), []).append(name)
-    for names in places.values():
-        if len(names) < 2 or len({re.sub(r"\d+", "#", name) for name in names}) > 1:
+    for names in _several(every):
+        if len({re.sub(r"\d+", "#", name) for name in names}) > 1:
             continue
         one, other = (re.match(r"(.*?\d+)(\.|$)", name) for name in names[:2])
         if not (one and other and one[1] != other[1]):
@@ -75,9 +72,13 @@ def unregistered(layer: nn.Module) -> str:
 
 def shared(every: Mapping[str, Tensor]) -> str:
     """Return what to say of a parameter that stands under two names, and counts once."""
-    first: dict[int, str] = {}
+    names = next(iter(_several(every)), None)
+    return f" ({names[0]} and {names[1]} are one parameter: make one for each)" if names else ""
+
+
+def _several(every: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the names of each parameter that has several."""
+    places: dict[int, list[str]] = {}
     for name, tensor in every.items():
-        one = first.setdefault(id(tensor), name)
-        if one != name:
-            return f" ({one} and {name} are one parameter: make one for each)"
-    return ""
+        places.setdefault(id(tensor), []).append(name)
+    return [names for names in places.values() if len(names) > 1]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...components.caching import run_with_cache
 from ..answers import Answer, close, same
 from ..candidate.trace import Trace
-from ..cases import small_stream, without
+from ..cases import small_stream, with_other_input, without
 from ..formula.quantities import quantities
 from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
@@ -78,9 +78,8 @@ def _leaks(layer: UnderTest, trial: Trial, found: Answer, wide: bool) -> bool:
     """Return whether another last position changes the layer's output before it."""
     if trial.rung not in ("attention", "block", "model") or trial.case.seq < 2:
         return False
-    given = trial.given.clone()
-    given[:, -1] = -given[:, -1] if given.is_floating_point() else (given[:, -1] + 1) % trial.config.d_vocab
-    changed = layer.answer(altered(trial, given=given), wide=wide, gradients=False)
+    other = replace(trial, given=with_other_input(trial, (slice(None), -1)))
+    changed = layer.answer(other, wide=wide, gradients=False)
     return changed is not None and not close(changed.output[:, :-1], found.output[:, :-1])
 
 

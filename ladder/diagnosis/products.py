@@ -15,10 +15,9 @@ _MADE = {
 
 def weight_of(matched: Matched, event: Event) -> str:
     """Return the name of the weight that an event multiplies its input by; empty if it is no such product."""
-    index = input_of(matched, event)
-    if index is None:
+    given = _given(matched, event)
+    if given is None:
         return ""
-    given = matched.trial.given if index < 0 else matched.seen[index].event.value
     own, parameters = sorted_numbers(event.value), matched.trial.parameters
     for name, weight in parameters.items():
         matrix = _matrix(name, weight)
@@ -39,10 +38,9 @@ def weights_of(matched: Matched, event: Event) -> list[str]:
     """Return the names of the weights that an event multiplies its input by: one, or those of q, k and v in one."""
     if name := weight_of(matched, event):
         return [name]
-    index, parameters = input_of(matched, event), matched.trial.parameters
-    if index is None:
+    given, parameters = _given(matched, event), matched.trial.parameters
+    if given is None:
         return []
-    given = matched.trial.given if index < 0 else matched.seen[index].event.value
     for first in (name for name in parameters if name.endswith("W_Q")):
         names = [f"{first[:-1]}{letter}" for letter in "QKV"]
         matrices = [matrix for name in names if (matrix := _matrix(name, parameters[name])) is not None]
@@ -61,6 +59,14 @@ def input_of(matched: Matched, event: Event) -> int | None:
     made = [index for index in event.inputs if index < 0 or -1 in _inputs(matched, index)]
     weights = len(made) < len(event.inputs) or bool(event.parameters)
     return made[0] if len(made) == 1 and weights else None
+
+
+def _given(matched: Matched, event: Event) -> Tensor | None:
+    """Return the numbers of that input."""
+    index = input_of(matched, event)
+    if index is None:
+        return None
+    return matched.trial.given if index < 0 else matched.seen[index].event.value
 
 
 def _inputs(matched: Matched, index: int) -> set[int]:

@@ -45,8 +45,7 @@ def _made_again(matched: Matched, culprit: Seen) -> Finding | None:
 
 def _unused(matched: Matched, culprit: Seen) -> list[Seen]:
     """Return the right steps before the culprit that nothing uses, in order."""
-    used = {index for seen in matched.seen for index in seen.event.inputs}
-    free = (seen for seen in matched.seen[: culprit.index] if seen.index not in used and seen.is_ and seen.event.at)
+    free = (seen for seen in matched.unused if seen.index < culprit.index and seen.is_ and seen.event.at)
     # What works in place, or moves numbers, has its result elsewhere too.
     return [
         seen

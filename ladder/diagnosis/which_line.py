@@ -159,9 +159,8 @@ def _ends_early(matched: Matched) -> Finding | None:
 
 def _unused(matched: Matched, last: Seen) -> Seen | None:
     """Return the last step that is made of an event alone and that nothing uses."""
-    used = {index for seen in matched.seen for index in seen.event.inputs}
-    ends = (seen for seen in matched.seen if seen.is_ and seen.event.inputs == (last.index,) and seen.event.at)
-    ends = (seen for seen in ends if seen.index not in used and seen.index != matched.last and seen.event.parameters)
+    ends = (seen for seen in matched.unused if seen.is_ and seen.event.inputs == (last.index,) and seen.event.at)
+    ends = (seen for seen in ends if seen.index != matched.last and seen.event.parameters)
     return max(ends, key=lambda seen: seen.index, default=None)
 
 

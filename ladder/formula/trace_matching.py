@@ -76,6 +76,8 @@ class Matched:
         self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
         self.whole = whole
         self.known = np.sort(np.concatenate(self.sets))
+        used = {index for event in trace.events for index in event.inputs}
+        self.unused = [seen for seen in self.seen if seen.index not in used]
         self._sums: list[Sum] | None = None
         self.softmax = SoftmaxSteps(self.steps)
         self._match()

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from gptladder.ladder.diagnosis.which_mistake import MistakeSearch, place_of
 from gptladder.ladder.mistakes import MISTAKES
 from gptladder.ladder.results import Diagnosis, Fault, Finding, Tried
 from gptladder.ladder.tolerance import parameters_in_words
+
+sys.path.insert(0, str(Path(__file__).parent))
+from layers import line_of
 
 
 class Split(nn.Module):
@@ -363,11 +367,6 @@ def _no_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tried(**layer: Any) -> Tried:
     return climb(**layer, cases=8 if ShorterOnly in layer.values() else 3).rungs[-1]
-
-
-def line_of(layer: type[nn.Module]) -> str:
-    lines = Path(__file__).read_text().splitlines()
-    return str(next(i for i, line in enumerate(lines, 1) if line.endswith(f"# here: {layer.__name__}")))
 
 
 @pytest.mark.parametrize(
