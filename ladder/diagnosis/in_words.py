@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ..candidate.trace import Event
 from ..formula.quantities import Quantity
+from ..formula.same_numbers import factor_of
 from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding, listed
 
@@ -100,12 +101,21 @@ def taken_in_words(matched: Matched, index: int) -> str:
             return _step_in_words(matched, seen, matched.seen[first]) + (
                 "" if seen.is_[0].key == "input" and seen.event.at is None else line
             )
+        if not seen.good and (times := _times(matched, seen)):
+            return times + line
         if seen.event.function not in MOVES or not seen.event.inputs:
             moved = seen.event.function in MOVES and seen.event.parameters
             shape = list(matched.seen[first].event.value.shape)
             return f"numbers of `{seen.event.parameters[0]}` as {shape}{line}" if moved else ""
         index = seen.event.inputs[0]
     return f"the layer's input, moved{line}"
+
+
+def _times(matched: Matched, seen: Seen) -> str:
+    """Return the step that an event multiplies by a constant, and the constant; empty if it does something else."""
+    steps = [quantity for index in seen.event.inputs if index >= 0 for quantity in matched.seen[index].is_]
+    found = ((each, factor_of(seen.event.value, each.value)) for each in steps if each.visible is None)
+    return next((f"{each.words} times {factor:.6g}" for each, factor in found if factor is not None), "")
 
 
 def _step_in_words(matched: Matched, seen: Seen, taken: Seen) -> str:

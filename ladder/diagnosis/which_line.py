@@ -11,7 +11,7 @@ from ..formula.same_numbers import equal, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding
 from ..rungs import Trial
-from .how_wrong import BY_WEIGHTS, how, last_multiple
+from .how_wrong import BY_WEIGHTS, bent, how, last_multiple
 from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps
 from .origins import moved_from, origin_of, wrong_positions
 from .unused_steps import unused_step
@@ -73,7 +73,7 @@ def locate(
             caller = turned.event.caller[0].rpartition(":")[2]
             wrong += f" (line {line_of(turned.event)}, called by line {caller})"
         return found_at(matched, turned, turned.event.at, wrong)
-    culprit = last_multiple(matched, scaled or culprit)
+    culprit = bent(matched, last_multiple(matched, scaled or culprit))
     event = culprit.event
     if unscaled := _masked_unscaled(matched, culprit):
         return unscaled

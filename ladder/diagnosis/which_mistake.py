@@ -53,7 +53,8 @@ class MistakeSearch:
         self.own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
         self.measured = list(measured)
         if rung.name == "layer-norm":
-            self.measured += [each for trial, found in answered for each in measured_eps(trial, found.output)]
+            every = (measured_eps(trial, found.output) for trial, found in answered)
+            self.measured += next(filter(None, every), [])
 
     def named(self) -> Named | None:
         """Return the mistakes; None if the catalogue does not explain the answers."""

@@ -134,6 +134,8 @@ def _mlp(
             ("x² in GELU", pre**2),
             ("x³ in GELU", cube),
             ("0.044715 x³ in GELU", 0.044715 * cube),
+            ("0.044715 x in GELU", 0.044715 * pre),
+            ("sqrt(2/pi) x in GELU", root * pre),
             ("0.044715 x² in GELU", 0.044715 * pre**2),
             ("1 + 0.044715 x² in GELU", 1 + 0.044715 * pre**2),
             ("x + 0.044715 x³ in GELU", inner),

@@ -278,6 +278,9 @@ class Matched:
 
 def size_of(trial: Trial, quantity: Quantity, c: float) -> str:
     """Return what a factor of a step of attention is, in terms of a size; empty if it is none."""
+    width = trial.config.d_model
+    if quantity.key.endswith(("mean", "variance")) and width > 2 and math.isclose(c, width / (width - 1), rel_tol=1e-9):
+        return f"d_model/(d_model - 1), with d_model={width} here"
     if not re.search(r"(raw|scores|masked|pattern|z|Q|K|V)$", quantity.key):
         return ""
     config, seq = trial.config, trial.given.shape[1]

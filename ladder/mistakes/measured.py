@@ -10,7 +10,7 @@ from ..candidate.trace import Trace
 from ..rungs import Trial
 from .attention import ATTENTION
 from .layer_norm import PlainLayerNorm
-from .mistake import Mistake
+from .mistake import Mistake, Steps
 from .plain_attention import PlainAttention
 
 # exp() of numbers below is 0: they hide what they are filled in for.
@@ -47,29 +47,24 @@ def measured_eps(trial: Trial, output: Tensor) -> list[Mistake]:
 def measured_fills(trial: Trial, trace: Trace) -> list[Mistake]:
     """Return mistakes of masks that fill, or add, the numbers that hidden scores have in a trace of attention."""
     found: list[Mistake] = []
-    for fill in dict.fromkeys(_fills(trial, trace)):
-        name = f"mask fills {fill:g}"
-        hint = f"Masked scores are {fill:g}, so later keys still get weight. Fill with -inf."
-        if fill > _NONE:
-            found.append(Mistake(name, hint, "attention", PlainAttention, ({"fill": fill},)))
-        # A row that is hidden whole shows the number.
-        found += [
-            replace(each, spellings=tuple({**steps, "fill": fill} for steps in each.spellings if "allowed" in steps))
-            for each in ATTENTION
-            if any("fill" in steps for steps in each.spellings)
-        ]
-    for added in dict.fromkeys(_added(trial, trace)):
-        masked = {"masked": lambda self, scores, added=added: scores + added * ~self.allowed(scores)}
-        name = f"mask adds {added:g}"
-        hint = f"The mask adds {added:g} to later keys' scores, so they still get weight. Add -inf."
-        if added > _NONE:
-            found.append(Mistake(name, hint, "attention", PlainAttention, (masked,)))
-        found += [
-            replace(each, spellings=tuple({**steps, **masked} for steps in each.spellings if "allowed" in steps))
-            for each in ATTENTION
-            if any("fill" in steps for steps in each.spellings)
-        ]
-    return [each for each in found if each.spellings]
+    for number in dict.fromkeys(_fills(trial, trace)):
+        hint = f"Masked scores are {number:g}, so later keys still get weight. Fill with -inf."
+        found += _masks(f"mask fills {number:g}", hint, number, {"fill": number})
+    for number in dict.fromkeys(_added(trial, trace)):
+        steps = {"masked": lambda self, scores, number=number: scores + number * ~self.allowed(scores)}
+        hint = f"The mask adds {number:g} to later keys' scores, so they still get weight. Add -inf."
+        found += _masks(f"mask adds {number:g}", hint, number, steps)
+    return found
+
+
+def _masks(name: str, hint: str, number: float, steps: Steps) -> list[Mistake]:
+    """Return the mistake of a number that hides too little; of one that hides, masks that hide the wrong keys."""
+    if number > _NONE:
+        return [Mistake(name, hint, "attention", PlainAttention, (steps,))]
+    # A row that is hidden whole shows the number.
+    wrong = [each for each in ATTENTION if any("fill" in spelling for spelling in each.spellings)]
+    wrong = [each for each in wrong if "allowed" in each.spellings[0]]
+    return [replace(each, spellings=({**each.spellings[0], **steps},)) for each in wrong]
 
 
 def _squares(trial: Trial, trace: Trace) -> Iterator[Tensor]:
@@ -92,4 +87,4 @@ def _added(trial: Trial, trace: Trace) -> Iterator[float]:
     for value in _squares(trial, trace):
         numbers = value.unique()
         if numbers.numel() == 2 and 0 in numbers and torch.isfinite(numbers).all():
-            yield numbers[numbers != 0].item()
+            yield from (sign * numbers[numbers != 0].item() for sign in (1, -1))

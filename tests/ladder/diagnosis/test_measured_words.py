@@ -1,0 +1,157 @@
+"""Numbers and names that were measured on a layer: another eps, another fill of a mask, what a step multiplies."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "layers")]
+from layers import Split, line_of, tried
+from nanogpt import GPT, MLP
+
+
+class ThousandthOfEps(nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, 1e-3)  # here: ThousandthOfEps
+
+
+class FillsMinusFive(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        return scores.masked_fill(later, -5.0).softmax(-1)  # here: FillsMinusFive
+
+
+class AddsMinusFour(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores - 4 * torch.ones_like(scores[0, 0]).triu(1)).softmax(-1)  # here: AddsMinusFour
+
+
+class HidesThePast(Split):
+    """Every key that the last query may see is hidden alike, so that all of them count."""
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores + torch.ones_like(scores[0, 0]).tril() * -1e10).softmax(-1)  # here: HidesThePast
+
+
+class OneMore(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        weights = scores.masked_fill(later, -torch.inf).exp()
+        return weights / (1 + weights.sum(-1, keepdim=True))  # here: OneMore
+
+
+class NothingForNan(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        present = torch.ones_like(scores, dtype=torch.bool).triu(0)  # here: NothingForNan
+        return scores.masked_fill(present, -torch.inf).softmax(-1).nan_to_num(0.0)
+
+
+class NotProjected(Split):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        scores = q @ k.mT / math.sqrt(self.d_head)
+        return self.gathered(self.pattern(scores), v).transpose(1, 2).flatten(2)  # here: NotProjected
+
+
+class KeysOfQueries(Split):
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__(d_model, n_heads)
+        del self.qkv
+        self.q, self.k, self.v = (nn.Linear(d_model, d_model) for _ in range(3))
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        q = self.q(x)
+        k = self.k(q)  # here: KeysOfQueries
+        return [q, k, self.v(x)]
+
+
+class Capped(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return super().pattern(50 * (scores / 50).tanh())  # here: Capped
+
+
+class OutsideTheBracket(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.c_fc(x)
+        inner = 0.7978845608028654 * u + 0.044715 * u**3  # here: OutsideTheBracket
+        return self.c_proj(0.5 * u * (1 + torch.tanh(inner)))
+
+
+class WidenedAgain(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        post = F.gelu(self.c_fc(x), approximate="tanh")
+        return post @ self.c_fc.weight + self.c_proj.bias  # here: WidenedAgain
+
+
+class MeanOfFewer(nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        mean = input.sum(-1, keepdim=True) / (input.shape[-1] - 1)  # here: MeanOfFewer
+        return (input - mean) * (
+            input.var(-1, unbiased=False, keepdim=True) + self.eps
+        ).rsqrt() * self.weight + self.bias
+
+
+class ShiftTimesGain(nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        x = F.layer_norm(input, self.normalized_shape, eps=self.eps)
+        return x * self.weight + self.weight * self.bias  # here: ShiftTimesGain
+
+
+class ScaledAfterTheMask(Split):
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        scores = (q @ k.mT).masked_fill(torch.ones(x.shape[1], x.shape[1]).triu(1).bool(), -torch.inf)
+        z = (scores / math.sqrt(self.d_head)).softmax(-2).nan_to_num(0.0) @ v  # here: ScaledAfterTheMask
+        return self.out(z.transpose(1, 2).flatten(2))
+
+
+class NormInTheLoop(GPT):
+    def forward(self, idx: Tensor) -> tuple[Tensor, None]:
+        x = self.wte(idx) + self.wpe(torch.arange(idx.shape[1]))
+        for block in self.h:
+            x = self.ln_f(block(x))  # here: NormInTheLoop
+        return self.lm_head(x), None
+
+
+class BareFinalNorm(GPT):
+    def __init__(self, config: object) -> None:
+        super().__init__(config)
+        self.ln_f = nn.LayerNorm(self.ln_f.normalized_shape, elementwise_affine=False)
+
+
+@pytest.mark.parametrize(
+    ("rung", "layer", "words"),
+    [
+        ("layer_norm", ThousandthOfEps, "The mistake: eps is 0.001."),
+        ("attention", FillsMinusFive, "The mistake: mask fills -5."),
+        ("attention", AddsMinusFour, "The mistake: mask adds -4."),
+        ("attention", HidesThePast, "The mistake: mask inverted."),
+        ("attention", OneMore, "The mistake: one more key in the softmax, of zeros."),
+        ("attention", NothingForNan, "The mistake: mask blocks the present."),
+        ("attention", NotProjected, "The mistake: output projection not applied."),
+        ("attention", KeysOfQueries, "by W_K.\nGPT-2 multiplies the layer's input by W_K."),
+        ("attention", Capped, "takes the scaled scores times 0.02 (line "),
+        ("mlp", OutsideTheBracket, "takes sqrt(2/pi) x in GELU (line "),
+        ("mlp", WidenedAgain, ") by W_in transposed."),
+        ("layer_norm", MeanOfFewer, "the mean times 1.03704 = d_model/(d_model - 1), with d_model=28 here."),
+        ("layer_norm", ShiftTimesGain, "First wrong: what `*` gives (GPT-2 has the output next)."),
+        ("attention", ScaledAfterTheMask, "First wrong: what `softmax` gives (GPT-2 has the attention pattern next)."),
+        ("model", NormInTheLoop, "First wrong: the call of ln_final there, on the stream after block 0 ("),
+    ],
+)
+def test_the_report_names_what_was_measured(rung: str, layer: type[nn.Module], words: str) -> None:
+    found = tried(**{rung: layer})
+    assert found.status == "failed", found.text()
+    assert found.at is not None, found.text()
+    assert found.at.rpartition(":")[2] == line_of(layer), found.text()
+    assert words in found.text(), found.text()
+
+
+def test_a_final_norm_without_parameters_is_right_but_for_these() -> None:
+    found = tried(model=BareFinalNorm)
+    assert found.fault is not None
+    assert found.fault.message == "ln_final.b, ln_final.w are missing (GPT-2 has them); all else is right"
