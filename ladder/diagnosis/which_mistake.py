@@ -132,7 +132,7 @@ class MistakeSearch:
         measured = measured_eps(trial, own) if trial.rung == "layer-norm" else []
         for mistakes in (catalogued, measured):
             found = False
-            for each, build in ((each, build) for each in mistakes for build in each.builds):
+            for each, build in ((mistake, build) for mistake in mistakes for build in mistake.builds):
                 if close(answer(build(trial.config, trial.dtype), trial, gradients=False).output, own):
                     found = True
                     yield each, build

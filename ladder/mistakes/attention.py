@@ -200,8 +200,9 @@ ATTENTION: tuple[Mistake, ...] = (
     ),
     _wrong(
         "one more key in the softmax, of zeros",
-        "Each row of the pattern sums to less than 1: the softmax divides by 1 + the sum of exp(scores), as if there were "
-        "one more key whose score and value are 0. Divide by the sum alone (nn.MultiheadAttention: add_zero_attn=False).",
+        "Each row of the pattern sums to less than 1: the softmax divides by 1 + the sum of exp(scores), as if there "
+        "were one more key whose score and value are 0. Divide by the sum alone (in nn.MultiheadAttention: "
+        "add_zero_attn=False).",
         pattern=lambda self, scores: F.pad(scores, (1, 0)).softmax(dim=-1)[..., 1:],
     ),
     _wrong(
