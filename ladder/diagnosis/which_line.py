@@ -143,6 +143,8 @@ def _ends_early(matched: Matched) -> Finding | None:
         missing = next_step(matched, last.index + 1, [last.index])
         what = f"what comes after {last.is_[-1].words}{in_its_place(missing)}" if last.is_ else ""
         return found_at(matched, last, last.event.at, what) if what else None
+    if (positions := wrong_positions(matched, last)) is not None:
+        return positions
     place = matched.trace.places.get("returned") or last.event.at
     if not last.is_ and (some := matched.partial_sum(last)):
         detail = ("GPT-2 adds all of them, and the bias once.",)

@@ -242,6 +242,18 @@ class FromOne(nn.Module):
         return self.table(positions.expand(tokens.shape))
 
 
+class RowsFromOne(nn.Module):
+    """For as many positions as the table has rows, it gives one row too few."""
+
+    def __init__(self, n_ctx: int, d_model: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(n_ctx, d_model))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        rows = self.table[1 : tokens.shape[1] + 1]  # here: RowsFromOne
+        return rows.expand(tokens.shape[0], *rows.shape)
+
+
 def tried(**layer: Any) -> Tried:
     return climb(**layer, cases=3).rungs[-1]
 
@@ -329,11 +341,12 @@ def test_positions_that_are_computed_are_wrong_and_not_refused() -> None:
     assert found.fault.message.startswith("it has no parameters; GPT-2's positions are a table that is learned")
 
 
-def test_a_mistake_that_raises_for_some_sizes_is_named_by_the_others() -> None:
-    found = climb(pos_embed=FromOne, cases=10).rungs[-1]
+@pytest.mark.parametrize(("layer", "kind"), [(FromOne, "raises"), (RowsFromOne, "shape")])
+def test_a_mistake_without_an_answer_at_some_sizes_is_named_by_others(layer: type[nn.Module], kind: str) -> None:
+    found = climb(pos_embed=layer, cases=10).rungs[-1]
     assert found.fault is not None
-    assert found.fault.kind == "raises"
+    assert found.fault.kind == kind
     assert "for other sizes it gives an answer that is wrong" in found.fault.message
     assert found.mistakes == ("positions from one",)
     assert found.at is not None
-    assert found.at.endswith(f":{line_of(FromOne)}")
+    assert found.at.endswith(f":{line_of(layer)}")
