@@ -65,7 +65,7 @@ def _other_rows(matched: Matched, culprit: Seen, looked_up: Event) -> Finding | 
         return None
     numbers = alike.int().argmax(-1).tolist()
     if len(numbers) == 1 and seq > 1:
-        detail = f"Line {line_of(culprit.event)} adds that row to each of {seq} positions."
+        detail = f"Line {line_of(culprit.event)} uses that row for each of {seq} positions."
         wrong = f"the position embedding: row {numbers[0]}, counted from 0, alone"
         return found_at(matched, culprit, looked_up.at, wrong, [detail])
     first = next((i for i, number in enumerate(numbers[:seq]) if number != i), None)
