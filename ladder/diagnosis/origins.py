@@ -10,6 +10,7 @@ from ..formula.same_numbers import common, sorted_numbers, varied, within
 from ..formula.trace_matching import FILLS, MOVES, Matched, Seen
 from ..results import Finding
 from .in_words import called, found_at, in_its_place, line_of
+from .running_softmax import running_softmax
 from .wrong_masks import idle_mask
 
 
@@ -383,6 +384,7 @@ _CAUSES = (
     _undone,
     idle_mask,
     _scaled_twice,
+    running_softmax,
     _running_softmax,
     _mixed,
     _misnamed,

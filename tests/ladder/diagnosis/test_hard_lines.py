@@ -65,6 +65,17 @@ class LastLeftOut(Loop):
         return super().heads()[:-1]
 
 
+class LastAlone(Loop):
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for head in self.heads():
+            q = x @ self.W["W_Q"][head] + self.b["b_Q"][head]
+            k = x @ self.W["W_K"][head] + self.b["b_K"][head]
+            z = self.pattern(q @ k.mT / math.sqrt(q.shape[-1])) @ self.values(x, head)
+            out = self.b_O + z @ self.W_O[head]  # here: LastAlone
+        return out
+
+
 class ValuesOffByOne(nn.Module):
     """One matrix for all; each head's queries, keys and values lie side by side."""
 
@@ -273,6 +284,7 @@ def test_the_loop_that_the_mistakes_are_made_in_is_right() -> None:
         ("attention", OneBias),
         ("attention", CarriedOver),
         ("attention", ValuesOffByOne),
+        ("attention", LastAlone),
         ("attention", MaximumOfAll),
         ("layer_norm", OverAll),
         ("layer_norm", OverTheSequence),
@@ -301,6 +313,10 @@ def test_heads_that_a_sum_lacks_are_reported() -> None:
     assert "First wrong: the output: it is the " in found.text()
     assert ", with b_O. GPT-2 adds all of them, and the bias once." in found.text().replace("\n", " ")
     assert "First wrong: the output: it is the sum over " in tried(mlp=HalfLeftOut).text()
+
+
+def test_a_sum_that_begins_anew_for_each_head_is_reported() -> None:
+    assert "times there, and does not take what it gave before." in tried(attention=LastAlone).text()
 
 
 def test_a_slice_with_numbers_of_two_is_reported_with_its_shares() -> None:
