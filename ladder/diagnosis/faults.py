@@ -54,7 +54,7 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
         fault, diagnosis = _diagnosed(layer, fault, trial)
         if gradient and diagnosis:
             diagnosis = replace(diagnosis, finding=gradient)
-    elif kind == "raises":
+    elif kind in ("raises", "shape"):
         fault, diagnosis = _raised(layer, fault, trial)
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
@@ -116,10 +116,12 @@ def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
 
 
 def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
-    """Return fault and diagnosis of a layer that raises an error; its wrong answers to other sizes show more."""
+    """Return fault and diagnosis of a layer that gives no answer; its wrong answers to other sizes show more."""
     other = diagnose(layer)
     if other and (other.mistakes or (other.finding and other.finding.at)):
         return replace(fault, message=f"{fault.message}; for other sizes it gives an answer that is wrong"), other
+    if fault.kind == "shape":
+        return fault, None
     finding, facts = locate(trial, layer.trace(trial), raised=True), _raised_by_length(layer, trial)
     return fault, Diagnosis(finding=finding, facts=facts) if finding or facts else None
 
