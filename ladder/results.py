@@ -121,7 +121,8 @@ class Finding:
         """The finding in words."""
         lines: list[Line] = [("look", f"{self.at}: {self.code}")] if self.at else []
         right = f"Right up to there: {listed(self.right)}." if self.right and (self.at or not self.wrong) else ""
-        wrong = f"First wrong: {self.wrong}." if self.wrong else ""
+        # A line and GPT-2's step in one bracket, not in two.
+        wrong = re.sub(r"(\(line \d+)\) \(GPT-2 ", r"\1; GPT-2 ", f"First wrong: {self.wrong}.") if self.wrong else ""
         lines.append(("text", " ".join(filter(None, (right, wrong)))))
         return lines + [("text", each) for each in self.detail if hint != "where"]
 
@@ -170,8 +171,11 @@ class Diagnosis:
 
     def has_numbers(self, hint: Hint) -> bool:
         """Return whether the words have numbers that may be others in another case: a head, a position, a block."""
-        words = " ".join(text for kind, text in self.lines(hint) if kind == "text" and text not in self.what)
-        return bool(re.search(r"(?<![\w.-])\d", re.sub(r"`[^`]*`|lines? [\d, and]+|1/sqrt", "", words)))
+        catalogued = {*self.what, *self.fix}
+        words = " ".join(text for kind, text in self.lines(hint) if kind == "text" and text not in catalogued)
+        # GELU's constants, and block 0, are the same in every case.
+        words = re.sub(r"`[^`]*`|lines? [\d, and]+|1/sqrt|\(block 0\)|\S+ x[²³]|sqrt\(2/pi\)|1 \+", "", words)
+        return bool(re.search(r"(?<![\w.-])\d", re.sub(r"in GELU times \S+\. GPT-2 has that times \S+", "", words)))
 
 
 @dataclass

@@ -133,7 +133,7 @@ class UnderTest:
         """Return the trial of a case, judged by our own layer."""
         trial = make_trial(self.rung, self.rung.own, case, dtype, gradients=gradients)
         lacking: dict[str, Tensor | float] = {
-            name: _same(each) if name.endswith("W_O") else 0.0
+            name: _same(each) if name.endswith("W_O") else float(name.rpartition(".")[2] == "w")
             for name, each in trial.parameters.items()
             if in_any_block(name) in self.missing
         }

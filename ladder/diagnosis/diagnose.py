@@ -17,6 +17,7 @@ from ..answers import Answer, close, same
 from ..candidate.trace import Trace
 from ..cases import small_stream, with_other_input, without
 from ..formula.quantities import quantities
+from ..mistakes.measured import measured_fills
 from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
 from ..tolerance import parameters_in_words
@@ -54,7 +55,8 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     output_wrong = not close(first.output, failing.expected.output)
     trace = layer.trace(failing, wide=wide)
     parts = wrong_parts(failing, trace)
-    named = MistakeSearch(layer.rung, layer.missing, answered, parts).named()
+    measured = measured_fills(failing, trace) if failing.rung == "attention" else []
+    named = MistakeSearch(layer.rung, layer.missing, answered, parts, measured).named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
     leaks = output_wrong and _leaks(layer, failing, first, wide)
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
@@ -155,8 +157,8 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
         if name != "input" and right.any() and (name not in found.gradients or not found.gradients[name].any())
     ]
     if unread:
-        them = "it" if len(unread) == 1 else "them"
         named = parameters_in_words(unread, trial.expected.gradients)
+        them = "them" if " and " in named else "it"
         facts.append(f"No gradient reaches {named}: the output does not depend on {them}.")
     if trial.rung == "attention":
         facts += _unread_heads(trial, found)

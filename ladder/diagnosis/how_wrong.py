@@ -7,12 +7,15 @@ from ..formula.next_step import next_step
 from ..formula.quantities import Quantity
 from ..formula.same_numbers import equal, factor_of, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen, caps, size_of
+from ..results import listed
 from .in_words import called, in_its_place, line_of, on_line, taken_in_words
 from .products import input_of, weight_of
 
 # What torch's modules compute with their weights alone: nothing that they were built with can make it wrong.
 BY_WEIGHTS = ("linear", "embedding", "conv1d", "conv2d", "bilinear")
 
+# What takes its module's parameters, and no others.
+_WITH_ITS_OWN = (*BY_WEIGHTS, "multi_head_attention_forward")
 
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "rearrange")
 
@@ -45,8 +48,8 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         given = multiplied(matched, event)
         return gives + in_its_place(missing), [f"{on_line(event)} multiplies {given} by {weight}."]
     taken = dict.fromkeys(words for i in event.inputs if (words := taken_in_words(matched, i)))
-    taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in BY_WEIGHTS)
-    sentences = [f"{on_line(event)} takes {' and '.join(taken)}."] if taken else []
+    taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _WITH_ITS_OWN)
+    sentences = [f"{on_line(event)} takes {listed(list(taken))}."] if taken else []
     return gives + in_its_place(missing), sentences + _numbers_in_words(matched, event)
 
 

@@ -90,7 +90,8 @@ def locate(
     given |= event.function == "softmax" and "pattern" not in following
     given |= len(_taken_by_module(matched, event)) > 1  # queries, keys and values are made of one tensor
     moved = event.made is None or event.function in MOVES or given or _right_once(matched, event)
-    if not moved and event.at is not None and event.made != event.at:
+    told = any(f"line {line_of(event)}" in each.lower() for each in detail)
+    if not moved and event.at is not None and event.made != event.at and not told:
         detail.append(f"It is called at line {line_of(event)}.")
     return found_at(matched, culprit, event.at if moved else event.made, what, detail)
 
@@ -211,8 +212,9 @@ def _before_call(matched: Matched, culprit: Seen, given: Quantity, missing: str)
         wrong = f"`{overwritten[1]}`, which becomes {given.words} alone{in_its_place(missing)}"
         return found_at(matched, culprit, at, wrong)
     # Blocks that do not run: the call of the last one that does.
-    block = re.search(r"\(block (\d+)\)$", missing)
-    if block and part_rung(name) == "block" and name.endswith(f".{int(block[1]) - 1}"):
+    block = re.search(r"block (\d+)\)?$", missing)
+    ran = {part.rpartition(".")[2] for part, _, _ in matched.trace.parts if part_rung(part) == "block"}
+    if block and part_rung(name) == "block" and name.endswith(f".{int(block[1]) - 1}") and block[1] not in ran:
         wrong = f"the blocks: {name} is the last that runs, of {matched.trial.config.n_layers}"
         return found_at(matched, culprit, at, wrong)
     return None

@@ -173,7 +173,7 @@ def _model(p: Parameters, tokens: Tensor, config: GPT2Config) -> Iterator[Quanti
     yield Quantity("start", "the stream before the blocks", x)
     for layer in range(config.n_layers):
         where = f" (block {layer})"
-        steps = list(_block(p, f"blocks.{layer}.", where, x, config, f"the stream after the block{where}"))
+        steps = list(_block(p, f"blocks.{layer}.", where, x, config, f"the stream after block {layer}"))
         yield from steps
         x = steps[-1].value
     final = list(_layer_norm(p, "ln_final.", " of ln_final", x, config, "the output of ln_final"))
