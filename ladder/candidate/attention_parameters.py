@@ -89,7 +89,8 @@ class _Attention:
     def __init__(self, found: Parameters, of: str, config: GPT2Config, chosen: Mapping[str, str]) -> None:
         self.of, self.config = of, config
         # Queries and keys may change places: their products, as a set, stay the same.
-        self.split = "".join(chosen.values()).replace("K", "Q")
+        self.chosen = "".join(chosen.values())
+        self.split = self.chosen.replace("K", "Q")
         # torch's own module reads its parameters in one way only.
         self.is_torchs = any(isinstance(parameter.owner, nn.MultiheadAttention) for parameter in found.values())
         self.lengths = {"n": config.n_heads, "m": config.d_model, "h": config.d_head, "c": 3}
@@ -232,7 +233,8 @@ class _Attention:
 
         label, oddity = self._label(order, pattern, out), self._oddity(order, pattern, out)
         split = f"{pattern} {order.index('V')} {self.split}".rstrip()
-        return Layout(fill, frozenset(self.missing), label, oddity, split)
+        key = f"{order} {pattern} {out} {self.chosen}".rstrip()
+        return Layout(fill, frozenset(self.missing), label, oddity, split, key)
 
     def _source(
         self, given: Given, letter: str, role: str, head: int | None, order: str, pattern: str, out: str
