@@ -19,7 +19,7 @@ from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, 
 
 
 def _called(letters: str, more: str) -> re.Pattern[str]:
-    before = r"((w|b|weight|bias|to|fc|linear|lin|proj|attn|self|layer)_?)?"
+    before = r"((w|b|weights?|bias|to|fc|linear|lin|proj|attn|self|layer)_?)?"
     after = r"(_?(proj|projection|weights?|bias|linear|lin|w|b|layer|fc|matrix|map|transform|trans|net))?"
     return re.compile(rf"^{before}({letters}){after}$|^({more})$", re.I)
 
@@ -31,7 +31,7 @@ _ROLES = {
     "K": _called("k|key|keys|ks", "w_?k|b_?k"),
     "V": _called("v|value|values|vs|val", "w_?v|b_?v"),
     "O": _called(
-        "o|out|output|c_proj|proj|projection|dense|unify_?heads|head_?proj|mix|ff|fc|final|o_proj|combine",
+        "o|out|output|c_proj|proj|projection|dense|unify_?heads|head_?proj|mix|ff|fc|final|o_proj|combine|project|concat|merge",
         "w_?o|b_?o|w_?out",
     ),
 }
