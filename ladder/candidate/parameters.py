@@ -149,7 +149,8 @@ def _picked(picked: Mapping[str, Parameter], of: str, roles: Iterable[str]) -> l
 
     named = [(p.name.removesuffix(".weight"), role) for role, p in picked.items() if role.startswith("W_")]
     label = ", ".join(f"{name} is {role}" for name, role in named if name.rpartition(".")[2] != role)
-    return [Layout(fill, frozenset(of + role for role in roles if role not in picked), label)]
+    key = " ".join(f"{role}={'.'.join(p.name.split('.')[-2:])}" for role, p in picked.items())
+    return [Layout(fill, frozenset(of + role for role in roles if role not in picked), label, key=key)]
 
 
 def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:

@@ -144,9 +144,13 @@ def _ends_early(matched: Matched) -> Finding | None:
         missing = next_step(matched, last.index + 1, [last.index])
         what = f"what comes after {last.is_[-1].words}{in_its_place(missing)}" if last.is_ else ""
         return found_at(matched, last, last.event.at, what) if what else None
+    if (positions := wrong_positions(matched, last)) is not None:
+        return positions
     place = matched.trace.places.get("returned") or last.event.at
     if not last.is_ and (some := matched.partial_sum(last)):
-        detail = ("GPT-2 adds all of them, and the bias once.",)
+        detail = ["GPT-2 adds all of them, and the bias once."]
+        if (again := _begun_anew(matched, last)) is not None:
+            return found_at(matched, last, last.event.at, f"the output: it is {some}", [*detail, again])
         # A loop that adds one after another leaves out those that it does not reach.
         return found_at(matched, last, last.event.loop or place, f"the output: it is {some}", detail)
     if last.is_ and (unused := _unused(matched, last)):
@@ -156,6 +160,15 @@ def _ends_early(matched: Matched) -> Finding | None:
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
     detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
     return found_at(matched, last, place, what, detail)
+
+
+def _begun_anew(matched: Matched, last: Seen) -> str | None:
+    """Return that a line in a loop forgets what it gave before, in a sentence; None if it goes on from that."""
+    ran = [(seen.event.at, seen.event.function) for seen in matched.seen]
+    runs = [i for i, each in enumerate(ran) if each == ran[last.index]]
+    if last.event.loop is None or len(runs) < 2 or not matched.sources([last.index]).isdisjoint(runs[:-1]):
+        return None
+    return f"Line {line_of(last.event)} runs {len(runs)} times there, and does not take what it gave before."
 
 
 def _unused(matched: Matched, last: Seen) -> Seen | None:

@@ -40,7 +40,7 @@ def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
         changed = right & ~shown & ~hidden  # scores that are neither right nor hidden: that is no mask
         if bool(changed.any()) or not shown.any() or bool(kept.all()):
             continue
-        detail = _seen_wrongly(shown, right)
+        detail = seen_wrongly(shown, right)
         if not detail:
             most, least = value[..., ~right].max().item(), value[..., shown & right].min().item()
             amounts = f"Hidden scores are {most:.4g} at most, and visible ones {least:.4g} at least"
@@ -80,7 +80,7 @@ def _of_module(matched: Matched, event: Event) -> MaskFault | None:
             right = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
             origin = None if mask is None else _origin(matched, event)
             hidden = mask if boolean and mask is not None else (masked - scores)[0, 0] < -1e3
-            detail = ["Every query sees every key there."] if not hidden.any() else _seen_wrongly(~hidden, right)
+            detail = ["Every query sees every key there."] if not hidden.any() else seen_wrongly(~hidden, right)
             lines = line_of(event) if mask is None else _lines(matched, event, origin)
             return f"which keys each query sees (line {lines})", detail, origin
     return None
@@ -99,7 +99,7 @@ def _given_mask(matched: Matched, event: Event) -> MaskFault | None:
             shown is square or bool((shown & (square != 0)).any())
         ):
             continue
-        if detail := _seen_wrongly(shown, right):
+        if detail := seen_wrongly(shown, right):
             origin = _origin(matched, event)
             return f"which keys each query sees (line {_lines(matched, event, origin)})", detail, origin
     return None
@@ -122,7 +122,7 @@ def _given_row(matched: Matched, culprit: Seen) -> MaskFault | None:
         shown = right.clone()
         for key, each in enumerate(quantity.value[..., query, :].unbind(-1)):
             shown[query, key] = common(sorted_numbers(each), own) > 0
-        detail = _seen_wrongly(shown, right)[:1]
+        detail = seen_wrongly(shown, right)[:1]
         if not detail:
             continue
         made = _first_scores(matched, taken[0])
@@ -145,7 +145,7 @@ def _first_scores(matched: Matched, seen: Seen) -> Seen:
     return seen
 
 
-def _seen_wrongly(shown: Tensor, right: Tensor) -> list[str]:
+def seen_wrongly(shown: Tensor, right: Tensor) -> list[str]:
     """Return a query that sees what it may not, and one that does not see what it may, in sentences."""
     detail = []
     if bool((shown & ~right).any()):
