@@ -244,6 +244,22 @@ def test_the_fix_of_a_mistake_without_a_name_is_gpt2s_step_in_code(rung: str, la
     assert fix not in found.text("what")
 
 
+class SmallEps(nn.LayerNorm):
+    def __init__(self, d_model: int, eps: float = 1e-6) -> None:
+        super().__init__(d_model, eps)
+
+
+class UsualEps(nn.LayerNorm):
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__(d_model, eps)
+
+
+def test_another_eps_by_default_is_called_wrong() -> None:
+    note = tried(layer_norm=SmallEps).note
+    assert note.endswith("own default is 1e-06, and GPT-2's is 1e-05: built without eps, it is wrong.")
+    assert "default" not in tried(layer_norm=UsualEps).note
+
+
 def test_every_step_of_gpt2_has_its_code() -> None:
     config = GPT2Config(d_model=4, n_layers=1, n_heads=2, d_head=2, n_ctx=5, d_vocab=7)
     case = Case(config, 1, 3, 0)
