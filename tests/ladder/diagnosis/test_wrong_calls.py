@@ -222,7 +222,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", MaskDropped, "that result is not used."),
         ("attention", HelperOfHelper, "First wrong: what `softmax` gives"),
         ("attention", TorchsUnmasked, "Every query sees every key there."),
-        ("attention", TorchsOneHead, "It is called at line "),
+        ("attention", TorchsOneHead, " takes the input (line "),
         ("block", TorchsOfTwo, "GPT-2 has the output of attention next"),
         ("mlp", HelperWithoutBias, "First wrong: the call there, on the hidden layer before b_in"),
         ("mlp", MadeAgain, "the hidden layer before the activation again"),
