@@ -328,8 +328,13 @@ def _notes(layer: UnderTest) -> list[str]:
             f"{order.replace('seq batch', 'batch seq')}"
         )
     for name, (value, default) in layer.first.passed.items():
-        notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
+        other = "eps" in name.lower() and default != _GPT2_EPS
+        wrong = f", and GPT-2's is {_GPT2_EPS!r}: built without {name}, it is wrong" if other else ""
+        notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}{wrong}")
     return notes
+
+
+_GPT2_EPS = 1e-5
 
 
 def _same(out: Tensor) -> Tensor:

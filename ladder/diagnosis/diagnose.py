@@ -22,6 +22,7 @@ from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
 from ..tolerance import parameters_in_words
 from ..under_test import UnderTest
+from .key_bias import with_key_bias
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
 from .which_mistake import MistakeSearch
@@ -58,6 +59,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     measured = measured_fills(failing, trace) if failing.rung == "attention" else []
     named = MistakeSearch(layer.rung, layer.missing, answered, parts, measured).named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
+    found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
     leaks = output_wrong and _leaks(layer, failing, first, wide)
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
     if not named and finding is None and parts:
@@ -170,17 +172,17 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
 
 def _unread_heads(trial: Trial, found: Answer) -> list[str]:
     """Return which heads of attention the output does not depend on, if it does depend on others."""
-    unread: set[int] = set()
+    unread: dict[str, list[str]] = {}
     for name, right in trial.expected.gradients.items():
-        if name not in ("W_Q", "W_K", "W_V", "W_O") or name not in found.gradients:
-            continue
-        own = found.gradients[name]
-        if own.any():
-            unread |= {head for head, each in enumerate(own) if not each.any() and right[head].any()}
-    if not unread:
-        return []
-    heads = f"head {min(unread)}" if len(unread) == 1 else f"heads {listed([str(head) for head in sorted(unread)])}"
-    return [f"No gradient reaches a matrix of {heads}, counted from 0: the output does not depend on it."]
+        own = found.gradients.get(name) if name in ("W_Q", "W_K", "W_V", "W_O") else None
+        if own is not None and own.any():
+            heads = [str(head) for head, each in enumerate(own) if not each.any() and right[head].any()]
+            if heads:
+                unread.setdefault(f"head {heads[0]}" if len(heads) == 1 else f"heads {listed(heads)}", []).append(name)
+    return [
+        f"No gradient reaches {listed(names)} of {heads}, counted from 0: the output does not depend on them."
+        for heads, names in unread.items()
+    ]
 
 
 def _row_facts(trial: Trial, output: Tensor) -> tuple[str, ...]:

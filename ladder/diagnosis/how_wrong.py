@@ -47,7 +47,10 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         return gives, [f"Line {line_of(event)} {bias}."]
     if weight := weight_of(matched, event):
         reads, own = reads_and_makes(matched, weight)
-        missing = own.words if own and own.key not in matched.found else missing
+        # What the weight makes is missing, unless a step before that is.
+        words = [each.words for each in matched.steps]
+        if own and own.key not in matched.found and missing in words[words.index(own.words) :]:
+            missing = own.words
         return gives + in_its_place(missing), [
             f"{on_line(event)} multiplies {multiplied(matched, event)} by {weight}.",
             *([f"GPT-2 multiplies {reads} by {weight}."] if reads else []),
@@ -55,6 +58,8 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     if weight := weight_of(matched, event, transposed=True):
         given = multiplied(matched, event)
         return gives + in_its_place(missing), [f"{on_line(event)} multiplies {given} by {weight} transposed."]
+    if matched.trial.rung in ("embed", "pos-embed"):  # rows are taken there, and which ones is seen in the output
+        return gives + in_its_place(missing), []
     taken = dict.fromkeys(words for i in event.inputs if (words := taken_in_words(matched, i)))
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _WITH_ITS_OWN)
     sentences = [f"{on_line(event)} takes {listed(list(taken))}."] if taken else []

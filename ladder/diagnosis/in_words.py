@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from ..candidate.trace import Event
+from ..formula.in_code import fix_of
 from ..formula.quantities import Quantity
 from ..formula.same_numbers import factor_of
 from ..formula.trace_matching import MOVES, Matched, Seen
@@ -53,7 +54,8 @@ def found_at(
     """Return that something is wrong at a place, and what is right before an event."""
     at, code = place or (None, None)
     file = at.rpartition(":")[0] if at else ""
-    return Finding(at, code, right_steps(matched, before.index, file), wrong, tuple(detail))
+    fix = fix_of(wrong, tuple(detail), matched.trial.rung)
+    return Finding(at, code, right_steps(matched, before.index, file), wrong, tuple(detail), fix)
 
 
 def together(steps: Sequence[Quantity]) -> str:

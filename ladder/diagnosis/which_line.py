@@ -231,7 +231,9 @@ def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Findin
             part = next((part for part, _ in last.event.within if part in wrong - around), None)
             missing = next_step(matched, last.index + 1, [last.index])
             if part and last.is_ and missing:
-                what = f"what {part} gives: it is {last.is_[0].words}"
+                # What runs inside a connection around a layer norm is no step of that norm.
+                own = any(each.key.startswith(f"{part}.") for each in last.is_)
+                what = f"what {part if own else called(last.event)} gives: it is {last.is_[0].words}"
                 if unused := _unused(matched, last):
                     return found_at(matched, unused, unused.event.at, what, [_not_used(unused)])
                 return found_at(matched, last, last.event.at, what, [f"GPT-2 has {missing} next."])
@@ -246,7 +248,7 @@ def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
     right = [
         seen.event
         for seen in matched.seen
-        if seen.good and (seen.event.at, seen.event.function) == (event.at, event.function)
+        if seen.good and matched.arranged(seen) and (seen.event.at, seen.event.function) == (event.at, event.function)
         if seen.event.caller is not None
     ]
     others = [each.caller[0].rpartition(":")[2] for each in right if each.caller and each.caller != event.caller]

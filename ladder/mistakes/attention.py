@@ -106,7 +106,7 @@ ATTENTION: tuple[Mistake, ...] = (
     # The mask.
     _wrong(
         "no causal mask",
-        "Every position sees the future: there is no causal mask. Fill the scores with -inf where key > query.",
+        "Every position sees the future: no causal mask is applied. Fill the scores with -inf where key > query.",
         allowed=lambda self, scores: ones(scores),
     ),
     _wrong(

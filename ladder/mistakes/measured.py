@@ -39,7 +39,8 @@ def measured_eps(trial: Trial, output: Tensor) -> list[Mistake]:
     right = trial.config.layer_norm_eps
     if eps <= 0 or (own - eps).abs().max() > 1e-4 * eps + 1e-9 or abs(eps - right) < 1e-4 * right:
         return []
-    hint = f"layer_norm_eps is {eps:g} there, where the configuration has {right:g}. Use the configuration's (GPT-2's is 1e-5)."
+    hint = f"layer_norm_eps is {eps:g} there, where the configuration has {right:g}. "
+    hint += "Use the configuration's (GPT-2's is 1e-5)."
     spelling = {"deviation": lambda self, x: (self.variance(x) + eps).sqrt()}
     return [Mistake(f"eps is {eps:g}", hint, "layer-norm", PlainLayerNorm, (spelling,))]
 

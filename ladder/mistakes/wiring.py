@@ -267,13 +267,12 @@ MODEL: tuple[Mistake, ...] = (
     ),
     Mistake(
         "one block in the place of all",
-        "One block runs n_layers times. Make n_layers different blocks ([Block(cfg)] * n_layers makes one), and run one "
-        "after another: for block in blocks: x = block(x).",
+        "One block runs n_layers times. Make n_layers different blocks ([Block(cfg)] * n_layers makes one), and run "
+        "one after another: for block in blocks: x = block(x).",
         "model",
         PlainModel,
-        ({"order": lambda self: [self.blocks[0]] * len(self.blocks)},)
         # Of weights that are loaded into one block for all, the last block's stay.
-        + ({"order": lambda self: [self.blocks[-1]] * len(self.blocks)},),
+        tuple({"order": lambda self, which=which: [self.blocks[which]] * len(self.blocks)} for which in (0, -1)),
     ),
     _model(
         "last block skipped",

@@ -9,6 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gptladder.assembly.config import GPT2Config
+from gptladder.ladder.formula.in_code import in_code
+from gptladder.ladder.formula.quantities import quantities
+from gptladder.ladder.results import Diagnosis, Fault, Finding, Tried
+from gptladder.ladder.rungs import RUNGS, Case, make_trial
+
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "layers")]
 from layers import Split, line_of, tried
 from nanogpt import GPT, MLP
@@ -123,6 +129,53 @@ class BareFinalNorm(GPT):
         self.ln_f = nn.LayerNorm(self.ln_f.normalized_shape, elementwise_affine=False)
 
 
+class NoActivation(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.c_fc(x))  # here: NoActivation
+
+
+class MaskedInTraining(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return super().pattern(scores) if self.training else scores.softmax(-1)  # here: MaskedInTraining
+
+
+class OneHeadForAll(Split):
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().heads(x)
+        return q, k[:, :1].expand_as(k), v  # here: OneHeadForAll
+
+
+class OtherPower(MLP):
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.c_fc(x)
+        inner = 0.7978845608028654 * (u + 0.44715 * u**2)  # here: OtherPower
+        return self.c_proj(0.5 * u * (1 + torch.tanh(inner)))
+
+
+class HalfPositions(nn.Module):
+    def __init__(self, n_ctx: int, d_model: int) -> None:
+        super().__init__()
+        self.wpe = nn.Embedding(n_ctx, d_model)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.wpe(torch.arange(tokens.shape[1]) // 2).expand(*tokens.shape, -1)
+
+
+class KeysWithOtherBias(nn.Module):
+    def __init__(self, d_model: int, n_heads: int, d_head: int) -> None:
+        super().__init__()
+        self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.empty(n_heads, d_model, d_head)) for _ in range(3))
+        self.b_Q, self.b_K, self.b_V = (nn.Parameter(torch.empty(n_heads, d_head)) for _ in range(3))
+        self.W_O, self.b_O = nn.Parameter(torch.empty(n_heads, d_head, d_model)), nn.Parameter(torch.empty(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = torch.einsum("bsm,nmh->bnsh", x, self.W_Q) + self.b_Q[:, None]
+        k = torch.einsum("bsm,nmh->bnsh", x, self.W_K) + self.b_Q[:, None]  # here: KeysWithOtherBias
+        v = torch.einsum("bsm,nmh->bnsh", x, self.W_V) + self.b_V[:, None]
+        z = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return torch.einsum("bnsh,nhm->bsm", z, self.W_O) + self.b_O
+
+
 @pytest.mark.parametrize(
     ("rung", "layer", "words"),
     [
@@ -137,9 +190,17 @@ class BareFinalNorm(GPT):
         ("attention", Capped, "takes the scaled scores times 0.02 (line "),
         ("mlp", OutsideTheBracket, "takes sqrt(2/pi) x in GELU (line "),
         ("mlp", WidenedAgain, ") by W_in transposed."),
+        ("mlp", NoActivation, "(GPT-2 has the hidden layer after the activation next)"),
+        ("mlp", OtherPower, "times 0.44715. GPT-2 adds 0.044715 x³ to x."),
         ("layer_norm", MeanOfFewer, "the mean times 1.03704 = d_model/(d_model - 1), with d_model=28 here."),
         ("layer_norm", ShiftTimesGain, "First wrong: what `*` gives (GPT-2 has the output next)."),
         ("attention", ScaledAfterTheMask, "First wrong: what `softmax` gives (GPT-2 has the attention pattern next)."),
+        (
+            "attention",
+            MaskedInTraining,
+            "; in training mode, without dropout, it is right.\nThe mistake: no causal mask.",
+        ),
+        ("attention", OneHeadForAll, "No gradient reaches W_K of heads 1, 2 and 3, counted from 0: "),
         ("model", NormInTheLoop, "First wrong: the call of ln_final there, on the stream after block 0 ("),
     ],
 )
@@ -155,3 +216,71 @@ def test_a_final_norm_without_parameters_is_right_but_for_these() -> None:
     found = tried(model=BareFinalNorm)
     assert found.fault is not None
     assert found.fault.message == "ln_final.b, ln_final.w are missing (GPT-2 has them); all else is right"
+
+
+def test_the_keys_bias_is_seen_in_the_trace() -> None:
+    found = tried(attention=KeysWithOtherBias)
+    assert found.mistakes == ("b_Q added to the keys",)
+    assert f"The keys get b_Q for their bias (line {line_of(KeysWithOtherBias)}), and" in found.text()
+
+
+def test_of_a_table_the_rows_are_reported_and_no_inputs() -> None:
+    text = tried(pos_embed=HalfPositions).text()
+    assert "Position 1 gets row 0 of the table, not row 1." in text
+    assert " takes " not in text
+
+
+@pytest.mark.parametrize(
+    ("rung", "layer", "fix"),
+    [
+        ("attention", KeysOfQueries, "In code: x @ W_K + b_K, split into heads."),
+        ("mlp", OtherPower, "In code: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))."),
+        ("layer_norm", MeanOfFewer, "In code: x.mean(dim=-1, keepdim=True)."),
+    ],
+)
+def test_the_fix_of_a_mistake_without_a_name_is_gpt2s_step_in_code(rung: str, layer: type[nn.Module], fix: str) -> None:
+    found = tried(**{rung: layer})
+    assert f"\n{fix}\n" in found.text("fix") or (found.diagnosis is not None and found.diagnosis.what)
+    assert fix not in found.text("what")
+
+
+class SmallEps(nn.LayerNorm):
+    def __init__(self, d_model: int, eps: float = 1e-6) -> None:
+        super().__init__(d_model, eps)
+
+
+class UsualEps(nn.LayerNorm):
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__(d_model, eps)
+
+
+def test_another_eps_by_default_is_called_wrong() -> None:
+    note = tried(layer_norm=SmallEps).note
+    assert note.endswith("own default is 1e-06, and GPT-2's is 1e-05: built without eps, it is wrong.")
+    assert "default" not in tried(layer_norm=UsualEps).note
+
+
+def test_every_step_of_gpt2_has_its_code() -> None:
+    config = GPT2Config(d_model=4, n_layers=1, n_heads=2, d_head=2, n_ctx=5, d_vocab=7)
+    case = Case(config, 1, 3, 0)
+    for judged in RUNGS:
+        steps = quantities(make_trial(judged, judged.own, case, torch.float64))
+        assert [each.words for each in steps if each.step and not in_code(each.words, judged.name)] == ["the input"] * (
+            judged.name not in ("embed", "pos-embed", "model")
+        )
+
+
+def test_one_line_stands_in_a_report_once_and_missing_biases_too() -> None:
+    finding = Finding("mine.py:5", "x.softmax(1)", (), "the pattern")
+    fault = Fault("nan", "forward returns NaN", "mine.py:5", "x.softmax(1)")
+    assert Tried("attention", "A", None, fault, Diagnosis(finding=finding)).text().count("mine.py:5") == 1
+    missing = Fault("biases", "b_Q is missing (GPT-2 has it); all else is right")
+    assert "The mistake" not in Tried("attention", "A", None, missing, Diagnosis(("b_Q missing",))).text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"), [("x³ in GELU times 0.5. GPT-2 has that times 0.04.", False), ("k 1", True)]
+)
+def test_gelus_constants_need_no_sizes(words: str, sizes: bool) -> None:
+    finding = Finding("mine.py:5", "code", (), "x + 0.044715 x³ in GELU (block 0)", (words,), "In code: 2 * x.")
+    assert Diagnosis(finding=finding).has_numbers("fix") == sizes
