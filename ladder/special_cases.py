@@ -115,7 +115,8 @@ def _in_training(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hid
 def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
     small = layer.draw(random.Random(layer.seed + 2))
     n_ctx = layer.fixed.get("n_ctx", 1024)
-    whole = Case(replace(small.config, n_ctx=n_ctx, n_layers=1), 1, n_ctx, small.seed)
+    n_layers = layer.fixed.get("n_layers", 1)
+    whole = Case(replace(small.config, n_ctx=n_ctx, n_layers=n_layers), 1, n_ctx, small.seed)
     trial = layer.trial(whole, gradients=False)
     fault, off = layer.off(trial, _limit(verdict, 10))
     if off:

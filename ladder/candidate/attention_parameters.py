@@ -58,6 +58,8 @@ _OUT_OF_HEAD = {"out in": ["m h"], "in out": ["h m"]}
 _OUT = {"out in": ["m (n h)", "m (h n)", "m n h", "n m h"], "in out": ["n h m", "(n h) m", "(h n) m", "h n m"]}
 
 
+# How many parameters that fit no layout are named.
+_SHOWN = 4
 # Roles of what makes queries, keys and values.
 PROJECTIONS = _ROLES.keys() - {"O"}
 
@@ -188,8 +190,9 @@ class _Attention:
         return outs
 
     def _listed(self, *roles: str) -> str:
-        found = [p for role in roles for _, p in self.matrices.get(role, [])]
-        return ", ".join(map(str, found)) or "its parameters"
+        found = [str(p) for role in roles for _, p in self.matrices.get(role, [])]
+        more = len(found) - _SHOWN
+        return ", ".join([*found[:_SHOWN], f"{more} more"] if more > 1 else found) or "its parameters"
 
     def _fitting(self, patterns: Iterable[str], shape: tuple[int, ...]) -> list[str]:
         def made(pattern: str) -> list[int]:

@@ -114,7 +114,7 @@ def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]
     """Yield trials of GPT-2's own choices."""
     plain = {"act_fn": "gelu_new", "scale_attn_weights": True, "layer_norm_eps": 1e-5, "n_layers": 3}
     cases = [
-        replace(case, config=replace(case.config, **plain, n_ctx=case.seq + 2 + index))
+        replace(case, config=replace(case.config, **(plain | {"n_ctx": case.seq + 2 + index} | dict(layer.fixed))))
         for index, case in enumerate(drawn[:3])
     ]
     # A transposed matrix raises an error unless it is square: so in one case d_model = n_heads * d_head.
