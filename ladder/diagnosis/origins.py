@@ -50,7 +50,7 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
         rows = origin.value.reshape(-1, seq)
         sequence, wrong = ((rows != torch.arange(seq)).nonzero()[0]).tolist()
         inside = f" of sequence {sequence}, counted from 0," if sequence else ""
-        detail.append(f"Position {wrong}{inside} is {rows[sequence, wrong]} there.")
+        detail.append(f"Position {wrong}{inside} is counted as {rows[sequence, wrong]} there.")
     return found_at(matched, culprit, origin.at, "the positions", detail)
 
 

@@ -64,7 +64,6 @@ def _masks(name: str, hint: str, number: float, steps: Steps) -> list[Mistake]:
         return [Mistake(name, hint, "attention", PlainAttention, (steps,))]
     # A row that is hidden whole shows the number.
     wrong = [each for each in ATTENTION if any("fill" in spelling for spelling in each.spellings)]
-    wrong = [each for each in wrong if "allowed" in each.spellings[0]]
     return [replace(each, spellings=({**each.spellings[0], **steps},)) for each in wrong]
 
 

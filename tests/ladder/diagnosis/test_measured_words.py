@@ -47,6 +47,31 @@ class HidesThePast(Split):
         return (scores + torch.ones_like(scores[0, 0]).tril() * -1e10).softmax(-1)  # here: HidesThePast
 
 
+class HidesItselfToo(Split):
+    """The first query has the number added to all of its scores, so that it sees every key."""
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores + torch.ones_like(scores[0, 0]).triu(0) * -1e9).softmax(-1)  # here: HidesItselfToo
+
+
+class OverTheHeads(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores + torch.ones_like(scores[0, 0]).triu(1) * -1e9).softmax(1)  # here: OverTheHeads
+
+
+class ValuesWithoutBias(Split):
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__(d_model, n_heads)
+        del self.qkv
+        self.q, self.k, self.v = (nn.Linear(d_model, d_model) for _ in range(3))
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        return [self.q(x), self.k(x), x @ self.v.weight.T]
+
+    def gathered(self, pattern: Tensor, v: Tensor) -> Tensor:
+        return pattern @ v  # here: ValuesWithoutBias
+
+
 class OneMore(Split):
     def pattern(self, scores: Tensor) -> Tensor:
         later = torch.ones_like(scores, dtype=torch.bool).triu(1)
@@ -187,6 +212,9 @@ class KeysWithOtherBias(nn.Module):
         ("attention", FillsMinusFive, "The mistake: mask fills -5."),
         ("attention", AddsMinusFour, "The mistake: mask adds -4."),
         ("attention", HidesThePast, "The mistake: mask inverted."),
+        ("attention", HidesItselfToo, "The mistake: mask blocks the present."),
+        ("attention", OverTheHeads, "The mistake: softmax over the heads."),
+        ("attention", ValuesWithoutBias, "First wrong: what `@` gives (GPT-2 has the values next)."),
         ("attention", OneMore, "The mistake: one more key in the softmax, of zeros."),
         ("attention", NothingForNan, "The mistake: mask blocks the present."),
         ("attention", NotProjected, "The mistake: output projection not applied."),
