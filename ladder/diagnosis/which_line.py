@@ -195,7 +195,16 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
     if known and (before := _before_call(matched, culprit, known[-1], missing)) is not None:
         return before
     # A layer norm begins with its mean.
-    return found_at(matched, culprit, at, wrong + in_its_place(missing.removeprefix("the mean of ")))
+    instead = _called_on(matched, part, missing) or in_its_place(missing.removeprefix("the mean of "))
+    return found_at(matched, culprit, at, wrong + instead)
+
+
+def _called_on(matched: Matched, part: str, missing: str) -> str:
+    """Return what GPT-2 calls a layer on, in brackets, if the step that is missing is that layer's own."""
+    keys = [each.key for each in matched.steps]
+    first = next((i for i, key in enumerate(keys) if key.startswith(f"{part}.")), 0)
+    own = any(each.words == missing and each.key.startswith(f"{part}.") for each in matched.steps)
+    return f" (GPT-2 calls it on {matched.steps[first - 1].words})" if own and first else ""
 
 
 def _before_call(matched: Matched, culprit: Seen, given: Quantity, missing: str) -> Finding | None:

@@ -55,6 +55,9 @@ def measured_fills(trial: Trial, trace: Trace) -> list[Mistake]:
         steps = {"masked": lambda self, scores, number=number: scores + number * ~self.allowed(scores)}
         hint = f"The mask adds {number:g} to later keys' scores, so they still get weight. Add -inf."
         found += _masks(f"mask adds {number:g}", hint, number, steps)
+    for number in dict.fromkeys(_added_to_all(trial, trace)):
+        spelling = {"masked": lambda self, scores, number=number: scores + number}
+        found += [replace(each, spellings=(spelling,)) for each in ATTENTION if each.name == "no causal mask"]
     return found
 
 
@@ -80,6 +83,11 @@ def _fills(trial: Trial, trace: Trace) -> Iterator[float]:
         numbers, counts = value[value.isfinite()].unique(return_counts=True)
         if value.ndim > 2 and counts.numel() and counts.max() > value.numel() // 4 and numbers.numel() > 2:
             yield numbers[counts.argmax()].item()
+
+
+def _added_to_all(trial: Trial, trace: Trace) -> Iterator[float]:
+    """Yield the very negative number that a matrix for queries and keys has everywhere."""
+    yield from (value.max().item() for value in _squares(trial, trace) if value.min() == value.max() < _NONE)
 
 
 def _added(trial: Trial, trace: Trace) -> Iterator[float]:

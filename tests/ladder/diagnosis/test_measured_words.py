@@ -54,6 +54,27 @@ class HidesItselfToo(Split):
         return (scores + torch.ones_like(scores[0, 0]).triu(0) * -1e9).softmax(-1)  # here: HidesItselfToo
 
 
+class HidesAllAlike(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores + torch.full_like(scores[0, 0], -1e9)).softmax(-1)  # here: HidesAllAlike
+
+
+class ParallelHalves(nn.Module):
+    """The second half of a block reads what the first half reads."""
+
+    def __init__(self, d_model: int, n_heads: int, d_mlp: int) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = (nn.LayerNorm(d_model) for _ in range(2))
+        self.attn, self.mlp = (
+            Split(d_model, n_heads),
+            nn.Sequential(nn.Linear(d_model, d_mlp), nn.GELU(approximate="tanh"), nn.Linear(d_mlp, d_model)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mid = x + self.attn(self.ln1(x))
+        return mid + self.mlp(self.ln2(x))  # here: ParallelHalves
+
+
 class OverTheHeads(Split):
     def pattern(self, scores: Tensor) -> Tensor:
         return (scores + torch.ones_like(scores[0, 0]).triu(1) * -1e9).softmax(1)  # here: OverTheHeads
@@ -213,6 +234,8 @@ class KeysWithOtherBias(nn.Module):
         ("attention", AddsMinusFour, "The mistake: mask adds -4."),
         ("attention", HidesThePast, "The mistake: mask inverted."),
         ("attention", HidesItselfToo, "The mistake: mask blocks the present."),
+        ("attention", HidesAllAlike, "The mistake: no causal mask."),
+        ("block", ParallelHalves, "on the input (GPT-2 calls it on the stream after attention)."),
         ("attention", OverTheHeads, "The mistake: softmax over the heads."),
         ("attention", ValuesWithoutBias, "First wrong: what `@` gives (GPT-2 has the values next)."),
         ("attention", OneMore, "The mistake: one more key in the softmax, of zeros."),
