@@ -15,7 +15,7 @@ from .how_wrong import BY_WEIGHTS, how, last_multiple
 from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps
 from .origins import moved_from, origin_of, wrong_positions
 from .unused_steps import unused_step
-from .wrong_calls import wrong_call
+from .wrong_calls import bias_left_out, wrong_call
 from .wrong_masks import mask_fault
 from .wrong_parts import wrong_parts
 
@@ -61,6 +61,8 @@ def locate(
         return origin
     if (elsewhere := _right_elsewhere(matched, culprit)) is not None:
         return elsewhere
+    if (bare := bias_left_out(matched, culprit)) is not None:
+        return bare
     scaled = _scaled_before(matched, culprit)
     if scaled is None and (call := wrong_call(matched, culprit)) is not None:
         return call
@@ -171,9 +173,10 @@ def _begun_anew(matched: Matched, last: Seen) -> str | None:
 
 
 def _unused(matched: Matched, last: Seen) -> Seen | None:
-    """Return the last step that is made of an event alone and that nothing uses."""
-    ends = (seen for seen in matched.unused if seen.is_ and seen.event.inputs == (last.index,) and seen.event.at)
-    ends = (seen for seen in ends if seen.index != matched.last and seen.event.parameters)
+    """Return the last step that is made of an event, and that nothing uses."""
+    ends = (seen for seen in matched.unused if seen.is_ and seen.event.at and seen.index != matched.last)
+    ends = (seen for seen in ends if seen.event.function not in MOVES and last.index in matched.sources([seen.index]))
+    ends = (seen for seen in ends if not any(each in last.is_ for each in seen.is_))
     return max(ends, key=lambda seen: seen.index, default=None)
 
 
@@ -212,7 +215,13 @@ def _before_call(matched: Matched, culprit: Seen, given: Quantity, missing: str)
         return found_at(matched, culprit, at, wrong)
     # Blocks that do not run: the call of the last one that does.
     block = re.search(r"\(block (\d+)\)$", missing)
-    if block and part_rung(name) == "block" and name.endswith(f".{int(block[1]) - 1}"):
+    ran = {part for seen in matched.seen for part, _ in seen.event.within}
+    if (
+        block
+        and f"blocks.{block[1]}" not in ran
+        and part_rung(name) == "block"
+        and name.endswith(f".{int(block[1]) - 1}")
+    ):
         wrong = f"the blocks: {name} is the last that runs, of {matched.trial.config.n_layers}"
         return found_at(matched, culprit, at, wrong)
     return None
@@ -244,7 +253,7 @@ def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
     right = [
         seen.event
         for seen in matched.seen
-        if seen.good and (seen.event.at, seen.event.function) == (event.at, event.function)
+        if seen.good and matched.arranged(seen) and (seen.event.at, seen.event.function) == (event.at, event.function)
         if seen.event.caller is not None
     ]
     others = [each.caller[0].rpartition(":")[2] for each in right if each.caller and each.caller != event.caller]

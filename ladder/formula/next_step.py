@@ -38,7 +38,7 @@ def next_step(matched: Matched, before: int, made_from: Iterable[int], function:
         function = "softmax of rows"
     key = matched.steps[last].key if last >= 0 else ""
     of = key.removesuffix("masked raw")
-    if key in behind and of != key and f"{of}scores" not in found:  # masked, and never scaled
+    if key in behind and of != key and found.isdisjoint({f"{of}scores", f"{of}masked"}):  # masked, and never scaled
         return next(each.words for each in matched.steps if each.key == f"{of}scores")
     ending = _FUSED.get(function, "")
     # What a whole layer gave was made by steps that are not always seen.

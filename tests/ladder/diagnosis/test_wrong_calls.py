@@ -86,6 +86,13 @@ class StreamReplaced(nn.Module):
         return x + self.mlp(self.ln2(x))
 
 
+class MidReturned(StreamReplaced):
+    def forward(self, x: Tensor) -> Tensor:
+        mid = x + self.attn(self.ln1(x))
+        self.last = mid + self.mlp(self.ln2(mid))  # here: MidReturned
+        return mid
+
+
 class InputOfMlpAlone(StreamReplaced):
     def forward(self, x: Tensor) -> Tensor:
         out = self.attn(self.ln1(x))
@@ -119,6 +126,21 @@ class RightBlock(StreamReplaced):
         return x + self.mlp(self.ln2(x))
 
 
+class HelperInside(RightBlock):
+    """A block whose MLP calls a right function wrongly."""
+
+    def __init__(self, d_model: int, n_heads: int, d_mlp: int) -> None:
+        super().__init__(d_model, n_heads, d_mlp)
+        self.mlp = HelperTwice(d_model, d_mlp)
+
+
+class LastNormOfEachBlock(Whole):
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = self.ln(block(x))  # here: LastNormOfEachBlock
+        return x
+
+
 class LastPlace(Whole):
     def embedded(self, tokens: Tensor) -> Tensor:
         last = torch.arange(tokens.shape[1])[-1:]
@@ -144,8 +166,28 @@ class WithHelper(Plain):
 
 class HelperWithoutBias(WithHelper):
     def forward(self, x: Tensor) -> Tensor:
-        hidden = x @ self.first.weight.T
-        return self.second(self.activation(hidden))  # here: HelperWithoutBias
+        hidden = x @ self.first.weight.T  # here: HelperWithoutBias
+        return self.second(self.activation(hidden))
+
+
+class HelperOfInput(WithHelper):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.activation(x)  # here: HelperOfInput
+        return self.second(self.first(hidden))
+
+
+class HelperTwice(WithHelper):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.activation(self.activation(self.first(x)))  # here: HelperTwice, HelperInside
+        return self.second(hidden)
+
+
+class HelperOfCapped(WithHelper):
+    """Where a number is capped, the activation is nearly what it would be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).clamp(-6, 6)  # here: HelperOfCapped
+        return self.second(self.activation(hidden))
 
 
 class MadeAgain(Plain):
@@ -224,14 +266,20 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", TorchsUnmasked, "Every query sees every key there."),
         ("attention", TorchsOneHead, "It is called at line "),
         ("block", TorchsOfTwo, "GPT-2 has the output of attention next"),
-        ("mlp", HelperWithoutBias, "First wrong: the call there, on the hidden layer before b_in"),
+        ("mlp", HelperWithoutBias, "gives: the hidden layer before b_in."),
+        ("mlp", HelperOfInput, "First wrong: the call there, on the layer's input (GPT-2 has the hidden layer before"),
+        ("mlp", HelperTwice, "First wrong: the call there, on the hidden layer after the activation"),
+        ("block", HelperInside, "First wrong: the call there, on the hidden layer after the activation"),
+        ("mlp", HelperOfCapped, "First wrong: what `clamp` gives"),
         ("mlp", MadeAgain, "the hidden layer before the activation again"),
         ("attention", MaskTimesZero, "The mask there hides nothing."),
         ("attention", ScaledTwice, "First wrong: the scaled keys, beside the scaled queries"),
         ("attention", KeysOfHeadZero, "the keys there are of head 0, and the queries beside them of head 1."),
         ("block", StreamReplaced, "First wrong: `x`, which becomes the output of attention alone"),
+        ("block", MidReturned, "First wrong: the output: it is the stream after attention."),
         ("block", InputOfMlpAlone, "First wrong: the call of ln2 there, on the output of attention"),
         ("model", LastPlace, "counted from 0, alone."),
+        ("model", LastNormOfEachBlock, "First wrong: the call of ln_final there, on the stream after the block"),
         ("model", FirstBlockOnly, "First wrong: the blocks: blocks.0 is the last that runs, of "),
         ("mlp", WithoutGradients, "no gradient reaches"),
     ],
