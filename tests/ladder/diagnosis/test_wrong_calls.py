@@ -47,6 +47,15 @@ class HelperOfHelper(Split):
         return self.out(self.gathered(self.from_both(q, k), v).transpose(1, 2).flatten(2))
 
 
+class KeysGathered(Split):
+    def gathered(self, pattern: Tensor, v: Tensor) -> Tensor:
+        return pattern @ self.keys  # here: KeysGathered
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, self.keys, v = super().heads(x)
+        return q, self.keys, v
+
+
 class MaskTimesZero(Split):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (each.flatten(0, 1) for each in self.heads(x))
@@ -124,6 +133,12 @@ class RightBlock(StreamReplaced):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln1(x))
         return x + self.mlp(self.ln2(x))
+
+
+class BlockDropped(Whole):
+    def run(self, x: Tensor) -> Tensor:
+        self.blocks[0](x)  # here: BlockDropped
+        return x
 
 
 class HelperInside(RightBlock):
@@ -272,6 +287,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("block", HelperInside, "First wrong: the call there, on the hidden layer after the activation"),
         ("mlp", HelperOfCapped, "First wrong: what `clamp` gives"),
         ("mlp", MadeAgain, "the hidden layer before the activation again"),
+        ("attention", KeysGathered, "First wrong: the values there: they are made of keys."),
         ("attention", MaskTimesZero, "The mask there hides nothing."),
         ("attention", ScaledTwice, "First wrong: the scaled keys, beside the scaled queries"),
         ("attention", KeysOfHeadZero, "the keys there are of head 0, and the queries beside them of head 1."),
@@ -280,6 +296,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("block", InputOfMlpAlone, "First wrong: the call of ln2 there, on the output of attention"),
         ("model", LastPlace, "counted from 0, alone."),
         ("model", LastNormOfEachBlock, "First wrong: the call of ln_final there, on the stream after the block"),
+        ("model", BlockDropped, "that result is not used."),
         ("model", FirstBlockOnly, "First wrong: the blocks: blocks.0 is the last that runs, of "),
         ("mlp", WithoutGradients, "no gradient reaches"),
     ],
