@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..answers import close, same
 from ..candidate.aliases import SIZES
 from ..cases import heads_fill_the_model
+from ..formula.in_code import fix_of
 from ..results import Diagnosis, Fault, Finding, Tried, listed
 from ..rungs import Case, Trial, distance
 from ..tolerance import wrongness
@@ -89,6 +90,9 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
         return Fault("half", message, *place), None
     # What rounding does would hide which mistake it is.
     found = diagnose(layer, wide=wide is not None)
+    trained = layer.answer(trial, training=True, gradients=False)
+    if fault.kind == "output" and trained is not None and close(trained.output, trial.expected.output):
+        fault = replace(fault, message=f"{fault.message}; in training mode, without dropout, it is right")
     return fault, found or _only_there(layer, trial)  # or only the case that failed shows it
 
 
@@ -111,7 +115,8 @@ def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
         detail = "Where the gradient is not cut, every gradient is right."
         if len(lines) > 1:
             detail += f" It is cut on lines {listed([at.rpartition(':')[2] for at, _ in lines])}."
-        return Finding(*(decorator or lines[0]), (), "the gradient, which is cut there", (detail,))
+        wrong = "the gradient, which is cut there"
+        return Finding(*(decorator or lines[0]), (), wrong, (detail,), fix_of(wrong, (), layer.rung.name))
     return None
 
 

@@ -354,7 +354,8 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
         return None
     at = 0 if wanted == "Q" else 1
     used = matched.sources([culprit.event.inputs[1 - at]])  # rightly: then the culprit's own line takes the wrong one
-    path, lines = [seen for seen in paths[at] if seen.index not in used], {line_of(culprit.event), line_of(paths[at][-1].event)}
+    path = [seen for seen in paths[at] if seen.index not in used]
+    lines = {line_of(culprit.event), line_of(paths[at][-1].event)}
     own = matched.sources([culprit.event.inputs[at]])
     made, others = paths[at][-1].event, paths[1 - at][-1].event
     if made is not others:  # made twice

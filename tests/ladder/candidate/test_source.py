@@ -176,6 +176,15 @@ def test_a_notebook_is_read_cell_by_cell_without_its_magics(write: Write, tmp_pa
     assert any("book.ipynb[cell 2] was left out: it begins with %%bash" in note for note in loaded.notes)
 
 
+def test_what_is_left_out_of_a_notebook_is_named_by_cell_and_line(write: Write, tmp_path: Path) -> None:
+    sources = ["import torch\nprint(1)\nprint(2)", "print(3)\nclass A: pass", "x = ", "print(4)", "print(5)"]
+    cells = [{"cell_type": "code", "source": [source]} for source in sources]
+    write("book.ipynb", json.dumps({"cells": cells}))
+    notes = load(tmp_path / "book.ipynb").notes
+    assert "the file's script part was not run (cell 1, lines 2, 3; cell 2, line 1; cell 4, line 1, …)" in notes
+    assert any(note.startswith("cell 3, line 1 does not parse") for note in notes)
+
+
 def test_relative_and_sibling_imports_resolve(write: Write, tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     write("package/__init__.py", "")
@@ -194,3 +203,17 @@ def test_a_class_can_be_named_by_its_module(write: Write, tmp_path: Path) -> Non
     (tmp_path / "pack").mkdir()
     write("pack/part.py", "class A: pass\n")
     assert split("pack.part:A") == ((tmp_path / "pack" / "part.py").resolve(), "A")
+
+
+def test_a_relative_import_out_of_a_folder_that_is_no_package_resolves(write: Write, tmp_path: Path) -> None:
+    for folder in ("parts", "parts/layers", "parts/sizes"):
+        (tmp_path / folder).mkdir()
+    write("parts/__init__.py", "")
+    write("parts/sizes/width.py", "from ..counts import HEADS\nWIDTH = 4 * HEADS\ntrain_for_hours()\n")
+    write("parts/counts.py", "HEADS = 3\n")
+    write("parts/layers/norm.py", "from torch import nn\n\nclass Norm(nn.Module): ...\n")
+    lines = "from torch import nn\nfrom ..sizes.width import WIDTH\nfrom . import norm as own\n"
+    write("parts/layers/block.py", f"{lines}class Block(nn.Module):\n    width, norm = WIDTH, own.Norm\n")
+    loaded = load(tmp_path / "parts/layers/block.py")
+    assert vars(loaded.module)["Block"].width == 12
+    assert vars(loaded.module)["Block"].norm.__name__ == "Norm"

@@ -113,14 +113,6 @@ class OverTheSequence(OverAll):
         return x.mean((-2, -1), keepdim=True)  # here: OverTheSequence
 
 
-class MaximumOfAll(Loop):
-    """Right while no hidden score is hundreds larger than the visible ones; then 0 is divided by 0."""
-
-    def pattern(self, scores: Tensor) -> Tensor:
-        weights = (scores - scores.amax(-1, keepdim=True)).exp().tril()  # here: MaximumOfAll
-        return weights / weights.sum(-1, keepdim=True)
-
-
 class InChunks(nn.Module):
     """A right MLP, a part of the hidden layer after another."""
 
@@ -285,7 +277,6 @@ def test_the_loop_that_the_mistakes_are_made_in_is_right() -> None:
         ("attention", CarriedOver),
         ("attention", ValuesOffByOne),
         ("attention", LastAlone),
-        ("attention", MaximumOfAll),
         ("layer_norm", OverAll),
         ("layer_norm", OverTheSequence),
         ("layer_norm", OneCutOfTwo),
