@@ -226,9 +226,11 @@ class Builder:
         # A size or a choice of GPT-2's.
         ours = self._meanings.get(flat(name)) or IN_LAYER.get((rung, flat(name))) or canonical(name)
         ours = ours or ("d_model" if of_side else None)
+        # What the name may also mean, if the layer's parameters fit nothing otherwise.
         if rung == "attention" and of_side == "out":
-            # What the name may also mean, if the layer's parameters fit nothing otherwise.
             self._doubtful[flat(name)] = "d_head"
+        if rung == "block" and ours == "d_head" and "d_model" not in (canonical(other.name) for other in named):
+            self._doubtful[flat(name)] = "d_model"
         others = [other.name for other in named if other is not each]
         if (rung, flat(name)) in IN_LAYER and not any(
             canonical(other) == "d_model" or side(other) or _CONFIGURATION.search(other) for other in others

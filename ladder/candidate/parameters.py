@@ -252,6 +252,9 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     positions = {n: p for n, p in rest.items() if config.n_ctx in p.shape and p.tensor.ndim > 1 and n not in tables}
     # Nothing may be left over, and nothing may be missing but the head of a tied model.
     extra = set(rest) - set(tables) - set(norm) - set(bias) - set(positions)
+    for name in extra:
+        if not positions and re.search(r"pos|wpe", name, re.I) and config.d_model in rest[name].shape[1:]:
+            raise Unreadable(f"{rest[name]} has not the n_ctx={config.n_ctx} rows of pos_embed.W_pos")
     if extra:
         raise Unreadable(f"{_some([rest[n] for n in sorted(extra)])}: none of GPT-2's parameters")
     norms = list(dict.fromkeys(name.rpartition(".")[0] or name for name in norm))

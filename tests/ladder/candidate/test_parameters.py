@@ -310,7 +310,7 @@ def test_names_of_attentions_matrices_are_known(names: tuple[str, ...]) -> None:
     assert read(layer, "attention", CONFIG)[0].label.startswith(", ".join(names[:3]))
 
 
-def test_a_matrix_of_any_name_as_wide_as_three_is_read_beside_the_projection() -> None:
+def test_a_matrix_as_wide_as_three_is_read_whatever_its_name() -> None:
     layer = nn.ModuleDict({"U": nn.Linear(18, 54), "project": nn.Linear(18, 18)})
     assert "U holds q, k, v" in read(layer, "attention", CONFIG)[0].label
 
