@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .answers import Answer
@@ -95,6 +96,31 @@ def small_stream(trial: Trial) -> Trial:
     small = {name: 1e-3 * value for name, value in trial.parameters.items() if name.endswith(_WRITING)}
     given = 1e-3 * trial.given if trial.given.is_floating_point() else trial.given
     return altered(trial, given=given, **small)
+
+
+def with_scores(trial: Trial, score: float, others: float) -> Trial:
+    """Return the trial with one attention score for all queries and keys; ``others`` adds others as small as that.
+
+    What attention reads is 1 in its first dimension, and queries and keys are made of that alone.
+    """
+    changed: dict[str, Tensor] = {}
+    for name, p in trial.parameters.items():
+        last = name.rpartition(".")[2]
+        if last in ("W_Q", "W_K"):
+            side = (abs(score) / trial.config.attn_scale(0)) ** 0.5
+            changed[name] = others * p
+            changed[name][:, 0] = 0.0
+            changed[name][:, 0, 0] = side if last == "W_Q" else -side
+        elif last in ("b_Q", "b_K"):
+            changed[name] = torch.zeros_like(p)
+        elif "ln1." in name:
+            changed[name] = p.clone()
+            changed[name][0] = 0.0 if last == "w" else 1.0
+    given = trial.given
+    if trial.rung == "attention":
+        given = given.clone()
+        given[..., 0] = 1.0
+    return altered(trial, given=given, **changed)
 
 
 def without(found: Answer, missing: frozenset[str]) -> Answer:

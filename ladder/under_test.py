@@ -142,7 +142,7 @@ class UnderTest:
         """Return the trial of a case, judged by our own layer."""
         trial = make_trial(self.rung, self.rung.own, case, dtype, gradients=gradients)
         lacking: dict[str, Tensor | float] = {
-            name: _same(each) if name.endswith("W_O") else 0.0
+            name: _same(each) if name.endswith("W_O") else float(name.rpartition(".")[2] == "w")
             for name, each in trial.parameters.items()
             if in_any_block(name) in self.missing
         }
@@ -326,8 +326,13 @@ def _notes(layer: UnderTest) -> list[str]:
             f"{order.replace('seq batch', 'batch seq')}"
         )
     for name, (value, default) in layer.first.passed.items():
-        notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}")
+        other = "eps" in name.lower() and default != _GPT2_EPS
+        wrong = f", and GPT-2's is {_GPT2_EPS!r}: built without {name}, it is wrong" if other else ""
+        notes.append(f"it was built with {name}={value!r}; the file's own default is {default!r}{wrong}")
     return notes
+
+
+_GPT2_EPS = 1e-5
 
 
 def _same(out: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..own_faults import described
 from ..results import Fault
 from ..rungs import UNANSWERED, Trial
 from .aliases import foreign
+from .as_written import recorded
 from .borrowed import BorrowedCalls, borrowed_classes
 from .building import Builder
 from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
@@ -156,7 +157,8 @@ class Candidate:
         trace = Trace()
         self._notes = {}
         try:
-            answer = self._answer(request, trace)
+            run = partial(self._answer, request)
+            answer = recorded(run, trace) if request.look else run(trace)
         except _Faulty as error:
             fault = error.fault
             if not self._on_cpu and asks_for_gpu(fault.message):

@@ -5,12 +5,14 @@ import __future__
 import ast
 import difflib
 import inspect
+import itertools
 import json
 import linecache
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +177,11 @@ class Loaded:
         self._tell(left_out, failed)
 
     def _tell(self, left_out: list[Any], failed: list[str]) -> None:
-        script = [node.lineno for _, node, _ in left_out if not is_docstring(node) and not is_main(node)]
+        script = [(file, node.lineno) for file, node, _ in left_out if not is_docstring(node) and not is_main(node)]
         if script:
-            shown = ", ".join(map(str, script[:4])) + (", …" if len(script) > 4 else "")
-            self.notes.append(f"the file's script part was not run (line{'s' * (len(script) > 1)} {shown})")
+            of_cells = itertools.groupby(script[:4], key=itemgetter(0))
+            shown = "; ".join(_in_cell(file) + _lines([number for _, number in numbers]) for file, numbers in of_cells)
+            self.notes.append(f"the file's script part was not run ({shown}{', …' * (len(script) > 4)})")
         if failed:
             self.notes.append(
                 f"could not be imported: {', '.join(dict.fromkeys(failed))} (an error only if it is used)"
@@ -227,7 +230,8 @@ class Loaded:
                         f"{Path(file).name}:{at + 1}: {one_line(error)}: {shown[at].strip()}"
                     ) from error
                 self.notes.append(
-                    f"line {at + 1} does not parse ({error.msg}), so lines {begin + 1} to {end} were left out"
+                    f"{_in_cell(file)}line {at + 1} does not parse ({error.msg}), "
+                    f"so lines {begin + 1} to {end} were left out"
                 )
                 lines[begin:end] = [""] * (end - begin)
         if magics:
@@ -301,6 +305,15 @@ def load(path: Path, wanted: Iterable[str] = ()) -> Loaded:
 
 def _defined_in(module: types.ModuleType, value: Any) -> bool:
     return (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__ == module.__name__
+
+
+def _in_cell(file: str) -> str:
+    cell = re.search(r"\[(cell \d+)\]$", file)
+    return f"{cell[1]}, " if cell else ""
+
+
+def _lines(numbers: Sequence[int]) -> str:
+    return f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def one_line(error: BaseException) -> str:

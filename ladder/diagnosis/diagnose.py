@@ -17,10 +17,12 @@ from ..answers import Answer, close, same
 from ..candidate.trace import Trace
 from ..cases import small_stream, with_other_input, without
 from ..formula.quantities import quantities
+from ..mistakes.measured import measured_fills
 from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
 from ..tolerance import parameters_in_words
 from ..under_test import UnderTest
+from .key_bias import with_key_bias
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
 from .which_mistake import MistakeSearch
@@ -54,8 +56,10 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     output_wrong = not close(first.output, failing.expected.output)
     trace = layer.trace(failing, wide=wide)
     parts = wrong_parts(failing, trace)
-    named = MistakeSearch(layer.rung, layer.missing, answered, parts).named()
+    measured = measured_fills(failing, trace) if failing.rung == "attention" else []
+    named = MistakeSearch(layer.rung, layer.missing, answered, parts, measured).named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
+    found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
     leaks = output_wrong and _leaks(layer, failing, first, wide)
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
     if not named and finding is None and parts:
@@ -155,8 +159,8 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
         if name != "input" and right.any() and (name not in found.gradients or not found.gradients[name].any())
     ]
     if unread:
-        them = "it" if len(unread) == 1 else "them"
         named = parameters_in_words(unread, trial.expected.gradients)
+        them = "them" if " and " in named else "it"
         facts.append(f"No gradient reaches {named}: the output does not depend on {them}.")
     if trial.rung == "attention":
         facts += _unread_heads(trial, found)
@@ -168,17 +172,17 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
 
 def _unread_heads(trial: Trial, found: Answer) -> list[str]:
     """Return which heads of attention the output does not depend on, if it does depend on others."""
-    unread: set[int] = set()
+    unread: dict[str, list[str]] = {}
     for name, right in trial.expected.gradients.items():
-        if name not in ("W_Q", "W_K", "W_V", "W_O") or name not in found.gradients:
-            continue
-        own = found.gradients[name]
-        if own.any():
-            unread |= {head for head, each in enumerate(own) if not each.any() and right[head].any()}
-    if not unread:
-        return []
-    heads = f"head {min(unread)}" if len(unread) == 1 else f"heads {listed([str(head) for head in sorted(unread)])}"
-    return [f"No gradient reaches a matrix of {heads}, counted from 0: the output does not depend on it."]
+        own = found.gradients.get(name) if name in ("W_Q", "W_K", "W_V", "W_O") else None
+        if own is not None and own.any():
+            heads = [str(head) for head, each in enumerate(own) if not each.any() and right[head].any()]
+            if heads:
+                unread.setdefault(f"head {heads[0]}" if len(heads) == 1 else f"heads {listed(heads)}", []).append(name)
+    return [
+        f"No gradient reaches {listed(names)} of {heads}, counted from 0: the output does not depend on them."
+        for heads, names in unread.items()
+    ]
 
 
 def _row_facts(trial: Trial, output: Tensor) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -10,7 +9,8 @@ from ...components.shapes import typecheck
 from ..answers import Answer, close, same
 from ..cases import without
 from ..mistakes import INSIDE, MISTAKES, Mistake
-from ..mistakes.mistake import with_steps
+from ..mistakes.measured import measured_eps
+from ..mistakes.mistake import placed, with_steps
 from ..mistakes.wiring import with_parts
 from ..results import Diagnosis, listed
 from ..rungs import Build, Rung, Trial, answer
@@ -37,6 +37,7 @@ class MistakeSearch:
         missing: parameters that it does not have.
         answered: trials with its answers.
         parts: the layers inside it that are wrong by themselves, with their own trial and output.
+        measured: mistakes with numbers that were measured on the layer.
     """
 
     def __init__(
@@ -45,16 +46,22 @@ class MistakeSearch:
         missing: frozenset[str],
         answered: Sequence[tuple[Trial, Answer]],
         parts: list[tuple[str, Trial, Tensor]],
+        measured: Sequence[Mistake] = (),
     ) -> None:
         self.rung, self.missing, self.answered, self.parts = rung, missing, answered, parts
         self.strict = True
         self.own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
+        self.measured = list(measured)
+        if rung.name == "layer-norm":
+            every = (measured_eps(trial, found.output) for trial, found in answered)
+            self.measured += next(filter(None, every), [])
 
     def named(self) -> Named | None:
         """Return the mistakes; None if the catalogue does not explain the answers."""
         with typecheck(False):  # every one is a new layer, whose shapes would be checked anew
             found = (
                 self._one(self.own)
+                or self._one(self.measured)
                 or self._in_parts()
                 or (self._one(INSIDE.get(self.rung.name, ())) if not self.parts else None)
                 or self._two()
@@ -87,7 +94,7 @@ class MistakeSearch:
 
     def _two(self) -> Named | None:
         """Return two mistakes that are made together."""
-        for one, other in itertools.combinations(self.own, 2):
+        for one, other in itertools.combinations([*self.own, *self.measured], 2):
             for first, second in itertools.product(one.spellings, other.spellings):
                 if first.keys().isdisjoint(second) and self._reproduces(
                     build := with_steps(one.base, {**first, **second})
@@ -120,12 +127,17 @@ class MistakeSearch:
 
     def _of_part(self, trial: Trial, output: Tensor) -> Iterator[tuple[Mistake, Build]]:
         """Yield the mistakes that give a part's own output."""
-        own = [each for each in MISTAKES if each.rung == trial.rung]
-        for each in own:
-            for build in each.builds:
-                made = answer(build(trial.config, trial.dtype), trial, gradients=False).output
-                if close(made, output.to(trial.dtype)):
+        own = output.to(trial.dtype)
+        catalogued = (each for each in MISTAKES if each.rung == trial.rung)
+        measured = measured_eps(trial, own) if trial.rung == "layer-norm" else []
+        for mistakes in (catalogued, measured):
+            found = False
+            for each, build in ((mistake, build) for mistake in mistakes for build in mistake.builds):
+                if close(answer(build(trial.config, trial.dtype), trial, gradients=False).output, own):
+                    found = True
                     yield each, build
+            if found:
+                return
 
 
 _PLACES = {"attn": "the block's attention", "mlp": "the block's MLP", "ln1": "ln1", "ln2": "ln2"}
@@ -140,8 +152,7 @@ def _grouped(found: Sequence[tuple[str, Mistake]], layers: int) -> list[Mistake]
     named = []
     for name, paths in places.items():
         where = place_of(paths, layers)
-        each = mistakes[name]
-        named.append(replace(each, name=f"{where}: {name}", hint=f"In {where}: {each.hint}"))
+        named.append(placed(mistakes[name], where))
     return named
 
 

@@ -23,6 +23,11 @@ def _transposed(matrix: Tensor) -> Tensor:
     return matrix.T.reshape(matrix.shape)
 
 
+def _resized(vectors: Tensor, width: int) -> Tensor:
+    """Return vectors of a width: cut, or with zeros behind. The mistakes that need this are made where they fit."""
+    return F.pad(vectors, (0, width - vectors.shape[-1]))
+
+
 def _between_heads(self: PlainAttention, x: Tensor, **_: object) -> Tensor:
     return self.out(
         F.scaled_dot_product_attention(self.queries(x), self.keys(x), self.values(x), is_causal=True, scale=self.scale)
@@ -101,7 +106,7 @@ ATTENTION: tuple[Mistake, ...] = (
     # The mask.
     _wrong(
         "no causal mask",
-        "Every position sees the future: there is no causal mask. Fill the scores with -inf where key > query.",
+        "Every position sees the future: no causal mask is applied. Fill the scores with -inf where key > query.",
         allowed=lambda self, scores: ones(scores),
     ),
     _wrong(
@@ -115,6 +120,10 @@ ATTENTION: tuple[Mistake, ...] = (
         "The mask covers the diagonal too: it hides each position from itself, and every key from the first. "
         "Mask key > query only: torch.triu(…, diagonal=1), not diagonal=0.",
         fills=_FILLS,
+        or_else={
+            "allowed": lambda self, scores: ones(scores).tril(-1),
+            "pattern": lambda self, scores: scores.softmax(dim=-1).nan_to_num(0.0),
+        },
         allowed=lambda self, scores: ones(scores).tril(-1),
     ),
     _wrong(
@@ -190,6 +199,13 @@ ATTENTION: tuple[Mistake, ...] = (
         pattern=lambda self, scores: scores.softmax(dim=0),
     ),
     _wrong(
+        "one more key in the softmax, of zeros",
+        "Each row of the pattern sums to less than 1: the softmax divides by 1 + the sum of exp(scores), as if there "
+        "were one more key whose score and value are 0. Divide by the sum alone (in nn.MultiheadAttention: "
+        "add_zero_attn=False).",
+        pattern=lambda self, scores: F.pad(scores, (1, 0)).softmax(dim=-1)[..., 1:],
+    ),
+    _wrong(
         "pattern transposed",
         "The values are gathered along the pattern's query axis. Sum over its keys: "
         "z[query] = sum over key of pattern[query, key] * v[key].",
@@ -245,6 +261,17 @@ ATTENTION: tuple[Mistake, ...] = (
         or_else={"values": lambda self, x: self.heads(x, self.W_Q, self.b_V)},
     ),
     _wrong(
+        "values not projected",
+        "The values are the layer's input itself, split into heads. Make them with W_V and b_V.",
+        values=lambda self, x: _resized(x, self.n_heads * self.d_head).unflatten(-1, (self.n_heads, self.d_head)),
+    ),
+    _wrong(
+        "output projection not applied",
+        "What the heads gathered is returned without the output projection. Multiply it by W_O, and add b_O.",
+        out=lambda self, z: _resized(z.flatten(2), self.d_model),
+        or_else={"out": lambda self, z: _resized(z.flatten(2), self.d_model) + self.b_O},
+    ),
+    _wrong(
         "W_Q, W_K, W_V transposed",
         "The matrices W_Q, W_K and W_V are used the other way round. As one matrix each they are "
         "[d_model, n_heads * d_head] for x @ W; nn.Linear keeps its weight transposed.",
@@ -293,7 +320,7 @@ ATTENTION: tuple[Mistake, ...] = (
     # The biases. Without b_K the output is the same: it moves all of a query's scores alike.
     _wrong(
         "b_K not added to the keys",
-        "b_K is never read. (No bias of the keys can show in the output: it moves all of a query's scores alike.) Add "
+        "b_K is never read (no bias of the keys can show in the output: it moves all of a query's scores alike). Add "
         "it to the keys: GPT-2 has it.",
         keys=lambda self, x: self.heads(x, self.W_K, torch.zeros_like(self.b_K)),
     ),

@@ -102,7 +102,8 @@ LAYER_NORM: tuple[Mistake, ...] = (
     ),
     _layer_norm(
         "variance around zero",
-        "The mean is taken off the vector, but the variance is the mean of x², not of (x - mean)².",
+        "The mean is taken off the vector, but the variance is the mean of x², not of (x - mean)². Take "
+        "the mean of (x - mean)².",
         variance=lambda self, x: x.pow(2).mean(-1, keepdim=True),
     ),
     _layer_norm(

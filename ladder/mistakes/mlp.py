@@ -111,7 +111,7 @@ MLPS: tuple[Mistake, ...] = (
     _mlp(
         "weights reshaped for transposed",
         "W_in and W_out were brought to their shape by view or reshape where a transpose was meant, which scrambles "
-        "them. nn.Linear keeps its weight transposed: use .T.",
+        "them. Use .T: nn.Linear keeps its weight transposed.",
         widen=lambda self, x: x @ other_way(self.W_in).T + self.b_in,
         narrow=lambda self, post: post @ other_way(self.W_out).T + self.b_out,
     ),

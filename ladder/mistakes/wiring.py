@@ -1,6 +1,7 @@
 """Classic mistakes of wiring: the block and the model, and the layers' own mistakes inside them."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..rungs import Build, block_arguments
 from .attention import ATTENTION
 from .embeddings import EMBED, POS_EMBED, UNEMBED, PlainUnembed
 from .layer_norm import LAYER_NORM
-from .mistake import Mistake, Steps, entries, with_steps
+from .mistake import Mistake, Steps, entries, placed, with_steps
 from .mlp import MLPS
 
 
@@ -264,10 +265,14 @@ MODEL: tuple[Mistake, ...] = (
         "The blocks run from the last to the first. Run them from blocks[0] on.",
         order=lambda self: reversed(self.blocks),
     ),
-    _model(
-        "the first block in the place of all",
-        "One block runs n_layers times. Make n_layers different blocks: [Block(cfg)] * n_layers makes one.",
-        order=lambda self: [self.blocks[0]] * len(self.blocks),
+    Mistake(
+        "one block in the place of all",
+        "One block runs n_layers times. Make n_layers different blocks ([Block(cfg)] * n_layers makes one), and run "
+        "one after another: for block in blocks: x = block(x).",
+        "model",
+        PlainModel,
+        # Of weights that are loaded into one block for all, the last block's stay.
+        tuple({"order": lambda self, which=which: [self.blocks[which]] * len(self.blocks)} for which in (0, -1)),
     ),
     _model(
         "last block skipped",
@@ -281,7 +286,7 @@ MODEL: tuple[Mistake, ...] = (
     ),
     _model(
         "every block reads the embedding",
-        "Each block reads the embedding, and only the last one's output is used: assign x = block(x) in the loop.",
+        "Each block reads the embedding, and only the last one's output is used. Assign x = block(x) in the loop.",
         through=_unassigned,
     ),
     _model(
@@ -291,13 +296,14 @@ MODEL: tuple[Mistake, ...] = (
     ),
     _model(
         "logits from W_E",
-        "The logits are made with W_E transposed, where the output projection has a W_U of its own here (untied).",
+        "The logits are made with W_E transposed, where the output projection has a W_U of its own here (untied). Use "
+        "that: ln_final(x) @ W_U.",
         logits=lambda self, x: x @ self.embed.W_E.T + (0 if self.unembed.b_U is None else self.unembed.b_U),
     ),
     _model(
         "logits from W_E, without b_U",
         "The logits are made with W_E transposed and without a bias, where the output projection has a W_U and a b_U "
-        "of its own here (untied).",
+        "of its own here (untied). Use these: ln_final(x) @ W_U + b_U.",
         logits=lambda self, x: x @ self.embed.W_E.T,
     ),
     _model(
@@ -331,13 +337,13 @@ def _init(base: type[nn.Module], parts: Callable[[GPT2Config], Mapping[str, Buil
 def _inside(
     base: type[nn.Module], rung: str, where: str, paths: Callable[[GPT2Config], list[str]], mistakes: Iterable[Mistake]
 ) -> list[Mistake]:
-    """The layers' mistakes at some places inside a larger layer."""
+    """The layers' mistakes at some places inside a larger layer; with no ``where`` if only one place has them."""
 
     def steps(wrong: Build) -> Steps:
         return {"__init__": _init(base, lambda config: dict.fromkeys(paths(config), wrong))}
 
     return [
-        Mistake(f"{where}: {each.name}", f"In {where}: {each.hint}", rung, base, tuple(map(steps, each.builds)))
+        replace(placed(each, where), rung=rung, base=base, spellings=tuple(map(steps, each.builds)))
         for each in mistakes
     ]
 
@@ -361,15 +367,16 @@ INSIDE_BLOCK: tuple[Mistake, ...] = tuple(
 INSIDE_MODEL: tuple[Mistake, ...] = tuple(
     mistake
     for where, paths, mistakes in (
-        ("embed", lambda _: ["embed"], EMBED),
-        ("pos_embed", lambda _: ["pos_embed"], POS_EMBED),
+        # These need no place: what they say of embeddings and logits holds wherever the user's model computes them.
+        ("", lambda _: ["embed"], EMBED),
+        ("", lambda _: ["pos_embed"], POS_EMBED),
+        ("", lambda _: ["unembed"], UNEMBED),
         ("every block", _in_every_block(""), BLOCK),
         ("every block's attention", _in_every_block(".attn"), ATTENTION),
         ("every block's MLP", _in_every_block(".mlp"), MLPS),
         ("every layer norm", lambda c: [*_in_every_block(".ln1", ".ln2")(c), "ln_final"], LAYER_NORM),
         ("every block's layer norms", _in_every_block(".ln1", ".ln2"), LAYER_NORM),
         ("ln_final", lambda _: ["ln_final"], LAYER_NORM),
-        ("unembed", lambda _: ["unembed"], UNEMBED),
     )
     for mistake in _inside(PlainModel, "model", where, paths, mistakes)
 )

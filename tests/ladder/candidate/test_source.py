@@ -176,6 +176,15 @@ def test_a_notebook_is_read_cell_by_cell_without_its_magics(write: Write, tmp_pa
     assert any("book.ipynb[cell 2] was left out: it begins with %%bash" in note for note in loaded.notes)
 
 
+def test_what_is_left_out_of_a_notebook_is_named_by_cell_and_line(write: Write, tmp_path: Path) -> None:
+    sources = ["import torch\nprint(1)\nprint(2)", "print(3)\nclass A: pass", "x = ", "print(4)", "print(5)"]
+    cells = [{"cell_type": "code", "source": [source]} for source in sources]
+    write("book.ipynb", json.dumps({"cells": cells}))
+    notes = load(tmp_path / "book.ipynb").notes
+    assert "the file's script part was not run (cell 1, lines 2, 3; cell 2, line 1; cell 4, line 1, …)" in notes
+    assert any(note.startswith("cell 3, line 1 does not parse") for note in notes)
+
+
 def test_relative_and_sibling_imports_resolve(write: Write, tmp_path: Path) -> None:
     (tmp_path / "package").mkdir()
     write("package/__init__.py", "")
