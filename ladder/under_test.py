@@ -289,7 +289,7 @@ class UnderTest:
 
 
 def _follows(layer: UnderTest, case: Case, first: Reply) -> Fault | None:
-    """Return the fault of a layer whose sizes of its own in one case follow the width of the model; None if it has none.
+    """Return the fault of a layer whose own sizes in one case follow the model's width; None if they do not.
 
     Args:
         first: the reply in that case.
