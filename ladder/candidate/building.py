@@ -262,7 +262,8 @@ def _other_meaning(name: str, rung: str, ours: str | None, of_side: str, others:
     """Return what an argument's name may also mean, if the layer's parameters fit nothing otherwise."""
     if rung == "attention" and of_side == "out":  # of one head
         return "d_head"
-    if rung in ("attention", "block") and ours == "d_head" and is_of_qkv(name):  # of all heads together
+    knows_heads = "n_heads" in map(canonical, others)
+    if rung in ("attention", "block") and ours == "d_head" and is_of_qkv(name) and knows_heads:  # of all together
         return "d_model"
     if rung == "block" and ours == "d_head" and "d_model" not in map(canonical, others):  # Block(head_size=n_embd)
         return "d_model"
