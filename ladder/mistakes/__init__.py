@@ -1,11 +1,13 @@
 """Classic mistakes: wrong layers, each one small step from the right one. Its rung must fail every one of them."""
 
 from .attention import ATTENTION
+from .block import BLOCK
 from .embeddings import EMBED, POS_EMBED, UNEMBED
+from .inside import INSIDE_BLOCK, INSIDE_MODEL
 from .layer_norm import LAYER_NORM
 from .mistake import Mistake
 from .mlp import MLPS
-from .wiring import BLOCK, INSIDE_BLOCK, INSIDE_MODEL, MODEL
+from .model import MODEL
 
 MISTAKES: tuple[Mistake, ...] = (*EMBED, *POS_EMBED, *LAYER_NORM, *ATTENTION, *MLPS, *BLOCK, *UNEMBED, *MODEL)
 
