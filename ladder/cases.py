@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .answers import Answer
@@ -64,6 +65,22 @@ def drawing(asked: frozenset[str], missing: frozenset[str], fixed: Mapping[str, 
     return draw
 
 
+def of_even_widths(draw: Draw) -> Draw:
+    """Return what draws only cases whose model and heads have even widths, as all of GPT-2's sizes have."""
+
+    def draw_even(*how: Any) -> Case:
+        while odd_widths(case := draw(*how)):
+            pass
+        return case
+
+    return draw_even
+
+
+def odd_widths(case: Case) -> int:
+    """Return how many of the model's width and a head's are odd."""
+    return case.config.d_model % 2 + case.config.d_head % 2
+
+
 def as_gpt2(case: Case, but: frozenset[str], **choices: Any) -> Case:
     """Return the case with GPT-2's own choices, but for some fields, and with other choices."""
     changed = dict(value for name, value in _GPT2.items() if name not in but) | choices
@@ -95,6 +112,31 @@ def small_stream(trial: Trial) -> Trial:
     small = {name: 1e-3 * value for name, value in trial.parameters.items() if name.endswith(_WRITING)}
     given = 1e-3 * trial.given if trial.given.is_floating_point() else trial.given
     return altered(trial, given=given, **small)
+
+
+def with_scores(trial: Trial, score: float, others: float) -> Trial:
+    """Return the trial with one attention score for all queries and keys; ``others`` adds others as small as that.
+
+    What attention reads is 1 in its first dimension, and queries and keys are made of that alone.
+    """
+    changed: dict[str, Tensor] = {}
+    for name, p in trial.parameters.items():
+        last = name.rpartition(".")[2]
+        if last in ("W_Q", "W_K"):
+            side = (abs(score) / trial.config.attn_scale(0)) ** 0.5
+            changed[name] = others * p
+            changed[name][:, 0] = 0.0
+            changed[name][:, 0, 0] = side if last == "W_Q" else -side
+        elif last in ("b_Q", "b_K"):
+            changed[name] = torch.zeros_like(p)
+        elif "ln1." in name:
+            changed[name] = p.clone()
+            changed[name][0] = 0.0 if last == "w" else 1.0
+    given = trial.given
+    if trial.rung == "attention":
+        given = given.clone()
+        given[..., 0] = 1.0
+    return altered(trial, given=given, **changed)
 
 
 def without(found: Answer, missing: frozenset[str]) -> Answer:

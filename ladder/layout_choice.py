@@ -30,6 +30,7 @@ _PRODUCTS = ("raw", "scores", "masked", "pattern", "z")
 _RIGHT = 1e-4
 # How a reading names the order of q, k and v; and how a file does.
 _ORDER = re.compile(r"holds ([qkv], [qkv], [qkv]) as")
+_PIECES = re.compile(r"(\S+)\[(\d+)\], \1\[(\d+)\], \1\[(\d+)\] are")
 _UNPACKED = re.compile(r"\s*\(?(q\w*|k\w*|v\w*), *(q\w*|k\w*|v\w*), *(q\w*|k\w*|v\w*)\)? *=[^=]", re.I)
 _INDEX = re.compile(r"\[[^\[\]]*\d\]")
 # Steps that queries and keys exchanged may seem to explain; and more than there are.
@@ -112,9 +113,9 @@ class LayoutChoice:
         def rank(way: int) -> tuple[bool, bool, bool, float]:
             reply = self.tried[way]
             finite = reply.answer is not None and bool(reply.answer.output.isfinite().all())  # a mask may hide all
-            order = _ORDER.search(reply.reading)
+            order = _order_read(reply.reading)
             # Another order than the usual one must explain more than the exchange that it would be otherwise.
-            odd = order is not None and (order[1] != named if named else order[1] != "q, k, v")
+            odd = order not in ("", named or "q, k, v")
             steps = self.steps_found[way] - (_EXCHANGE if odd else 0)
             unmasked = hides and not reply.mask
             return (
@@ -199,3 +200,12 @@ class LayoutChoice:
             "adapter whose layer makes its own mask"
         )
         return replace(chosen, fault=replace(faults[-1], kind="refused", message=message))
+
+
+def _order_read(reading: str) -> str:
+    """Return the order in which a tensor of all three holds ``q, k, v`` by a reading; empty if there is none."""
+    if found := _ORDER.search(reading):
+        return found[1]
+    pieces = _PIECES.search(reading)
+    places = zip(map(int, pieces.groups()[1:]), "qkv", strict=True) if pieces else ()
+    return ", ".join(letter for _, letter in sorted(places))

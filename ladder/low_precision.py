@@ -4,9 +4,9 @@ import random
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from .answers import difference
+from .cases import with_scores
 from .diagnosis.which_line import locate
 from .results import Fault, Finding
 from .rungs import RANGES, Trial, altered, answer
@@ -101,34 +101,9 @@ def _low_scores(layer: UnderTest, dtype: torch.dtype, name: str) -> tuple[Fault 
     case = layer.new_case(batch=2, seq=6)
     longer = replace(case, config=replace(case.config, n_ctx=max(6, case.config.n_ctx)))
     trial = layer.trial(longer, gradients=False)
-    fault, off, allowed = _off(layer, *_rounded(_with_scores(trial, _LOW_SCORE, 0.0), dtype))
+    fault, off, allowed = _off(layer, *_rounded(with_scores(trial, _LOW_SCORE, 0.0), dtype))
     if fault or off <= _TIMES * allowed:
         return fault, None
     message = f"right in float64; in {name}, where all attention scores are {_LOW_SCORE:.0e}, off by {off:.1e}"
-    telling = _with_scores(trial, _LOW_SCORE, 0.05)
+    telling = with_scores(trial, _LOW_SCORE, 0.05)
     return Fault("low", message), locate(telling, layer.trace(telling))
-
-
-def _with_scores(trial: Trial, score: float, others: float) -> Trial:
-    """Return the trial with one score for all queries and keys; with ``others`` above 0, plus others as small as that.
-
-    What attention reads is 1 in its first dimension, and queries and keys are made of that alone.
-    """
-    changed: dict[str, Tensor] = {}
-    for name, p in trial.parameters.items():
-        last = name.rpartition(".")[2]
-        if last in ("W_Q", "W_K"):
-            side = (abs(score) / trial.config.attn_scale(0)) ** 0.5
-            changed[name] = others * p
-            changed[name][:, 0] = 0.0
-            changed[name][:, 0, 0] = side if last == "W_Q" else -side
-        elif last in ("b_Q", "b_K"):
-            changed[name] = torch.zeros_like(p)
-        elif "ln1." in name:
-            changed[name] = p.clone()
-            changed[name][0] = 0.0 if last == "w" else 1.0
-    given = trial.given
-    if trial.rung == "attention":
-        given = given.clone()
-        given[..., 0] = 1.0
-    return altered(trial, given=given, **changed)

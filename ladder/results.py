@@ -2,69 +2,20 @@
 
 import dataclasses
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import Tensor
+from .findings import Diagnosis, Fault, Finding, Hint, Line, as_text, listed
 
-Hint = Literal["where", "what", "fix"]
+__all__ = [
+    "SCHEMA", "Climb", "Diagnosis", "Fault", "Finding", "Hint", "Line", "Status", "Tried", "Verdict", "as_text",
+    "listed", "plain",
+]  # fmt: skip
+
 Status = Literal["passed", "failed", "refused"]
 
 SCHEMA = 1
-
-# A line of a report: its kind and text. A ``mistake``'s name, a sentence (``text``), the place of a fault (``code``) or
-# of a finding (``look``), a ``listing``, or something ``small``.
-Line = tuple[str, str]
-_BEFORE = {"code": "  ", "look": "Look at "}
-
-
-def as_text(lines: Iterable[Line]) -> str:
-    """Return lines of a report as plain text.
-
-    Example:
-        >>> as_text([("text", "It is wrong."), ("code", "mine.py:3: x")])
-        'It is wrong.\\n  mine.py:3: x'
-    """
-    return "\n".join(_BEFORE.get(kind, "") + text for kind, text in lines)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with a layer.
-
-    Args:
-        kind: of a layer that gives no answer ``build``, ``parameters``, ``raises``, ``exit``, ``type``, ``shape``,
-            ``dtype``, ``input``, ``hang`` or ``died``; ``unlearned`` (it has no parameters, and GPT-2's has); of one
-            that gives one ``nan``, ``some nan``, ``output``, ``half`` (computed in 16 bits), ``random``, ``state``
-            (wrong after another call), ``context`` (at n_ctx), ``large`` (for large scores), ``training`` (in training
-            mode), ``low`` (in float16 or bfloat16 alone), ``missing`` (a gradient), ``gradient``, ``float32`` (alone),
-            ``biases`` (GPT-2's are missing, all else is right); ``refused`` of one that cannot be tried, and
-            ``internal`` if that is a fault of gptladder's own.
-        message: what happened, as a sentence without its full stop.
-        at: ``file:line`` in the user's source, if it is known.
-        code: that line.
-        listing: for ``parameters``: GPT-2's beside those that the layer has.
-        names: for ``build`` and ``missing``: the names that it is about.
-    """
-
-    kind: str
-    message: str
-    at: str | None = None
-    code: str | None = None
-    listing: str = ""
-    names: tuple[str, ...] = ()
-
-    @property
-    def lines(self) -> list[Line]:
-        """The fault in words."""
-        lines: list[Line] = [("text", f"{self.message.removesuffix('.')}.")]
-        lines += [("code", f"{self.at}: {self.code}")] if self.at else []
-        return lines + ([("listing", self.listing)] if self.listing else [])
-
-    def __str__(self) -> str:
-        return as_text(self.lines)
 
 
 @dataclass(frozen=True)
@@ -97,81 +48,6 @@ class Verdict:
         """Whether every difference is within its tolerance."""
         exact = self.lenient or max(self.float64, self.gradient) <= self.tolerance64
         return exact and self.float32 <= self.tolerance32
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Where a layer first departs from GPT-2.
-
-    Args:
-        at: ``file:line`` in the user's source; None if the line is not known.
-        code: that line.
-        right: the last quantities that are right, with their lines: ``the queries (line 37)``.
-        wrong: the quantity that is wrong there, or what the line gives instead; empty if all is right before an error.
-        detail: how it is wrong, in sentences; each was checked.
-    """
-
-    at: str | None
-    code: str | None
-    right: tuple[str, ...]
-    wrong: str
-    detail: tuple[str, ...] = ()
-
-    def lines(self, hint: Hint) -> list[Line]:
-        """The finding in words."""
-        lines: list[Line] = [("look", f"{self.at}: {self.code}")] if self.at else []
-        right = f"Right up to there: {listed(self.right)}." if self.right and (self.at or not self.wrong) else ""
-        wrong = f"First wrong: {self.wrong}." if self.wrong else ""
-        lines.append(("text", " ".join(filter(None, (right, wrong)))))
-        return lines + [("text", each) for each in self.detail if hint != "where"]
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What is known of a wrong layer after it was tried on cases chosen to tell mistakes apart.
-
-    Args:
-        mistakes: the catalogued mistakes that give its very answers, output and gradients: one, as a rule; two that it
-            makes together; none.
-        what: what is wrong, a sentence or two for each mistake.
-        fix: how to fix it, likewise.
-        finding: where it first departs from GPT-2.
-        facts: what else was observed: a gradient that reaches no parameter, a wrong row of a table.
-        smallest: the sizes of a small case that it still fails.
-        sizes: of the case that the finding and the facts are of.
-        patterns: of attention on one trial: the right weights ``[n_heads query_pos key_pos]`` and the layer's own, by
-            whose they are.
-    """
-
-    mistakes: tuple[str, ...] = ()
-    what: tuple[str, ...] = ()
-    fix: tuple[str, ...] = ()
-    finding: Finding | None = None
-    facts: tuple[str, ...] = ()
-    smallest: Mapping[str, int] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    patterns: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def lines(self, hint: Hint) -> list[Line]:
-        """The diagnosis in words."""
-        kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
-        named = self.mistakes and hint != "where"
-        lines: list[Line] = [("mistake", f"{kind}: {' and '.join(self.mistakes)}.")] if named else []
-        texts = list(self.what) if hint != "where" else []
-        if hint == "fix" and len(self.fix) == len(self.what):  # how to fix it stands beside what is wrong
-            texts = [each for pair in zip(self.what, self.fix, strict=True) for each in pair]
-        elif hint == "fix":
-            texts += self.fix
-        lines += [("text", each) for each in texts]
-        if self.finding:
-            # A named mistake needs no numbers; missing biases have no name.
-            lines += self.finding.lines("where" if self.what else hint)
-        return lines + [("text", each) for each in self.facts if hint != "where" and not self.what]
-
-    def has_numbers(self, hint: Hint) -> bool:
-        """Return whether the words have numbers that may be others in another case: a head, a position, a block."""
-        words = " ".join(text for kind, text in self.lines(hint) if kind == "text" and text not in self.what)
-        return bool(re.search(r"(?<![\w.-])\d", re.sub(r"`[^`]*`|lines? [\d, and]+|1/sqrt", "", words)))
 
 
 @dataclass
@@ -257,8 +133,14 @@ class Tried:
         """What is wrong, line by line; none if nothing is."""
         if self.fault is None:
             return []
-        lines = self.fault.lines
-        lines += self.diagnosis.lines(hint) if self.diagnosis else []
+        lines, found = self.fault.lines, self.diagnosis
+        if hint == "fix" and self.fault.fix and not (found and found.what):
+            lines.append(("text", self.fault.fix))
+        if found and found.finding and found.finding.at == self.fault.at:
+            lines = [each for each in lines if each[0] != "code"]  # the finding shows that line
+        if found:
+            # That biases are missing is the fault, and the mistake.
+            lines += [each for each in found.lines(hint) if each[0] != "mistake" or self.fault.kind != "biases"]
         lines += [("small", f"A small case that shows it: {_sizes(self.smallest)}")] if self.smallest else []
         if self.smallest and self.diagnosis and self.diagnosis.has_numbers(hint):
             lines.append(("small", f"The sentences above are of: {_sizes(self.diagnosis.sizes)}"))
@@ -386,13 +268,3 @@ def plain(value: Any) -> Any:
 
 def _sizes(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{name}={size}" for name, size in sizes.items())
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names as a list in a sentence.
-
-    Example:
-        >>> listed(["w", "b", "eps"])
-        'w, b and eps'
-    """
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

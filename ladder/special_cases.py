@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from .cases import small_stream
+from .cases import small_stream, with_scores
 from .formula.quantities import quantities
 from .results import Fault, Verdict
 from .rungs import Case, Trial, altered
@@ -22,6 +23,11 @@ _LARGE = {
     "embed": (100.0, ("W_E",), "the embedding"),
     "pos-embed": (100.0, ("W_pos",), "the embedding"),
 }
+
+# What the kind of a fault is that is worth a note only: the formula is right.
+OVERFLOW = "overflow"
+# Scores whose exponentials are still numbers: in float64, and in float32.
+_LOW = {False: -600.0, True: -60.0}
 
 # A fault, and the trial that shows it.
 Hidden = tuple[Fault, Trial]
@@ -109,7 +115,8 @@ def _in_training(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hid
 def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
     small = layer.draw(random.Random(layer.seed + 2))
     n_ctx = layer.fixed.get("n_ctx", 1024)
-    whole = Case(replace(small.config, n_ctx=n_ctx, n_layers=1), 1, n_ctx, small.seed)
+    n_layers = layer.fixed.get("n_layers", 1)
+    whole = Case(replace(small.config, n_ctx=n_ctx, n_layers=n_layers), 1, n_ctx, small.seed)
     trial = layer.trial(whole, gradients=False)
     fault, off = layer.off(trial, _limit(verdict, 10))
     if off:
@@ -121,12 +128,37 @@ def _full_context(layer: UnderTest, verdict: Verdict) -> Iterator[Hidden]:
 
 def _large_scores(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:
     base = layer.trial(_as_long(layer, case, 7, 7), gradients=False)
-    large = {name: 20.0 * p for name, p in base.parameters.items() if name.endswith(("W_Q", "W_K"))}
-    trial = altered(base, **large)
-    fault, off = layer.off(trial, 1e-2 if verdict.lenient else 1e-8)
-    message = f"{_right(verdict)} for small attention scores; where scores are in the hundreds, {_amount(off)}"
+    limit = 1e-2 if verdict.lenient else 1e-8
+    trial, large = altered(base, **_times(20.0, base)), "scores are in the hundreds"
+    fault, off = layer.off(trial, limit)
+    if fault is None and off == math.inf:
+        # A right formula may overflow. One that hides keys by a finite number is off where all scores are lower.
+        low = with_scores(base, _LOW[verdict.lenient], 0.05)
+        fault, off_low = layer.off(low, limit)
+        if not off_low:
+            yield Fault(OVERFLOW, "its numbers overflow where attention scores are in the hundreds"), trial
+            return
+        trial, off, large = low, off_low, f"all are {_LOW[verdict.lenient]:g}"
+    message = f"{_right(verdict)} for small attention scores; where {large}, {_amount(off)}"
     if off:
         yield fault or Fault("large", message), trial
+
+
+def _times(factor: float, trial: Trial) -> dict[str, Tensor]:
+    """Return the matrices that make queries and keys so many times as large."""
+    return {name: factor * p for name, p in trial.parameters.items() if name.endswith(("W_Q", "W_K"))}
+
+
+def overflow_note(layer: UnderTest, trial: Trial) -> str:
+    """Return the note on a layer whose formula is right, but whose numbers overflow in a trial, with the line."""
+    softmax = "`softmax` of the masked scores does not"
+    note = f"Where attention scores are in the hundreds, it gives NaN or infinity; {softmax}"
+    small = altered(trial, **_times(1 / 20, trial))
+    for large, other in zip(layer.trace(trial).events, layer.trace(small).events, strict=False):
+        overflows = large.value.shape == other.value.shape and ~large.value.isfinite() & other.value.isfinite()
+        if large.at and torch.as_tensor(overflows).any():
+            return f"{note}. It begins at {large.at[0]}: {large.at[1]}"
+    return f"{note}."
 
 
 def _large_values(layer: UnderTest, case: Case, verdict: Verdict) -> Iterator[Hidden]:

@@ -15,7 +15,7 @@ from .low_precision import low_precision
 from .own_faults import own_faults
 from .results import Diagnosis, Fault, Tried, Verdict
 from .rungs import RANGES, Case, Rung, Trial, distance
-from .special_cases import hidden_faults
+from .special_cases import OVERFLOW, hidden_faults, overflow_note
 from .tolerance import limit, wrongness
 from .under_test import FATAL, OPTIONAL, Ask, UnderTest, as_sentence
 
@@ -96,7 +96,12 @@ def _judge(layer: UnderTest, tried: Tried, number: int, dtype: torch.dtype | Non
     (tried.verdict, tried.fault, trial), tried.notes = _attempts(layer, number)
     if tried.fault is None and tried.verdict is not None:
         rounded = trial
-        tried.fault, trial = next(hidden_faults(layer, tried.verdict), (None, None))
+        tried.fault, trial = None, None
+        for fault, shows_it in hidden_faults(layer, tried.verdict):
+            if fault.kind != OVERFLOW:
+                tried.fault, trial = fault, shows_it
+                break
+            tried.notes += (overflow_note(layer, shows_it),)
         if tried.fault is None and tried.verdict.lenient and rounded is not None:
             tried.notes += (_float32_note(layer, tried.verdict, rounded),)
     if tried.fault is None and dtype is not None:

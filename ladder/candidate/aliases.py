@@ -2,6 +2,8 @@
 
 import re
 
+from .size_words import by_words
+
 SIZES = ("d_model", "n_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "n_layers")
 
 # What sizes and choices are called; compared in lower case, without "_".
@@ -138,7 +140,8 @@ def canonical(name: str) -> str | None:
         ('d_model', 'n_ctx', None)
     """
     found = _CANONICAL.get(flat(name))
-    return found or next((ours for pattern, ours in _PATTERNS.items() if re.search(pattern, name, re.I)), None)
+    found = found or next((ours for pattern, ours in _PATTERNS.items() if re.search(pattern, name, re.I)), None)
+    return found or by_words(name)
 
 
 def flag(name: str) -> bool | None:

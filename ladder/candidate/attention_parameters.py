@@ -19,7 +19,7 @@ from .layouts import Given, Layout, Layouts, Parameter, Parameters, Unreadable, 
 
 
 def _called(letters: str, more: str) -> re.Pattern[str]:
-    before = r"((w|b|weight|bias|to|fc|linear|lin|proj|attn|self|layer)_?)?"
+    before = r"((w|b|weights?|bias|to|fc|linear|lin|proj|attn|self|layer)_?)?"
     after = r"(_?(proj|projection|weights?|bias|linear|lin|w|b|layer|fc|matrix|map|transform|trans|net))?"
     return re.compile(rf"^{before}({letters}){after}$|^({more})$", re.I)
 
@@ -31,7 +31,7 @@ _ROLES = {
     "K": _called("k|key|keys|ks", "w_?k|b_?k"),
     "V": _called("v|value|values|vs|val", "w_?v|b_?v"),
     "O": _called(
-        "o|out|output|c_proj|proj|projection|dense|unify_?heads|head_?proj|mix|ff|fc|final|o_proj|combine",
+        "o|out|output|c_proj|proj|projection|dense|unify_?heads|head_?proj|mix|ff|fc|final|o_proj|combine|project|concat|merge",
         "w_?o|b_?o|w_?out",
     ),
 }
@@ -58,6 +58,8 @@ _OUT_OF_HEAD = {"out in": ["m h"], "in out": ["h m"]}
 _OUT = {"out in": ["m (n h)", "m (h n)", "m n h", "n m h"], "in out": ["n h m", "(n h) m", "(h n) m", "h n m"]}
 
 
+# How many parameters that fit no layout are named.
+_SHOWN = 4
 # Roles of what makes queries, keys and values.
 PROJECTIONS = _ROLES.keys() - {"O"}
 
@@ -89,7 +91,8 @@ class _Attention:
     def __init__(self, found: Parameters, of: str, config: GPT2Config, chosen: Mapping[str, str]) -> None:
         self.of, self.config = of, config
         # Queries and keys may change places: their products, as a set, stay the same.
-        self.split = "".join(chosen.values()).replace("K", "Q")
+        self.chosen = "".join(chosen.values())
+        self.split = self.chosen.replace("K", "Q")
         # torch's own module reads its parameters in one way only.
         self.is_torchs = any(isinstance(parameter.owner, nn.MultiheadAttention) for parameter in found.values())
         self.lengths = {"n": config.n_heads, "m": config.d_model, "h": config.d_head, "c": 3}
@@ -187,8 +190,9 @@ class _Attention:
         return outs
 
     def _listed(self, *roles: str) -> str:
-        found = [p for role in roles for _, p in self.matrices.get(role, [])]
-        return ", ".join(map(str, found)) or "its parameters"
+        found = [str(p) for role in roles for _, p in self.matrices.get(role, [])]
+        more = len(found) - _SHOWN
+        return ", ".join([*found[:_SHOWN], f"{more} more"] if more > 1 else found) or "its parameters"
 
     def _fitting(self, patterns: Iterable[str], shape: tuple[int, ...]) -> list[str]:
         def made(pattern: str) -> list[int]:
@@ -232,7 +236,8 @@ class _Attention:
 
         label, oddity = self._label(order, pattern, out), self._oddity(order, pattern, out)
         split = f"{pattern} {order.index('V')} {self.split}".rstrip()
-        return Layout(fill, frozenset(self.missing), label, oddity, split)
+        key = f"{order} {pattern} {out} {self.chosen}".rstrip()
+        return Layout(fill, frozenset(self.missing), label, oddity, split, key)
 
     def _source(
         self, given: Given, letter: str, role: str, head: int | None, order: str, pattern: str, out: str

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES, SIZES, canonical, flat, foreign
 from .arguments_in_kwargs import in_kwargs
 from .configuration import (
@@ -26,6 +27,7 @@ from .configuration import (
 from .layouts import Unreadable
 from .masks import ConstructorsMask, is_mask
 from .parameters import read
+from .size_words import side
 from .standins import StandIn
 
 # Left at their defaults if they have one: passing them would hide what the layer does by itself.
@@ -47,8 +49,8 @@ _GELU = (
 )
 # An MLP's width beside the model's; where there is no other, the model's.
 _HIDDEN = ("hidden", "dhidden", "dimhidden", "dhid", "hiddenfeatures")
-# What a name may also mean, if a layer's parameters fit nothing otherwise.
-_DOUBTFUL = {("attention", "dout"): "d_head"}
+# Layers whose input and output are as wide as the model.
+_AS_WIDE = ("attention", "mlp", "block", "layer-norm")
 
 
 class Builder:
@@ -71,6 +73,7 @@ class Builder:
         self._doubtful: dict[str, str] = {}
         self._meanings: dict[str, str] = {}
         self.constants = self._constants()
+        self.global_configurations = self._global_configurations()
 
     def build(self, sizes: Sizes) -> Any:
         """Call the constructor."""
@@ -131,6 +134,8 @@ class Builder:
                 owner[name] = new
             else:
                 setattr(owner, name, new)
+        for name, fallback in self.global_configurations.items():
+            self.namespace[name] = Configuration(sizes, fallback)
 
     def _constants(self) -> list[tuple[Any, str]]:
         found: list[tuple[Any, str]] = []
@@ -153,6 +158,21 @@ class Builder:
             for name, value in vars(owner).items():
                 if canonical(name) in SIZES and isinstance(value, int | StandIn) and not isinstance(value, bool):
                     found.append((owner, name))
+        return found
+
+    def _global_configurations(self) -> dict[str, list[Any]]:
+        """Return the names of objects that classes read sizes of as globals (``config = Config()``), and what answers
+        for what is no size.
+        """
+        found: dict[str, list[Any]] = {}
+        for name in filter(_CONFIGURATION.search, _global_names(self.namespace) & self.namespace.keys()):
+            own = self.namespace[name]
+            if isinstance(own, Configuration):  # of a builder before
+                found[name] = vars(own)["_fallback"]
+            elif isinstance(own, StandIn):
+                found[name] = self.configurations
+            elif not (inspect.isclass(own) or inspect.ismodule(own) or callable(own) or isinstance(own, GPT2Config)):
+                found[name] = [own, *self.configurations]
         return found
 
     def _call(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
@@ -199,15 +219,19 @@ class Builder:
             return True
         if isinstance(each.default, enum.Enum):
             return next((member for member in type(each.default) if "gelu" in member.name.lower()), MISSING)
-        if rung == "mlp" and flat(name) == "dout" and {flat(other.name) for other in named} >= {"din", "dout"}:
-            return sizes.get("d_mlp") if len(named) == 2 else sizes.get("d_model")
+        of_side = side(name) if rung in _AS_WIDE else ""
+        if rung == "mlp" and of_side == "out" and "in" in {side(other.name) for other in named}:
+            widths = [other for other in named if side(other.name) or canonical(other.name) in (*SIZES, "ratio")]
+            return sizes.get("d_mlp") if len(widths) == 2 else sizes.get("d_model")
         # A size or a choice of GPT-2's.
         ours = self._meanings.get(flat(name)) or IN_LAYER.get((rung, flat(name))) or canonical(name)
-        if (rung, flat(name)) in _DOUBTFUL:
-            self._doubtful[flat(name)] = _DOUBTFUL[rung, flat(name)]
+        ours = ours or ("d_model" if of_side else None)
+        if rung == "attention" and of_side == "out":
+            # What the name may also mean, if the layer's parameters fit nothing otherwise.
+            self._doubtful[flat(name)] = "d_head"
         others = [other.name for other in named if other is not each]
         if (rung, flat(name)) in IN_LAYER and not any(
-            canonical(other) == "d_model" or _CONFIGURATION.search(other) for other in others
+            canonical(other) == "d_model" or side(other) or _CONFIGURATION.search(other) for other in others
         ):
             ours = "d_model"  # the only width that it is given
         widths = [*map(canonical, others), ours]

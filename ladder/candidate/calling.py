@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -205,10 +205,25 @@ def call(
     if isinstance(output, Tensor):
         return output
     if isinstance(output, tuple | list) and output:
-        return output[0]
+        return _of_several(output, given, extras)
     if isinstance(output, Mapping) and output:
         return output.get("logits", next(iter(output.values())))
     return getattr(output, "logits", output)
+
+
+def _of_several(output: Sequence[Any], given: Tensor, extras: set[str]) -> Any:
+    """Return what stands first of several outputs, or the one that has a vector at each position."""
+    vectors = {
+        place: each.shape
+        for place, each in enumerate(output)
+        if isinstance(each, Tensor) and each.is_floating_point()
+        if each.ndim == 3 and each.shape[:2] == given.shape[:2]
+    }
+    places = [place for place, shape in vectors.items() if shape == given.shape] or list(vectors)
+    if len(places) != 1 or not places[0]:
+        return output[0]
+    extras.add(f"forward returns {len(output)} things; number {places[0] + 1} was judged")
+    return output[places[0]]
 
 
 def _is_last_position_only(output: Any, tokens: Tensor) -> bool:

@@ -20,6 +20,14 @@ DROPOUT = 0.1
 
 # The model's width, where a configuration has ``hidden_dim`` too.
 _WIDTHS = ("emb_dim", "embed_dim", "n_embd", "n_embed", "d_model", "embedding_dim", "dim", "model_dim")
+# Fields of one letter, as in comments on shapes.
+_LETTERS = {"C": "d_model", "D": "d_model", "E": "d_model", "V": "d_vocab", "L": "n_layers", "T": "n_ctx"}
+# Fields that hold a part of a configuration: ``config["MODEL"]["n_embd"]``.
+_SECTION = re.compile(
+    r"^(model|data(set)?|transformer|gpt_?2?|arch(itecture)?|network|net|train(ing|er)?|tokenizer|attention|attn|mlp|"
+    r"block|decoder|cfg|config|params|h(yper)?_?params|hyper_?parameters)(s|_?(config|cfg|params|args))?$",
+    re.I,
+)
 # What one name means in one layer: (rung, argument) -> size.
 IN_LAYER = {
     ("mlp", "nx"): "d_mlp",
@@ -27,6 +35,9 @@ IN_LAYER = {
     ("mlp", "hiddendim"): "d_mlp",
     ("mlp", "hiddensize"): "d_mlp",
     ("mlp", "hiddendimension"): "d_mlp",
+    ("mlp", "hiddenunits"): "d_mlp",
+    ("embed", "nembeddings"): "d_vocab",
+    ("pos-embed", "nembeddings"): "n_ctx",
     ("mlp", "dim2"): "d_mlp",
     ("pos-embed", "numembeddings"): "n_ctx",
     ("mlp", "scaling"): "ratio",
@@ -163,6 +174,10 @@ class Configuration:
         except KeyError:
             if own is not MISSING:
                 return own
+            if name in _LETTERS:
+                return self._sizes.take(_LETTERS[name], name, inspect.Parameter.empty)
+            if _SECTION.search(name):
+                return self
             error = AttributeError(name=name, obj=self)
             explain_unknown(error, [name])
             raise error from None
@@ -199,7 +214,10 @@ class Configuration:
         except AttributeError:
             return default
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._answers(name)
+
+    def _answers(self, name: str) -> bool:
         return canonical(name) is not None or flag(name) is not None or name in self._set
 
     def keys(self) -> Iterator[str]:

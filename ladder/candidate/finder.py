@@ -57,7 +57,8 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
     for order, (name, cls) in enumerate(classes.items()):
         rungs = [rung for rung, pattern in CLASS_NAMES.items() if re.search(pattern, name, re.I)]
         rungs = _narrowed(rungs, name)
-        if only and rungs and only not in rungs:
+        may_be_block = only == "block" and rungs == ["model"]  # a GPT2Layer, a Decoder
+        if only and rungs and only not in rungs and not may_be_block:
             matched.add(name)
             named.add(rungs[0])
             continue
@@ -89,10 +90,10 @@ def find_layers(loaded: Loaded, chosen: Mapping[str, Any], only: str | None = No
         for name in (rung.replace("-", "_"), rung.replace("-", "")):
             if _is_adapter(namespace.get(name)):
                 found[rung] = [name, *[each for each in found.get(rung, []) if each != name]]
-    for name, (rung, why_not) in unfit.items():
-        if name not in matched and rung not in found and only in (None, rung):
-            loaded.notes.append(f"{name} could not be tried as {rung}: {why_not}")
     tried = {name for names in found.values() for name in names}
+    for name, (rung, why_not) in unfit.items():
+        if name not in matched | tried and rung not in found and only in (None, rung):
+            loaded.notes.append(f"{name} could not be tried as {rung}: {why_not}")
     left = [name for name in classes if name not in tried | unfit.keys() and not _is_part(name, classes)]
     if left and found and only is None:
         loaded.notes.append(f"not tried, as neither name nor parameters tell which layer it is: {', '.join(left)}")

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
 
@@ -18,6 +18,7 @@ _OF_RUNG = {
     "model": ("d_mlp", "n_ctx", "d_vocab"),
 }
 _POSITIONS = re.compile(r"pos|wpe", re.I)
+_BLOCK = re.compile(r"^(.*?\.)?(\d+)\.")
 
 
 def fixed_sizes(
@@ -47,8 +48,11 @@ def fixed_sizes(
             others.append((name, sides[0] if sides[1] == width else sides[1]))
     present = {size for _, size in others}
     lacking = [name for name in _OF_RUNG.get(rung, ()) if getattr(config, name) not in present and name not in asked]
-    matrices = 2 * (config.n_layers if rung == "model" else 1)  # of the MLPs
     found: dict[str, int] = {}
+    blocks = _number_of_blocks(others) if rung == "model" and "n_layers" not in asked else 0
+    if blocks not in (0, config.n_layers):
+        found["n_layers"] = blocks
+    matrices = 2 * (blocks or config.n_layers if rung == "model" else 1)  # of the MLPs
     for ours in lacking:
         mine = [(name, size) for name, size in others if size not in known | set(found.values())]
         if ours != "d_mlp" and {"n_ctx", "d_vocab"} <= set(lacking):
@@ -58,6 +62,15 @@ def fixed_sizes(
         if len(fitting) == 1:
             found[ours] = fitting[0]
     return found
+
+
+def _number_of_blocks(matrices: Sequence[tuple[str, int]]) -> int:
+    """Return how many numbers the blocks of a model have, by the names of its matrices; 0 if none are numbered."""
+    numbers: dict[str, set[str]] = {}
+    for name, _ in matrices:
+        if match := _BLOCK.match(name):
+            numbers.setdefault(match[1] or "", set()).add(match[2])
+    return max(map(len, numbers.values()), default=0)
 
 
 def d_mlp_that_follows(one: Mapping[str, int], other: Mapping[str, int], widths: tuple[int, int]) -> str:

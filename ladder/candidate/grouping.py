@@ -6,6 +6,7 @@ The names that say where a parameter stands are changed, the parameters' own nam
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def restacked(layouts: Sequence[Layout], pieces: Mapping[str, list[str]]) -> Seq
             whole = {name: torch.stack([state.pop(each) for each in names]) for name, names in pieces.items()}
             return state | whole
 
-        return Layout(fill, layout.missing, layout.label, layout.oddity, layout.split)
+        return replace(layout, fill=fill)
 
     return Layouts(len(layouts), make)
 

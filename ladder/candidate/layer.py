@@ -1,7 +1,6 @@
 """The user's layer: built for given sizes, filled with given parameters, run forwards and backwards."""
 
 import inspect
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from ..own_faults import described
 from ..results import Fault
 from ..rungs import UNANSWERED, Trial
 from .aliases import foreign
+from .as_written import recorded
 from .borrowed import BorrowedCalls, borrowed_classes
 from .building import Builder
 from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
@@ -31,6 +31,7 @@ from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
 from .training_mode import WithoutDropout
+from .ways import Ways
 from .without_gpu import OnCpu, asks_for_gpu
 
 
@@ -146,6 +147,7 @@ class Candidate:
         self._borrowed: set[str] = set()
         self._known = Reply()
         self._mask = ConstructorsMask()
+        self._ways: Ways | None = None
         self._called_once = False
         self._on_cpu = False  # what asks for a GPU gets the CPU
 
@@ -155,7 +157,8 @@ class Candidate:
         trace = Trace()
         self._notes = {}
         try:
-            answer = self._answer(request, trace)
+            run = partial(self._answer, request)
+            answer = recorded(run, trace) if request.look else run(trace)
         except _Faulty as error:
             fault = error.fault
             if not self._on_cpu and asks_for_gpu(fault.message):
@@ -293,17 +296,12 @@ class Candidate:
                 raise _Faulty("parameters", message, listing=listing) from error
             self._known = replace(self._known, missing=reading[0].missing)
         masks = ways_to_call(layer, trial.rung, bool(self._mask.name))
-        # The likeliest ways come first: of a wrong layer only the first are looked into.
-        every = itertools.product(range(len(reading)), range(len(masks)))
-        # Among the first are both every mask and the likely layouts.
-        ways = sorted(every, key=lambda way: way[0] + 2 * way[1]) if len(masks) > 1 else list(every)
-        if not self._known.ways:
-            splits = [each.split for each in reading]
-            self._known = replace(self._known, ways=tuple(splits[which] for which, _ in ways))
-        which, mask = ways[min(request.layout, len(ways) - 1)]
-        layout = reading[which]
-        self._known = replace(self._known, reading=layout.label, oddity=layout.oddity, mask=masks[mask])
-        return layout, masks[mask]
+        if self._ways is None:
+            self._ways = Ways(reading, masks)
+            self._known = replace(self._known, ways=self._ways.splits)
+        layout, mask = self._ways.find(request.layout, reading, masks)
+        self._known = replace(self._known, reading=layout.label, oddity=layout.oddity, mask=mask)
+        return layout, mask
 
     def _run(self, what: str, run: Callable[[], Any], kind: str = "raises") -> Any:
         """Call the user's code; what it raises is its fault."""

@@ -36,6 +36,7 @@ class Layout:
         oddity: why GPT-2's weights do not fit as they are stored; empty if they do.
         split: which numbers are queries and keys of one head; empty if there is one way only. If the scores are right
             under one split, the layer is right under no other.
+        key: what tells it from the other layouts of the layer, whatever the layer's sizes.
     """
 
     fill: Fill
@@ -43,6 +44,7 @@ class Layout:
     label: str = ""
     oddity: str = ""
     split: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -163,4 +165,5 @@ def together(layouts: Sequence[Layout]) -> Layout:
     oddities = dict.fromkeys(layout.oddity for layout in layouts if layout.oddity)
     missing = frozenset().union(*[layout.missing for layout in layouts])
     split = " ".join(dict.fromkeys(layout.split for layout in layouts))
-    return Layout(fill, missing, "; ".join(labels), " and ".join(oddities), split)
+    key = "; ".join(dict.fromkeys(layout.key for layout in layouts))
+    return Layout(fill, missing, "; ".join(labels), " and ".join(oddities), split, key)

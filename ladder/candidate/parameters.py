@@ -43,6 +43,10 @@ _NORM = {
 }
 
 
+# How many parameters that fit nothing are named.
+_SHOWN = 4
+
+
 def _assign(picked: dict[str, Parameter], role: str, parameter: Parameter, layer: str) -> None:
     """Give a parameter its role; refuse one that has none, or whose role is taken."""
     if not role or role in picked:
@@ -149,7 +153,8 @@ def _picked(picked: Mapping[str, Parameter], of: str, roles: Iterable[str]) -> l
 
     named = [(p.name.removesuffix(".weight"), role) for role, p in picked.items() if role.startswith("W_")]
     label = ", ".join(f"{name} is {role}" for name, role in named if name.rpartition(".")[2] != role)
-    return [Layout(fill, frozenset(of + role for role in roles if role not in picked), label)]
+    key = " ".join(f"{role}={'.'.join(p.name.split('.')[-2:])}" for role, p in picked.items())
+    return [Layout(fill, frozenset(of + role for role in roles if role not in picked), label, key=key)]
 
 
 def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
@@ -207,6 +212,13 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     )
 
 
+def _some(parameters: Sequence[Parameter]) -> str:
+    """Return the names of parameters, of many the first only."""
+    more = len(parameters) - _SHOWN
+    shown = ", ".join(map(str, parameters[:_SHOWN] if more > 1 else parameters))
+    return f"{shown} and {more} more" if more > 1 else shown
+
+
 def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     # The blocks: what stands under a number and is as wide as an MLP.
     numbers: dict[str, set[int]] = {}
@@ -227,7 +239,8 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     # All blocks are of one class: they lie alike.
     blocks = Layouts(min(map(len, per_block)), lambda index: together([block[index] for block in per_block]))
     # What stands outside the blocks: tables, the head, the last norm, a bias, positions.
-    rest = {name: p for name, p in found.items() if not re.match(rf"{re.escape(before)}\d+\.", name)}
+    in_blocks = tuple(f"{before}{index}." for index in indices)  # a last layer norm may stand behind them in one list
+    rest = {name: p for name, p in found.items() if not name.startswith(in_blocks)}
     tables = {name: p for name, p in rest.items() if config.d_vocab in p.shape and p.tensor.ndim == 2}
     tied = len({id(p.tensor) for p in tables.values()}) == 1
     heads = [name for name in tables if re.search(r"head|unemb|W_U|decoder|proj|out|classif|logit", name, re.I)]
@@ -240,7 +253,10 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     # Nothing may be left over, and nothing may be missing but the head of a tied model.
     extra = set(rest) - set(tables) - set(norm) - set(bias) - set(positions)
     if extra:
-        raise Unreadable(f"{', '.join(str(rest[n]) for n in sorted(extra))}: none of GPT-2's parameters")
+        raise Unreadable(f"{_some([rest[n] for n in sorted(extra)])}: none of GPT-2's parameters")
+    norms = list(dict.fromkeys(name.rpartition(".")[0] or name for name in norm))
+    if len(norms) > 1 and len(norm) > len(_NORM):
+        raise Unreadable(f"{', '.join(norms)} stand outside the blocks; GPT-2 has one layer norm there, ln_final")
     if not embeds or not positions:
         lacking = "embed.W_E" if not embeds else f"pos_embed.W_pos (a table of n_ctx={config.n_ctx} rows)"
         raise Unreadable(f"it has nothing that could be {lacking}")

@@ -241,49 +241,53 @@ class Loaded:
     def _run(self, node: ast.stmt, file: str, namespace: dict[str, Any]) -> BaseException | None:
         """Run a statement; look for a module that cannot be imported in the folders above. Return the error."""
 
-        def run() -> None:
+        def run(node: ast.stmt) -> None:
             exec(compile(ast.Module([node], []), file, "exec", flags=_FLAGS, dont_inherit=True), namespace)
 
         try:
-            run()
+            run(node)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             if not isinstance(node, ast.Import | ast.ImportFrom):
                 return error
             try:
-                if not self._found_beside(node):
+                found = self._found_beside(node)
+                if found is None:
                     return error
-                run()
+                run(found)
             except BaseException as again:  # also a file beside it that must not be read
                 return again
         return None
 
-    def _found_beside(self, node: ast.Import | ast.ImportFrom) -> bool:
-        """Read a module that lies beside or above the file in the same way, if importing it failed."""
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif node.level:
+    def _found_beside(self, node: ast.Import | ast.ImportFrom) -> ast.stmt | None:
+        """Read a module that lies beside or above the file in the same way, if importing it failed; return its import.
+
+        A relative import becomes an absolute one: a folder without ``__init__.py`` is no package that it could be
+        relative to.
+        """
+        if isinstance(node, ast.ImportFrom) and node.level:
             base = self.path.parents[node.level - 1]
-            names = []
-            for name in [node.module] if node.module else [alias.name for alias in node.names]:
-                path = base.joinpath(*(name or "").split(".")).with_suffix(".py")
-                package = ".".join(part for part in (package_of(base), name or "") if part)
-                if path.is_file():
-                    Loaded(path, set(), package)
-                    return True
-            return False
-        else:
-            names = [node.module or ""]
+            name = node.module or node.names[0].name
+            path = base.joinpath(*name.split(".")).with_suffix(".py")
+            if not path.is_file():
+                return None
+            package = package_of(base)
+            full = ".".join(part for part in (package, name) if part)
+            Loaded(path, set(), full)
+            make_packages(full, base.parents[package.count(".")] if package else base)
+            alias = ast.alias(full, node.names[0].asname or node.names[0].name)
+            absolute = ast.ImportFrom(full, node.names, 0) if node.module else ast.Import([alias])
+            return ast.fix_missing_locations(ast.copy_location(absolute, node))
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         for name in names:
             for folder in list(self.path.parents)[:5]:
                 path = folder.joinpath(*name.split(".")).with_suffix(".py")
                 if path.is_file() and path != self.path:
                     Loaded(path, set(), name)
-                    if "." in name:  # the packages above it must be there to import it from
-                        make_packages(name, folder)
-                    return True
-        return False
+                    make_packages(name, folder)  # to import it from, if there are any
+                    return node
+        return None
 
 
 def load(path: Path, wanted: Iterable[str] = ()) -> Loaded:

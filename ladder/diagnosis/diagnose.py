@@ -17,10 +17,12 @@ from ..answers import Answer, close, same
 from ..candidate.trace import Trace
 from ..cases import small_stream, with_other_input, without
 from ..formula.quantities import quantities
+from ..mistakes.measured import measured_fills
 from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
 from ..tolerance import parameters_in_words
 from ..under_test import UnderTest
+from .key_bias import with_key_bias
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
 from .which_mistake import MistakeSearch
@@ -38,9 +40,12 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     drawn = _drawn(layer, seed)
     answered: list[tuple[Trial, Answer]] = []
     wrong: list[tuple[Trial, Answer]] = []
-    answers = 0
-    for chosen in (_ordinary_trials, _trials_of_every_choice):
-        replies = layer.ask_each(map(layer.fair, chosen(layer, drawn)), wide=wide)
+    answers, raised = 0, False
+    for chosen in (_ordinary_trials, _trials_of_every_choice, _trials_of_as_many_heads):
+        if chosen is _trials_of_as_many_heads and not raised:
+            return None
+        replies = list(layer.ask_each(map(layer.fair, chosen(layer, drawn)), wide=wide))
+        raised |= any(reply.answer is None for _, reply in replies)
         answered = [(trial, without(found, layer.missing)) for trial, reply in replies if (found := reply.answer)]
         answers += len(answered)
         wrong = [(trial, found) for trial, found in answered if not _is_right(found, trial)]
@@ -54,9 +59,13 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     output_wrong = not close(first.output, failing.expected.output)
     trace = layer.trace(failing, wide=wide)
     parts = wrong_parts(failing, trace)
-    named = MistakeSearch(layer.rung, layer.missing, answered, parts).named()
+    measured = measured_fills(failing, trace) if failing.rung == "attention" else []
+    named = MistakeSearch(layer.rung, layer.missing, answered, parts, measured).named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
+    found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
     leaks = output_wrong and _leaks(layer, failing, first, wide)
+    if chosen is _trials_of_as_many_heads:  # heads and positions cannot be told apart there, but by a mistake's name
+        return found if named else Diagnosis()
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
     if not named and finding is None and parts:
         finding = Finding(None, None, (), f"the output of {parts[0][0]}")
@@ -110,7 +119,7 @@ def _ordinary_trials(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]
     """Yield trials of GPT-2's own choices."""
     plain = {"act_fn": "gelu_new", "scale_attn_weights": True, "layer_norm_eps": 1e-5, "n_layers": 3}
     cases = [
-        replace(case, config=replace(case.config, **plain, n_ctx=case.seq + 2 + index))
+        replace(case, config=replace(case.config, **(plain | {"n_ctx": case.seq + 2 + index} | dict(layer.fixed))))
         for index, case in enumerate(drawn[:3])
     ]
     # A transposed matrix raises an error unless it is square: so in one case d_model = n_heads * d_head.
@@ -131,6 +140,15 @@ def _trials_of_every_choice(layer: UnderTest, drawn: Sequence[Case]) -> Iterator
         for name in ("act_fn", "scale_attn_weights", "layer_norm_eps")
     }
     return (showing(layer.own_trial(case)) for case in chosen.values())
+
+
+def _trials_of_as_many_heads(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]:
+    """Yield trials with as many heads as positions: a layer that confuses both raises an error for all others."""
+    if layer.rung.name not in ("attention", "block", "model"):
+        return
+    for case in drawn[:3]:
+        heads = case.config.n_heads
+        yield showing(layer.own_trial(replace(case, seq=heads, config=replace(case.config, n_ctx=heads + 2))))
 
 
 def showing(trial: Trial) -> Trial:
@@ -155,8 +173,8 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
         if name != "input" and right.any() and (name not in found.gradients or not found.gradients[name].any())
     ]
     if unread:
-        them = "it" if len(unread) == 1 else "them"
         named = parameters_in_words(unread, trial.expected.gradients)
+        them = "them" if " and " in named else "it"
         facts.append(f"No gradient reaches {named}: the output does not depend on {them}.")
     if trial.rung == "attention":
         facts += _unread_heads(trial, found)
@@ -168,17 +186,17 @@ def _facts(trial: Trial, found: Answer) -> tuple[str, ...]:
 
 def _unread_heads(trial: Trial, found: Answer) -> list[str]:
     """Return which heads of attention the output does not depend on, if it does depend on others."""
-    unread: set[int] = set()
+    unread: dict[str, list[str]] = {}
     for name, right in trial.expected.gradients.items():
-        if name not in ("W_Q", "W_K", "W_V", "W_O") or name not in found.gradients:
-            continue
-        own = found.gradients[name]
-        if own.any():
-            unread |= {head for head, each in enumerate(own) if not each.any() and right[head].any()}
-    if not unread:
-        return []
-    heads = f"head {min(unread)}" if len(unread) == 1 else f"heads {listed([str(head) for head in sorted(unread)])}"
-    return [f"No gradient reaches a matrix of {heads}, counted from 0: the output does not depend on it."]
+        own = found.gradients.get(name) if name in ("W_Q", "W_K", "W_V", "W_O") else None
+        if own is not None and own.any():
+            heads = [str(head) for head, each in enumerate(own) if not each.any() and right[head].any()]
+            if heads:
+                unread.setdefault(f"head {heads[0]}" if len(heads) == 1 else f"heads {listed(heads)}", []).append(name)
+    return [
+        f"No gradient reaches {listed(names)} of {heads}, counted from 0: the output does not depend on them."
+        for heads, names in unread.items()
+    ]
 
 
 def _row_facts(trial: Trial, output: Tensor) -> tuple[str, ...]:

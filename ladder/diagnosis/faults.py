@@ -7,6 +7,7 @@ from dataclasses import replace
 from ..answers import close, same
 from ..candidate.aliases import SIZES
 from ..cases import heads_fill_the_model
+from ..formula.in_code import fix_of
 from ..results import Diagnosis, Fault, Finding, Tried, listed
 from ..rungs import Case, Trial, distance
 from ..tolerance import wrongness
@@ -14,6 +15,7 @@ from ..under_test import UnderTest
 from .diagnose import diagnose
 from .smallest_case import shrink, sizes_of
 from .which_line import locate
+from .which_mistake import named_by_output
 
 _HEADS = ("d_model", "n_heads", "d_head")
 # The sizes that a rung's layer has to do with.
@@ -54,14 +56,15 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
         fault, diagnosis = _diagnosed(layer, fault, trial)
         if gradient and diagnosis:
             diagnosis = replace(diagnosis, finding=gradient)
-    elif kind == "raises":
+    elif kind in ("raises", "shape"):
         fault, diagnosis = _raised(layer, fault, trial)
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
     elif kind in ("large", "state", "training") and not fault.at:
         trace = layer.trace(trial, training=kind == "training")
         finding = locate(trial, trace, kept=kind == "state")
-        diagnosis = Diagnosis(finding=finding) if finding else None
+        named = _named_where_large(layer, trial) if kind == "large" else None
+        diagnosis = replace(named or Diagnosis(), finding=finding) if named or finding else None
     smallest = dict(diagnosis.smallest) if diagnosis else {}
     if kind in ("raises", "shape", "nan", "some nan") and not smallest:
         smallest = _shrunk(layer, kind, trial)
@@ -72,6 +75,12 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
         sizes = {name: size for name, size in sizes.items() if name in relevant}
         diagnosis = replace(diagnosis, sizes=sizes)
     return replace(tried, fault=fault, diagnosis=diagnosis, smallest=smallest)
+
+
+def _named_where_large(layer: UnderTest, trial: Trial) -> Diagnosis | None:
+    """Return which mistake a layer makes that is right where numbers are small, if its output there shows it."""
+    found = layer.answer(trial, gradients=False)
+    return None if found is None else named_by_output(layer.rung, trial, found.output)
 
 
 def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
@@ -89,6 +98,9 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
         return Fault("half", message, *place), None
     # What rounding does would hide which mistake it is.
     found = diagnose(layer, wide=wide is not None)
+    trained = layer.answer(trial, training=True, gradients=False)
+    if fault.kind == "output" and trained is not None and close(trained.output, trial.expected.output):
+        fault = replace(fault, message=f"{fault.message}; in training mode, without dropout, it is right")
     return fault, found or _only_there(layer, trial)  # or only the case that failed shows it
 
 
@@ -111,15 +123,18 @@ def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
         detail = "Where the gradient is not cut, every gradient is right."
         if len(lines) > 1:
             detail += f" It is cut on lines {listed([at.rpartition(':')[2] for at, _ in lines])}."
-        return Finding(*(decorator or lines[0]), (), "the gradient, which is cut there", (detail,))
+        wrong = "the gradient, which is cut there"
+        return Finding(*(decorator or lines[0]), (), wrong, (detail,), fix_of(wrong, (), layer.rung.name))
     return None
 
 
 def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
-    """Return fault and diagnosis of a layer that raises an error; its wrong answers to other sizes show more."""
+    """Return fault and diagnosis of a layer that gives no answer; its wrong answers to other sizes show more."""
     other = diagnose(layer)
     if other and (other.mistakes or (other.finding and other.finding.at)):
         return replace(fault, message=f"{fault.message}; for other sizes it gives an answer that is wrong"), other
+    if fault.kind == "shape":
+        return fault, None
     finding, facts = locate(trial, layer.trace(trial), raised=True), _raised_by_length(layer, trial)
     return fault, Diagnosis(finding=finding, facts=facts) if finding or facts else None
 

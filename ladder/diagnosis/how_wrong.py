@@ -7,12 +7,15 @@ from ..formula.next_step import next_step
 from ..formula.quantities import Quantity
 from ..formula.same_numbers import equal, factor_of, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen, caps, size_of
+from ..results import listed
 from .in_words import called, in_its_place, line_of, on_line, taken_in_words
-from .products import input_of, weight_of
+from .products import input_of, reads_and_makes, weight_of
 
 # What torch's modules compute with their weights alone: nothing that they were built with can make it wrong.
 BY_WEIGHTS = ("linear", "embedding", "conv1d", "conv2d", "bilinear")
 
+# What takes its module's parameters, and no others.
+_WITH_ITS_OWN = (*BY_WEIGHTS, "multi_head_attention_forward")
 
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "rearrange")
 
@@ -38,15 +41,28 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     if event.function not in STATISTICS:  # a layer norm begins with its mean
         missing = missing.removeprefix("the mean of ")
     if factor := _factor_in_words(matched, culprit):
-        return f"{gives}: {factor[0]} times a factor{in_its_place(missing)}", [factor[1]]
+        words, sentence, due = factor
+        return f"{gives}: {words} times a factor{in_its_place(due or missing)}", [sentence]
     if bias := _bias_again(matched, culprit):
         return gives, [f"Line {line_of(event)} {bias}."]
     if weight := weight_of(matched, event):
+        reads, own = reads_and_makes(matched, weight)
+        # What the weight makes is missing, unless a step before that is.
+        words = [each.words for each in matched.steps]
+        if own and own.key not in matched.found and missing in words[words.index(own.words) :]:
+            missing = own.words
+        return gives + in_its_place(missing), [
+            f"{on_line(event)} multiplies {multiplied(matched, event)} by {weight}.",
+            *([f"GPT-2 multiplies {reads} by {weight}."] if reads else []),
+        ]
+    if weight := weight_of(matched, event, transposed=True):
         given = multiplied(matched, event)
-        return gives + in_its_place(missing), [f"{on_line(event)} multiplies {given} by {weight}."]
+        return gives + in_its_place(missing), [f"{on_line(event)} multiplies {given} by {weight} transposed."]
+    if matched.trial.rung in ("embed", "pos-embed"):  # rows are taken there, and which ones is seen in the output
+        return gives + in_its_place(missing), []
     taken = dict.fromkeys(words for i in event.inputs if (words := taken_in_words(matched, i)))
-    taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in BY_WEIGHTS)
-    sentences = [f"{on_line(event)} takes {' and '.join(taken)}."] if taken else []
+    taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _WITH_ITS_OWN)
+    sentences = [f"{on_line(event)} takes {listed(list(taken))}."] if taken else []
     return gives + in_its_place(missing), sentences + _numbers_in_words(matched, event)
 
 
@@ -54,8 +70,11 @@ def _holds(seen: Seen, quantity: Quantity) -> bool:
     return seen.event.value.numel() >= quantity.value.numel()
 
 
-def _factor_in_words(matched: Matched, culprit: Seen) -> tuple[str, str] | None:
-    """Return the step that a culprit is a constant multiple of, and a sentence on the factor; None if it is none."""
+def _factor_in_words(matched: Matched, culprit: Seen) -> tuple[str, str, str] | None:
+    """Return the step that a culprit is a constant multiple of, a sentence on the factor, and GPT-2's own multiple.
+
+    The last is empty if it is not known; it is None if the culprit is no multiple of a step.
+    """
     factor, line = matched.factor(culprit.event), line_of(culprit.event)
     if factor is None:
         return None
@@ -69,14 +88,22 @@ def _factor_in_words(matched: Matched, culprit: Seen) -> tuple[str, str] | None:
     sentence = f"{line} gives {quantity.words} times {c:.6g}{f' = {size}' if size else ''}{here}."
     if quantity.key.endswith(("raw", "Q", "K")):
         sentence += f" GPT-2 has q·k times 1/sqrt(d_head), {matched.trial.config.attn_scale(0):.6g} here."
-    elif quantity.key.endswith("x² in GELU") and "0.044715" not in quantity.key:
-        sentence += " GPT-2 has x + 0.044715 x³, which is x (1 + 0.044715 x²)."
+    elif quantity.key.endswith("x² in GELU") and "0.044715" not in quantity.key and _x_is_added(matched, culprit):
+        return quantity.words, f"{sentence} GPT-2 adds 0.044715 x³ to x.", "0.044715 x³ in GELU"
     elif "in GELU" in quantity.key:
         later = matched.steps[matched.steps.index(quantity) + 1 :]
-        multiples = (factor_of(each.value, quantity.value) for each in later if "in GELU" in each.key)
-        right = next((own for own in multiples if own is not None), None)
-        sentence += f" GPT-2 has that times {right:.6g}." if right else ""
-    return quantity.words, sentence
+        multiples = ((each, factor_of(each.value, quantity.value)) for each in later if "in GELU" in each.key)
+        due, right = next(((each, own) for each, own in multiples if own is not None), (None, None))
+        if due and right:
+            return quantity.words, f"{sentence} GPT-2 has that times {right:.6g}.", due.words
+    return quantity.words, sentence, ""
+
+
+def _x_is_added(matched: Matched, culprit: Seen) -> bool:
+    """Return whether the hidden layer itself is added to an event: to x³, in GPT-2."""
+    added = [seen for seen in _users(matched, culprit) if "add" in seen.event.function]
+    beside = [matched.seen[index] for seen in added for index in seen.event.inputs if index >= 0]
+    return any(quantity.key.endswith("pre") for each in beside for quantity in each.is_)
 
 
 def _users(matched: Matched, used: Seen) -> list[Seen]:
@@ -93,6 +120,21 @@ def last_multiple(matched: Matched, culprit: Seen) -> Seen:
             break
         culprit = users[0]
     return culprit
+
+
+# Functions that GPT-2 applies to no step of attention, nor to its hidden layer.
+_BENDING = ("tanh", "sigmoid", "relu", "softplus", "silu", "sin", "cos", "erf")
+
+
+def bent(matched: Matched, culprit: Seen) -> Seen:
+    """Return the function that bends a multiple of a step, as a cap on scores does; else the culprit.
+
+    The factor alone may be harmless: the function, and another factor after it, decide.
+    """
+    factor, users = matched.factor(culprit.event), _users(matched, culprit)
+    if factor is None or "in GELU" in factor[0].key or len(users) != 1:
+        return culprit
+    return users[0] if users[0].event.function.strip("_") in _BENDING and not users[0].good else culprit
 
 
 def _numbers_in_words(matched: Matched, event: Event) -> list[str]:

@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 
 from ..candidate.trace import Event
+from ..formula.in_code import fix_of
 from ..formula.quantities import Quantity
+from ..formula.same_numbers import factor_of
 from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding, listed
 
@@ -52,7 +54,8 @@ def found_at(
     """Return that something is wrong at a place, and what is right before an event."""
     at, code = place or (None, None)
     file = at.rpartition(":")[0] if at else ""
-    return Finding(at, code, right_steps(matched, before.index, file), wrong, tuple(detail))
+    fix = fix_of(wrong, tuple(detail), matched.trial.rung)
+    return Finding(at, code, right_steps(matched, before.index, file), wrong, tuple(detail), fix)
 
 
 def together(steps: Sequence[Quantity]) -> str:
@@ -100,12 +103,21 @@ def taken_in_words(matched: Matched, index: int) -> str:
             return _step_in_words(matched, seen, matched.seen[first]) + (
                 "" if seen.is_[0].key == "input" and seen.event.at is None else line
             )
+        if not seen.good and (times := _times(matched, seen)):
+            return times + line
         if seen.event.function not in MOVES or not seen.event.inputs:
             moved = seen.event.function in MOVES and seen.event.parameters
             shape = list(matched.seen[first].event.value.shape)
             return f"numbers of `{seen.event.parameters[0]}` as {shape}{line}" if moved else ""
         index = seen.event.inputs[0]
     return f"the layer's input, moved{line}"
+
+
+def _times(matched: Matched, seen: Seen) -> str:
+    """Return the step that an event multiplies by a constant, and the constant; empty if it does something else."""
+    steps = [quantity for index in seen.event.inputs if index >= 0 for quantity in matched.seen[index].is_]
+    found = ((each, factor_of(seen.event.value, each.value)) for each in steps if each.visible is None)
+    return next((f"{each.words} times {factor:.6g}" for each, factor in found if factor is not None), "")
 
 
 def _step_in_words(matched: Matched, seen: Seen, taken: Seen) -> str:

@@ -10,6 +10,7 @@ from ..formula.same_numbers import common, sorted_numbers, varied, within
 from ..formula.trace_matching import FILLS, MOVES, Matched, Seen
 from ..results import Finding
 from .in_words import called, found_at, in_its_place, line_of
+from .running_softmax import running_softmax
 from .wrong_masks import idle_mask
 
 
@@ -43,7 +44,7 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
         elif bool((event.value == right).all()):  # what came before was on the way to it
             origin = None
     if origin is None:
-        return _one_row(matched, culprit, looked_up) if looked_up is not culprit.event else None
+        return _other_rows(matched, culprit, looked_up) if looked_up is not culprit.event else None
     seq, detail = matched.trial.case.seq, []
     if origin.value.shape[-1] == seq:
         rows = origin.value.reshape(-1, seq)
@@ -53,18 +54,26 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
     return found_at(matched, culprit, origin.at, "the positions", detail)
 
 
-def _one_row(matched: Matched, culprit: Seen, looked_up: Event) -> Finding | None:
-    """Return the line that takes one row of the table of positions, if all positions are given that."""
+def _other_rows(matched: Matched, culprit: Seen, looked_up: Event) -> Finding | None:
+    """Return the line that takes rows of the table of positions, if they are others than the first ones."""
     table = next((each for name, each in matched.trial.parameters.items() if name.endswith("W_pos")), None)
-    seq, row = matched.trial.case.seq, looked_up.value.flatten()
-    if table is None or seq < 2 or looked_up.at is None:
+    seq = matched.trial.case.seq
+    if table is None or looked_up.at is None or looked_up.value.shape[-1] != table.shape[-1]:
         return None
-    numbers = [i for i, each in enumerate(table.double()) if torch.equal(each, row)]
-    if len(numbers) != 1:
+    taken = looked_up.value.reshape(-1, table.shape[-1])
+    alike = (taken[:, None] == table.double()).all(-1)
+    if not (alike.sum(-1) == 1).all():
         return None
-    detail = f"Line {line_of(culprit.event)} adds that row to each of {seq} positions."
-    wrong = f"the position embedding: row {numbers[0]}, counted from 0, alone"
-    return found_at(matched, culprit, looked_up.at, wrong, [detail])
+    numbers = alike.int().argmax(-1).tolist()
+    if len(numbers) == 1 and seq > 1:
+        detail = f"Line {line_of(culprit.event)} uses that row for each of {seq} positions."
+        wrong = f"the position embedding: row {numbers[0]}, counted from 0, alone"
+        return found_at(matched, culprit, looked_up.at, wrong, [detail])
+    first = next((i for i, number in enumerate(numbers[:seq]) if number != i), None)
+    if first is None or len(numbers) < seq:
+        return None
+    detail = f"In the place of position {first} it has row {numbers[first]} of the table, counted from 0."
+    return found_at(matched, culprit, looked_up.at, "the rows of the table of positions", [detail])
 
 
 def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
@@ -375,6 +384,7 @@ _CAUSES = (
     _undone,
     idle_mask,
     _scaled_twice,
+    running_softmax,
     _running_softmax,
     _mixed,
     _misnamed,

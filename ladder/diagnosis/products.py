@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..candidate.trace import Event
+from ..formula.quantities import Quantity
 from ..formula.same_numbers import equal, sorted_numbers
 from ..formula.trace_matching import Matched
 
@@ -13,23 +14,53 @@ _MADE = {
 }  # fmt: skip
 
 
-def weight_of(matched: Matched, event: Event) -> str:
-    """Return the name of the weight that an event multiplies its input by; empty if it is no such product."""
+# What each weight is multiplied by in GPT-2: a step of the same layer, or the layer norm before it.
+_READS = {"W_O": "z", "W_out": "post"}
+_NORMS = {"attn.": "ln1.output", "mlp.": "ln2.output", "unembed.": "ln_final.output"}
+
+
+def reads_and_makes(matched: Matched, weight: str) -> tuple[str, Quantity | None]:
+    """Return what GPT-2 multiplies by a weight, in words, and the step that this makes; empty and None if unknown."""
+    of, _, last = weight.rpartition(".")
+    of += "." if of else ""
+    steps = {each.key: each for each in matched.steps}
+    own = steps.get(f"{of}{_MADE[last].removesuffix('0')}")
+    if last in _READS:
+        read = steps.get(f"{of}{_READS[last]}")
+    else:
+        norm = next((f"{of.removesuffix(part)}{norm}" for part, norm in _NORMS.items() if of.endswith(part)), "input")
+        read = steps.get(norm)
+    return read.words.replace("the input", "the layer's input") if read else "", own
+
+
+def weight_of(matched: Matched, event: Event, *, transposed: bool = False) -> str:
+    """Return the name of the weight that an event multiplies its input by; empty if it is no such product.
+
+    Args:
+        transposed: look for products with a weight's transpose.
+    """
     given = _given(matched, event)
     if given is None:
         return ""
     own, parameters = sorted_numbers(event.value), matched.trial.parameters
     for name, weight in parameters.items():
         matrix = _matrix(name, weight)
+        matrix = matrix.T if transposed and matrix is not None else matrix
         if (
             matrix is None
             or given.shape[-1] != matrix.shape[0]
             or given.shape[:-1].numel() * matrix.shape[1] != own.size
         ):
             continue
-        bias = parameters.get(name.replace("W_", "b_"))
+        # Of a transpose, no bias of the weight's own fits, but one of the same layer may.
+        biases = [each.flatten() for key, each in parameters.items() if key.rpartition(".")[2].startswith("b_")]
+        biases = (
+            [each for each in biases if each.numel() == matrix.shape[1]]
+            if transposed
+            else [parameters[key].flatten() for key in [name.replace("W_", "b_")] if key in parameters]
+        )
         bare = given.double() @ matrix
-        if any(equal(sorted_numbers(bare + each), own) for each in (0.0, 0.0 if bias is None else bias.flatten())):
+        if any(equal(sorted_numbers(bare + each), own) for each in (0.0, *biases)):
             return name
     return ""
 

@@ -11,7 +11,7 @@ from ..formula.same_numbers import equal, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding
 from ..rungs import Trial
-from .how_wrong import BY_WEIGHTS, how, last_multiple
+from .how_wrong import BY_WEIGHTS, bent, how, last_multiple
 from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps
 from .origins import moved_from, origin_of, wrong_positions
 from .unused_steps import unused_step
@@ -73,7 +73,7 @@ def locate(
             caller = turned.event.caller[0].rpartition(":")[2]
             wrong += f" (line {line_of(turned.event)}, called by line {caller})"
         return found_at(matched, turned, turned.event.at, wrong)
-    culprit = last_multiple(matched, scaled or culprit)
+    culprit = bent(matched, last_multiple(matched, scaled or culprit))
     event = culprit.event
     if unscaled := _masked_unscaled(matched, culprit):
         return unscaled
@@ -90,7 +90,8 @@ def locate(
     given |= event.function == "softmax" and "pattern" not in following
     given |= len(_taken_by_module(matched, event)) > 1  # queries, keys and values are made of one tensor
     moved = event.made is None or event.function in MOVES or given or _right_once(matched, event)
-    if not moved and event.at is not None and event.made != event.at:
+    told = any(f"line {line_of(event)}" in each.lower() for each in detail)
+    if not moved and event.at is not None and event.made != event.at and not told:
         detail.append(f"It is called at line {line_of(event)}.")
     return found_at(matched, culprit, event.at if moved else event.made, what, detail)
 
@@ -143,9 +144,13 @@ def _ends_early(matched: Matched) -> Finding | None:
         missing = next_step(matched, last.index + 1, [last.index])
         what = f"what comes after {last.is_[-1].words}{in_its_place(missing)}" if last.is_ else ""
         return found_at(matched, last, last.event.at, what) if what else None
+    if (positions := wrong_positions(matched, last)) is not None:
+        return positions
     place = matched.trace.places.get("returned") or last.event.at
     if not last.is_ and (some := matched.partial_sum(last)):
-        detail = ("GPT-2 adds all of them, and the bias once.",)
+        detail = ["GPT-2 adds all of them, and the bias once."]
+        if (again := _begun_anew(matched, last)) is not None:
+            return found_at(matched, last, last.event.at, f"the output: it is {some}", [*detail, again])
         # A loop that adds one after another leaves out those that it does not reach.
         return found_at(matched, last, last.event.loop or place, f"the output: it is {some}", detail)
     if last.is_ and (unused := _unused(matched, last)):
@@ -155,6 +160,15 @@ def _ends_early(matched: Matched) -> Finding | None:
     what = f"the output: it is {last.is_[-1].words}" if last.is_ else "the output"
     detail = (f"GPT-2 has {missing} next.",) if missing and last.is_ else ()
     return found_at(matched, last, place, what, detail)
+
+
+def _begun_anew(matched: Matched, last: Seen) -> str | None:
+    """Return that a line in a loop forgets what it gave before, in a sentence; None if it goes on from that."""
+    ran = [(seen.event.at, seen.event.function) for seen in matched.seen]
+    runs = [i for i, each in enumerate(ran) if each == ran[last.index]]
+    if last.event.loop is None or len(runs) < 2 or not matched.sources([last.index]).isdisjoint(runs[:-1]):
+        return None
+    return f"Line {line_of(last.event)} runs {len(runs)} times there, and does not take what it gave before."
 
 
 def _unused(matched: Matched, last: Seen) -> Seen | None:
@@ -198,8 +212,9 @@ def _before_call(matched: Matched, culprit: Seen, given: Quantity, missing: str)
         wrong = f"`{overwritten[1]}`, which becomes {given.words} alone{in_its_place(missing)}"
         return found_at(matched, culprit, at, wrong)
     # Blocks that do not run: the call of the last one that does.
-    block = re.search(r"\(block (\d+)\)$", missing)
-    if block and part_rung(name) == "block" and name.endswith(f".{int(block[1]) - 1}"):
+    block = re.search(r"block (\d+)\)?$", missing)
+    ran = {part.rpartition(".")[2] for part, _, _ in matched.trace.parts if part_rung(part) == "block"}
+    if block and part_rung(name) == "block" and name.endswith(f".{int(block[1]) - 1}") and block[1] not in ran:
         wrong = f"the blocks: {name} is the last that runs, of {matched.trial.config.n_layers}"
         return found_at(matched, culprit, at, wrong)
     return None
@@ -216,7 +231,9 @@ def _part_ends_early(matched: Matched, culprit: Seen, wrong: set[str]) -> Findin
             part = next((part for part, _ in last.event.within if part in wrong - around), None)
             missing = next_step(matched, last.index + 1, [last.index])
             if part and last.is_ and missing:
-                what = f"what {part} gives: it is {last.is_[0].words}"
+                # What runs inside a connection around a layer norm is no step of that norm.
+                own = any(each.key.startswith(f"{part}.") for each in last.is_)
+                what = f"what {part if own else called(last.event)} gives: it is {last.is_[0].words}"
                 if unused := _unused(matched, last):
                     return found_at(matched, unused, unused.event.at, what, [_not_used(unused)])
                 return found_at(matched, last, last.event.at, what, [f"GPT-2 has {missing} next."])
@@ -231,7 +248,7 @@ def _right_elsewhere(matched: Matched, culprit: Seen) -> Finding | None:
     right = [
         seen.event
         for seen in matched.seen
-        if seen.good and (seen.event.at, seen.event.function) == (event.at, event.function)
+        if seen.good and matched.arranged(seen) and (seen.event.at, seen.event.function) == (event.at, event.function)
         if seen.event.caller is not None
     ]
     others = [each.caller[0].rpartition(":")[2] for each in right if each.caller and each.caller != event.caller]

@@ -2,16 +2,16 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from torch import Tensor, nn
 
 from ...components.shapes import typecheck
 from ..answers import Answer, same
 from ..cases import without
-from ..mistakes import INSIDE, MISTAKES, Mistake
+from ..mistakes import FINITE_MASKS, INSIDE, MISTAKES, Mistake
 from ..mistakes.fast_outputs import FastOutputs
-from ..mistakes.mistake import Steps, together, with_steps
+from ..mistakes.measured import measured_eps
+from ..mistakes.mistake import Steps, placed, together, with_steps
 from ..mistakes.parts import Parts, no_parts
 from ..results import Diagnosis, listed
 from ..rungs import Build, Rung, Trial, answer
@@ -22,6 +22,8 @@ Named = tuple[Diagnosis, Build]
 Part = tuple[str, Trial, Tensor]
 # Mistakes that give a part's output when they are made together, and the part that makes them.
 Made = tuple[tuple[Mistake, ...], Build]
+# Mistakes that are made together, and the steps of all.
+Wrong = tuple[tuple[Mistake, ...], Steps]
 
 
 def _named(mistakes: Sequence[Mistake], build: Build, either: bool = False) -> Named:
@@ -42,6 +44,7 @@ class MistakeSearch:
         missing: parameters that it does not have.
         answered: trials with its answers.
         parts: the layers inside it that are wrong by themselves, with their own trial and output.
+        measured: mistakes with numbers that were measured on the layer.
     """
 
     def __init__(
@@ -50,21 +53,26 @@ class MistakeSearch:
         missing: frozenset[str],
         answered: Sequence[tuple[Trial, Answer]],
         parts: list[Part],
+        measured: Sequence[Mistake] = (),
     ) -> None:
         self.rung, self.missing, self.answered, self.parts = rung, missing, answered, parts
         self.strict = True
         self.first = FastOutputs(answered[0][0], answered[0][1].output)
         self.own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
+        self.measured = list(measured)
+        if rung.name == "layer-norm":
+            every = (measured_eps(trial, found.output) for trial, found in answered)
+            self.measured += next(filter(None, every), [])
         # The embeddings of a model are not among its wrong parts: a trace does not show what they are given.
-        self.embedding = [
-            each for each in INSIDE.get(rung.name, ()) if each.name.startswith(("embed: ", "pos_embed: "))
-        ]
+        tables = {each.name for each in MISTAKES if each.rung in ("embed", "pos-embed")}
+        self.embedding = [each for each in INSIDE.get(rung.name, ()) if each.name in tables]
 
     def named(self) -> Named | None:
         """Return the mistakes; None if the catalogue does not explain the answers."""
         with typecheck(False):  # every one is a new layer, whose shapes would be checked anew
             found = (
                 self._one(self.own)
+                or self._one(self.measured)
                 or self._in_parts()
                 or (self._one(INSIDE.get(self.rung.name, ())) if not self.parts else None)
                 or self._two()
@@ -99,7 +107,7 @@ class MistakeSearch:
 
     def _two(self) -> Named | None:
         """Return two mistakes that are made together."""
-        for one, other, steps in _pairs([*self.own, *self.embedding]):
+        for one, other, steps in _pairs([*self.own, *self.measured, *self.embedding]):
             if self._reproduces(one.base, steps):
                 return _named([one, other], with_steps(one.base, steps))
         return None
@@ -132,11 +140,13 @@ class MistakeSearch:
     def _of_parts(self, parts: Sequence[Part]) -> list[list[Made]] | None:
         """Return for each part the mistakes that give its own output; None if there are none for one of them."""
         options: list[list[Made]] = []
-        pairs: dict[str, list[Made]] = {}  # of the parts so far, by their rung: other parts make the same ones
+        pairs: dict[str, list[Wrong]] = {}  # of the parts so far, by their rung: other parts make the same ones
         for _, trial, output in parts:
             outputs = FastOutputs(trial, output)
             own = [each for each in MISTAKES if each.rung == trial.rung]
-            made = [((each,), s) for each in own for s in each.spellings if outputs.gives(each.base, s)]
+            made = _singles(outputs, own)
+            if not made and trial.rung == "layer-norm":
+                made = _singles(outputs, measured_eps(trial, outputs.output))
             if not made and trial.rung in pairs:
                 made = [each for each in pairs[trial.rung] if outputs.gives(own[0].base, each[1])]
             elif not made:
@@ -146,6 +156,21 @@ class MistakeSearch:
                 return None
             options.append([(each, with_steps(own[0].base, steps)) for each, steps in made])
         return options
+
+
+def _singles(outputs: FastOutputs, mistakes: Sequence[Mistake]) -> list[Wrong]:
+    """Return the mistakes that give the output by themselves."""
+    return [((each,), steps) for each in mistakes for steps in each.spellings if outputs.gives(each.base, steps)]
+
+
+def named_by_output(rung: Rung, trial: Trial, output: Tensor) -> Diagnosis | None:
+    """Return which mask gives a layer's output, if the layer is right for small scores and wrong for large ones."""
+    outputs = FastOutputs(trial, output)
+    with typecheck(False):
+        for each in FINITE_MASKS.get(rung.name, ()):
+            if outputs.gives(each.base, each.spellings[0]):
+                return _named([each], each.build)[0]
+    return None
 
 
 def _pairs(mistakes: Sequence[Mistake]) -> Iterator[tuple[Mistake, Mistake, Steps]]:
@@ -174,8 +199,7 @@ def _grouped(found: Sequence[tuple[str, Mistake]], layers: int) -> list[Mistake]
     named = []
     for name, paths in places.items():
         where = place_of(paths, layers)
-        each = mistakes[name]
-        named.append(replace(each, name=f"{where}: {name}", hint=f"In {where}: {each.hint}"))
+        named.append(placed(mistakes[name], where))
     return named
 
 

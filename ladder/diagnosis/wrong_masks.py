@@ -12,6 +12,9 @@ from ..formula.trace_matching import Matched, Seen
 from ..results import Finding
 from .in_words import found_at, line_of
 
+# What adding a number to scores may change in them, as a share of that number.
+_ROUNDING = 1e-15
+
 # What a mask does wrong, sentences about it, and the step that first makes it wrong, if that is known.
 MaskFault = tuple[str, list[str], Event | None]
 
@@ -24,23 +27,25 @@ def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
         return _of_module(matched, culprit.event)
     if row := _given_row(matched, culprit):
         return row
-    value = culprit.event.value
     for quantity in matched.steps:
-        right = quantity.visible
+        right, value = quantity.visible, culprit.event.value
         # Of all heads, or of one.
         each_head = quantity.value.unbind(1) if right is not None else ()
         alike = [each for each in (quantity.value, *each_head) if each.shape == value.shape]
-        every_kept = [(value - each).abs() <= TOLERANCE * (1 + each.abs()) for each in alike]
         if right is None or not alike:
             continue
+        lowered = _lowered_rows(value, quantity.value)
+        value = value - lowered
+        rounding = _ROUNDING * lowered.abs()
+        every_kept = [(value - each).abs() <= TOLERANCE * (1 + each.abs()) + rounding for each in alike]
         kept = max(every_kept, key=lambda each: int(each.sum()))
         shown, every = kept.flatten(0, -3).all(0), value.flatten(0, -3)
         # A key is hidden by a very negative number, or by any number that is the same in all heads and sequences.
         hidden = (every < -1e3).all(0) | ((every == every[0]).all(0) & (len(every) > 1))
         changed = right & ~shown & ~hidden  # scores that are neither right nor hidden: that is no mask
-        if bool(changed.any()) or not shown.any() or bool(kept.all()):
+        if bool(changed.any()) or not shown.any() or bool(kept.all() & (lowered == 0).all()):
             continue
-        detail = _seen_wrongly(shown, right)
+        detail = seen_wrongly(shown, right)
         if not detail:
             most, least = value[..., ~right].max().item(), value[..., shown & right].min().item()
             amounts = f"Hidden scores are {most:.4g} at most, and visible ones {least:.4g} at least"
@@ -49,6 +54,16 @@ def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
         lines = _lines(matched, culprit.event, origin)
         return f"which keys each query sees (line {lines})", detail, origin
     return _given_mask(matched, culprit.event)
+
+
+def _lowered_rows(value: Tensor, scores: Tensor) -> Tensor:
+    """Return how much lower than the scores each row is as a whole: the softmax of such a row hides nothing."""
+    if value.shape != scores.shape:
+        return torch.zeros(())
+    added = value - scores
+    least, most = added.aminmax(dim=-1, keepdim=True)
+    whole = (most < -1e3) & (most > -1e12) & (most - least <= _ROUNDING * most.abs())
+    return most.where(whole, torch.zeros_like(most))
 
 
 def _no_mask(matched: Matched, event: Event) -> MaskFault | None:
@@ -80,7 +95,7 @@ def _of_module(matched: Matched, event: Event) -> MaskFault | None:
             right = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
             origin = None if mask is None else _origin(matched, event)
             hidden = mask if boolean and mask is not None else (masked - scores)[0, 0] < -1e3
-            detail = ["Every query sees every key there."] if not hidden.any() else _seen_wrongly(~hidden, right)
+            detail = ["Every query sees every key there."] if not hidden.any() else seen_wrongly(~hidden, right)
             lines = line_of(event) if mask is None else _lines(matched, event, origin)
             return f"which keys each query sees (line {lines})", detail, origin
     return None
@@ -99,7 +114,7 @@ def _given_mask(matched: Matched, event: Event) -> MaskFault | None:
             shown is square or bool((shown & (square != 0)).any())
         ):
             continue
-        if detail := _seen_wrongly(shown, right):
+        if detail := seen_wrongly(shown, right):
             origin = _origin(matched, event)
             return f"which keys each query sees (line {_lines(matched, event, origin)})", detail, origin
     return None
@@ -122,7 +137,7 @@ def _given_row(matched: Matched, culprit: Seen) -> MaskFault | None:
         shown = right.clone()
         for key, each in enumerate(quantity.value[..., query, :].unbind(-1)):
             shown[query, key] = common(sorted_numbers(each), own) > 0
-        detail = _seen_wrongly(shown, right)[:1]
+        detail = seen_wrongly(shown, right)[:1]
         if not detail:
             continue
         made = _first_scores(matched, taken[0])
@@ -145,7 +160,7 @@ def _first_scores(matched: Matched, seen: Seen) -> Seen:
     return seen
 
 
-def _seen_wrongly(shown: Tensor, right: Tensor) -> list[str]:
+def seen_wrongly(shown: Tensor, right: Tensor) -> list[str]:
     """Return a query that sees what it may not, and one that does not see what it may, in sentences."""
     detail = []
     if bool((shown & ~right).any()):

@@ -27,8 +27,10 @@ def next_step(matched: Matched, before: int, made_from: Iterable[int], function:
         function: if it computes several steps in one, the last of them is returned.
     """
     found = {"input"} | {quantity.key for seen in matched.seen[:before] for quantity in seen.is_}
+    made_from = list(made_from)
     sources = [matched.seen[index] for index in matched.sources(made_from)]
-    behind, begun = _held(matched, sources)
+    # What is made of parameters alone may belong to any step.
+    behind, begun = _held(matched, sources) if made_from else (found, set[str]())
     if function not in (*JOINS, *FILLS):  # it works on one head after another, say
         behind, begun = behind | (begun & found), begun - found
     last = max((i for i, each in enumerate(matched.steps) if each.key in behind), default=-1)
@@ -38,7 +40,7 @@ def next_step(matched: Matched, before: int, made_from: Iterable[int], function:
         function = "softmax of rows"
     key = matched.steps[last].key if last >= 0 else ""
     of = key.removesuffix("masked raw")
-    if key in behind and of != key and f"{of}scores" not in found:  # masked, and never scaled
+    if key in behind and of != key and {f"{of}scores", f"{of}masked"}.isdisjoint(found):  # masked, and never scaled
         return next(each.words for each in matched.steps if each.key == f"{of}scores")
     ending = _FUSED.get(function, "")
     # What a whole layer gave was made by steps that are not always seen.

@@ -134,6 +134,8 @@ def _mlp(
             ("x² in GELU", pre**2),
             ("x³ in GELU", cube),
             ("0.044715 x³ in GELU", 0.044715 * cube),
+            ("0.044715 x in GELU", 0.044715 * pre),
+            ("sqrt(2/pi) x in GELU", root * pre),
             ("0.044715 x² in GELU", 0.044715 * pre**2),
             ("1 + 0.044715 x² in GELU", 1 + 0.044715 * pre**2),
             ("x + 0.044715 x³ in GELU", inner),
@@ -173,7 +175,7 @@ def _model(p: Parameters, tokens: Tensor, config: GPT2Config) -> Iterator[Quanti
     yield Quantity("start", "the stream before the blocks", x)
     for layer in range(config.n_layers):
         where = f" (block {layer})"
-        steps = list(_block(p, f"blocks.{layer}.", where, x, config, f"the stream after the block{where}"))
+        steps = list(_block(p, f"blocks.{layer}.", where, x, config, f"the stream after block {layer}"))
         yield from steps
         x = steps[-1].value
     final = list(_layer_norm(p, "ln_final.", " of ln_final", x, config, "the output of ln_final"))

@@ -174,7 +174,10 @@ class Matched:
 
     def culprit(self) -> Seen | None:
         """Return the first wrong event: no step of the formula, nor before one, and the output depends on it."""
-        leading = self.sources(seen.index for seen in self.seen if seen.is_ or seen.part_of)
+        # The largest score of each row is some score, also of scores that are masked wrongly.
+        leading = self.sources(
+            seen.index for seen in self.seen if seen.is_ or (seen.part_of and seen.event.function not in ROW_NUMBERS)
+        )
         # What a mask was made from shows in the step that uses it.
         used = self.sources([self.last] if self.whole else range(len(self.seen)), numbers=self.whole)
         suspects = [
@@ -278,6 +281,9 @@ class Matched:
 
 def size_of(trial: Trial, quantity: Quantity, c: float) -> str:
     """Return what a factor of a step of attention is, in terms of a size; empty if it is none."""
+    width = trial.config.d_model
+    if quantity.key.endswith(("mean", "variance")) and width > 2 and math.isclose(c, width / (width - 1), rel_tol=1e-9):
+        return f"d_model/(d_model - 1), with d_model={width} here"
     if not re.search(r"(raw|scores|masked|pattern|z|Q|K|V)$", quantity.key):
         return ""
     config, seq = trial.config, trial.given.shape[1]

@@ -3,7 +3,7 @@
 from .attention import ATTENTION
 from .block import BLOCK
 from .embeddings import EMBED, POS_EMBED, UNEMBED
-from .inside import INSIDE_BLOCK, INSIDE_MODEL
+from .inside import FINITE_MASKS, INSIDE_BLOCK, INSIDE_MODEL
 from .layer_norm import LAYER_NORM
 from .mistake import Mistake
 from .mlp import MLPS
@@ -14,4 +14,4 @@ MISTAKES: tuple[Mistake, ...] = (*EMBED, *POS_EMBED, *LAYER_NORM, *ATTENTION, *M
 # The same mistakes inside a larger layer, by the larger one's rung.
 INSIDE: dict[str, tuple[Mistake, ...]] = {"block": INSIDE_BLOCK, "model": INSIDE_MODEL}
 
-__all__ = ["INSIDE", "MISTAKES", "Mistake"]
+__all__ = ["FINITE_MASKS", "INSIDE", "MISTAKES", "Mistake"]

@@ -42,7 +42,7 @@ def _small_fill(fill: float) -> Mistake:
         f"mask fills {fill:g}",
         f"Masked scores are {fill:g}, which the softmax turns into exp({fill:g}) = {math.exp(fill):.2g}, not into 0: "
         "the future still counts. Fill with -inf.",
-        rare=fill not in (-1.0, -10.0),
+        rare=fill == -5.0,
         fill=fill,
     )
 
@@ -165,7 +165,7 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     # The mask.
     _wrong(
         "no causal mask",
-        "Every position sees the future: there is no causal mask. Fill the scores with -inf where key > query.",
+        "Every position sees the future: no causal mask is applied. Fill the scores with -inf where key > query.",
         allowed=lambda self, scores: ones(scores),
     ),
     _wrong(
@@ -238,7 +238,7 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
         rare=True,
         fill=1e5,
     ),
-    *(_small_fill(fill) for fill in (-1.0, -2.0, -3.0, -5.0, -10.0, -15.0, -20.0)),
+    *(_small_fill(fill) for fill in (-1.0, -5.0, -10.0)),
     _wrong(
         "each position sees itself alone",
         "Each position sees itself and no other: the mask hides the past too. Mask key > query only.",
@@ -368,6 +368,14 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
         pattern=lambda self, scores: scores.softmax(dim=0),
     ),
     _wrong(
+        "one more key in the softmax, of zeros",
+        "Each row of the pattern sums to less than 1: the softmax divides by 1 + the sum of exp(scores), as if there "
+        "were one more key whose score and value are 0. Divide by the sum alone (in nn.MultiheadAttention: "
+        "add_zero_attn=False).",
+        rare=True,
+        pattern=lambda self, scores: F.pad(scores, (1, 0)).softmax(dim=-1)[..., 1:],
+    ),
+    _wrong(
         "pattern transposed",
         "The values are gathered along the pattern's query axis. Sum over its keys: "
         "z[query] = sum over key of pattern[query, key] * v[key].",
@@ -379,4 +387,9 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
         "leave the pattern in the graph.",
         pattern=lambda self, scores: scores.softmax(dim=-1).detach(),
     ),
+)
+
+# Masks that are right for small scores: they show only where scores are in the hundreds.
+FINITE_FILLS: tuple[Mistake, ...] = tuple(
+    _small_fill(fill) for fill in (-20.0, -25.0, -30.0, -40.0, -50.0, -80.0, -100.0, -200.0, -500.0, -1000.0)
 )

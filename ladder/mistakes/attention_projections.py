@@ -26,9 +26,9 @@ def _transposed(matrix: Tensor) -> Tensor:
     return matrix.T.reshape(matrix.shape)
 
 
-def _as_wide(z: Tensor, d_model: int) -> Tensor:
-    """``z`` of all heads side by side; if that is not ``d_model`` wide, cut or filled with zeros."""
-    return F.pad(z.flatten(2), (0, d_model - z.shape[2] * z.shape[3]))
+def _resized(vectors: Tensor, width: int) -> Tensor:
+    """Return vectors of a width: cut, or with zeros behind. The mistakes that need this are made where they fit."""
+    return F.pad(vectors, (0, width - vectors.shape[-1]))
 
 
 # ---- the same for queries, keys and values ----
@@ -167,11 +167,16 @@ PROJECTIONS_AND_HEADS: tuple[Mistake, ...] = (
         out=lambda self, z: z.flatten(2) @ _transposed(self.W_O.flatten(0, 1)) + self.b_O,
     ),
     _wrong(
+        "values not projected",
+        "The values are the layer's input itself, split into heads. Make them with W_V and b_V.",
+        rare=True,
+        values=lambda self, x: _resized(x, self.n_heads * self.d_head).unflatten(-1, (self.n_heads, self.d_head)),
+    ),
+    _wrong(
         "output projection not applied",
-        "The heads' outputs are returned side by side as they are: the output projection is not applied. Return "
-        "z @ W_O + b_O.",
-        out=lambda self, z: _as_wide(z, self.d_model),
-        also=[{"out": lambda self, z: _as_wide(z, self.d_model) + self.b_O}],
+        "What the heads gathered is returned without the output projection. Multiply it by W_O, and add b_O.",
+        out=lambda self, z: _resized(z.flatten(2), self.d_model),
+        also=[{"out": lambda self, z: _resized(z.flatten(2), self.d_model) + self.b_O}],
     ),
     # The heads.
     _wrong(
@@ -223,7 +228,7 @@ PROJECTIONS_AND_HEADS: tuple[Mistake, ...] = (
     # The biases. Without b_K the output is the same: it moves all of a query's scores alike.
     _wrong(
         "b_K not added to the keys",
-        "b_K is never read. (No bias of the keys can show in the output: it moves all of a query's scores alike.) Add "
+        "b_K is never read (no bias of the keys can show in the output: it moves all of a query's scores alike). Add "
         "it to the keys: GPT-2 has it.",
         keys=lambda self, x: self.heads(x, self.W_K, torch.zeros_like(self.b_K)),
     ),

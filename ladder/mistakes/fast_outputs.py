@@ -56,7 +56,7 @@ class FastOutputs:
         parts = steps["parts"](layer, trial.config) if "parts" in steps else {}
         right = {path: layer.get_submodule(path) for path in parts}
         self._put_in(layer, parts)
-        layer.__class__ = type(f"Wrong{base.__name__}", (base,), self._remembering(base, steps))
+        layer.__class__ = type(f"Wrong{base.__name__}", (base,), dict(self._remembering(base, steps)))
         try:
             with torch.no_grad():
                 return layer(trial.given)

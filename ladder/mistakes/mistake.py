@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -64,6 +64,13 @@ def entries(rung: str, base: type[nn.Module]) -> Callable[..., Mistake]:
         return Mistake(name, hint, rung, base, (steps, *also), rare)
 
     return entry
+
+
+def placed(mistake: Mistake, where: str) -> Mistake:
+    """Return a mistake with the place where a larger layer makes it; as it is if that needs no name."""
+    if not where:
+        return mistake
+    return replace(mistake, name=f"{where}: {mistake.name}", hint=f"In {where}: {mistake.hint}")
 
 
 def with_steps(base: type[nn.Module], steps: Steps) -> Build:

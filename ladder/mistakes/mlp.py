@@ -16,7 +16,7 @@ class PlainMLP(nn.Module):
     """The MLP as it is written down, one method for each step."""
 
     # The numbers of gelu_new.
-    half, root, cubic, power = 0.5, math.sqrt(2 / math.pi), 0.044715, 3
+    factor, root, cubic, power = 0.5, math.sqrt(2 / math.pi), 0.044715, 3
 
     def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PlainMLP(nn.Module):
 
     def gelu(self, x: Tensor) -> Tensor:
         """gelu_new, written out."""
-        return self.half * x * (1 + torch.tanh(self.inner(x)))
+        return self.factor * x * (1 + torch.tanh(self.inner(x)))
 
     def inner(self, x: Tensor) -> Tensor:
         """What the tanh is taken of."""
@@ -92,7 +92,7 @@ MLPS: tuple[Mistake, ...] = (
     _in_gelu("sqrt(pi/2) for sqrt(2/pi) in GELU", "with sqrt(pi/2)", root=math.sqrt(math.pi / 2), rare=True),
     _in_gelu("sqrt(2)/pi for sqrt(2/pi) in GELU", "with sqrt(2)/pi", root=math.sqrt(2) / math.pi, rare=True),
     _in_gelu("x² for x³ in GELU", "with x**2 in place of x**3", power=2),
-    _in_gelu("0.5 missing in GELU", "without its factor of 0.5", half=1.0),
+    _in_gelu("0.5 missing in GELU", "without its factor of 0.5", factor=1.0),
     _in_gelu("0.44715 for 0.044715 in GELU", "with 0.44715", cubic=0.44715, rare=True),
     _in_gelu("0.0044715 for 0.044715 in GELU", "with 0.0044715", cubic=0.0044715, rare=True),
     _in_gelu("0.04715 for 0.044715 in GELU", "with 0.04715", cubic=0.04715, rare=True),
@@ -106,13 +106,13 @@ MLPS: tuple[Mistake, ...] = (
         "1 - tanh in GELU",
         "with 1 - tanh in place of 1 + tanh",
         rare=True,
-        gelu=lambda self, x: self.half * x * (1 - torch.tanh(self.inner(x))),
+        gelu=lambda self, x: self.factor * x * (1 - torch.tanh(self.inner(x))),
     ),
     _in_gelu(
         "1 + missing in GELU",
         "without the 1 that is added to tanh",
         rare=True,
-        gelu=lambda self, x: self.half * x * torch.tanh(self.inner(x)),
+        gelu=lambda self, x: self.factor * x * torch.tanh(self.inner(x)),
     ),
     _mlp(
         "gelu_new whatever act_fn is",
@@ -193,7 +193,7 @@ MLPS: tuple[Mistake, ...] = (
     _mlp(
         "weights reshaped for transposed",
         "W_in and W_out were brought to their shape by view or reshape where a transpose was meant, which scrambles "
-        "them. nn.Linear keeps its weight transposed: use .T.",
+        "them. Use .T: nn.Linear keeps its weight transposed.",
         widen=lambda self, x: x @ other_way(self.W_in).T + self.b_in,
         narrow=lambda self, post: post @ other_way(self.W_out).T + self.b_out,
     ),

@@ -170,22 +170,15 @@ MODEL: tuple[Mistake, ...] = (
         order=lambda self: reversed(self.blocks),
     ),
     _model(
-        "the first block in the place of all",
-        "One block runs n_layers times. Make n_layers different blocks: [Block(cfg)] * n_layers makes one.",
+        "one block in the place of all",
+        "One block runs n_layers times. Make n_layers different blocks ([Block(cfg)] * n_layers makes one), and run "
+        "one after another: for block in blocks: x = block(x).",
         order=lambda self: [self.blocks[0]] * len(self.blocks),
-    ),
-    _model(
-        "the last block in the place of all",
-        "The last block runs n_layers times. Run each block once: x = block(x).",
-        rare=True,
-        order=lambda self: [self.blocks[-1]] * len(self.blocks),
-    ),
-    _model(
-        "one block made for all",
-        "One block was made, and stands n_layers times in the list. Make n_layers different blocks: "
-        "[Block(cfg) for _ in range(n_layers)], since [Block(cfg)] * n_layers makes one.",
-        rare=True,
-        listed=lambda self, blocks: nn.ModuleList([blocks[0]] * len(blocks)),
+        also=[
+            # Of weights that are loaded into one block for all, the last block's stay.
+            {"order": lambda self: [self.blocks[-1]] * len(self.blocks)},
+            {"listed": lambda self, blocks: nn.ModuleList([blocks[0]] * len(blocks))},
+        ],
     ),
     _model(
         "first block alone",
@@ -234,7 +227,7 @@ MODEL: tuple[Mistake, ...] = (
     ),
     _model(
         "every block reads the embedding",
-        "Each block reads the embedding, and only the last one's output is used: assign x = block(x) in the loop.",
+        "Each block reads the embedding, and only the last one's output is used. Assign x = block(x) in the loop.",
         through=_unassigned,
     ),
     _model(
@@ -244,13 +237,14 @@ MODEL: tuple[Mistake, ...] = (
     ),
     _model(
         "logits from W_E",
-        "The logits are made with W_E transposed, where the output projection has a W_U of its own here (untied).",
+        "The logits are made with W_E transposed, where the output projection has a W_U of its own here (untied). Use "
+        "that: ln_final(x) @ W_U.",
         logits=lambda self, x: x @ self.embed.W_E.T + (0 if self.unembed.b_U is None else self.unembed.b_U),
     ),
     _model(
         "logits from W_E, without b_U",
         "The logits are made with W_E transposed and without a bias, where the output projection has a W_U and a b_U "
-        "of its own here (untied).",
+        "of its own here (untied). Use these: ln_final(x) @ W_U + b_U.",
         logits=lambda self, x: x @ self.embed.W_E.T,
     ),
     _model(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gptladder.ladder import climb
 from gptladder.ladder.candidate.layer import Candidate, Reply, Request
 from gptladder.ladder.candidate.places import Code
 from gptladder.ladder.rungs import rung
@@ -89,3 +90,29 @@ def test_a_mask_that_makes_nothing_but_nan_is_not_chosen() -> None:
     under_test = UnderTest(rung("attention"), lambda requests: map(respond, requests))
     under_test.begin()
     assert any("True where a query may not look" in note for note in under_test.first.notes), under_test.first.notes
+
+
+class OneTensor(nn.Module):
+    """Attention of one tensor of four matrices. Its mask is on the wrong side, its softmax written out."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.W = nn.Parameter(torch.empty(4, d_model, d_model))
+        self.b = nn.Parameter(torch.empty(4, d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = ((x @ self.W[i] + self.b[i]).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for i in range(3))
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).tril(-1), -torch.inf)  # wrong
+        scores = scores - scores.max(-1, keepdim=True).values
+        pattern = scores.exp() / scores.exp().sum(-1, keepdim=True)
+        return (pattern @ v).transpose(1, 2).flatten(2) @ self.W[3] + self.b[3]
+
+
+def test_matrices_without_names_are_read_with_as_few_mistakes_as_there_are() -> None:
+    found = climb(attention=OneTensor, cases=3).rungs[0]
+    assert found.mistakes == ("mask on the wrong side",), found.text()
+    line = next(i for i, each in enumerate(Path(__file__).read_text().splitlines(), 1) if each.endswith("# wrong"))
+    assert found.at is not None
+    assert found.at.endswith(f":{line}"), found.text()

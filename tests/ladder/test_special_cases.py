@@ -1,5 +1,7 @@
 """Large numbers: what a trained GPT-2 has, and the ladder's own cases have not."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,3 +101,46 @@ def test_a_wrong_layer_is_not_called_right_in_float32_beside_it() -> None:
     assert found.fault is not None
     assert found.fault.kind == "large"
     assert "Right in float32" not in found.note
+
+
+class ByExp(Attention):
+    """Its softmax is written out, and subtracts nothing."""
+
+    def weights(self, scores: Tensor) -> Tensor:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return scores.masked_fill(later, -torch.inf).exp()  # ByExp overflows here
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, **_: object) -> Tensor:
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        weights = self.weights(q @ k.mT / self.d_head**0.5)
+        pattern = weights / weights.sum(-1, keepdim=True)  # LargestOfAll overflows here
+        return self.output((pattern @ v).transpose(1, 2))
+
+
+class LargestOfAll(ByExp):
+    """It subtracts the largest score, also if that is hidden: all that a query sees may then be 0."""
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return (scores - scores.amax(-1, keepdim=True)).exp().tril()
+
+
+class FillsMinus200(ByExp):
+    def weights(self, scores: Tensor) -> Tensor:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        return scores.masked_fill(later, -200.0).exp()
+
+
+@pytest.mark.parametrize("layer", [ByExp, LargestOfAll])
+def test_a_right_formula_that_overflows_passes_with_the_line(layer: type[nn.Module]) -> None:
+    found = tried("attention", layer)
+    assert found.passed, found.text()
+    lines = Path(__file__).read_text().splitlines()
+    line = next(i for i, line in enumerate(lines, 1) if line.endswith(f"# {layer.__name__} overflows here"))
+    assert "NaN or infinity; `softmax` of the masked scores does not. It begins at " in found.note
+    assert f"{Path(__file__).name}:{line}: " in found.note
+
+
+def test_a_finite_mask_is_wrong_also_where_larger_numbers_overflow() -> None:
+    found = tried("attention", FillsMinus200)
+    assert found.fault is not None
+    assert "where all are -600, off by" in found.fault.message

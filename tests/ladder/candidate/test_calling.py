@@ -88,3 +88,24 @@ def test_positions_beside_tokens_are_given_as_their_type_asks(layer: type[nn.Mod
     extras: set[str] = set()
     call(layer(41, 18, 97), torch.tensor([[1, 2, 3]]), "", extras)
     assert len(extras) == 1
+
+
+class PatternFirst(Attention):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.new_zeros(len(x), self.n_head, x.shape[1], x.shape[1]), self.attend(x)
+
+
+class LossFirst(nn.Module):
+    def __init__(self, n_embd: int, vocab_size: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(n_embd, vocab_size)
+
+    def forward(self, x: Tensor) -> tuple[None, Tensor]:
+        return None, self.head(x)
+
+
+@pytest.mark.parametrize("layer", [PatternFirst, LossFirst])
+def test_of_several_outputs_the_one_of_a_layers_shape_is_judged(layer: type[nn.Module]) -> None:
+    result = climb(attention=layer, cases=2) if layer is PatternFirst else climb(unembed=layer, cases=2)
+    assert result.passed, str(result)
+    assert "Forward returns 2 things; number 2 was judged" in result.rungs[0].note

@@ -143,3 +143,46 @@ def test_everything_that_is_not_known_is_asked_for_at_once() -> None:
     has_not = "the configuration has no 'colour', 'shade': give them with --set colour=VALUE --set shade=VALUE"
     with pytest.raises(AttributeError, match=has_not):
         Builder(Reads, "block", {}).build(Sizes(CONFIG, {}, set()))
+
+
+class FourBlocks(nn.Module):
+    """Its blocks are written out, as in early videos."""
+
+    def __init__(self, d_model: int, n_heads: int, d_vocab: int, n_ctx: int, blocks: int = 4) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(d_vocab, d_model), nn.Embedding(n_ctx, d_model)
+        layers = [
+            nn.TransformerEncoderLayer(
+                *(d_model, n_heads, 4 * d_model, 0.0),
+                activation=lambda x: nn.functional.gelu(x, approximate="tanh"),
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(blocks)
+        ]
+        self.blocks = nn.Sequential(*layers, nn.LayerNorm(d_model))
+        self.head = nn.Linear(d_model, d_vocab)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], dtype=x.dtype)
+        for part in self.blocks:
+            x = part(x, mask) if isinstance(part, nn.TransformerEncoderLayer) else part(x)
+        return self.head(x)
+
+
+class AsManyBlocksAsHeads(FourBlocks):
+    def __init__(self, d_model: int, n_heads: int, d_vocab: int, n_ctx: int) -> None:
+        super().__init__(d_model, n_heads, d_vocab, n_ctx, blocks=n_heads)
+
+
+def test_a_model_whose_blocks_are_written_out_is_judged_with_as_many() -> None:
+    result = climb(model=FourBlocks, cases=3)
+    assert result.passed, str(result)
+    assert "It has n_layers=4 whatever it is built for, and was judged with that" in result.rungs[0].note
+
+
+def test_a_number_of_blocks_that_follows_the_heads_is_a_mistake() -> None:
+    tried = climb(model=AsManyBlocksAsHeads, cases=3).rungs[0]
+    assert not tried.passed
+    assert "blocks.N where n_layers is" in tried.text()

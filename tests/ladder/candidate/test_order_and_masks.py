@@ -207,3 +207,29 @@ def test_a_mask_with_a_default_is_left_out_and_names_mean_what_they_say() -> Non
     wrong = climb(attention=OfPadding, cases=2).rungs[0]
     assert wrong.mistakes == ("mask on the wrong side",), wrong.text()
     assert "the order is" not in wrong.note
+
+
+class HeadsInAList(nn.Module):
+    """Its heads multiply with ``bmm``, which takes three axes, and hide where the mask is True."""
+
+    def __init__(self, d_model: int, n_heads: int, d_k: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(d_model, d_k) for name in ("query", "key", "value")}) for _ in range(n_heads)
+        )
+        self.out = nn.Linear(n_heads * d_k, d_model)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        found = []
+        for head in self.heads:
+            q, k, v = (part(x) for part in head.values())  # pyright: ignore[reportCallIssue]
+            scores = torch.bmm(q, k.transpose(1, 2)) / q.shape[-1] ** 0.5
+            scores = scores if mask is None else scores.masked_fill(mask, -torch.inf)
+            found.append(torch.bmm(scores.softmax(-1), v))
+        return self.out(torch.cat(found, -1))
+
+
+def test_the_mask_that_fits_is_used_in_cases_of_one_head_too() -> None:
+    result = climb(attention=HeadsInAList)
+    assert result.passed, str(result)
+    assert "True where a query may not look, [seq seq]" in result.rungs[0].note

@@ -300,3 +300,30 @@ def test_what_is_lacking_because_it_is_not_registered_or_shared_is_named() -> No
     assert refusal(shared) == (
         "it has nothing that could be W_K (q.weight and k.weight are one parameter: make one for each)"
     )
+
+
+@pytest.mark.parametrize(
+    "names", [("weights_q", "weights_k", "weights_v", "weights_o"), ("query", "key", "value", "project")]
+)
+def test_names_of_attentions_matrices_are_known(names: tuple[str, ...]) -> None:
+    layer = nn.ModuleDict({name: nn.Linear(18, 18) for name in names})
+    assert read(layer, "attention", CONFIG)[0].label.startswith(", ".join(names[:3]))
+
+
+def test_a_matrix_of_any_name_as_wide_as_three_is_read_beside_the_projection() -> None:
+    layer = nn.ModuleDict({"U": nn.Linear(18, 54), "project": nn.Linear(18, 18)})
+    assert "U holds q, k, v" in read(layer, "attention", CONFIG)[0].label
+
+
+def test_of_many_parameters_that_fit_nothing_the_first_are_named() -> None:
+    parts = {f"extra_{n}": nn.Linear(5, 3, bias=False) for n in range(7)}
+    model = nn.ModuleDict({"h": nn.ModuleList([block("a", "b")(18, 3) for _ in range(2)]), **parts})
+    with pytest.raises(Unreadable, match=r"extra_3.weight \[3, 5\] and 3 more: none of GPT-2's parameters"):
+        read(model, "model", CONFIG)
+
+
+def test_two_layer_norms_outside_the_blocks_are_one_too_many() -> None:
+    norms = {name: nn.LayerNorm(18) for name in ("encoder_norm", "last_norm")}
+    model = nn.ModuleDict({"h": nn.ModuleList([block("a", "b")(18, 3) for _ in range(2)]), **norms})
+    with pytest.raises(Unreadable, match="encoder_norm, last_norm stand outside the blocks; GPT-2 has one"):
+        read(model, "model", CONFIG)

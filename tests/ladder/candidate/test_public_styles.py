@@ -427,3 +427,39 @@ class Project(Attention):
 def test_a_matrix_as_wide_as_q_k_and_v_is_theirs_whatever_its_name() -> None:
     result = climb(attention=Project, cases=2)
     assert result.passed, str(result)
+
+
+class Sines(nn.Module):
+    """Its table is half sines and half cosines, and is learned from there."""
+
+    def __init__(self, d_model: int, n_ctx: int) -> None:
+        super().__init__()
+        table, angles = torch.zeros(n_ctx, d_model), torch.arange(n_ctx)[:, None] * torch.rand((d_model + 1) // 2)
+        table[:, ::2], table[:, 1::2] = angles.sin(), angles.cos()
+        self.table = nn.Parameter(table)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table[: tokens.shape[1]].expand(*tokens.shape, -1)
+
+
+class SinesOfTheNext(Sines):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens).roll(-1, 1)
+
+
+class RaisesForSomeHeads(Attention):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        assert heads != 3, "not three heads"
+        self.fill(width, heads)
+
+
+def test_a_layer_that_is_built_for_even_widths_only_is_judged_with_those() -> None:
+    result = climb(pos_embed=Sines)
+    assert result.passed, str(result)
+    assert "It raises where d_model or d_head is odd, and was judged with even ones" in result.rungs[0].note
+    assert "output is off" in str(climb(pos_embed=SinesOfTheNext).rungs[0].fault)
+
+
+def test_a_layer_that_raises_for_other_reasons_than_odd_widths_is_not_passed() -> None:
+    assert "not three heads" in str(climb(attention=RaisesForSomeHeads).rungs[0].fault)

@@ -203,3 +203,17 @@ def test_a_class_can_be_named_by_its_module(write: Write, tmp_path: Path) -> Non
     (tmp_path / "pack").mkdir()
     write("pack/part.py", "class A: pass\n")
     assert split("pack.part:A") == ((tmp_path / "pack" / "part.py").resolve(), "A")
+
+
+def test_a_relative_import_out_of_a_folder_that_is_no_package_resolves(write: Write, tmp_path: Path) -> None:
+    for folder in ("parts", "parts/layers", "parts/sizes"):
+        (tmp_path / folder).mkdir()
+    write("parts/__init__.py", "")
+    write("parts/sizes/width.py", "from ..counts import HEADS\nWIDTH = 4 * HEADS\ntrain_for_hours()\n")
+    write("parts/counts.py", "HEADS = 3\n")
+    write("parts/layers/norm.py", "from torch import nn\n\nclass Norm(nn.Module): ...\n")
+    lines = "from torch import nn\nfrom ..sizes.width import WIDTH\nfrom . import norm as own\n"
+    write("parts/layers/block.py", f"{lines}class Block(nn.Module):\n    width, norm = WIDTH, own.Norm\n")
+    loaded = load(tmp_path / "parts/layers/block.py")
+    assert vars(loaded.module)["Block"].width == 12
+    assert vars(loaded.module)["Block"].norm.__name__ == "Norm"

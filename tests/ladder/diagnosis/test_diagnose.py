@@ -100,7 +100,7 @@ def test_right_layers_are_right_fused_or_written_out(each: Rung) -> None:
         ("block", "both layer norms: eps not added"),
         ("block", "ln2: unbiased variance"),
         ("model", "every layer norm: eps outside the square root"),
-        ("model", "unembed: softmax applied"),
+        ("model", "softmax applied"),
     ],
 )
 def test_a_layers_mistake_is_found_inside_a_larger_layer(name: str, mistake: str) -> None:

@@ -65,6 +65,17 @@ class LastLeftOut(Loop):
         return super().heads()[:-1]
 
 
+class LastAlone(Loop):
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for head in self.heads():
+            q = x @ self.W["W_Q"][head] + self.b["b_Q"][head]
+            k = x @ self.W["W_K"][head] + self.b["b_K"][head]
+            z = self.pattern(q @ k.mT / math.sqrt(q.shape[-1])) @ self.values(x, head)
+            out = self.b_O + z @ self.W_O[head]  # here: LastAlone
+        return out
+
+
 class ValuesOffByOne(nn.Module):
     """One matrix for all; each head's queries, keys and values lie side by side."""
 
@@ -100,14 +111,6 @@ class OverAll(nn.Module):
 class OverTheSequence(OverAll):
     def mean(self, x: Tensor) -> Tensor:
         return x.mean((-2, -1), keepdim=True)  # here: OverTheSequence
-
-
-class MaximumOfAll(Loop):
-    """Right while no hidden score is hundreds larger than the visible ones; then 0 is divided by 0."""
-
-    def pattern(self, scores: Tensor) -> Tensor:
-        weights = (scores - scores.amax(-1, keepdim=True)).exp().tril()  # here: MaximumOfAll
-        return weights / weights.sum(-1, keepdim=True)
 
 
 class InChunks(nn.Module):
@@ -242,6 +245,18 @@ class FromOne(nn.Module):
         return self.table(positions.expand(tokens.shape))
 
 
+class RowsFromOne(nn.Module):
+    """For as many positions as the table has rows, it gives one row too few."""
+
+    def __init__(self, n_ctx: int, d_model: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(n_ctx, d_model))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        rows = self.table[1 : tokens.shape[1] + 1]  # here: RowsFromOne
+        return rows.expand(tokens.shape[0], *rows.shape)
+
+
 def tried(**layer: Any) -> Tried:
     return climb(**layer, cases=3).rungs[-1]
 
@@ -261,7 +276,7 @@ def test_the_loop_that_the_mistakes_are_made_in_is_right() -> None:
         ("attention", OneBias),
         ("attention", CarriedOver),
         ("attention", ValuesOffByOne),
-        ("attention", MaximumOfAll),
+        ("attention", LastAlone),
         ("layer_norm", OverAll),
         ("layer_norm", OverTheSequence),
         ("layer_norm", OneCutOfTwo),
@@ -289,6 +304,10 @@ def test_heads_that_a_sum_lacks_are_reported() -> None:
     assert "First wrong: the output: it is the " in found.text()
     assert ", with b_O. GPT-2 adds all of them, and the bias once." in found.text().replace("\n", " ")
     assert "First wrong: the output: it is the sum over " in tried(mlp=HalfLeftOut).text()
+
+
+def test_a_sum_that_begins_anew_for_each_head_is_reported() -> None:
+    assert "times there, and does not take what it gave before." in tried(attention=LastAlone).text()
 
 
 def test_a_slice_with_numbers_of_two_is_reported_with_its_shares() -> None:
@@ -329,11 +348,12 @@ def test_positions_that_are_computed_are_wrong_and_not_refused() -> None:
     assert found.fault.message.startswith("it has no parameters; GPT-2's positions are a table that is learned")
 
 
-def test_a_mistake_that_raises_for_some_sizes_is_named_by_the_others() -> None:
-    found = climb(pos_embed=FromOne, cases=10).rungs[-1]
+@pytest.mark.parametrize(("layer", "kind"), [(FromOne, "raises"), (RowsFromOne, "shape")])
+def test_a_mistake_without_an_answer_at_some_sizes_is_named_by_others(layer: type[nn.Module], kind: str) -> None:
+    found = climb(pos_embed=layer, cases=10).rungs[-1]
     assert found.fault is not None
-    assert found.fault.kind == "raises"
+    assert found.fault.kind == kind
     assert "for other sizes it gives an answer that is wrong" in found.fault.message
     assert found.mistakes == ("positions from one",)
     assert found.at is not None
-    assert found.at.endswith(f":{line_of(FromOne)}")
+    assert found.at.endswith(f":{line_of(layer)}")
