@@ -168,7 +168,7 @@ def named_by_output(rung: Rung, trial: Trial, output: Tensor) -> Diagnosis | Non
     outputs = FastOutputs(trial, output)
     with typecheck(False):
         for each in FINITE_MASKS.get(rung.name, ()):
-            if outputs.gives(each.base, each.spellings[0]):
+            if _singles(outputs, [each]):
                 return _named([each], each.build)[0]
     return None
 

@@ -389,7 +389,12 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
 )
 
-# Masks that are right for small scores: they show only where scores are in the hundreds.
-FINITE_FILLS: tuple[Mistake, ...] = tuple(
-    _small_fill(fill) for fill in (-20.0, -25.0, -30.0, -40.0, -50.0, -80.0, -100.0, -200.0, -500.0, -1000.0)
+# A mask that is right for small scores. Which number it fills in does not show: where a row of scores is below it, every
+# key that it should hide gets the same weight.
+FINITE_FILL = _wrong(
+    "mask fills a number that large scores reach",
+    "Masked scores are a finite number, and where scores are in the hundreds they are not below the others: the future "
+    "counts there. Fill with -inf.",
+    fill=-30.0,
+    also=[{"fill": fill} for fill in (-25.0, -40.0, -50.0, -80.0, -100.0, -200.0, -500.0, -1000.0)],
 )

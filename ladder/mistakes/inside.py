@@ -8,7 +8,7 @@ from torch import nn
 from ...assembly.config import GPT2Config
 from ..rungs import Build
 from .attention import ATTENTION
-from .attention_pattern import FINITE_FILLS
+from .attention_pattern import FINITE_FILL
 from .block import BLOCK, PlainBlock
 from .embeddings import EMBED, POS_EMBED, UNEMBED
 from .layer_norm import LAYER_NORM
@@ -64,7 +64,7 @@ INSIDE_MODEL: tuple[Mistake, ...] = tuple(
     for mistake in _inside(PlainModel, "model", where, paths, mistakes)
 )
 FINITE_MASKS: dict[str, tuple[Mistake, ...]] = {
-    "attention": FINITE_FILLS,
-    "block": tuple(_inside(PlainBlock, "block", "the block's attention", lambda _: ["attn"], FINITE_FILLS)),
-    "model": tuple(_inside(PlainModel, "model", "every block's attention", _in_every_block(".attn"), FINITE_FILLS)),
+    "attention": (FINITE_FILL,),
+    "block": tuple(_inside(PlainBlock, "block", "the block's attention", lambda _: ["attn"], [FINITE_FILL])),
+    "model": tuple(_inside(PlainModel, "model", "every block's attention", _in_every_block(".attn"), [FINITE_FILL])),
 }
