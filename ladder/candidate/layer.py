@@ -204,6 +204,7 @@ class Candidate:
             _fill(layer, self.name, state, trial)
             if self.is_adapter:  # what it makes nothing of is missing
                 self._known = replace(self._known, missing=_unused(layer, state, leaves))
+            filled = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
             # Run it forwards, after the calls that come before it.
             leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
             # A copy, which is no leaf of the graph: in a model, the input is the output of the layer before.
@@ -236,6 +237,7 @@ class Candidate:
             if mode and mode.drew:
                 raise _Faulty("random", "forward draws random numbers in training mode")
             output, notes = _checked(_ordered(output, request), _ordered(given, request), trial)
+            _check_unchanged(layer, filled)
             self._notes |= dict.fromkeys([*notes, *sorted(extras)])
             # Run it backwards. A layer that cuts the graph has no gradients.
             if output.requires_grad and request.gradients:
@@ -379,6 +381,16 @@ def _unused(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, 
         return frozenset(leaves)
     reached = torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True)
     return frozenset(name for name, found in zip(leaves, reached, strict=True) if found is None)
+
+
+def _check_unchanged(layer: nn.Module, filled: Mapping[str, Tensor]) -> None:
+    """Refuse a layer that changes its own parameters when it is called."""
+    now = dict(layer.named_parameters())
+    changed = [name for name, before in filled.items() if name in now and not torch.equal(now[name], before)]
+    if changed:
+        shown = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")
+        does = "has" if len(changed) == 1 else "have"
+        raise _Faulty("input", f"forward changes its own parameters: {shown} {does} other numbers afterwards")
 
 
 def _checked(output: Any, given: Tensor, trial: Trial) -> tuple[Tensor, list[str]]:

@@ -135,6 +135,7 @@ class Recorder(TorchFunctionMode):
         self.births = births.places
         self.trace = Trace()
         self._names = {id(tensor): name for name, tensor in layer.named_parameters()}
+        self._parameters = [(tensor, tensor.detach().clone()) for tensor in layer.parameters()]
         self._buffers = {
             id(buffer): (buffer, births.buffers.get((id(module), name)))
             for module in layer.modules()
@@ -164,7 +165,9 @@ class Recorder(TorchFunctionMode):
                 return result
         if name.startswith("_is"):
             return result
-        if not torch.equal(self.given, self.before):
+        if not torch.equal(self.given, self.before) or (
+            name.endswith(("_", "embedding")) and self._has_other_parameters()
+        ):
             self._note("input")
         outputs = [args[0]] if name == "__setitem__" else list(_tensors([result]))
         self._record(name, taken, outputs)
@@ -173,6 +176,12 @@ class Recorder(TorchFunctionMode):
             if output.is_floating_point():
                 self._look(name, output, floats, had_nan)
         return result
+
+    def _has_other_parameters(self) -> bool:
+        self._paused = True
+        other = any(not torch.equal(tensor.detach(), before) for tensor, before in self._parameters)
+        self._paused = False
+        return other
 
     def ended(self, output: Any) -> None:
         """Note which event gave the layer's output, and the line of ``forward`` itself that it comes from."""
