@@ -186,7 +186,7 @@ class Candidate:
     def _answer(self, request: Request, trace: Trace) -> Answer:
         trial = request.trial
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in trial.parameters.items()}
-        births = Births(self.code)
+        births = Births(self.code, request.look)
         with ExitStack() as stack:
             if self._on_cpu:
                 stack.enter_context(OnCpu())
