@@ -73,6 +73,7 @@ class Reply:
         fixed: sizes that it has whatever it is built for, if its parameters fit no other.
         missing: TransformerLens's names of the parameters that it does not have.
         ways: of each way to read its parameters and to make a mask for it, the ``split``; see `Layout`.
+        masks: of each way, how the mask is made.
         reading, oddity: label and oddity of the way that was used.
         mask: how the causal mask was made that it was given; empty if it was given none.
         precision: of 16 bits, if its constructor makes parameters in it: ``float16``, ``bfloat16``.
@@ -89,6 +90,7 @@ class Reply:
     fixed: Mapping[str, int] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     ways: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
     reading: str = ""
     oddity: str = ""
     mask: str = ""
@@ -252,7 +254,7 @@ class Candidate:
             self._builders[trial.rung] = Builder(self.make, trial.rung, self.namespace)
         builder = self._builders[trial.rung]
         if self.is_adapter:
-            builder.set_constants(sizes)
+            builder.globals.set(sizes)
             config = Configuration(sizes, [])
             made = self._run(self.name, lambda: self.make(config, leaves), "build")
             if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
@@ -298,7 +300,7 @@ class Candidate:
         masks = ways_to_call(layer, trial.rung, bool(self._mask.name))
         if self._ways is None:
             self._ways = Ways(reading, masks)
-            self._known = replace(self._known, ways=self._ways.splits)
+            self._known = replace(self._known, ways=self._ways.splits, masks=self._ways.masks)
         layout, mask = self._ways.find(request.layout, reading, masks)
         self._known = replace(self._known, reading=layout.label, oddity=layout.oddity, mask=mask)
         return layout, mask

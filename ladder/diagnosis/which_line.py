@@ -15,7 +15,7 @@ from .how_wrong import BY_WEIGHTS, bent, how, last_multiple
 from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps
 from .origins import moved_from, origin_of, wrong_positions
 from .unused_steps import unused_step
-from .wrong_calls import wrong_call
+from .wrong_calls import bias_left_out, wrong_call
 from .wrong_masks import mask_fault
 from .wrong_parts import wrong_parts
 
@@ -61,6 +61,8 @@ def locate(
         return origin
     if (elsewhere := _right_elsewhere(matched, culprit)) is not None:
         return elsewhere
+    if (bare := bias_left_out(matched, culprit)) is not None:
+        return bare
     scaled = _scaled_before(matched, culprit)
     if scaled is None and (call := wrong_call(matched, culprit)) is not None:
         return call
@@ -172,9 +174,10 @@ def _begun_anew(matched: Matched, last: Seen) -> str | None:
 
 
 def _unused(matched: Matched, last: Seen) -> Seen | None:
-    """Return the last step that is made of an event alone and that nothing uses."""
-    ends = (seen for seen in matched.unused if seen.is_ and seen.event.inputs == (last.index,) and seen.event.at)
-    ends = (seen for seen in ends if seen.index != matched.last and seen.event.parameters)
+    """Return the last step that is made of an event, and that nothing uses."""
+    ends = (seen for seen in matched.unused if seen.is_ and seen.event.at and seen.index != matched.last)
+    ends = (seen for seen in ends if seen.event.function not in MOVES and last.index in matched.sources([seen.index]))
+    ends = (seen for seen in ends if not any(each in last.is_ for each in seen.is_))
     return max(ends, key=lambda seen: seen.index, default=None)
 
 
