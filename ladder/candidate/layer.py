@@ -155,12 +155,10 @@ class Candidate:
 
     def respond(self, request: Request) -> Reply:
         """Build the layer, fill it with the request's parameters, and run it forwards and backwards."""
-        answer = fault = None
-        trace = Trace()
+        answer, fault, trace = None, None, Trace()
         self._notes = {}
         try:
-            run = partial(self._answer, request)
-            answer = recorded(run, trace) if request.look else run(trace)
+            answer = recorded(partial(self._answer, request), trace) if request.look else self._answer(request, trace)
         except _Faulty as error:
             fault = error.fault
             if not self._on_cpu and asks_for_gpu(fault.message):
