@@ -263,7 +263,10 @@ class Candidate:
             layer, state = made
             reading = [Layout(lambda given: state, label="by the adapter")]
         else:
-            layer, reading = self._run(self.name, lambda: builder.build(sizes), "build"), None
+            try:
+                layer, reading = self._run(self.name, lambda: builder.build(sizes), "build"), None
+            finally:
+                self._known = replace(self._known, fixed={**self._known.fixed, **sizes.fixed})
         self._passed |= sizes.passed
         self._mask = sizes.mask
         if not isinstance(layer, nn.Module):
@@ -290,7 +293,7 @@ class Candidate:
                 raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
                 fixed = fixed_sizes(layer, trial.rung, trial.config, self.asked, self.chosen)
-                self._known = replace(self._known, fixed=fixed)
+                self._known = replace(self._known, fixed={**self._known.fixed, **fixed})
                 names, sizes = shapes(trial.rung, trial.config), size_names(trial.config, trial.given)
                 own = {name: tuple(tensor.shape) for name, tensor in layer.named_parameters()}
                 listing = "" if isinstance(error, Repeated) else both_sides(names, own, sizes)
