@@ -243,6 +243,9 @@ def _is_last_position_only(output: Any, tokens: Tensor) -> bool:
     return isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[1] == 1
 
 
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
 def parts_of(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, nn.Module]:
     """Return the submodules that hold one of GPT-2's layers each, by our layer's name (``blocks.0.attn``)."""
     if not any("." in leaf for leaf in leaves):
@@ -268,7 +271,10 @@ def parts_of(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str,
     for ours, leaves_of in wanted.items():
         exact = [path for path, held in holds.items() if held == leaves_of & present]
         if exact and ours != "blocks":
-            found_parts[ours] = modules[min(exact, key=len)]
+            # A module around a layer norm may do more than that: a residual connection, say.
+            inner = [path for path in exact if not isinstance(modules[path], _LISTS)]
+            norm = ours.rpartition(".")[2].startswith("ln") and inner
+            found_parts[ours] = modules[max(inner, key=len) if norm else min(exact, key=len)]
     return found_parts
 
 

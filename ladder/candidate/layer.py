@@ -26,7 +26,7 @@ from .masks import ConstructorsMask
 from .parameters import read
 from .places import Code
 from .shapes_in_words import axes, both_sides, kind_of, mismatch, size_names
-from .shared_parameters import tie_shared
+from .shared_parameters import check_repeated, tie_shared
 from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
@@ -352,6 +352,11 @@ def _fill(layer: nn.Module, named: str, state: Mapping[str, Tensor], trial: Tria
     """Copy parameters in; every place must get one."""
     places = dict(layer.named_parameters(remove_duplicate=False))
     filled = {id(places[name]) for name in state if name in places}
+    try:
+        shared = {name: places[name] for name in state if name in places}
+        check_repeated(shared, dict(layer.named_modules(remove_duplicate=False)))
+    except Repeated as error:
+        raise _Faulty("parameters", f"{named}'s parameters cannot be read: {error}") from error
     buffers = dict(layer.named_buffers())
     wrong = [name for name, place in places.items() if name in state and place.shape != state[name].shape]
     empty = [name for name, place in places.items() if id(place) not in filled]

@@ -43,9 +43,10 @@ def check_repeated(every: Mapping[str, Tensor], owners: Mapping[str, nn.Module])
             raise Repeated(f"{what} are one and the same parameter: make a new one for each")
         if first is second:
             kind = type(first).__name__
+            in_list = one[1].rpartition(".")[2].isdigit()
+            why = f" ([{kind}(...)] * n puts one {kind} n times into the list)" if in_list else ""
             raise Repeated(
-                f"{what} are one and the same {kind}, with one set of parameters ([{kind}(...)] * n puts one {kind} n "
-                f"times into the list): make a new {kind} for each place"
+                f"{what} are one and the same {kind}, with one set of parameters{why}: make a new {kind} for each place"
             )
         raise Repeated(
             f"{what} are two modules that share one parameter, {names[0]} and {names[1]} (copy.copy copies a module "

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ...components.shapes import typecheck
 from ..answers import Answer, close, same
+from ..candidate.trace import Trace
 from ..cases import without
 from ..mistakes import INSIDE, MISTAKES, Mistake
-from ..mistakes.measured import measured_eps
+from ..mistakes.measured import measured_eps, measured_fills
 from ..mistakes.mistake import placed, with_steps
 from ..mistakes.wiring import with_parts
 from ..results import Diagnosis, listed
@@ -38,6 +39,7 @@ class MistakeSearch:
         answered: trials with its answers.
         parts: the layers inside it that are wrong by themselves, with their own trial and output.
         measured: mistakes with numbers that were measured on the layer.
+        trace: of the layer, on the trial of its parts.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class MistakeSearch:
         answered: Sequence[tuple[Trial, Answer]],
         parts: list[tuple[str, Trial, Tensor]],
         measured: Sequence[Mistake] = (),
+        trace: Trace | None = None,
     ) -> None:
+        self.trace = trace
         self.rung, self.missing, self.answered, self.parts = rung, missing, answered, parts
         self.strict = True
         self.own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
@@ -130,6 +134,8 @@ class MistakeSearch:
         own = output.to(trial.dtype)
         catalogued = (each for each in MISTAKES if each.rung == trial.rung)
         measured = measured_eps(trial, own) if trial.rung == "layer-norm" else []
+        if trial.rung == "attention" and self.trace is not None:
+            measured = measured_fills(trial, self.trace)
         for mistakes in (catalogued, measured):
             found = False
             for each, build in ((mistake, build) for mistake in mistakes for build in mistake.builds):

@@ -117,7 +117,7 @@ ATTENTION: tuple[Mistake, ...] = (
     ),
     _wrong(
         "mask blocks the present",
-        "The mask covers the diagonal too: it hides each position from itself, and every key from the first. "
+        "The mask covers the diagonal too: each position's own key is masked, and every key of the first position. "
         "Mask key > query only: torch.triu(…, diagonal=1), not diagonal=0.",
         fills=_FILLS,
         or_else={
