@@ -18,8 +18,8 @@ from .aliases import foreign
 from .as_written import recorded
 from .borrowed import BorrowedCalls, borrowed_classes
 from .building import Builder
-from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
-from .configuration import FIELDS, Configuration, Refused, Sizes
+from .calling import call, parts_of, pull_back, unknown_arguments, unused, ways_to_call
+from .configuration import FIELDS, Configuration, Refused, Sizes, is_unknown_field
 from .fixed_sizes import fixed_sizes
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .masks import ConstructorsMask
@@ -203,7 +203,7 @@ class Candidate:
             state = layout.fill(leaves)
             _fill(layer, self.name, state, trial)
             if self.is_adapter:  # what it makes nothing of is missing
-                self._known = replace(self._known, missing=_unused(layer, state, leaves))
+                self._known = replace(self._known, missing=unused(layer, state, leaves))
             # Run it forwards, after the calls that come before it.
             leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
             # A copy, which is no leaf of the graph: in a model, the input is the output of the layer before.
@@ -324,6 +324,7 @@ class Candidate:
             if isinstance(error, TypeError) and not self.code.raised(error) and "forward() " in str(error):
                 message = f"forward cannot be called: {one_line(error)}; write an adapter whose layer takes one input"
                 raise _Faulty("refused", message) from error
+            kind = "refused" if is_unknown_field(error) else kind  # the message says how to give the value
             raise _Faulty(kind, f"{what} raises {one_line(error)}", self.code.raised(error)) from error
 
 
@@ -372,16 +373,6 @@ def _fill(layer: nn.Module, named: str, state: Mapping[str, Tensor], trial: Tria
     with torch.no_grad():
         for name, tensor in state.items():
             (places | buffers)[name].copy_(tensor)
-
-
-def _unused(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> frozenset[str]:
-    """Return the names of the parameters that no number of the layer's comes from."""
-    places = dict(layer.named_parameters(remove_duplicate=False))
-    used = [tensor.sum() for name, tensor in state.items() if name in places and tensor.requires_grad]
-    if not used:
-        return frozenset(leaves)
-    reached = torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True)
-    return frozenset(name for name, found in zip(leaves, reached, strict=True) if found is None)
 
 
 def _checked(output: Any, given: Tensor, trial: Trial) -> tuple[Tensor, list[str]]:
