@@ -18,8 +18,8 @@ from .aliases import foreign
 from .as_written import recorded
 from .borrowed import BorrowedCalls, borrowed_classes
 from .building import Builder
-from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
-from .configuration import FIELDS, Configuration, Refused, Sizes
+from .calling import call, parts_of, pull_back, unknown_arguments, unused, ways_to_call
+from .configuration import FIELDS, Configuration, Refused, Sizes, is_unknown_field
 from .fixed_sizes import fixed_sizes
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .masks import ConstructorsMask
@@ -201,7 +201,7 @@ class Candidate:
             state = layout.fill(leaves)
             _fill(layer, self.name, state, trial)
             if self.is_adapter:  # what it makes nothing of is missing
-                self._known = replace(self._known, missing=_unused(layer, state, leaves))
+                self._known = replace(self._known, missing=unused(layer, state, leaves))
             filled = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
             # Run it forwards, after the calls that come before it.
             leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
@@ -263,7 +263,10 @@ class Candidate:
             layer, state = made
             reading = [Layout(lambda given: state, label="by the adapter")]
         else:
-            layer, reading = self._run(self.name, lambda: builder.build(sizes), "build"), None
+            try:
+                layer, reading = self._run(self.name, lambda: builder.build(sizes), "build"), None
+            finally:
+                self._known = replace(self._known, fixed={**self._known.fixed, **sizes.fixed})
         self._passed |= sizes.passed
         self._mask = sizes.mask
         if not isinstance(layer, nn.Module):
@@ -290,7 +293,7 @@ class Candidate:
                 raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
                 fixed = fixed_sizes(layer, trial.rung, trial.config, self.asked, self.chosen)
-                self._known = replace(self._known, fixed=fixed)
+                self._known = replace(self._known, fixed={**self._known.fixed, **fixed})
                 names, sizes = shapes(trial.rung, trial.config), size_names(trial.config, trial.given)
                 own = {name: tuple(tensor.shape) for name, tensor in layer.named_parameters()}
                 listing = "" if isinstance(error, Repeated) else both_sides(names, own, sizes)
@@ -321,6 +324,8 @@ class Candidate:
             if isinstance(error, TypeError) and not self.code.raised(error) and "forward() " in str(error):
                 message = f"forward cannot be called: {one_line(error)}; write an adapter whose layer takes one input"
                 raise _Faulty("refused", message) from error
+            if kind == "raises" and is_unknown_field(error):  # the message says how to give the value
+                kind = "refused"
             raise _Faulty(kind, f"{what} raises {one_line(error)}", self.code.raised(error)) from error
 
 
@@ -366,16 +371,6 @@ def _fill(layer: nn.Module, named: str, state: Mapping[str, Tensor], trial: Tria
     with torch.no_grad():
         for name, tensor in state.items():
             (places | buffers)[name].copy_(tensor)
-
-
-def _unused(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> frozenset[str]:
-    """Return the names of the parameters that no number of the layer's comes from."""
-    places = dict(layer.named_parameters(remove_duplicate=False))
-    used = [tensor.sum() for name, tensor in state.items() if name in places and tensor.requires_grad]
-    if not used:
-        return frozenset(leaves)
-    reached = torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True)
-    return frozenset(name for name, found in zip(leaves, reached, strict=True) if found is None)
 
 
 def _check_unchanged(layer: nn.Module, filled: Mapping[str, Tensor]) -> None:
