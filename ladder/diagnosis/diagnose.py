@@ -40,9 +40,12 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     drawn = _drawn(layer, seed)
     answered: list[tuple[Trial, Answer]] = []
     wrong: list[tuple[Trial, Answer]] = []
-    answers = 0
-    for chosen in (_ordinary_trials, _trials_of_every_choice):
-        replies = layer.ask_each(map(layer.fair, chosen(layer, drawn)), wide=wide)
+    answers, raised = 0, False
+    for chosen in (_ordinary_trials, _trials_of_every_choice, _trials_of_as_many_heads):
+        if chosen is _trials_of_as_many_heads and not raised:
+            return None
+        replies = list(layer.ask_each(map(layer.fair, chosen(layer, drawn)), wide=wide))
+        raised |= any(reply.answer is None for _, reply in replies)
         answered = [(trial, without(found, layer.missing)) for trial, reply in replies if (found := reply.answer)]
         answers += len(answered)
         wrong = [(trial, found) for trial, found in answered if not _is_right(found, trial)]
@@ -61,6 +64,8 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
     found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
     leaks = output_wrong and _leaks(layer, failing, first, wide)
+    if chosen is _trials_of_as_many_heads:  # heads and positions cannot be told apart there, but by a mistake's name
+        return found if named else Diagnosis()
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
     if not named and finding is None and parts:
         finding = Finding(None, None, (), f"the output of {parts[0][0]}")
@@ -135,6 +140,15 @@ def _trials_of_every_choice(layer: UnderTest, drawn: Sequence[Case]) -> Iterator
         for name in ("act_fn", "scale_attn_weights", "layer_norm_eps")
     }
     return (showing(layer.own_trial(case)) for case in chosen.values())
+
+
+def _trials_of_as_many_heads(layer: UnderTest, drawn: Sequence[Case]) -> Iterator[Trial]:
+    """Yield trials with as many heads as positions: a layer that confuses both raises an error for all others."""
+    if layer.rung.name not in ("attention", "block", "model"):
+        return
+    for case in drawn[:3]:
+        heads = case.config.n_heads
+        yield showing(layer.own_trial(replace(case, seq=heads, config=replace(case.config, n_ctx=heads + 2))))
 
 
 def showing(trial: Trial) -> Trial:

@@ -15,6 +15,7 @@ from ..under_test import UnderTest
 from .diagnose import diagnose
 from .smallest_case import shrink, sizes_of
 from .which_line import locate
+from .which_mistake import named_by_output
 
 _HEADS = ("d_model", "n_heads", "d_head")
 # The sizes that a rung's layer has to do with.
@@ -66,7 +67,8 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
     elif kind in ("large", "state", "training") and not fault.at:
         trace = layer.trace(trial, training=kind == "training")
         finding = locate(trial, trace, kept=kind == "state")
-        diagnosis = Diagnosis(finding=finding) if finding else None
+        named = _named_where_large(layer, trial) if kind == "large" else None
+        diagnosis = replace(named or Diagnosis(), finding=finding) if named or finding else None
     smallest = dict(diagnosis.smallest) if diagnosis else {}
     if kind in ("raises", "shape", "nan", "some nan") and not smallest:
         smallest = _shrunk(layer, kind, trial)
@@ -77,6 +79,12 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
         sizes = {name: size for name, size in sizes.items() if name in relevant}
         diagnosis = replace(diagnosis, sizes=sizes)
     return replace(tried, fault=fault, diagnosis=diagnosis, smallest=smallest)
+
+
+def _named_where_large(layer: UnderTest, trial: Trial) -> Diagnosis | None:
+    """Return which mistake a layer makes that is right where numbers are small, if its output there shows it."""
+    found = layer.answer(trial, gradients=False)
+    return None if found is None else named_by_output(layer.rung, trial, found.output)
 
 
 def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:

@@ -3,21 +3,28 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...components.shapes import typecheck
-from ..answers import Answer, close, same
+from ..answers import Answer, same
 from ..candidate.trace import Trace
 from ..cases import without
-from ..mistakes import INSIDE, MISTAKES, Mistake
+from ..mistakes import FINITE_MASKS, INSIDE, MISTAKES, Mistake
+from ..mistakes.fast_outputs import FastOutputs
 from ..mistakes.measured import measured_eps, measured_fills
-from ..mistakes.mistake import placed, with_steps
-from ..mistakes.wiring import with_parts
+from ..mistakes.mistake import Steps, placed, together, with_steps
+from ..mistakes.parts import Parts, no_parts
 from ..results import Diagnosis, listed
 from ..rungs import Build, Rung, Trial, answer
 
 # Mistakes that explain a layer's answers, as a diagnosis, and a layer that makes them.
 Named = tuple[Diagnosis, Build]
+# A layer inside another that is wrong by itself: its name, its own trial, and its output.
+Part = tuple[str, Trial, Tensor]
+# Mistakes that give a part's output when they are made together, and the part that makes them.
+Made = tuple[tuple[Mistake, ...], Build]
+# Mistakes that are made together, and the steps of all.
+Wrong = tuple[tuple[Mistake, ...], Steps]
 
 
 def _named(mistakes: Sequence[Mistake], build: Build, either: bool = False) -> Named:
@@ -47,18 +54,22 @@ class MistakeSearch:
         rung: Rung,
         missing: frozenset[str],
         answered: Sequence[tuple[Trial, Answer]],
-        parts: list[tuple[str, Trial, Tensor]],
+        parts: list[Part],
         measured: Sequence[Mistake] = (),
         trace: Trace | None = None,
     ) -> None:
         self.trace = trace
         self.rung, self.missing, self.answered, self.parts = rung, missing, answered, parts
         self.strict = True
+        self.first = FastOutputs(answered[0][0], answered[0][1].output)
         self.own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
         self.measured = list(measured)
         if rung.name == "layer-norm":
             every = (measured_eps(trial, found.output) for trial, found in answered)
             self.measured += next(filter(None, every), [])
+        # The embeddings of a model are not among its wrong parts: a trace does not show what they are given.
+        tables = {each.name for each in MISTAKES if each.rung in ("embed", "pos-embed")}
+        self.embedding = [each for each in INSIDE.get(rung.name, ()) if each.name in tables]
 
     def named(self) -> Named | None:
         """Return the mistakes; None if the catalogue does not explain the answers."""
@@ -76,12 +87,12 @@ class MistakeSearch:
                 found = self._one(self.own)
             return found
 
-    def _reproduces(self, build: Build) -> bool:
+    def _reproduces(self, base: type[nn.Module], steps: Steps) -> bool:
         """Return whether a wrong layer gives the layer's very answers."""
         # Most have another output on the first trial: that is seen without their gradients, which take longer.
-        for trial, found in self.answered[:1]:
-            if not close(answer(build(trial.config, trial.dtype), trial, gradients=False).output, found.output):
-                return False
+        if not self.first.gives(base, steps):
+            return False
+        build = with_steps(base, steps)
         for trial, found in self.answered:
             made = without(answer(build(trial.config, trial.dtype), trial), self.missing)
             read = not self.strict or made.gradients.keys() == found.gradients.keys()
@@ -90,20 +101,19 @@ class MistakeSearch:
         return True
 
     def _one(self, mistakes: Sequence[Mistake]) -> Named | None:
-        fitting = [(each, build) for each in mistakes for build in each.builds if self._reproduces(build)]
+        """Return the mistake that gives the answers."""
+        fitting = [(each, steps) for each in mistakes for steps in each.spellings if self._reproduces(each.base, steps)]
         if not fitting:
             return None
         mistakes = list(dict.fromkeys(each for each, _ in fitting))
-        return _named(mistakes, fitting[0][1], either=len(mistakes) > 1)
+        first, steps = fitting[0]
+        return _named(mistakes, with_steps(first.base, steps), either=len(mistakes) > 1)
 
     def _two(self) -> Named | None:
         """Return two mistakes that are made together."""
-        for one, other in itertools.combinations([*self.own, *self.measured], 2):
-            for first, second in itertools.product(one.spellings, other.spellings):
-                if first.keys().isdisjoint(second) and self._reproduces(
-                    build := with_steps(one.base, {**first, **second})
-                ):
-                    return _named([one, other], build)
+        for one, other, steps in _pairs([*self.own, *self.measured, *self.embedding]):
+            if self._reproduces(one.base, steps):
+                return _named([one, other], with_steps(one.base, steps))
         return None
 
     def _in_parts(self) -> Named | None:
@@ -112,38 +122,75 @@ class MistakeSearch:
             return None
         # A part that contains a wrong part is wrong for that reason, or wired wrongly as well.
         inner = [part for part in self.parts if not any(other[0].startswith(f"{part[0]}.") for other in self.parts)]
-        options = [list(self._of_part(trial, output)) for _, trial, output in inner]
-        if not all(options):
+        options = self._of_parts(inner)
+        if options is None:
             return None
-        base = self.own[0].base
+        base, layers = self.own[0].base, self.parts[0][1].config.n_layers
         # Layers of one class make one mistake, where two would do as well.
         every = itertools.islice(itertools.product(*options), 100)
-        likeliest = sorted(every, key=lambda chosen: len({each.name for each, _ in chosen}))[:20]
-        for wiring in (None, *self.own):
+        likeliest = sorted(every, key=lambda chosen: len({each.name for made, _ in chosen for each in made}))[:20]
+        for wiring in (None, *self.own, *self.embedding):
             for spelling in wiring.spellings if wiring else ({},):
                 for chosen in likeliest:
                     builds = {path: build for (path, _, _), (_, build) in zip(inner, chosen, strict=True)}
-                    if self._reproduces(build := with_parts(base, builds, spelling)):
-                        found = [(path, each) for (path, _, _), (each, _) in zip(inner, chosen, strict=True)]
-                        layers = self.parts[0][1].config.n_layers
-                        return _named([*([wiring] if wiring else []), *_grouped(found, layers)], build)
+                    if self._reproduces(base, steps := _with_parts(spelling, builds)):
+                        found = [
+                            (path, each) for (path, _, _), (made, _) in zip(inner, chosen, strict=True) for each in made
+                        ]
+                        wired = [wiring] if wiring else []
+                        return _named([*wired, *_grouped(found, layers)], with_steps(base, steps))
         return None
 
-    def _of_part(self, trial: Trial, output: Tensor) -> Iterator[tuple[Mistake, Build]]:
-        """Yield the mistakes that give a part's own output."""
-        own = output.to(trial.dtype)
-        catalogued = (each for each in MISTAKES if each.rung == trial.rung)
-        measured = measured_eps(trial, own) if trial.rung == "layer-norm" else []
-        if trial.rung == "attention" and self.trace is not None:
-            measured = measured_fills(trial, self.trace)
-        for mistakes in (catalogued, measured):
-            found = False
-            for each, build in ((mistake, build) for mistake in mistakes for build in mistake.builds):
-                if close(answer(build(trial.config, trial.dtype), trial, gradients=False).output, own):
-                    found = True
-                    yield each, build
-            if found:
-                return
+    def _of_parts(self, parts: Sequence[Part]) -> list[list[Made]] | None:
+        """Return for each part the mistakes that give its own output; None if there are none for one of them."""
+        options: list[list[Made]] = []
+        pairs: dict[str, list[Wrong]] = {}  # of the parts so far, by their rung: other parts make the same ones
+        for _, trial, output in parts:
+            outputs = FastOutputs(trial, output)
+            own = [each for each in MISTAKES if each.rung == trial.rung]
+            made = _singles(outputs, own)
+            if not made and trial.rung == "layer-norm":
+                made = _singles(outputs, measured_eps(trial, outputs.output))
+            if not made and trial.rung == "attention" and self.trace is not None:
+                made = _singles(outputs, measured_fills(trial, self.trace))
+            if not made and trial.rung in pairs:
+                made = [each for each in pairs[trial.rung] if outputs.gives(own[0].base, each[1])]
+            elif not made:
+                made = [((one, two), s) for one, two, s in _pairs(own) if outputs.gives(one.base, s)]
+                pairs[trial.rung] = made
+            if not made:
+                return None
+            options.append([(each, with_steps(own[0].base, steps)) for each, steps in made])
+        return options
+
+
+def _singles(outputs: FastOutputs, mistakes: Sequence[Mistake]) -> list[Wrong]:
+    """Return the mistakes that give the output by themselves."""
+    return [((each,), steps) for each in mistakes for steps in each.spellings if outputs.gives(each.base, steps)]
+
+
+def named_by_output(rung: Rung, trial: Trial, output: Tensor) -> Diagnosis | None:
+    """Return which mask gives a layer's output, if the layer is right for small scores and wrong for large ones."""
+    outputs = FastOutputs(trial, output)
+    with typecheck(False):
+        for each in FINITE_MASKS.get(rung.name, ()):
+            if _singles(outputs, [each]):
+                return _named([each], each.build)[0]
+    return None
+
+
+def _pairs(mistakes: Sequence[Mistake]) -> Iterator[tuple[Mistake, Mistake, Steps]]:
+    """Yield two mistakes and the steps of both, if they can be made together, and are not rare."""
+    for one, other in itertools.combinations([each for each in mistakes if not each.rare], 2):
+        for first, second in itertools.product(one.spellings, other.spellings):
+            if (steps := together(first, second)) is not None:
+                yield one, other, steps
+
+
+def _with_parts(steps: Steps, builds: Parts) -> Steps:
+    """Return the steps of a mistake with wrong layers in some places beside those that it puts in itself."""
+    own = steps.get("parts", no_parts)
+    return {**steps, "parts": lambda layer, config: {**own(layer, config), **builds}}
 
 
 _PLACES = {"attn": "the block's attention", "mlp": "the block's MLP", "ln1": "ln1", "ln2": "ln2"}

@@ -1,6 +1,7 @@
 """Classic mistakes of the embeddings and of the output projection."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,6 +84,12 @@ EMBED: tuple[Mistake, ...] = (
         forward=lambda self, tokens, **_: self.W_E[tokens] * math.sqrt(self.d_model),
     ),
     _embed(
+        "embedding divided by sqrt(d_model)",
+        "The embedding is divided by sqrt(d_model). GPT-2 does not: return W_E[tokens].",
+        rare=True,
+        forward=lambda self, tokens, **_: self.W_E[tokens] / math.sqrt(self.d_model),
+    ),
+    _embed(
         "tokens counted from one",
         "Each token gets the row after its own. Ids count from 0: return W_E[tokens].",
         forward=lambda self, tokens, **_: self.W_E[(tokens + 1) % self.d_vocab],
@@ -119,6 +126,20 @@ EMBED: tuple[Mistake, ...] = (
 
 
 _pos_embed = entries("pos-embed", PlainPosEmbed)
+
+
+def _sinusoidal(interleaved: bool) -> Callable[..., Tensor]:
+    """Return the step that gives sines and cosines, in turn or one after the other."""
+
+    def forward(self: PlainPosEmbed, tokens: Tensor, **_: object) -> Tensor:
+        half = -(-self.d_model // 2)
+        rates = 10_000.0 ** (-torch.arange(half).to(self.W_pos) * 2 / self.d_model)
+        angles = torch.arange(tokens.shape[1]).to(self.W_pos)[:, None] * rates
+        both = torch.stack([angles.sin(), angles.cos()], dim=-1 if interleaved else 1).flatten(1)
+        return both[:, : self.d_model].expand(*tokens.shape, -1)
+
+    return forward
+
 
 POS_EMBED: tuple[Mistake, ...] = (
     _pos_embed(
@@ -162,6 +183,13 @@ POS_EMBED: tuple[Mistake, ...] = (
         forward=lambda self, tokens, **_: PlainPosEmbed.forward(self, tokens) * math.sqrt(self.d_model),
     ),
     _pos_embed(
+        "sinusoidal positions",
+        "The positions are sines and cosines, as in Vaswani et al. 2017, and W_pos is not used. GPT-2 learns its "
+        "positions: return W_pos[:seq].",
+        forward=_sinusoidal(interleaved=True),
+        also=[{"forward": _sinusoidal(interleaved=False)}],
+    ),
+    _pos_embed(
         "no gradient to W_pos",
         "The output is right, but no gradient reaches W_pos. Look for .data, .detach(), no_grad, a buffer or "
         "requires_grad=False, and index the parameter itself.",
@@ -199,6 +227,7 @@ UNEMBED: tuple[Mistake, ...] = (
         "logits scaled by 1/sqrt(d_model)",
         "The logits are divided by sqrt(d_model), as models with tied weights sometimes do. GPT-2 does not.",
         projected=lambda self, x: x @ self.W_U / math.sqrt(self.d_model),
+        also=[{"forward": lambda self, x, **_: PlainUnembed.forward(self, x) / math.sqrt(self.d_model)}],
     ),
     _unembed(
         "no gradient to W_U",

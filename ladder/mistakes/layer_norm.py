@@ -44,6 +44,18 @@ class PlainLayerNorm(nn.Module):
 
 _layer_norm = entries("layer-norm", PlainLayerNorm)
 
+
+def _other_eps(eps: str) -> Mistake:
+    value, whose = float(eps), {"1e-12": ", BERT's", "1e-5": ", GPT-2's"}.get(eps, "")
+    others = "" if eps == "1e-5" else " (GPT-2's is 1e-5)"
+    return _layer_norm(
+        f"eps is always {eps}",
+        f"layer_norm_eps is {eps}{whose}, whatever the configuration's is. Take it from there{others}.",
+        rare=eps == "1e-4",
+        deviation=lambda self, x: (self.variance(x) + value).sqrt(),
+    )
+
+
 LAYER_NORM: tuple[Mistake, ...] = (
     _layer_norm(
         "eps not added",
@@ -55,26 +67,7 @@ LAYER_NORM: tuple[Mistake, ...] = (
         "layer_norm_eps is added to the standard deviation. Add it to the variance, under the root.",
         deviation=lambda self, x: self.variance(x).sqrt() + self.eps,
     ),
-    _layer_norm(
-        "eps is always 1e-6",
-        "layer_norm_eps is 1e-6, not the configuration's. Take it from there (GPT-2's is 1e-5).",
-        deviation=lambda self, x: (self.variance(x) + 1e-6).sqrt(),
-    ),
-    _layer_norm(
-        "eps is always 1e-8",
-        "layer_norm_eps is 1e-8, not the configuration's. Take it from there (GPT-2's is 1e-5).",
-        deviation=lambda self, x: (self.variance(x) + 1e-8).sqrt(),
-    ),
-    _layer_norm(
-        "eps is always 1e-12",
-        "layer_norm_eps is 1e-12, BERT's, not the configuration's. Take it from there (GPT-2's is 1e-5).",
-        deviation=lambda self, x: (self.variance(x) + 1e-12).sqrt(),
-    ),
-    _layer_norm(
-        "eps is always 1e-5",
-        "layer_norm_eps is always 1e-5. Take it from the configuration.",
-        deviation=lambda self, x: (self.variance(x) + 1e-5).sqrt(),
-    ),
+    *(_other_eps(eps) for eps in ("1e-3", "1e-4", "1e-5", "1e-6", "1e-8", "1e-12")),
     _layer_norm(
         "unbiased variance",
         "The variance divides by d_model - 1. Divide by d_model: x.var(dim=-1, unbiased=False).",
@@ -122,6 +115,67 @@ LAYER_NORM: tuple[Mistake, ...] = (
         axes=0,
     ),
     _layer_norm(
+        "mean over the positions",
+        "The mean runs over the positions (dim=1). Each position has a mean of its own, over d_model: dim=-1.",
+        centred=lambda self, x: x - x.mean(1, keepdim=True),
+        also=[{"mean": lambda self, x: x.mean(1, keepdim=True)}],
+    ),
+    _layer_norm(
+        "variance over the positions",
+        "The variance runs over the positions (dim=1). Each position has a variance of its own, over d_model: dim=-1.",
+        variance=lambda self, x: x.var(1, unbiased=False, keepdim=True),
+        also=[{"variance": lambda self, x: self.centred(x).pow(2).mean(1, keepdim=True)}],
+    ),
+    _layer_norm(
+        "mean over the batch",
+        "The mean runs over the batch (dim=0). Each position has a mean of its own, over d_model: dim=-1.",
+        rare=True,
+        centred=lambda self, x: x - x.mean(0, keepdim=True),
+        also=[{"mean": lambda self, x: x.mean(0, keepdim=True)}],
+    ),
+    _layer_norm(
+        "variance over the batch",
+        "The variance runs over the batch (dim=0). Each position has a variance of its own, over d_model: dim=-1.",
+        rare=True,
+        variance=lambda self, x: x.var(0, unbiased=False, keepdim=True),
+        also=[{"variance": lambda self, x: self.centred(x).pow(2).mean(0, keepdim=True)}],
+    ),
+    _layer_norm(
+        "not divided by the standard deviation",
+        "The mean is taken off, but the vector is not divided. Divide it by sqrt(variance + eps).",
+        deviation=lambda self, x: torch.ones(()).to(x),
+    ),
+    _layer_norm(
+        "multiplied by the standard deviation",
+        "The vector is multiplied by sqrt(variance + eps). Divide by it.",
+        rare=True,
+        deviation=lambda self, x: (self.variance(x) + self.eps).rsqrt(),
+    ),
+    _layer_norm(
+        "mean absolute deviation",
+        "The vector is divided by its mean absolute deviation, not by sqrt(variance + eps).",
+        rare=True,
+        deviation=lambda self, x: self.centred(x).abs().mean(-1, keepdim=True) + self.eps,
+        also=[{"deviation": lambda self, x: self.centred(x).abs().mean(-1, keepdim=True)}],
+    ),
+    _layer_norm(
+        "gain and bias not applied",
+        "Neither the gain w nor the bias b is used. Multiply the normalised vector by w, then add b.",
+        affine=lambda self, normalized: normalized,
+    ),
+    _layer_norm(
+        "gain applied twice",
+        "The normalised vector is multiplied by w twice. Multiply once, then add b.",
+        rare=True,
+        affine=lambda self, normalized: normalized * self.w**2 + self.b,
+    ),
+    _layer_norm(
+        "bias subtracted",
+        "The bias b is subtracted. Add it: n * w + b.",
+        rare=True,
+        affine=lambda self, normalized: normalized * self.w - self.b,
+    ),
+    _layer_norm(
         "gain not applied",
         "The gain w is not used. Multiply the normalised vector by w, then add b.",
         affine=lambda self, normalized: normalized + self.b,
@@ -151,6 +205,14 @@ LAYER_NORM: tuple[Mistake, ...] = (
         "The output is right, but no gradient flows through the standard deviation. Leave it in the graph (.detach() "
         "and no_grad take it out), and in the derivative if the backward is written by hand.",
         deviation=lambda self, x: (self.variance(x) + self.eps).sqrt().detach(),
+    ),
+    _layer_norm(
+        "no gradient through the mean",
+        "The output is right, but no gradient flows through the mean. Leave it in the graph (.detach() and no_grad "
+        "take it out).",
+        rare=True,
+        centred=lambda self, x: x - x.mean(-1, keepdim=True).detach(),
+        also=[{"mean": lambda self, x: x.mean(-1, keepdim=True).detach()}],
     ),
     _layer_norm(
         "no gradient through mean and standard deviation",

@@ -1,7 +1,7 @@
 """What a classic mistake is: a layer's formula, a step at a time, with one step replaced by a wrong one."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ class Mistake:
         base: the right layer, made with ``(config, dtype)``; its methods are the steps of the formula.
         spellings: the wrong steps. There are several where one mistake is made in ways that give different numbers (a
             query that may look nowhere gets NaN if the mask fills -inf, and the mean of everything if it fills -1e5).
+        rare: is not looked for together with a second mistake, which would take too long for all of them.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Mistake:
     rung: str
     base: type[nn.Module]
     spellings: tuple[Steps, ...]
+    rare: bool = False
 
     @property
     def what(self) -> str:
@@ -56,8 +58,12 @@ class Mistake:
 
 
 def entries(rung: str, base: type[nn.Module]) -> Callable[..., Mistake]:
-    """Return what writes an entry of the catalogue: ``entry(name, hint, step=…)``, with one spelling."""
-    return lambda name, hint, **steps: Mistake(name, hint, rung, base, (steps,))
+    """Return what writes an entry of the catalogue: ``entry(name, hint, step=…)``; ``also`` are more spellings."""
+
+    def entry(name: str, hint: str, *, also: Sequence[Steps] = (), rare: bool = False, **steps: Any) -> Mistake:
+        return Mistake(name, hint, rung, base, (steps, *also), rare)
+
+    return entry
 
 
 def placed(mistake: Mistake, where: str) -> Mistake:
@@ -70,6 +76,13 @@ def placed(mistake: Mistake, where: str) -> Mistake:
 def with_steps(base: type[nn.Module], steps: Steps) -> Build:
     """The build of a layer with some of its steps replaced."""
     return cast(Build, type(f"Wrong{base.__name__}", (base,), dict(steps)))
+
+
+def together(one: Steps, other: Steps) -> Steps | None:
+    """Return the steps of two mistakes that are made together; None if they replace a step by different ones."""
+    if any(one[name] is not other[name] for name in one.keys() & other.keys()):
+        return None
+    return {**one, **other}
 
 
 def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:

@@ -3,11 +3,11 @@
 import math
 
 import torch
-from einops import einsum
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
 from ...components.tap import Tap
+from .mistake import entries
 
 
 class PlainAttention(nn.Module):
@@ -16,11 +16,14 @@ class PlainAttention(nn.Module):
     ``q k v z`` are ``[batch seq n_heads d_head]``, scores and pattern ``[batch n_heads query_pos key_pos]``.
     """
 
+    # What depends on nothing but its arguments, the parameters, and the steps that are not among these.
+    stages = ("queries", "keys", "values", "scores", "scaled", "masked", "pattern", "gather", "out")
     fill = -math.inf
 
     def __init__(self, config: GPT2Config, dtype: torch.dtype) -> None:
         super().__init__()
         self.d_model, self.n_heads, self.d_head = config.d_model, config.n_heads, config.d_head
+        self.n_ctx = config.n_ctx
         self.scale = config.attn_scale(0)
         into = (self.n_heads, self.d_model, self.d_head)
         self.W_Q, self.W_K, self.W_V = (nn.Parameter(torch.empty(into, dtype=dtype)) for _ in range(3))
@@ -31,9 +34,12 @@ class PlainAttention(nn.Module):
 
     def forward(self, x: Tensor, **_: object) -> Tensor:
         """All steps in their order."""
-        q, k, v = self.queries(x), self.keys(x), self.values(x)
-        pattern = self.pattern(self.masked(self.scaled(self.scores(q, k))))
-        return self.out(self.gather(self.hook_pattern(pattern), v))
+        return self.out(self.z(x))
+
+    def z(self, x: Tensor) -> Tensor:
+        """All heads' outputs."""
+        pattern = self.pattern(self.masked(self.scaled(self.scores(self.queries(x), self.keys(x)))))
+        return self.gather(self.hook_pattern(pattern), self.values(x))
 
     def queries(self, x: Tensor) -> Tensor:
         """``x @ W_Q + b_Q``."""
@@ -49,11 +55,11 @@ class PlainAttention(nn.Module):
 
     def heads(self, x: Tensor, W: Tensor, b: Tensor) -> Tensor:
         """A projection, split into heads."""
-        return einsum(x, W, "b s m, n m h -> b s n h") + b
+        return torch.einsum("bsm,nmh->bsnh", x, W) + b
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """How well each query matches each key."""
-        return einsum(q, k, "b q n h, b k n h -> b n q k")
+        return torch.einsum("bqnh,bknh->bnqk", q, k)
 
     def scaled(self, scores: Tensor) -> Tensor:
         """By ``1 / sqrt(d_head)``."""
@@ -73,13 +79,16 @@ class PlainAttention(nn.Module):
 
     def gather(self, pattern: Tensor, v: Tensor) -> Tensor:
         """Each head's weighted sum of values."""
-        return einsum(pattern, v, "b n q k, b k n h -> b q n h")
+        return torch.einsum("bnqk,bknh->bqnh", pattern, v)
 
     def out(self, z: Tensor) -> Tensor:
         """All heads through ``W_O``, summed, and ``b_O`` once."""
-        return einsum(z, self.W_O, "b s n h, n h m -> b s m") + self.b_O
+        return torch.einsum("bsnh,nhm->bsm", z, self.W_O) + self.b_O
 
 
 def ones(scores: Tensor) -> Tensor:
     """Return a mask that hides nothing, ``[query_pos key_pos]``."""
     return torch.ones(scores.shape[-2:], dtype=torch.bool)
+
+
+attention_mistake = entries("attention", PlainAttention)

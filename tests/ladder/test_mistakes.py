@@ -10,7 +10,8 @@ from torch import nn
 from gptladder.ladder.answers import same
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
 from gptladder.ladder.mistakes.embeddings import EMBED, UNEMBED, PlainEmbed, PlainUnembed
-from gptladder.ladder.mistakes.wiring import PlainModel, with_parts
+from gptladder.ladder.mistakes.mistake import with_steps
+from gptladder.ladder.mistakes.model import PlainModel
 from gptladder.ladder.rungs import FLOAT64_TOLERANCE, Build, answer, cases, compare, make_trial, rung
 
 SPELLED = [(mistake, build) for mistake in MISTAKES for build in mistake.builds]
@@ -86,7 +87,8 @@ def test_mistakes_inside_a_tied_model_stay_tied(bias: bool) -> None:
             found = answer(mistake.build(case.config, torch.float64), trial)
             assert found.gradients.keys() <= trial.expected.gradients.keys(), mistake.name
             assert "embed.W_E" in found.gradients, mistake.name
-    plain = with_parts(PlainModel, {"embed": PlainEmbed, "unembed": PlainUnembed}, {})
+    parts = {"embed": PlainEmbed, "unembed": PlainUnembed}
+    plain = with_steps(PlainModel, {"parts": lambda layer, config: parts})
     assert same(answer(plain(case.config, torch.float64), trial), trial.expected)
 
 

@@ -105,6 +105,12 @@ class ChangesItsInput(Attention):
         return super().forward(x)
 
 
+class ChangesItsParameters(Attention):
+    def forward(self, x: Tensor) -> Tensor:
+        self.W_Q.data /= 2  # HERE
+        return super().forward(x)
+
+
 class ReturnsNaN(Attention):
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
@@ -187,6 +193,7 @@ FAULTY = {
         "forward returns [batch d_model seq]; it must return [batch seq d_model].",
     ),
     ChangesItsInput: ("input", "forward changes its input in place"),
+    ChangesItsParameters: ("input", "forward changes its own parameters: W_Q has other numbers afterwards."),
     ReturnsNaN: ("nan", "forward returns nothing but NaN or infinity."),
     ReturnsNaNForLongSequences: ("nan", "forward returns nothing but NaN or infinity."),
     CutsTheGraph: ("missing", "the output is right, but no gradient reaches input."),

@@ -23,10 +23,11 @@ from gptladder.ladder.formula.quantities import quantities
 from gptladder.ladder.formula.same_numbers import factor_of
 from gptladder.ladder.formula.trace_matching import Matched
 from gptladder.ladder.mistakes import INSIDE, MISTAKES, Mistake
+from gptladder.ladder.mistakes.block import PlainBlock
 from gptladder.ladder.mistakes.mistake import with_steps
 from gptladder.ladder.mistakes.mlp import PlainMLP
+from gptladder.ladder.mistakes.model import PlainModel
 from gptladder.ladder.mistakes.plain_attention import PlainAttention
-from gptladder.ladder.mistakes.wiring import PlainBlock, PlainModel
 from gptladder.ladder.results import Diagnosis, as_text
 from gptladder.ladder.rungs import RUNGS, Build, Case, Rung, Trial, answer, draw_case, make_trial, rung
 from gptladder.ladder.under_test import UnderTest
