@@ -65,22 +65,6 @@ def drawing(asked: frozenset[str], missing: frozenset[str], fixed: Mapping[str, 
     return draw
 
 
-def of_even_widths(draw: Draw) -> Draw:
-    """Return what draws only cases whose model and heads have even widths, as all of GPT-2's sizes have."""
-
-    def draw_even(*how: Any) -> Case:
-        while odd_widths(case := draw(*how)):
-            pass
-        return case
-
-    return draw_even
-
-
-def odd_widths(case: Case) -> int:
-    """Return how many of the model's width and a head's are odd."""
-    return case.config.d_model % 2 + case.config.d_head % 2
-
-
 def as_gpt2(case: Case, but: frozenset[str], **choices: Any) -> Case:
     """Return the case with GPT-2's own choices, but for some fields, and with other choices."""
     changed = dict(value for name, value in _GPT2.items() if name not in but) | choices

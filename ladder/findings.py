@@ -105,8 +105,7 @@ class Finding:
         # A line and GPT-2's step in one bracket, not in two.
         wrong = re.sub(r"(\(line \d+)\) \(GPT-2 ", r"\1; GPT-2 ", f"First wrong: {self.wrong}.") if self.wrong else ""
         lines.append(("text", " ".join(filter(None, (right, wrong)))))
-        texts = [*self.detail, self.fix] if hint == "fix" else list(self.detail) if hint == "what" else []
-        return lines + [("text", each) for each in texts if each]
+        return lines + [("text", each) for each in self.detail if hint != "where"]
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,10 @@ class Diagnosis:
         if self.finding:
             # A named mistake needs no numbers; missing biases have no name.
             lines += self.finding.lines("where" if self.what else hint)
-        return lines + [("text", each) for each in self.facts if hint != "where" and not self.what]
+        if self.what or hint == "where":
+            return lines
+        fix = [self.finding.fix] if hint == "fix" and self.finding and self.finding.fix else []
+        return lines + [("text", each) for each in (*self.facts, *fix)]
 
     def has_numbers(self, hint: Hint) -> bool:
         """Return whether the words have numbers that may be others in another case: a head, a position, a block."""

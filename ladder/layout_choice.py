@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .answers import Answer, close, difference
 from .candidate.layer import Reply
+from .candidate.masks import HIDING_NOTHING, MASKS
 from .cases import with_other_input
 from .formula.quantities import quantities
 from .formula.trace_matching import Matched
@@ -62,6 +63,8 @@ class LayoutChoice:
         alone = [way for way in alone if self.tried[way].reading == self.tried[right].reading]
         if self.tried[right].mask and alone and self._masks_by_itself(alone[-1]):
             right = alone[-1]
+        if self.tried[right].mask in MASKS and (own := self._right_without_a_causal_mask(right)) is not None:
+            right = own
         return right, self._as_read(self.tried[right])
 
     def _first_right(self) -> int | None:
@@ -89,6 +92,17 @@ class LayoutChoice:
                 self.steps_found[way] = len(found)
                 if split is None and any(key.endswith(_PRODUCTS) for key in found):
                     split, self._most = self.first.ways[way], len(self.steps_found) + _MOST_TRACED
+        return None
+
+    def _right_without_a_causal_mask(self, right: int) -> int | None:
+        """Return a way with a mask that hides nothing under which the layer is right too: it masks by itself."""
+        for way, mask in enumerate(self.first.masks):
+            if mask not in HIDING_NOTHING or self.first.ways[way] != self.first.ways[right]:
+                continue
+            asked = (self.trial, {"layout": way, "gradients": False})
+            reply = self.tried[way] = next(self._replies([asked]), Reply())
+            if reply.answer and difference(reply.answer.output, self.trial.expected.output) <= _RIGHT:
+                return way
         return None
 
     @property

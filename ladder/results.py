@@ -136,6 +136,8 @@ class Tried:
         lines, found = self.fault.lines, self.diagnosis
         if hint == "fix" and self.fault.fix and not (found and found.what):
             lines.append(("text", self.fault.fix))
+            if found and found.finding:  # what to write on its line is not what is wrong
+                found = dataclasses.replace(found, finding=dataclasses.replace(found.finding, fix=""))
         if found and found.finding and found.finding.at == self.fault.at:
             lines = [each for each in lines if each[0] != "code"]  # the finding shows that line
         if found:

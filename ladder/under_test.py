@@ -18,11 +18,10 @@ from .cases import (
     drawing,
     has_one_head,
     in_any_block,
-    odd_widths,
-    of_even_widths,
     with_other_input,
     without,
 )
+from .even_widths import needs_even_widths, of_even_widths
 from .layout_choice import Asked, LayoutChoice
 from .own_faults import OwnFault
 from .results import Fault
@@ -37,8 +36,6 @@ OPTIONAL = ("b_U", "unembed.b_U", "unembed.W_U")
 # Rungs whose layers take numbers from other positions; a change that is no rounding; and how far off is still right.
 _MIXING = ("attention", "block", "model")
 _SEEN, _RIGHT = 1e-6, 1e-4
-# Cases that are drawn to find odd and even widths, and how many of each are tried.
-_WIDTHS, _PROBES = 40, 3
 
 
 class UnderTest:
@@ -172,13 +169,13 @@ class UnderTest:
     def begin(self) -> None:
         """Find out what the layer reads and lacks, the order of its axes, and how its parameters lie."""
         self._read()
-        if self._needs_even_widths():
-            self.even = True
-            self._read()
+        self._find_even_widths("build")
         if self.rung.name in _MIXING and self._is_sequence_first():
             self.sequence_first = True
             self._read()
         self._settle()
+        if self._find_even_widths("raises"):
+            self._settle()
         # A model's positions show which axis is the sequence: it may attend along the batch by mistake.
         if self.sequence_first and self.rung.name == "model" and self._is_wrong():
             self.sequence_first = False
@@ -192,42 +189,27 @@ class UnderTest:
         if has_one_head(self.asked) or self.fixed:
             self.draw = self._drawing(self.asked, frozenset())
             self.first = self.ask(self.trial(self.new_case()))
-        if self.fixed:
-            self._take_back_what_follows(case, first)
+        if self.fixed and (follows := _follows(self, case, first)):
+            self.first, self.fixed = replace(first, fixed={}, fault=follows), {}
         self.missing = frozenset(map(in_any_block, self.first.missing))
         self.draw = self._drawing(self.asked, self.missing)
-
-    def _take_back_what_follows(self, case: Case, first: Reply) -> None:
-        """Find out whether sizes that the layer has in one case are its own, or follow the width of the model."""
-        source = random.Random(self.seed)
-        drawn = (self.draw(source) for _ in range(100))
-        other = next(each for each in drawn if each.config.d_model != case.config.d_model)
-        again = self.ask(self.trial(other))
-        if first.fault is None or again.fault is None or again.fault.kind != "parameters":
-            return
-        widths = case.config.d_model, other.config.d_model
-        words = d_mlp_that_follows(self.fixed, again.fixed, widths)
-        message = f"{first.fault.message.partition(': ')[0]}: {words}" if words else first.fault.message
-        fault = replace(first.fault, message=message)
-        self.first, self.fixed = replace(first, fixed={}, fault=fault), {}
 
     def _drawing(self, asked: frozenset[str], missing: frozenset[str]) -> Draw:
         draw = drawing(asked, missing, self.fixed)
         return of_even_widths(draw) if self.even else draw
 
-    def _needs_even_widths(self) -> bool:
-        """Return whether the layer raises for some odd width and for no even one: positions of sines, rotations."""
-        source = random.Random(self.seed)
-        cases = [self.draw(source) for _ in range(_WIDTHS)]
-        odd = sorted(filter(odd_widths, cases), key=odd_widths, reverse=True)[:_PROBES]
-        even = [case for case in cases if not odd_widths(case)][:_PROBES]
-        if not even or all(self._raises(case) is None for case in odd):
-            return False
-        return all(self._raises(case) is None for case in even)
+    def _find_even_widths(self, kind: str) -> bool:
+        """Find out whether the layer has faults of a kind for odd widths alone; it is judged with even ones then."""
 
-    def _raises(self, case: Case) -> Fault | None:
-        fault = self.ask(self.trial(case, gradients=False), gradients=False).fault
-        return fault if fault is not None and fault.kind in ("raises", "build") else None
+        def raises(case: Case) -> bool:
+            fault = self.ask(self.trial(case, gradients=False), gradients=False).fault
+            return fault is not None and fault.kind == kind
+
+        if self.even or not needs_even_widths(self.draw, self.seed, raises):
+            return False
+        self.even = True
+        self._read()
+        return True
 
     def _settle(self) -> None:
         if self.first.fault and self.first.fault.kind in ("raises", "dtype"):
@@ -304,6 +286,22 @@ class UnderTest:
     def notes(self) -> list[str]:
         """What to know of how the layer was built, read and called, as clauses."""
         return _notes(self)
+
+
+def _follows(layer: UnderTest, case: Case, first: Reply) -> Fault | None:
+    """Return the fault of a layer whose own sizes in one case follow the model's width; None if they do not.
+
+    Args:
+        first: the reply in that case.
+    """
+    source = random.Random(layer.seed)
+    drawn = (layer.draw(source) for _ in range(100))
+    other = next(each for each in drawn if each.config.d_model != case.config.d_model)
+    again = layer.ask(layer.trial(other))
+    if first.fault is None or again.fault is None or again.fault.kind != "parameters":
+        return None
+    words = d_mlp_that_follows(layer.fixed, again.fixed, (case.config.d_model, other.config.d_model))
+    return replace(first.fault, message=f"{first.fault.message.partition(': ')[0]}: {words}") if words else first.fault
 
 
 def _notes(layer: UnderTest) -> list[str]:

@@ -90,6 +90,7 @@ _PATTERNS = {
     r"^(n|num|nb|max|maximum)_?(ctx|context|positions?|seq_?len)$": "n_ctx",
     r"^(input|output|in|out|src|tgt|trg|source|target|token|char|word)_?vocab(ulary)?(_size|_len)?$": "d_vocab",
     r"^(qkv|attn|attention|c_attn|(out(put)?_)?proj|mlp|ffn?|ln|norm|linear|add|use|has|with|include)_bias$": "bias",
+    r"^(use|has|with|add|include|enable)_(?!.*(pos|rel|mask|causal|alibi)).*_bias$": "bias",
 }
 # Choices between two: what GPT-2 does. A name that may also mean a module or a tensor counts only for a bool.
 _FLAGS = {

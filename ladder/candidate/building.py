@@ -3,14 +3,12 @@
 import enum
 import inspect
 import re
-import types
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
-from ...assembly.config import GPT2Config
 from .aliases import CLASS_NAMES, SIZES, canonical, flat, foreign
 from .arguments_in_kwargs import in_kwargs
 from .configuration import (
@@ -24,17 +22,14 @@ from .configuration import (
     of_own_class,
     own_configurations,
 )
+from .file_globals import CONFIGURATION_NAME, FileGlobals
 from .layouts import Unreadable
 from .masks import ConstructorsMask, is_mask
 from .parameters import read
-from .size_words import side
-from .standins import StandIn
+from .size_words import is_of_qkv, side
 
 # Left at their defaults if they have one: passing them would hide what the layer does by itself.
 _OPTIONAL = {"act_fn", "scale", "init_range", "device", "debug", "none", "ratio"}
-_CONFIGURATION = re.compile(
-    r"^(cfg|conf|config|configuration|args?|hparams?|params|opt|options|settings|hps|c)$|config$", re.I
-)
 # An argument of such a name, or with such an annotation, is a module, and neither a size nor a configuration.
 _MODULE = re.compile(
     r"^(.*_)?(model|module|backbone|network|net|encoder|transformer|tokenizer|lm|(sub_?)?layer|fn|func(tion)?|inner|"
@@ -72,32 +67,39 @@ class Builder:
         # Other meanings of arguments, by name: those that could be tried, and those that are.
         self._doubtful: dict[str, str] = {}
         self._meanings: dict[str, str] = {}
-        self.constants = self._constants()
-        self.global_configurations = self._global_configurations()
+        self.globals = FileGlobals(namespace, self.configurations)
 
     def build(self, sizes: Sizes) -> Any:
         """Call the constructor."""
-        self.set_constants(sizes)
+        self.globals.set(sizes)
         try:
             layer = self._call(self.make, sizes, self.rung)
-        except (LookupError, AttributeError, ValueError, NotImplementedError) as error:
+        except (LookupError, AttributeError, ValueError, NotImplementedError, AssertionError) as error:
             if is_unknown_field(error):
                 explain_unknown(error, self._unknown_fields(sizes, error))
                 raise
+            if (other := self._of_other_meanings(sizes)) is not None:
+                return other
             if sizes.values["act_fn"] != "gelu_new" or "gelu_new" not in str(error):
                 raise
             layer = self._with_its_own_activation(sizes, error)
         if sizes.mask.name and not (isinstance(layer, nn.Module) and sizes.mask.find(layer)):
             sizes.mask = ConstructorsMask(wanted=False)  # it is a part of something else: the default must do
             return self.build(sizes)
-        if self._doubtful and not self._meanings and not self._fits(layer, sizes):
+        if self._doubtful and not self._fits(layer, sizes) and (other := self._of_other_meanings(sizes)) is not None:
+            return other
+        return layer
+
+    def _of_other_meanings(self, sizes: Sizes) -> Any:
+        """Return the layer built with other meanings of its arguments; None if that fits nothing."""
+        if self._doubtful and not self._meanings:
             self._meanings = self._doubtful
             with suppress(Exception):
                 other = self._call(self.make, sizes, self.rung)
                 if self._fits(other, sizes):
                     return other
             self._meanings, self._doubtful = {}, {}
-        return layer
+        return None
 
     def _unknown_fields(self, sizes: Sizes, error: Any) -> list[str]:
         """Return every field that the configuration lacks: a constructor asks for one after the other."""
@@ -125,55 +127,6 @@ class Builder:
             with suppress(LookupError, AttributeError, ValueError, NotImplementedError):
                 return self._call(self.make, sizes, self.rung)
         raise error
-
-    def set_constants(self, sizes: Sizes) -> None:
-        """Give module globals such as ``n_embd``, and the fields of constant classes, these sizes."""
-        for owner, name in self.constants:
-            new = sizes.get(name)
-            if isinstance(owner, MutableMapping):
-                owner[name] = new
-            else:
-                setattr(owner, name, new)
-        for name, fallback in self.global_configurations.items():
-            self.namespace[name] = Configuration(sizes, fallback)
-
-    def _constants(self) -> list[tuple[Any, str]]:
-        found: list[tuple[Any, str]] = []
-        used = _global_names(self.namespace)
-        for name, value in list(self.namespace.items()):
-            plain = isinstance(value, int | float | str | StandIn) and not isinstance(value, bool)
-            if (
-                name in used
-                and canonical(name) in (*SIZES, "n_kv_heads", "dropout", "layer_norm_eps", "device")
-                and plain
-                and len(name) > 2
-            ):
-                found.append((self.namespace, name))
-        for own in self.configurations:
-            if isinstance(own, Mapping):
-                continue
-            owner = own if inspect.isclass(own) else type(own)
-            if hasattr(owner, "__dataclass_fields__"):
-                continue
-            for name, value in vars(owner).items():
-                if canonical(name) in SIZES and isinstance(value, int | StandIn) and not isinstance(value, bool):
-                    found.append((owner, name))
-        return found
-
-    def _global_configurations(self) -> dict[str, list[Any]]:
-        """Return the names of objects that classes read sizes of as globals (``config = Config()``), and what answers
-        for what is no size.
-        """
-        found: dict[str, list[Any]] = {}
-        for name in filter(_CONFIGURATION.search, _global_names(self.namespace) & self.namespace.keys()):
-            own = self.namespace[name]
-            if isinstance(own, Configuration):  # of a builder before
-                found[name] = vars(own)["_fallback"]
-            elif isinstance(own, StandIn):
-                found[name] = self.configurations
-            elif not (inspect.isclass(own) or inspect.ismodule(own) or callable(own) or isinstance(own, GPT2Config)):
-                found[name] = [own, *self.configurations]
-        return found
 
     def _call(self, make: Callable[..., Any], sizes: Sizes, rung: str) -> Any:
         self._making.append(make)
@@ -226,12 +179,14 @@ class Builder:
         # A size or a choice of GPT-2's.
         ours = self._meanings.get(flat(name)) or IN_LAYER.get((rung, flat(name))) or canonical(name)
         ours = ours or ("d_model" if of_side else None)
-        if rung == "attention" and of_side == "out":
-            # What the name may also mean, if the layer's parameters fit nothing otherwise.
-            self._doubtful[flat(name)] = "d_head"
         others = [other.name for other in named if other is not each]
+        if other := _other_meaning(name, rung, ours, of_side, others):
+            self._doubtful[flat(name)] = other
+        rows = {"embed": "d_vocab", "pos-embed": "n_ctx"}.get(rung)
+        if rows and ours == "d_model" and name.startswith("n") and "d_model" in map(canonical, others):
+            ours = rows  # Embedding(n_embed, d_embed)
         if (rung, flat(name)) in IN_LAYER and not any(
-            canonical(other) == "d_model" or side(other) or _CONFIGURATION.search(other) for other in others
+            canonical(other) == "d_model" or side(other) or CONFIGURATION_NAME.search(other) for other in others
         ):
             ours = "d_model"  # the only width that it is given
         widths = [*map(canonical, others), ours]
@@ -240,7 +195,7 @@ class Builder:
         typed = self._is_module(each)
         is_module = bool(_MODULE.search(name)) if typed is None else typed
         ours = None if typed and ours in SIZES else ours
-        if rung == "layer-norm" and required and not ours and not _CONFIGURATION.search(name) and not is_module:
+        if rung == "layer-norm" and required and not ours and not CONFIGURATION_NAME.search(name) and not is_module:
             ours = "d_model"
         alone = required and len([other for other in named if other.default is other.empty]) == 1
         if ours and not (flat(name) in ("c", "n", "h") and alone) and (required or ours not in _OPTIONAL):
@@ -251,9 +206,11 @@ class Builder:
             return sizes.flag(name, each.default, bare or each.annotation is bool or each.annotation == "bool")
         if foreign(name) and required:
             raise Refused(name)
-        if _CONFIGURATION.search(name):
+        if CONFIGURATION_NAME.search(name):
             return self._configuration(sizes)
         part, cls = self._part(each)
+        if alone and rung in _AS_WIDE and each.annotation in (int, "int"):
+            return sizes.take("d_model", name, each.default)  # a layer's only number is its width
         if alone and not is_module and not (cls and flat(cls.__name__) == flat(name)):
             return self._configuration(sizes)
         if not required:
@@ -267,7 +224,9 @@ class Builder:
 
     def _is_the_width(self, others: list[str], widths: list[str | None]) -> bool:
         """Return whether ``hidden`` is the model's width: it is beside an MLP's, or if no other width is known."""
-        elsewhere = any(map(_CONFIGURATION.search, others)) or any(canonical(n) == "d_model" for _, n in self.constants)
+        elsewhere = any(map(CONFIGURATION_NAME.search, others)) or any(
+            canonical(n) == "d_model" for _, n in self.globals.constants
+        )
         return widths.count("d_mlp") > 1 or not elsewhere
 
     def _configuration(self, sizes: Sizes) -> Any:
@@ -299,17 +258,13 @@ class Builder:
         return part, next(iter([*of_that_name, *likely]), None)
 
 
-def _global_names(namespace: Mapping[str, Any]) -> set[str]:
-    """Return the names that the functions of a file look up, in its globals among others."""
-    found: set[str] = set()
-    for value in namespace.values():
-        methods = vars(value).values() if inspect.isclass(value) else [value]
-        for method in methods:
-            method = inspect.unwrap(method) if callable(method) else method
-            codes = [getattr(method, "__code__", None)]
-            while codes:
-                code = codes.pop()
-                if code is not None:
-                    found |= set(code.co_names)
-                    codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return found
+def _other_meaning(name: str, rung: str, ours: str | None, of_side: str, others: list[str]) -> str | None:
+    """Return what an argument's name may also mean, if the layer's parameters fit nothing otherwise."""
+    if rung == "attention" and of_side == "out":  # of one head
+        return "d_head"
+    knows_heads = "n_heads" in map(canonical, others)
+    if rung in ("attention", "block") and ours == "d_head" and is_of_qkv(name) and knows_heads:  # of all together
+        return "d_model"
+    if rung == "block" and ours == "d_head" and "d_model" not in map(canonical, others):  # Block(head_size=n_embd)
+        return "d_model"
+    return None

@@ -3,13 +3,14 @@
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .aliases import decides, flag
-from .masks import MASKS, ConstructorsMask, is_mask
+from .masks import HIDING_NOTHING, MASKS, ConstructorsMask, is_mask
 
 # What else than tokens the forward of a position embedding may take, and how its answer is read then.
 _NUMBER, _INDICES = "the number of positions", "the positions' indices"
@@ -46,7 +47,9 @@ def ways_to_call(layer: nn.Module, rung: str, takes_mask: bool = False) -> list[
     taking = [each for each in arguments if _takes_mask(each)]
     if not taking:
         return ["", *(MASKS if takes_mask else ())]
-    return [*([""] if all(each.default is not each.empty for each in taking) else []), *MASKS]
+    if all(each.default is not each.empty for each in taking):
+        return ["", *MASKS]
+    return [*MASKS, *HIDING_NOTHING]
 
 
 def _positions(layer: nn.Module, tokens: Tensor, way: str) -> Any:
@@ -158,7 +161,7 @@ def call(
         own_mask: the mask that its constructor was given.
     """
     arguments = _forward(layer)
-    if way and way not in MASKS:
+    if way and way not in MASKS and way not in HIDING_NOTHING:
         extras.add(f"forward was given {way}")
         return _positions(layer, given, way)
     # What else its forward requires: nothing that came before, positions, targets, and a mask if the way is one.
@@ -178,7 +181,11 @@ def call(
         if _is_choice(each) and flag(each.name) not in (None, each.default):
             keywords[each.name] = flag(each.name)
             extras.add(f"forward was given {each.name}={flag(each.name)}")
-    if way:
+    if way in HIDING_NOTHING:
+        name = next(each.name for each in arguments if _takes_mask(each))
+        keywords[name] = HIDING_NOTHING[way](given, seq or given.shape[1], next(layer.parameters()).dtype)
+        extras.add(f"forward was given a mask that hides nothing ({name}: {way})")
+    elif way:
         name, taker = next((each.name for each in arguments if _takes_mask(each)), ""), "forward"
         mask = MASKS[way](seq or given.shape[1], given.dtype)
         if name:
@@ -208,6 +215,8 @@ def call(
         return _of_several(output, given, extras)
     if isinstance(output, Mapping) and output:
         return output.get("logits", next(iter(output.values())))
+    if is_dataclass(output) and not hasattr(output, "logits"):
+        return _of_several([getattr(output, field.name) for field in fields(output)], given, extras)
     return getattr(output, "logits", output)
 
 
@@ -232,6 +241,9 @@ def _is_last_position_only(output: Any, tokens: Tensor) -> bool:
         return False
     logits = output[0] if isinstance(output, tuple) and output else None
     return isinstance(logits, Tensor) and logits.ndim == 3 and logits.shape[1] == 1
+
+
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def parts_of(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, nn.Module]:
@@ -259,7 +271,10 @@ def parts_of(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str,
     for ours, leaves_of in wanted.items():
         exact = [path for path, held in holds.items() if held == leaves_of & present]
         if exact and ours != "blocks":
-            found_parts[ours] = modules[min(exact, key=len)]
+            # A module around a layer norm may do more than that: a residual connection, say.
+            inner = [path for path in exact if not isinstance(modules[path], _LISTS)]
+            norm = ours.rpartition(".")[2].startswith("ln") and inner
+            found_parts[ours] = modules[max(inner, key=len) if norm else min(exact, key=len)]
     return found_parts
 
 

@@ -26,7 +26,7 @@ from .masks import ConstructorsMask
 from .parameters import read
 from .places import Code
 from .shapes_in_words import axes, both_sides, kind_of, mismatch, size_names
-from .shared_parameters import tie_shared
+from .shared_parameters import changed_parameters, check_repeated, tie_shared
 from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
@@ -73,6 +73,7 @@ class Reply:
         fixed: sizes that it has whatever it is built for, if its parameters fit no other.
         missing: TransformerLens's names of the parameters that it does not have.
         ways: of each way to read its parameters and to make a mask for it, the ``split``; see `Layout`.
+        masks: of each way, how the mask is made.
         reading, oddity: label and oddity of the way that was used.
         mask: how the causal mask was made that it was given; empty if it was given none.
         precision: of 16 bits, if its constructor makes parameters in it: ``float16``, ``bfloat16``.
@@ -89,6 +90,7 @@ class Reply:
     fixed: Mapping[str, int] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
     ways: tuple[str, ...] = ()
+    masks: tuple[str, ...] = ()
     reading: str = ""
     oddity: str = ""
     mask: str = ""
@@ -235,7 +237,8 @@ class Candidate:
             if mode and mode.drew:
                 raise _Faulty("random", "forward draws random numbers in training mode")
             output, notes = _checked(_ordered(output, request), _ordered(given, request), trial)
-            _check_unchanged(layer, filled)
+            if changed := changed_parameters(layer, filled):
+                raise _Faulty("input", changed)
             self._notes |= dict.fromkeys([*notes, *sorted(extras)])
             # Run it backwards. A layer that cuts the graph has no gradients.
             if output.requires_grad and request.gradients:
@@ -254,7 +257,7 @@ class Candidate:
             self._builders[trial.rung] = Builder(self.make, trial.rung, self.namespace)
         builder = self._builders[trial.rung]
         if self.is_adapter:
-            builder.set_constants(sizes)
+            builder.globals.set(sizes)
             config = Configuration(sizes, [])
             made = self._run(self.name, lambda: self.make(config, leaves), "build")
             if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Mapping)):
@@ -300,7 +303,7 @@ class Candidate:
         masks = ways_to_call(layer, trial.rung, bool(self._mask.name))
         if self._ways is None:
             self._ways = Ways(reading, masks)
-            self._known = replace(self._known, ways=self._ways.splits)
+            self._known = replace(self._known, ways=self._ways.splits, masks=self._ways.masks)
         layout, mask = self._ways.find(request.layout, reading, masks)
         self._known = replace(self._known, reading=layout.label, oddity=layout.oddity, mask=mask)
         return layout, mask
@@ -349,6 +352,11 @@ def _fill(layer: nn.Module, named: str, state: Mapping[str, Tensor], trial: Tria
     """Copy parameters in; every place must get one."""
     places = dict(layer.named_parameters(remove_duplicate=False))
     filled = {id(places[name]) for name in state if name in places}
+    try:
+        shared = {name: places[name] for name in state if name in places}
+        check_repeated(shared, dict(layer.named_modules(remove_duplicate=False)))
+    except Repeated as error:
+        raise _Faulty("parameters", f"{named}'s parameters cannot be read: {error}") from error
     buffers = dict(layer.named_buffers())
     wrong = [name for name, place in places.items() if name in state and place.shape != state[name].shape]
     empty = [name for name, place in places.items() if id(place) not in filled]
@@ -374,16 +382,6 @@ def _unused(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, 
         return frozenset(leaves)
     reached = torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True)
     return frozenset(name for name, found in zip(leaves, reached, strict=True) if found is None)
-
-
-def _check_unchanged(layer: nn.Module, filled: Mapping[str, Tensor]) -> None:
-    """Refuse a layer that changes its own parameters when it is called."""
-    now = dict(layer.named_parameters())
-    changed = [name for name, before in filled.items() if name in now and not torch.equal(now[name], before)]
-    if changed:
-        shown = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")
-        does = "has" if len(changed) == 1 else "have"
-        raise _Faulty("input", f"forward changes its own parameters: {shown} {does} other numbers afterwards")
 
 
 def _checked(output: Any, given: Tensor, trial: Trial) -> tuple[Tensor, list[str]]:

@@ -31,6 +31,14 @@ MASKS: Mapping[str, Callable[[int, torch.dtype], Tensor]] = {
 }
 
 
+# What a layer that masks by itself may require beside its input, for texts without padding.
+HIDING_NOTHING: Mapping[str, Callable[[Tensor, int, torch.dtype], Tensor | None]] = {
+    "None": lambda given, seq, dtype: None,
+    "ones for all keys, [batch seq]": lambda given, seq, dtype: torch.ones(len(given), seq, dtype=torch.long),
+    "zeros, which are added": lambda given, seq, dtype: torch.zeros(1, 1, 1, seq, dtype=dtype),
+}
+
+
 def is_mask(name: str) -> bool:
     """Return whether an argument's name is that of a mask over keys: what hides heads or padding hides no future."""
     lower = name.lower()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from ...assembly.config import GPT2Config
-from .attention_parameters import attention_layouts
+from .attention_parameters import attention_layouts, role_of
 from .grouping import housed, restacked, unstacked
 from .layouts import (
     Given,
@@ -175,6 +175,11 @@ def _block(found: Parameters, of: str, config: GPT2Config) -> Layouts:
         )
         return small and bool(re.search(r"norm|ln", path.lower() + kind))
 
+    queries = [name for name in found if role_of(name) == "Q" and found[name].tensor.ndim > 1]
+    owners = list(dict.fromkeys(re.split(r"\.\d+\.", name)[0].rpartition(".")[0] for name in queries))
+    if len(queries) > 1 and len(owners) > 1:
+        listing = " and ".join(f"{owner}.*" for owner in owners)
+        raise Unreadable(f"it has {len(owners)} attentions ({listing}), and a block has one")
     # Two modules are the layer norms; what is neither theirs nor the MLP's is attention's.
     norms = [names for path, names in groups.items() if is_norm(path, names)]
     rest = [name for name in found if name not in wide and not any(name in names for names in norms)]
@@ -252,6 +257,9 @@ def _model(found: Parameters, of: str, config: GPT2Config) -> Layouts:
     positions = {n: p for n, p in rest.items() if config.n_ctx in p.shape and p.tensor.ndim > 1 and n not in tables}
     # Nothing may be left over, and nothing may be missing but the head of a tied model.
     extra = set(rest) - set(tables) - set(norm) - set(bias) - set(positions)
+    for name in extra:
+        if not positions and re.search(r"pos|wpe", name, re.I) and config.d_model in rest[name].shape[1:]:
+            raise Unreadable(f"{rest[name]} has not the n_ctx={config.n_ctx} rows of pos_embed.W_pos")
     if extra:
         raise Unreadable(f"{_some([rest[n] for n in sorted(extra)])}: none of GPT-2's parameters")
     norms = list(dict.fromkeys(name.rpartition(".")[0] or name for name in norm))
@@ -323,8 +331,15 @@ def read(layer: nn.Module, rung: str, config: GPT2Config, asked: Collection[str]
     try:
         return _layouts(found, rung, config, asked)
     except Unreadable as error:
-        why = unregistered(layer) or (shared(every) if rung != "model" else "")
+        why = _misspelled(layer) or unregistered(layer) or (shared(every) if rung != "model" else "")
         raise type(error)(f"{error}{why}") from error
+
+
+def _misspelled(layer: nn.Module) -> str:
+    """Return what to say of a constructor that Python does not call, if the layer's class has one."""
+    own = {name for cls in type(layer).__mro__ if not cls.__module__.startswith("torch.") for name in vars(cls)}
+    name = next((each for each in ("_init_", "__init", "__init_", "_init__", "__int__") if each in own), None)
+    return f": its class defines {name}, which is not called when it is made; it must be __init__" if name else ""
 
 
 def _layouts(found: Parameters, rung: str, config: GPT2Config, asked: Collection[str]) -> Sequence[Layout]:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 
 from .calling import call
 
@@ -69,6 +70,14 @@ class Code:
                 return loop, None
             frame = frame.f_back
         return loop, self.first([(frame.f_code.co_filename, frame.f_lineno)]) if frame else None
+
+    def calls(self) -> list[FrameType]:
+        """Return the calls of the user's functions that are running, from the outermost."""
+        frame, found = sys._getframe(1), list[FrameType]()
+        while frame is not None and frame.f_code is not call.__code__:
+            found += [frame] if self.owns(frame.f_code.co_filename) else []
+            frame = frame.f_back
+        return found[::-1]
 
     def decorated(self, pattern: str) -> tuple[str, str] | None:
         """Return the innermost decorator that a pattern is found in, of the user's functions that are being run."""

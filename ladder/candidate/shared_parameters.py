@@ -43,9 +43,10 @@ def check_repeated(every: Mapping[str, Tensor], owners: Mapping[str, nn.Module])
             raise Repeated(f"{what} are one and the same parameter: make a new one for each")
         if first is second:
             kind = type(first).__name__
+            in_list = one[1].rpartition(".")[2].isdigit()
+            why = f" ([{kind}(...)] * n puts one {kind} n times into the list)" if in_list else ""
             raise Repeated(
-                f"{what} are one and the same {kind}, with one set of parameters ([{kind}(...)] * n puts one {kind} n "
-                f"times into the list): make a new {kind} for each place"
+                f"{what} are one and the same {kind}, with one set of parameters{why}: make a new {kind} for each place"
             )
         raise Repeated(
             f"{what} are two modules that share one parameter, {names[0]} and {names[1]} (copy.copy copies a module "
@@ -82,3 +83,12 @@ def _several(every: Mapping[str, Tensor]) -> list[list[str]]:
     for name, tensor in every.items():
         places.setdefault(id(tensor), []).append(name)
     return [names for names in places.values() if len(names) > 1]
+
+
+def changed_parameters(layer: nn.Module, filled: Mapping[str, Tensor]) -> str:
+    """Return that a layer changed its own parameters when it was called, in a clause; empty if it did not."""
+    now = dict(layer.named_parameters())
+    changed = [name for name, before in filled.items() if name in now and not torch.equal(now[name], before)]
+    shown = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")
+    does = "has" if len(changed) == 1 else "have"
+    return f"forward changes its own parameters: {shown} {does} other numbers afterwards" if changed else ""

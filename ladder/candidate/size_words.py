@@ -16,7 +16,8 @@ _COUNTS = _set("n num number no nb nr count")
 _WIDTHS = _set("d dim dims dimension dimensions size sizes width channels features units")
 _LENGTHS = _set("len length size max maximum window")
 _SIDES = {"in": "in", "input": "in", "inputs": "in", "out": "out", "output": "out", "outputs": "out"}
-_QKV = _set("q k v kv qkv query key value")
+_QKV = _set("q k v kv qk qkv query key value")
+_ENDS = _set("src tgt trg source target enc dec encoder decoder")
 
 _HEADS = _set("head heads")
 _GROUPED = _set("kv key value group groups")
@@ -51,8 +52,10 @@ def by_words(name: str) -> str | None:
         if widths - {"d"} or ("d" in words and not counts):
             return "d_head"
         return ("n_kv_heads" if left & _GROUPED else "n_heads") if counts else None
-    if is_of(_VOCABULARY, _TOKENS) and counts | widths | lengths:
+    if is_of(_VOCABULARY, _TOKENS, _ENDS) and counts | widths | lengths:
         return "d_vocab"
+    if is_of_qkv(name):
+        return "d_head"
     if is_of(_MLP, frozenset({"hidden", "layer"})) and counts | widths and ("feed" in left) == ("forward" in left):
         return "d_mlp"
     if is_of(_CONTEXT, _TOKENS, _BESIDE_CONTEXT) and (lengths or counts) and not widths - {"size"}:
@@ -72,10 +75,23 @@ def side(name: str) -> str:
     """Return whether a name is that of the width of a layer's input or of its output: ``in``, ``out``, or empty.
 
     Example:
-        >>> side("input_dim"), side("dim_out"), side("q_input_dim"), side("output")
+        >>> side("input_dim"), side("dim_out"), side("in_out_dim"), side("output")
         ('in', 'out', 'in', '')
     """
     words = set(_words(name))
     sides = {_SIDES[word] for word in words & _SIDES.keys()}
     rest = words - _SIDES.keys() - _WIDTHS - _QKV - _MODEL - {"n"}
-    return sides.pop() if len(sides) == 1 and not rest and words & (_WIDTHS | {"n"}) else ""
+    if not sides or rest or not words & (_WIDTHS | {"n"}):
+        return ""
+    return "in" if "in" in sides else "out"
+
+
+def is_of_qkv(name: str) -> bool:
+    """Return whether a name is that of the width of queries, keys or values: of a head's, or of all heads' together.
+
+    Example:
+        >>> is_of_qkv("query_key_size"), is_of_qkv("value_dim"), is_of_qkv("key")
+        (True, True, False)
+    """
+    words = set(_words(name))
+    return bool(words & _QKV) and bool(words & _WIDTHS) and words <= _QKV | _WIDTHS

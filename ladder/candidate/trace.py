@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Event:
         foreign: it took a tensor that is neither of these: one that the layer has kept, say.
         loop: the loop in whose body its line is.
         caller: the line that called the function in which its line is.
+        calls: the calls of the user's functions in which it ran, from the outermost, each with a number of its own.
     """
 
     function: str
@@ -56,6 +58,7 @@ class Event:
     foreign: bool = False
     loop: Place | None = None
     caller: Place | None = None
+    calls: tuple[int, ...] = ()
 
 
 @dataclass
@@ -144,6 +147,7 @@ class Recorder(TorchFunctionMode):
         self._running: list[nn.Module] = []
         self._within: list[tuple[str, Place | None]] = []
         self._numbers = 0
+        self._calls: dict[int, tuple[int, FrameType]] = {}  # the frames too, so that no id is used again
         self._paused = False
         self.own = OwnFunctions()
 
@@ -197,9 +201,10 @@ class Recorder(TorchFunctionMode):
         module = self._running[-1] if self._running else None
         made = self.births.get(id(module)) if module is not None else None
         foreign = any(self._is_foreign(each) for each in taken)
-        place, around = self.code.running(), self.code.around()
+        place, around, frames = self.code.running(), self.code.around(), self.code.calls()
+        calls = tuple(self._calls.setdefault(id(each), (len(self._calls), each))[0] for each in frames)
         for output in outputs:
-            event = Event(name, place, made, output, inputs, parameters, tuple(self._within), foreign, *around)
+            event = Event(name, place, made, output, inputs, parameters, tuple(self._within), foreign, *around, calls)
             self._keep(event, output)
 
     def _is_foreign(self, tensor: Tensor) -> bool:

@@ -18,6 +18,7 @@ class Ways:
 
     Attributes:
         splits: of each way, the ``split`` of its layout.
+        masks: of each way, how the mask is made.
     """
 
     def __init__(self, reading: Sequence[Layout], masks: Sequence[str]) -> None:
@@ -27,6 +28,7 @@ class Ways:
         layouts = list(reading)
         self._ways = [(which, layouts[which].key, masks[mask]) for which, mask in order]
         self.splits = tuple(layouts[which].split for which, _ in order)
+        self.masks = tuple(masks[mask] for _, mask in order)
 
     def find(self, number: int, reading: Sequence[Layout], masks: Sequence[str]) -> tuple[Layout, str]:
         """Return the layout and the mask of a way in another case."""

@@ -60,7 +60,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     trace = layer.trace(failing, wide=wide)
     parts = wrong_parts(failing, trace)
     measured = measured_fills(failing, trace) if failing.rung == "attention" else []
-    named = MistakeSearch(layer.rung, layer.missing, answered, parts, measured).named()
+    named = MistakeSearch(layer.rung, layer.missing, answered, parts, measured, trace).named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
     found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
     leaks = output_wrong and _leaks(layer, failing, first, wide)

@@ -44,6 +44,7 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
     gradient = (_wrong_backward(layer, trial) or _cut(layer, trial)) if kind in ("gradient", "missing") else None
     if gradient and kind == "missing":
         fault = replace(fault, at=gradient.at, code=gradient.code)
+        diagnosis = Diagnosis(finding=gradient)
     if kind in _NOTED and not fault.at:
         at, code = layer.trace(trial).places.get(_NOTED[kind], (None, None))
         fault = replace(fault, at=at, code=code)
@@ -58,6 +59,9 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
             diagnosis = replace(diagnosis, finding=gradient)
     elif kind in ("raises", "shape"):
         fault, diagnosis = _raised(layer, fault, trial)
+    elif kind == "nan":  # every mistake that gives nothing but NaN gives the layer's answers: none is named
+        finding = locate(trial, layer.trace(trial))
+        diagnosis = Diagnosis(finding=finding) if finding and finding.at else None
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
     elif kind in ("large", "state", "training") and not fault.at:

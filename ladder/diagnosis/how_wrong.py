@@ -4,7 +4,7 @@ import torch
 
 from ..candidate.trace import STATISTICS, Event
 from ..formula.next_step import next_step
-from ..formula.quantities import Quantity
+from ..formula.quantities import Quantity, part_rung
 from ..formula.same_numbers import equal, factor_of, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen, caps, size_of
 from ..results import listed
@@ -37,7 +37,10 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     complete = [each for each in before if any(q.key == "output" and _holds(each, q) for q in each.is_)]
     if complete and complete[-1].index in matched.sources([culprit.index]):
         return gives, [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
-    missing = next_step(matched, culprit.index, event.inputs, event.function)
+    alone = bool(event.parameters) and not event.inputs and not event.foreign  # nothing of the input is in it
+    missing = "" if alone else next_step(matched, culprit.index, event.inputs, event.function)
+    if other := _other_layer(matched, culprit, missing):
+        return other, []
     if event.function not in STATISTICS:  # a layer norm begins with its mean
         missing = missing.removeprefix("the mean of ")
     if factor := _factor_in_words(matched, culprit):
@@ -64,6 +67,16 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _WITH_ITS_OWN)
     sentences = [f"{on_line(event)} takes {listed(list(taken))}."] if taken else []
     return gives + in_its_place(missing), sentences + _numbers_in_words(matched, event)
+
+
+def _other_layer(matched: Matched, culprit: Seen, missing: str) -> str:
+    """Return which layer is called in the place of which, if an event has the right numbers in the wrong layer."""
+    due = next((each for each in matched.steps if each.words == missing and "." in each.key), None)
+    if due is None or not equal(sorted_numbers(due.value), culprit.numbers):
+        return ""
+    layer = due.key.rpartition(".")[0]
+    parts = [part for part, _ in culprit.event.within if part_rung(part) == part_rung(layer) and part != layer]
+    return f"the call of {parts[-1]}, where GPT-2 calls {layer}" if parts else ""
 
 
 def _holds(seen: Seen, quantity: Quantity) -> bool:

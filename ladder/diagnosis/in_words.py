@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ..candidate.trace import Event
+from ..candidate.trace import Event, Place
 from ..formula.in_code import fix_of
 from ..formula.quantities import Quantity
 from ..formula.same_numbers import factor_of
@@ -20,7 +20,12 @@ _OPERATORS = {
 
 def line_of(event: Event) -> str:
     """Return the number of an event's line."""
-    return event.at[0].rpartition(":")[2] if event.at else "?"
+    return number_of(event.at)
+
+
+def number_of(place: Place | None) -> str:
+    """Return the number of a line."""
+    return place[0].rpartition(":")[2] if place else "?"
 
 
 def called(event: Event) -> str:

@@ -50,7 +50,7 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
         rows = origin.value.reshape(-1, seq)
         sequence, wrong = ((rows != torch.arange(seq)).nonzero()[0]).tolist()
         inside = f" of sequence {sequence}, counted from 0," if sequence else ""
-        detail.append(f"Position {wrong}{inside} is {rows[sequence, wrong]} there.")
+        detail.append(f"Position {wrong}{inside} is counted as {rows[sequence, wrong]} there.")
     return found_at(matched, culprit, origin.at, "the positions", detail)
 
 
@@ -353,9 +353,11 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
     if wanted is None:
         return None
     at = 0 if wanted == "Q" else 1
-    path, lines = paths[at], {line_of(culprit.event), line_of(paths[at][-1].event)}
+    used = matched.sources([culprit.event.inputs[1 - at]])  # rightly: then the culprit's own line takes the wrong one
+    path = [seen for seen in paths[at] if seen.index not in used]
+    lines = {line_of(culprit.event), line_of(paths[at][-1].event)}
     own = matched.sources([culprit.event.inputs[at]])
-    made, others = path[-1].event, paths[1 - at][-1].event
+    made, others = paths[at][-1].event, paths[1 - at][-1].event
     if made is not others:  # made twice
         lines.discard(line_of(made))
     for seen in reversed(path):
@@ -367,6 +369,9 @@ def _misnamed(matched: Matched, culprit: Seen) -> Finding | None:
             wrong = f"the {names[wanted]} of {where}: they are made of {names[letters[at]]}"
             by_helper = seen.event is made and made.at == others.at and made.caller is not None
             return found_at(matched, seen, made.caller if by_helper else seen.event.at, wrong)
+    if not path:
+        wrong = f"the {names[wanted]} there: they are made of {names[letters[at]]}"
+        return found_at(matched, culprit, culprit.event.at, wrong)
     return None
 
 

@@ -87,7 +87,7 @@ def weights_of(matched: Matched, event: Event) -> list[str]:
 
 def input_of(matched: Matched, event: Event) -> int | None:
     """Return the one input of an event that is not made of parameters alone; None if there are others or no such."""
-    made = [index for index in event.inputs if index < 0 or -1 in _inputs(matched, index)]
+    made = [index for index in event.inputs if index < 0 or is_of_input(matched, index)]
     weights = len(made) < len(event.inputs) or bool(event.parameters)
     return made[0] if len(made) == 1 and weights else None
 
@@ -100,8 +100,9 @@ def _given(matched: Matched, event: Event) -> Tensor | None:
     return matched.trial.given if index < 0 else matched.seen[index].event.value
 
 
-def _inputs(matched: Matched, index: int) -> set[int]:
-    return {each for source in matched.sources([index]) for each in matched.seen[source].event.inputs}
+def is_of_input(matched: Matched, index: int) -> bool:
+    """Return whether an event is made of the layer's input, and not of parameters alone."""
+    return any(-1 in matched.seen[source].event.inputs for source in matched.sources([index]))
 
 
 def is_due(matched: Matched, weight: str, missing: str) -> bool:

@@ -1,9 +1,10 @@
 """A right step that no later one uses, where GPT-2 goes on with it: it was dropped, or made a second time."""
 
+from ..candidate.trace import Place
 from ..formula.next_step import next_step
 from ..formula.trace_matching import MOVES, Matched, Seen
 from ..results import Finding
-from .in_words import found_at, in_its_place, line_of
+from .in_words import found_at, in_its_place, line_of, number_of
 
 
 def unused_step(matched: Matched, culprit: Seen) -> Finding | None:
@@ -20,12 +21,21 @@ def _dropped(matched: Matched, culprit: Seen) -> Finding | None:
     for seen in reversed(_unused(matched, culprit)):
         later = [each for each in matched.steps[last + 1 :] if each in seen.is_]
         made_of = {i for i in seen.event.inputs if i < 0 or matched.seen[i].depends}
-        if not later or not made_of or not made_of <= taken or seen.event.function == culprit.event.function:
+        # What a whole layer gives is made of what the culprit takes in many steps.
+        whole = any(each.key.endswith("output") for each in later) and sources <= matched.sources([seen.index])
+        if not later or not made_of or not (whole or made_of <= taken) or seen.event.function == culprit.event.function:
             continue
-        wrong = f"{later[0].words}, made on line {line_of(seen.event)}: that result is not used"
-        detail = f"Line {line_of(culprit.event)} goes on without it."
-        return found_at(matched, seen, seen.event.at, wrong, [detail])
+        made, goes_on = _outside(seen, culprit), _outside(culprit, seen)
+        wrong = f"{later[-1 if whole else 0].words}, made on line {number_of(made)}: that result is not used"
+        detail = f"Line {number_of(goes_on)} goes on without it."
+        return found_at(matched, seen, made, wrong, [detail])
     return None
+
+
+def _outside(seen: Seen, other: Seen) -> Place | None:
+    """Return the line of an event; or that which calls the layer inside that it is in, and the other event is not."""
+    inner = [at for one, at in seen.event.within if one not in {part for part, _ in other.event.within}]
+    return inner[0] if inner and inner[0] else seen.event.at
 
 
 def _made_again(matched: Matched, culprit: Seen) -> Finding | None:

@@ -15,7 +15,7 @@ from .how_wrong import BY_WEIGHTS, bent, how, last_multiple
 from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps
 from .origins import moved_from, origin_of, wrong_positions
 from .unused_steps import unused_step
-from .wrong_calls import wrong_call
+from .wrong_calls import bias_left_out, wrong_call
 from .wrong_masks import mask_fault
 from .wrong_parts import wrong_parts
 
@@ -61,6 +61,8 @@ def locate(
         return origin
     if (elsewhere := _right_elsewhere(matched, culprit)) is not None:
         return elsewhere
+    if (bare := bias_left_out(matched, culprit)) is not None:
+        return bare
     scaled = _scaled_before(matched, culprit)
     if scaled is None and (call := wrong_call(matched, culprit)) is not None:
         return call
@@ -172,9 +174,10 @@ def _begun_anew(matched: Matched, last: Seen) -> str | None:
 
 
 def _unused(matched: Matched, last: Seen) -> Seen | None:
-    """Return the last step that is made of an event alone and that nothing uses."""
-    ends = (seen for seen in matched.unused if seen.is_ and seen.event.inputs == (last.index,) and seen.event.at)
-    ends = (seen for seen in ends if seen.index != matched.last and seen.event.parameters)
+    """Return the last step that is made of an event, and that nothing uses."""
+    ends = (seen for seen in matched.unused if seen.is_ and seen.event.at and seen.index != matched.last)
+    ends = (seen for seen in ends if seen.event.function not in MOVES and last.index in matched.sources([seen.index]))
+    ends = (seen for seen in ends if not any(each in last.is_ for each in seen.is_))
     return max(ends, key=lambda seen: seen.index, default=None)
 
 
@@ -195,7 +198,16 @@ def _wrong_input(matched: Matched, culprit: Seen, part: str, at: tuple[str, str]
     if known and (before := _before_call(matched, culprit, known[-1], missing)) is not None:
         return before
     # A layer norm begins with its mean.
-    return found_at(matched, culprit, at, wrong + in_its_place(missing.removeprefix("the mean of ")))
+    instead = _called_on(matched, part, missing) or in_its_place(missing.removeprefix("the mean of "))
+    return found_at(matched, culprit, at, wrong + instead)
+
+
+def _called_on(matched: Matched, part: str, missing: str) -> str:
+    """Return what GPT-2 calls a layer on, in brackets, if the step that is missing is that layer's own."""
+    keys = [each.key for each in matched.steps]
+    first = next((i for i, key in enumerate(keys) if key.startswith(f"{part}.")), 0)
+    own = any(each.words == missing and each.key.startswith(f"{part}.") for each in matched.steps)
+    return f" (GPT-2 calls it on {matched.steps[first - 1].words})" if own and first else ""
 
 
 def _before_call(matched: Matched, culprit: Seen, given: Quantity, missing: str) -> Finding | None:

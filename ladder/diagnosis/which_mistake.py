@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from ...components.shapes import typecheck
 from ..answers import Answer, same
+from ..candidate.trace import Trace
 from ..cases import without
 from ..mistakes import FINITE_MASKS, INSIDE, MISTAKES, Mistake
 from ..mistakes.fast_outputs import FastOutputs
-from ..mistakes.measured import measured_eps
+from ..mistakes.measured import measured_eps, measured_fills
 from ..mistakes.mistake import Steps, placed, together, with_steps
 from ..mistakes.parts import Parts, no_parts
 from ..results import Diagnosis, listed
@@ -45,6 +46,7 @@ class MistakeSearch:
         answered: trials with its answers.
         parts: the layers inside it that are wrong by themselves, with their own trial and output.
         measured: mistakes with numbers that were measured on the layer.
+        trace: of the layer, on the trial of its parts.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class MistakeSearch:
         answered: Sequence[tuple[Trial, Answer]],
         parts: list[Part],
         measured: Sequence[Mistake] = (),
+        trace: Trace | None = None,
     ) -> None:
+        self.trace = trace
         self.rung, self.missing, self.answered, self.parts = rung, missing, answered, parts
         self.strict = True
         self.first = FastOutputs(answered[0][0], answered[0][1].output)
@@ -147,6 +151,8 @@ class MistakeSearch:
             made = _singles(outputs, own)
             if not made and trial.rung == "layer-norm":
                 made = _singles(outputs, measured_eps(trial, outputs.output))
+            if not made and trial.rung == "attention" and self.trace is not None:
+                made = _singles(outputs, measured_fills(trial, self.trace))
             if not made and trial.rung in pairs:
                 made = [each for each in pairs[trial.rung] if outputs.gives(own[0].base, each[1])]
             elif not made:

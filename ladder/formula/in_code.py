@@ -57,6 +57,7 @@ _FIXES = {
     "which keys each query sees": "Hide a key where key > query, and no other: scores.masked_fill("
     f"{_HIDDEN}, -torch.inf).",
     "the position": "Position i gets row i, in every sequence: W_pos[:seq].",
+    "the rows of the table of positions": "Position i gets row i, in every sequence: W_pos[:seq].",
     "the order of": "Move axes by transpose or permute: view and reshape only split an axis, or merge neighbours.",
     "the gradient, which is cut": "Leave the graph whole there: no .detach(), .data or torch.no_grad().",
     "the blocks": "Run all of them, each on what the one before gave: for block in blocks: x = block(x).",

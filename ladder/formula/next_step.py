@@ -33,6 +33,8 @@ def next_step(matched: Matched, before: int, made_from: Iterable[int], function:
     behind, begun = _held(matched, sources) if made_from else (found, set[str]())
     if function not in (*JOINS, *FILLS):  # it works on one head after another, say
         behind, begun = behind | (begun & found), begun - found
+    if bias := _bias_next(matched, behind, behind | found):
+        return bias
     last = max((i for i, each in enumerate(matched.steps) if each.key in behind), default=-1)
     # Of a step that is there in part, the rest comes next; rows of scores that are shorter need no other mask.
     last = max([last, *(i - 1 for i, each in enumerate(matched.steps) if each.key in begun)])
@@ -54,6 +56,15 @@ def next_step(matched: Matched, before: int, made_from: Iterable[int], function:
     fused = {f"{missing.key[:-1]}{letter}" for letter in "QKV"} if missing.key.endswith("V") else set()
     fused = fused if fused.isdisjoint(found) and {f"{each}0" for each in fused} <= behind else set()
     return missing.words.replace("the values", "the queries, keys and values") if fused else missing.words
+
+
+def _bias_next(matched: Matched, behind: set[str], found: set[str]) -> str:
+    """Return the step that adds a bias to queries or values, if something is made of these without it, and of more."""
+    bare = [each[:-1] for each in behind if each.endswith(("Q0", "V0"))]
+    lacking = [each for each in bare if each not in found]
+    if not lacking or len(bare) > 1 or behind == {"input", f"{lacking[0]}0"}:
+        return ""
+    return next((each.words for each in matched.steps if each.key == lacking[0]), "")
 
 
 def _held(matched: Matched, sources: Sequence[Seen]) -> tuple[set[str], set[str]]:

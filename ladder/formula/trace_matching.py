@@ -195,7 +195,14 @@ class Matched:
             seen for seen in suspects if varied(seen.numbers) or self._is_wrong_statistic(seen) or caps(seen.event)
         )
         first = next(telling, suspects[0] if suspects else None)
-        return self._scrambled(first) or first
+        return self._scrambled(first) or (first and self._capped(first)) or first
+
+    def _capped(self, before: Seen) -> Seen | None:
+        """Return the event that limits numbers on the way to another, if that is seen only after some steps."""
+        capping = (self.seen[i] for i in sorted(self.sources(before.event.inputs)))
+        capping = (seen for seen in capping if caps(seen.event) and seen.depends and not seen.good)
+        inputs = ((seen, self.seen[seen.event.inputs[0]]) for seen in capping if seen.event.inputs[0] >= 0)
+        return next((seen for seen, given in inputs if given.good), None)
 
     def _is_wrong_statistic(self, seen: Seen) -> bool:
         """Return whether an event is a mean or a deviation of everything, or of each sequence, and none of GPT-2's."""

@@ -176,7 +176,7 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
     _wrong(
         "mask blocks the present",
-        "The mask covers the diagonal too: it hides each position from itself, and every key from the first. "
+        "The mask covers the diagonal too: each position's own key is masked, and every key of the first position. "
         "Mask key > query only: torch.triu(…, diagonal=1), not diagonal=0.",
         fills=_FILLS,
         nothing=True,
@@ -389,8 +389,8 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
 )
 
-# A mask that is right for small scores. Which number it fills in does not show: where a row of scores is below it, every
-# key that it should hide gets the same weight.
+# A mask that is right for small scores. Which number it fills in does not show: where a row of scores is below it,
+# every key that it should hide gets the same weight.
 FINITE_FILL = _wrong(
     "mask fills a number that large scores reach",
     "Masked scores are a finite number, and where scores are in the hundreds they are not below the others: the future "

@@ -1,6 +1,7 @@
 """Mistakes that are a number: another eps, another fill of the mask. The number is measured on the user's layer."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -49,23 +50,52 @@ def measured_fills(trial: Trial, trace: Trace) -> list[Mistake]:
     """Return mistakes of masks that fill, or add, the numbers that hidden scores have in a trace of attention."""
     found: list[Mistake] = []
     for number in dict.fromkeys(_fills(trial, trace)):
-        hint = f"Masked scores are {number:g}, so later keys still get weight. Fill with -inf."
-        found += _masks(f"mask fills {number:g}", hint, number, {"fill": number})
+        if number > _NONE:
+            hint = f"Masked scores are {number:g}, so later keys still get weight. Fill with -inf."
+            found.append(_number(f"mask fills {number:g}", hint, {"fill": number}))
+        else:
+            found += _hidden_alike({"fill": number})
     for number in dict.fromkeys(_added(trial, trace)):
-        steps = {"masked": lambda self, scores, number=number: scores + number * ~self.allowed(scores)}
-        hint = f"The mask adds {number:g} to later keys' scores, so they still get weight. Add -inf."
-        found += _masks(f"mask adds {number:g}", hint, number, steps)
+        steps = _adding(number)
+        if number > _NONE:
+            hint = f"The mask adds {number:g} to later keys' scores, so they still get weight. Add -inf."
+            found.append(_number(f"mask adds {number:g}", hint, steps[0]))
+        else:
+            found += _hidden_alike(*steps)
+    no_mask = next(each for each in ATTENTION if each.name == "no causal mask")
+    for number in dict.fromkeys(_added_to_all(trial, trace)):
+        # The softmax is the same as without it, up to the rounding.
+        added = {"masked": lambda self, scores, number=number: scores + number}
+        found.append(replace(no_mask, spellings=(added,)))
     return found
 
 
-def _masks(name: str, hint: str, number: float, steps: Steps) -> list[Mistake]:
-    """Return the mistake of a number that hides too little; of one that hides, masks that hide the wrong keys."""
-    if number > _NONE:
-        return [Mistake(name, hint, "attention", PlainAttention, (steps,))]
-    # A row that is hidden whole shows the number.
-    wrong = [each for each in ATTENTION if any("fill" in spelling for spelling in each.spellings)]
-    wrong = [each for each in wrong if "allowed" in each.spellings[0]]
-    return [replace(each, spellings=({**each.spellings[0], **steps},)) for each in wrong]
+def _number(name: str, hint: str, steps: Steps) -> Mistake:
+    """Return the mistake of a mask whose number hides too little."""
+    return Mistake(name, hint, "attention", PlainAttention, (steps,))
+
+
+def _adding(number: float) -> tuple[Steps, ...]:
+    """Return the steps of a mask that adds a number: to the scaled scores, or to scores that are scaled after it."""
+
+    def moved(self: PlainAttention, scores: Tensor) -> Tensor:
+        return scores + number * ~self.allowed(scores)
+
+    # Adding a large number rounds the scores, and scaling them after it rounds them again, in one way or the other.
+    unscaled = {"scaled": lambda self, scores: scores}
+    times = {"masked": lambda self, scores: moved(self, scores) * self.scale}
+    over = {"masked": lambda self, scores: moved(self, scores) / math.sqrt(self.d_head)}
+    return {"masked": moved}, unscaled | times, unscaled | over
+
+
+def _hidden_alike(*masks: Steps) -> list[Mistake]:
+    """Return the mistakes that show the number of a mask: all of a row, or all that one softmax takes, is hidden.
+
+    Args:
+        masks: ways in which the mask hides, each as steps of a layer.
+    """
+    shows = [each for each in ATTENTION if any(spelling.keys() > {"fill"} for spelling in each.spellings)]
+    return [replace(each, spellings=tuple({**each.spellings[0], **steps} for steps in masks)) for each in shows]
 
 
 def _squares(trial: Trial, trace: Trace) -> Iterator[Tensor]:
@@ -84,8 +114,24 @@ def _fills(trial: Trial, trace: Trace) -> Iterator[float]:
 
 
 def _added(trial: Trial, trace: Trace) -> Iterator[float]:
-    """Yield the number beside 0 in a matrix for queries and keys, if there is one alone."""
-    for value in _squares(trial, trace):
+    """Yield the number beside 0 in a matrix for queries and keys, if there is one alone, as it is added to scores."""
+    squares = list(_squares(trial, trace))
+    for value in squares:
         numbers = value.unique()
         if numbers.numel() == 2 and 0 in numbers and torch.isfinite(numbers).all():
-            yield from (sign * numbers[numbers != 0].item() for sign in (1, -1))
+            number = numbers[numbers != 0].item()
+            yield from (each for each in (number, -number) if abs(each) < -_NONE or _is_among(each, squares))
+
+
+def _added_to_all(trial: Trial, trace: Trace) -> Iterator[float]:
+    """Yield the large number that all scores of a trace are moved by."""
+    squares = list(_squares(trial, trace))
+    for value in squares:
+        number = value.flatten()[0].item()
+        if -_NONE < abs(number) < torch.inf and bool((value == number).all()):
+            yield from (each for each in (number, -number) if _is_among(each, squares))
+
+
+def _is_among(number: float, scores: Iterable[Tensor]) -> bool:
+    """Return whether scores are moved by a large number."""
+    return any(each.ndim > 2 and bool(((each - number).abs() < 1e-3 * abs(number)).any()) for each in scores)

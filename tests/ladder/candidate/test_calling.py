@@ -1,6 +1,7 @@
 """Layers are called as their forward takes its arguments, and an error of the call itself is no mistake of theirs."""
 
 import inspect
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -104,8 +105,19 @@ class LossFirst(nn.Module):
         return None, self.head(x)
 
 
-@pytest.mark.parametrize("layer", [PatternFirst, LossFirst])
+@dataclass
+class Output:
+    caches: list[Tensor]
+    result: Tensor
+
+
+class InADataclass(Attention):
+    def forward(self, x: Tensor) -> Output:
+        return Output([x], self.attend(x))
+
+
+@pytest.mark.parametrize("layer", [PatternFirst, LossFirst, InADataclass])
 def test_of_several_outputs_the_one_of_a_layers_shape_is_judged(layer: type[nn.Module]) -> None:
-    result = climb(attention=layer, cases=2) if layer is PatternFirst else climb(unembed=layer, cases=2)
+    result = climb(unembed=layer, cases=2) if layer is LossFirst else climb(attention=layer, cases=2)
     assert result.passed, str(result)
     assert "Forward returns 2 things; number 2 was judged" in result.rungs[0].note

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -158,6 +159,7 @@ def test_a_mask_has_the_shape_and_comes_the_way_that_a_layer_asks_for() -> None:
 
 
 FLAGGED = """
+import pytest
 import torch
 from torch import nn
 
@@ -233,3 +235,55 @@ def test_the_mask_that_fits_is_used_in_cases_of_one_head_too() -> None:
     result = climb(attention=HeadsInAList)
     assert result.passed, str(result)
     assert "True where a query may not look, [seq seq]" in result.rungs[0].note
+
+
+class Padded(nn.Module):
+    """It hides the future, and what the mask that it requires says is padding."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.heads, self.hides_future = n_heads, True
+        self.qkv, self.proj = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
+
+    def with_padding(self, scores: Tensor, mask: Tensor) -> Tensor:
+        return scores.masked_fill(mask[:, None, None] == 0, -torch.inf)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in self.qkv(x).chunk(3, -1))
+        scores = q @ k.mT / k.shape[-1] ** 0.5
+        if self.hides_future:
+            scores = scores.masked_fill(torch.ones(x.shape[1], x.shape[1]).triu(1).bool(), -torch.inf)
+        z = self.with_padding(scores, attention_mask).softmax(-1) @ v
+        return self.proj(z.transpose(1, 2).flatten(2))
+
+
+class Added(Padded):
+    def with_padding(self, scores: Tensor, mask: Tensor) -> Tensor:
+        return scores + mask
+
+
+class Optional(Padded):
+    def with_padding(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        return scores if mask is None else super().with_padding(scores, mask.any(1, keepdim=True))
+
+
+class SeesTheFuture(Padded):
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__(d_model, n_heads)
+        self.hides_future = False
+
+
+@pytest.mark.parametrize(
+    ("layer", "given"),
+    [(Padded, "ones for all keys, [batch seq]"), (Added, "zeros, which are added"), (Optional, "None")],
+)
+def test_a_layer_that_masks_by_itself_gets_a_mask_that_hides_nothing(layer: type[nn.Module], given: str) -> None:
+    result = climb(attention=layer)
+    assert result.passed, str(result)
+    assert f"Forward was given a mask that hides nothing (attention_mask: {given})" in result.rungs[0].note
+
+
+def test_a_layer_whose_mask_is_for_padding_alone_has_no_causal_mask() -> None:
+    tried = climb(attention=SeesTheFuture).rungs[0]
+    assert tried.fault is not None
+    assert "output is off" in str(tried.fault)

@@ -310,7 +310,7 @@ def test_names_of_attentions_matrices_are_known(names: tuple[str, ...]) -> None:
     assert read(layer, "attention", CONFIG)[0].label.startswith(", ".join(names[:3]))
 
 
-def test_a_matrix_of_any_name_as_wide_as_three_is_read_beside_the_projection() -> None:
+def test_a_matrix_as_wide_as_three_is_read_whatever_its_name() -> None:
     layer = nn.ModuleDict({"U": nn.Linear(18, 54), "project": nn.Linear(18, 18)})
     assert "U holds q, k, v" in read(layer, "attention", CONFIG)[0].label
 
@@ -327,3 +327,21 @@ def test_two_layer_norms_outside_the_blocks_are_one_too_many() -> None:
     model = nn.ModuleDict({"h": nn.ModuleList([block("a", "b")(18, 3) for _ in range(2)]), **norms})
     with pytest.raises(Unreadable, match="encoder_norm, last_norm stand outside the blocks; GPT-2 has one"):
         read(model, "model", CONFIG)
+
+
+def test_a_constructor_that_python_does_not_call_is_named() -> None:
+    class Misspelled(nn.Module):
+        def _init_(self) -> None:
+            self.fc = nn.Linear(18, 72)
+
+    with pytest.raises(Unreadable, match="its class defines _init_, which is not called when it is made"):
+        read(Misspelled(), "mlp", CONFIG)
+
+
+def test_a_block_with_two_attentions_is_refused_with_both() -> None:
+    names = {
+        name: nn.ModuleDict({each: nn.Linear(18, 18) for each in ("q", "k", "v", "o")}) for name in ("own", "cross")
+    }
+    parts = {"ln1": nn.LayerNorm(18), "ln2": nn.LayerNorm(18), "mlp": nn.Linear(18, 72), **names}
+    with pytest.raises(Unreadable, match=r"it has 2 attentions \(own.q.* and cross.q.*\), and a block has one"):
+        read(nn.ModuleDict(parts), "block", CONFIG)

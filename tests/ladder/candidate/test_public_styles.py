@@ -454,12 +454,12 @@ class RaisesForSomeHeads(Attention):
         self.fill(width, heads)
 
 
-def test_a_layer_that_is_built_for_even_widths_only_is_judged_with_those() -> None:
+def test_a_layer_of_even_widths_only_is_judged_with_those() -> None:
     result = climb(pos_embed=Sines)
     assert result.passed, str(result)
     assert "It raises where d_model or d_head is odd, and was judged with even ones" in result.rungs[0].note
     assert "output is off" in str(climb(pos_embed=SinesOfTheNext).rungs[0].fault)
 
 
-def test_a_layer_that_raises_for_other_reasons_than_odd_widths_is_not_passed() -> None:
+def test_a_layer_that_raises_for_some_even_widths_is_not_passed() -> None:
     assert "not three heads" in str(climb(attention=RaisesForSomeHeads).rungs[0].fault)

@@ -33,7 +33,7 @@ def test_a_name_made_of_known_words_is_a_size(ours: str | None, names: str) -> N
 @pytest.mark.parametrize(
     ("name", "which"),
     [("input_dim", "in"), ("dimIn", "in"), ("q_input_dim", "in"), ("n_out", "out"), ("out_features", "out")]
-    + [(name, "") for name in ("output", "in_out_dim", "input_vocab_size", "hidden_dim")],
+    + [(name, "") for name in ("output", "input_vocab_size", "hidden_dim")],
 )
 def test_the_side_of_a_width_is_known(name: str, which: str) -> None:
     assert side(name) == which
@@ -125,3 +125,27 @@ def test_a_configuration_that_classes_read_as_a_global_gets_the_sizes(tmp_path: 
         arguments="unused=None", heads=field.format("n_head"), width=field.format("n_embd"), out=field.format("n_embd")
     )
     _passes(tmp_path, before + source)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "made"),
+    [
+        ("embedding_size, query_key_size, heads", "assert query_key_size % heads == 0"),
+        ("embedding_size, value_dim, heads", "value_dim = value_dim // heads * heads"),
+    ],
+)
+def test_the_width_of_all_queries_may_be_meant_where_a_heads_fits_nothing(
+    tmp_path: Path, arguments: str, made: str
+) -> None:
+    width = arguments.split(", ")[1]
+    source = ATTENTION.format(arguments=arguments, heads="heads", width=width, out="embedding_size")
+    _passes(tmp_path, source.replace("super().__init__()", f"super().__init__()\n        {made}"))
+
+
+def test_a_layers_only_number_is_its_width(tmp_path: Path) -> None:
+    _passes(tmp_path, MLP.format(arguments="size: int, drop=0.1", width="size", hidden="4 * size", out="size"))
+
+
+def test_of_two_widths_of_a_table_the_one_that_counts_is_the_vocabulary(tmp_path: Path) -> None:
+    table = "class Embedding(nn.Embedding):\n    def __init__(self, n_embed, d_embed):\n"
+    _passes(tmp_path, f"{table}        super().__init__(n_embed, d_embed)\n")

@@ -205,7 +205,7 @@ def test_a_class_can_be_named_by_its_module(write: Write, tmp_path: Path) -> Non
     assert split("pack.part:A") == ((tmp_path / "pack" / "part.py").resolve(), "A")
 
 
-def test_a_relative_import_out_of_a_folder_that_is_no_package_resolves(write: Write, tmp_path: Path) -> None:
+def test_a_relative_import_out_of_a_plain_folder_resolves(write: Write, tmp_path: Path) -> None:
     for folder in ("parts", "parts/layers", "parts/sizes"):
         (tmp_path / folder).mkdir()
     write("parts/__init__.py", "")

@@ -2,7 +2,10 @@
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +19,9 @@ from gptladder.ladder.results import Diagnosis, Fault, Finding, Tried
 from gptladder.ladder.rungs import RUNGS, Case, make_trial
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "layers")]
+import nanogpt
 from layers import Split, line_of, tried
-from nanogpt import GPT, MLP
+from nanogpt import GPT, MLP, Block
 
 
 class ThousandthOfEps(nn.LayerNorm):
@@ -41,6 +45,52 @@ class HidesThePast(Split):
 
     def pattern(self, scores: Tensor) -> Tensor:
         return (scores + torch.ones_like(scores[0, 0]).tril() * -1e10).softmax(-1)  # here: HidesThePast
+
+
+class HidesItselfToo(Split):
+    """The first query has the number added to all of its scores, so that it sees every key."""
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores + torch.ones_like(scores[0, 0]).triu(0) * -1e9).softmax(-1)  # here: HidesItselfToo
+
+
+class HidesAllAlike(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores + torch.full_like(scores[0, 0], -1e9)).softmax(-1)  # here: HidesAllAlike
+
+
+class ParallelHalves(nn.Module):
+    """The second half of a block reads what the first half reads."""
+
+    def __init__(self, d_model: int, n_heads: int, d_mlp: int) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = (nn.LayerNorm(d_model) for _ in range(2))
+        self.attn, self.mlp = (
+            Split(d_model, n_heads),
+            nn.Sequential(nn.Linear(d_model, d_mlp), nn.GELU(approximate="tanh"), nn.Linear(d_mlp, d_model)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        mid = x + self.attn(self.ln1(x))
+        return mid + self.mlp(self.ln2(x))  # here: ParallelHalves
+
+
+class OverTheHeads(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return (scores + torch.ones_like(scores[0, 0]).triu(1) * -1e9).softmax(1)  # here: OverTheHeads
+
+
+class ValuesWithoutBias(Split):
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__(d_model, n_heads)
+        del self.qkv
+        self.q, self.k, self.v = (nn.Linear(d_model, d_model) for _ in range(3))
+
+    def parts(self, x: Tensor) -> list[Tensor]:
+        return [self.q(x), self.k(x), x @ self.v.weight.T]
+
+    def gathered(self, pattern: Tensor, v: Tensor) -> Tensor:
+        return pattern @ v  # here: ValuesWithoutBias
 
 
 class OneMore(Split):
@@ -179,16 +229,21 @@ class KeysWithOtherBias(nn.Module):
 @pytest.mark.parametrize(
     ("rung", "layer", "words"),
     [
-        ("layer_norm", ThousandthOfEps, "The mistake: eps is 0.001."),
+        ("layer_norm", ThousandthOfEps, "The mistake: eps is always 1e-3."),
         ("attention", FillsMinusFive, "The mistake: mask fills -5."),
         ("attention", AddsMinusFour, "The mistake: mask adds -4."),
         ("attention", HidesThePast, "The mistake: mask inverted."),
+        ("attention", HidesItselfToo, "The mistake: mask blocks the present."),
+        ("attention", HidesAllAlike, "The mistake: no causal mask."),
+        ("block", ParallelHalves, "on the input (GPT-2 calls it on the stream after attention)."),
+        ("attention", OverTheHeads, "The mistake: softmax over the heads."),
+        ("attention", ValuesWithoutBias, "First wrong: what `@` gives (GPT-2 has the values next)."),
         ("attention", OneMore, "The mistake: one more key in the softmax, of zeros."),
         ("attention", NothingForNan, "The mistake: mask blocks the present."),
         ("attention", NotProjected, "The mistake: output projection not applied."),
         ("attention", KeysOfQueries, "by W_K.\nGPT-2 multiplies the layer's input by W_K."),
         ("attention", Capped, "takes the scaled scores times 0.02 (line "),
-        ("mlp", OutsideTheBracket, "takes sqrt(2/pi) x in GELU (line "),
+        ("mlp", OutsideTheBracket, "The mistake: sqrt(2/pi) times x alone in GELU."),
         ("mlp", WidenedAgain, ") by W_in transposed."),
         ("mlp", NoActivation, "(GPT-2 has the hidden layer after the activation next)"),
         ("mlp", OtherPower, "times 0.44715. GPT-2 adds 0.044715 x³ to x."),
@@ -244,6 +299,17 @@ def test_the_fix_of_a_mistake_without_a_name_is_gpt2s_step_in_code(rung: str, la
     assert fix not in found.text("what")
 
 
+class CutPattern(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return super().pattern(scores).detach()  # here: CutPattern
+
+
+class AllHidden(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        present = torch.ones_like(scores, dtype=torch.bool).triu(0)
+        return scores.masked_fill(present, -torch.inf).softmax(0)
+
+
 class SmallEps(nn.LayerNorm):
     def __init__(self, d_model: int, eps: float = 1e-6) -> None:
         super().__init__(d_model, eps)
@@ -284,3 +350,32 @@ def test_one_line_stands_in_a_report_once_and_missing_biases_too() -> None:
 def test_gelus_constants_need_no_sizes(words: str, sizes: bool) -> None:
     finding = Finding("mine.py:5", "code", (), "x + 0.044715 x³ in GELU (block 0)", (words,), "In code: 2 * x.")
     assert Diagnosis(finding=finding).has_numbers("fix") == sizes
+
+
+def test_an_adapter_of_one_block_for_all_is_refused_in_words() -> None:
+    def model(cfg: Any, parameters: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+        layer, state = nanogpt.model(cfg, parameters)
+        layer.h = nn.ModuleList(
+            [Block(SimpleNamespace(n_embd=cfg.d_model, n_head=cfg.n_heads, block_size=cfg.n_ctx))] * cfg.n_layers
+        )
+        return layer, state
+
+    found = tried(model=model)
+    assert found.status == "refused"
+    assert found.fault is not None
+    assert "h.0 and h.1 are one and the same Block, with one set of parameters ([Block(...)] * n" in found.fault.message
+
+
+@pytest.mark.parametrize(("rung", "layer"), [("attention", CutPattern)])
+def test_a_cut_gradient_shows_its_line_once_and_how_to_fix_it(rung: str, layer: type[nn.Module]) -> None:
+    text = tried(**{rung: layer}).text("fix")
+    assert text.count("# here: CutPattern") == 1
+    assert "\nLeave the graph whole there: no .detach(), .data or torch.no_grad()." in text
+
+
+def test_where_every_number_is_nan_the_mask_is_looked_at() -> None:
+    found = tried(attention=AllHidden)
+    assert found.fault is not None
+    assert found.fault.kind == "nan"
+    assert "Query 0 does not see its own position." in found.text()
+    assert found.mistakes == ()

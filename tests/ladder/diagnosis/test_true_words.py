@@ -398,7 +398,7 @@ def test_what_the_mistakes_are_made_in_is_right(rung: str, layer: type[nn.Module
         ("attention", SoftmaxOfHeads, "First wrong: what `softmax` gives (GPT-2 has the attention pattern next)."),
         ("mlp", BiasTakenOff, "First wrong: what `-` gives: the hidden layer before b_in."),
         ("mlp", OtherConstant, "gives x³ in GELU times 0.44715. GPT-2 has that times 0.044715."),
-        ("mlp", OtherPower, "times 0.44715. GPT-2 has x + 0.044715 x³, which is x (1 + 0.044715 x²)."),
+        ("mlp", OtherPower, "times 0.44715. GPT-2 adds 0.044715 x³ to x."),
         ("mlp", Unseen, "is given, or what it does with that (GPT-2 has the hidden layer after the activation next)"),
         ("mlp", ReadsItsOutput, "Those here are no step of GPT-2."),
         ("layer_norm", RunningSquares, "adds up in its loop (GPT-2 has the variance next)."),

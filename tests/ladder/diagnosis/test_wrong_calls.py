@@ -47,6 +47,15 @@ class HelperOfHelper(Split):
         return self.out(self.gathered(self.from_both(q, k), v).transpose(1, 2).flatten(2))
 
 
+class KeysGathered(Split):
+    def gathered(self, pattern: Tensor, v: Tensor) -> Tensor:
+        return pattern @ self.keys  # here: KeysGathered
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, self.keys, v = super().heads(x)
+        return q, self.keys, v
+
+
 class MaskTimesZero(Split):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (each.flatten(0, 1) for each in self.heads(x))
@@ -86,6 +95,13 @@ class StreamReplaced(nn.Module):
         return x + self.mlp(self.ln2(x))
 
 
+class MidReturned(StreamReplaced):
+    def forward(self, x: Tensor) -> Tensor:
+        mid = x + self.attn(self.ln1(x))
+        self.last = mid + self.mlp(self.ln2(mid))  # here: MidReturned
+        return mid
+
+
 class InputOfMlpAlone(StreamReplaced):
     def forward(self, x: Tensor) -> Tensor:
         out = self.attn(self.ln1(x))
@@ -119,6 +135,27 @@ class RightBlock(StreamReplaced):
         return x + self.mlp(self.ln2(x))
 
 
+class BlockDropped(Whole):
+    def run(self, x: Tensor) -> Tensor:
+        self.blocks[0](x)  # here: BlockDropped
+        return x
+
+
+class HelperInside(RightBlock):
+    """A block whose MLP calls a right function wrongly."""
+
+    def __init__(self, d_model: int, n_heads: int, d_mlp: int) -> None:
+        super().__init__(d_model, n_heads, d_mlp)
+        self.mlp = HelperTwice(d_model, d_mlp)
+
+
+class LastNormOfEachBlock(Whole):
+    def run(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = self.ln(block(x))  # here: LastNormOfEachBlock
+        return x
+
+
 class LastPlace(Whole):
     def embedded(self, tokens: Tensor) -> Tensor:
         last = torch.arange(tokens.shape[1])[-1:]
@@ -144,8 +181,28 @@ class WithHelper(Plain):
 
 class HelperWithoutBias(WithHelper):
     def forward(self, x: Tensor) -> Tensor:
-        hidden = x @ self.first.weight.T
-        return self.second(self.activation(hidden))  # here: HelperWithoutBias
+        hidden = x @ self.first.weight.T  # here: HelperWithoutBias
+        return self.second(self.activation(hidden))
+
+
+class HelperOfInput(WithHelper):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.activation(x)  # here: HelperOfInput
+        return self.second(self.first(hidden))
+
+
+class HelperTwice(WithHelper):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.activation(self.activation(self.first(x)))  # here: HelperTwice, HelperInside
+        return self.second(hidden)
+
+
+class HelperOfCapped(WithHelper):
+    """Where a number is capped, the activation is nearly what it would be."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).clamp(-6, 6)  # here: HelperOfCapped
+        return self.second(self.activation(hidden))
 
 
 class MadeAgain(Plain):
@@ -222,16 +279,24 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", MaskDropped, "that result is not used."),
         ("attention", HelperOfHelper, "First wrong: what `softmax` gives"),
         ("attention", TorchsUnmasked, "Every query sees every key there."),
-        ("attention", TorchsOneHead, "It is called at line "),
+        ("attention", TorchsOneHead, " takes the input (line "),
         ("block", TorchsOfTwo, "GPT-2 has the output of attention next"),
-        ("mlp", HelperWithoutBias, "First wrong: the call there, on the hidden layer before b_in"),
+        ("mlp", HelperWithoutBias, "gives: the hidden layer before b_in."),
+        ("mlp", HelperOfInput, "First wrong: the call there, on the layer's input (GPT-2 has the hidden layer before"),
+        ("mlp", HelperTwice, "First wrong: the call there, on the hidden layer after the activation"),
+        ("block", HelperInside, "First wrong: the call there, on the hidden layer after the activation"),
+        ("mlp", HelperOfCapped, "First wrong: what `clamp` gives"),
         ("mlp", MadeAgain, "the hidden layer before the activation again"),
+        ("attention", KeysGathered, "First wrong: the values there: they are made of keys."),
         ("attention", MaskTimesZero, "The mask there hides nothing."),
         ("attention", ScaledTwice, "First wrong: the scaled keys, beside the scaled queries"),
         ("attention", KeysOfHeadZero, "the keys there are of head 0, and the queries beside them of head 1."),
         ("block", StreamReplaced, "First wrong: `x`, which becomes the output of attention alone"),
+        ("block", MidReturned, "First wrong: the output: it is the stream after attention."),
         ("block", InputOfMlpAlone, "First wrong: the call of ln2 there, on the output of attention"),
         ("model", LastPlace, "counted from 0, alone."),
+        ("model", LastNormOfEachBlock, "First wrong: the call of ln_final there, on the stream after the block"),
+        ("model", BlockDropped, "that result is not used."),
         ("model", FirstBlockOnly, "First wrong: the blocks: blocks.0 is the last that runs, of "),
         ("mlp", WithoutGradients, "no gradient reaches"),
     ],

@@ -1,11 +1,12 @@
 """How a mask is wrong, in words: what the softmax lets a query see counts, and not the number that is added."""
 
+import math
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 from layers import Split, line_of, tried
@@ -28,6 +29,93 @@ class AddsOnTheDiagonalToo(Split):
 class FillsOnTheDiagonalToo(Split):
     def pattern(self, scores: Tensor) -> Tensor:
         return scores.masked_fill(torch.ones_like(scores).triu() > 0, -1e9).softmax(-1)  # here: FillsOnTheDiagonalToo
+
+
+class Adds(Split):
+    """Hides what it should, by a large number that it adds."""
+
+    hidden = 1
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        return self.softmax(scores + torch.ones_like(scores[0, 0]).triu(self.hidden) * -1e9)
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+
+class AddsThePresentToo(Adds):
+    hidden = 0
+
+
+class AddsOffByOne(Adds):
+    hidden = 2
+
+
+class AddsOverHeads(Adds):
+    def softmax(self, scores: Tensor) -> Tensor:
+        return scores.softmax(1)
+
+
+class AddsOverBatch(Adds):
+    def softmax(self, scores: Tensor) -> Tensor:
+        return scores.softmax(0)
+
+
+class AddsOverQueries(Adds):
+    def softmax(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-2)
+
+
+class TakesAwayThePast(Adds):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return self.softmax(scores - 1e9 * torch.ones_like(scores[0, 0]).tril())
+
+
+class TakesAwayOverHeads(AddsOverHeads):
+    def pattern(self, scores: Tensor) -> Tensor:
+        return self.softmax(scores - 1e9 * torch.ones_like(scores[0, 0]).triu(1))
+
+
+class AddsBeforeTheScale(AddsThePresentToo):
+    def pattern(self, scores: Tensor) -> Tensor:
+        unscaled = scores * math.sqrt(self.d_head)
+        return self.softmax((unscaled + torch.full(scores.shape[-2:], -1e9).to(scores).triu()) / math.sqrt(self.d_head))
+
+
+@pytest.mark.parametrize(
+    ("layer", "mistakes"),
+    [
+        (AddsEverywhere, ("no causal mask",)),
+        (AddsThePresentToo, ("mask blocks the present",)),
+        (AddsOffByOne, ("causal mask off by one",)),
+        (AddsOverHeads, ("softmax over the heads",)),
+        (AddsOverBatch, ("softmax over the batch",)),
+        (AddsOverQueries, ("softmax over the queries",)),
+        (TakesAwayThePast, ("mask inverted",)),
+        (TakesAwayOverHeads, ("softmax over the heads",)),
+        (AddsBeforeTheScale, ("mask blocks the present",)),
+    ],
+)
+def test_an_added_mask_has_the_names_of_one_that_fills(layer: type[Split], mistakes: tuple[str, ...]) -> None:
+    assert tried(attention=layer).mistakes == mistakes
+
+
+class Around(nn.Module):
+    """A block around attention whose softmax runs over the heads."""
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.ln1, self.ln2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.attn = AddsOverHeads(d_model, n_heads)
+        self.mlp = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU("tanh"), nn.Linear(4 * d_model, d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+def test_an_added_mask_is_named_inside_a_block_too() -> None:
+    assert tried(block=Around).mistakes == ("the block's attention: softmax over the heads",)
 
 
 @pytest.mark.parametrize("layer", [AddsEverywhere, AddsOnTheDiagonalToo, FillsOnTheDiagonalToo])
