@@ -44,6 +44,7 @@ def drawing(asked: frozenset[str], missing: frozenset[str], fixed: Mapping[str, 
         fixed: sizes that the layer has in any case.
     """
     longest = (fixed or {}).get("n_ctx", math.inf)
+    one_head = (fixed or {}).get("n_heads") == 1  # it may be as wide as the model
     tied = "unembed.W_U" in missing
     lacks = bool(missing & {"b_U", "unembed.b_U"})
     but = (asked | {"d_mlp"}) if "d_mlp" in asked and "ratio" not in asked else asked - {"d_mlp"}
@@ -54,10 +55,13 @@ def drawing(asked: frozenset[str], missing: frozenset[str], fixed: Mapping[str, 
             choices = {"n_heads": 1} if has_one_head(asked) else {}
             least, most = (int(min(length, longest)) for length in seq)
             case = draw_case(source, seq=(least, most))
+            if fixed and "n_heads" in fixed:
+                case = replace(case, config=replace(case.config, n_heads=fixed["n_heads"]))
             case = as_gpt2(case, but, tie_word_embeddings=tied, unembed_bias=not lacks, **choices)
             case = replace(case, config=replace(case.config, **(fixed or {})))
             config = case.config
-            sizes = [case.batch, case.seq, *(getattr(config, name) for name in RANGES if hasattr(config, name))]
+            names = [name for name in RANGES if hasattr(config, name) and not (name == "d_head" and one_head)]
+            sizes = [case.batch, case.seq, *(getattr(config, name) for name in names)]
             # So that no two axes can be taken for one another.
             if len(set(sizes)) == len(sizes) and config.d_mlp != 3 * config.d_model and case == with_other_tables(case):
                 return case

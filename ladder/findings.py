@@ -18,7 +18,7 @@ _BEFORE = {"code": "  ", "look": "Look at "}
 # How to fix a fault, by its kind.
 _FIXES = {
     "half": "Compute it in the dtype of what forward is given.",
-    "random": "Switch it off in eval mode: nn.Dropout made in __init__ does that, and F.dropout(x, p, self.training).",
+    "random": "Switch it off in eval mode: nn.Dropout in __init__ does that by itself, F.dropout needs self.training.",
     "state": "Make anew in each call what depends on the input, such as a mask of its length.",
     "input": "Make a new tensor: x = x + y and not x += y, or work on x.clone().",
     "biases": "Add them: bias=True in nn.Linear makes one.",

@@ -269,7 +269,7 @@ class UnderTest:
     def _with_heads(self) -> Case:
         """Return a case with several heads and positions: of fewer, different layers give the same answer."""
         source = random.Random(self.seed)
-        one = has_one_head(self.asked)
+        one = has_one_head(self.asked) or self.fixed.get("n_heads") == 1
         draw = self._drawing(self.asked if one else frozenset(), self.missing)
         cases = (draw(source) for _ in range(100))
         return next(case for case in cases if (one or case.config.n_heads > 1) and case.seq > 2)

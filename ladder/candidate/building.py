@@ -164,7 +164,7 @@ class Builder:
         name = each.name
         # What the user has chosen, and names that mean something of their own.
         if name in sizes.chosen:
-            return sizes.chosen[name]
+            return sizes.own_choice(name)
         if sizes.mask.wanted and is_mask(name) and (each.default is None or "Tensor" in str(each.annotation)):
             return sizes.mask.give(name)
         if name == "scale" and each.default is False:  # whether to divide by sqrt(d_head): GPT-2 does

@@ -295,3 +295,13 @@ def pull_back(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str
     total = torch.stack(terms).sum()
     pulled = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return {name: found for name, found in zip(leaves, pulled, strict=True) if found is not None}
+
+
+def unused(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the names of the parameters that no number of the layer's comes from."""
+    places = dict(layer.named_parameters(remove_duplicate=False))
+    used = [tensor.sum() for name, tensor in state.items() if name in places and tensor.requires_grad]
+    if not used:
+        return frozenset(leaves)
+    reached = torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True)
+    return frozenset(name for name, found in zip(leaves, reached, strict=True) if found is None)

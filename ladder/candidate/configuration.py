@@ -98,12 +98,14 @@ class Sizes:
         values: by our names.
         passed: ``(value, the file's default)`` of each argument or field that the file has a default for.
         mask: the causal mask that the constructor takes, if it does.
+        fixed: the number of heads, if the user has chosen it.
     """
 
     def __init__(self, config: GPT2Config, chosen: Mapping[str, Any], asked: set[str]) -> None:
         self.config, self.chosen, self.asked = config, chosen, asked
         self.passed: dict[str, tuple[Any, Any]] = {}
         self.mask = ConstructorsMask()
+        self.fixed: dict[str, int] = {}
         self.values: dict[str, Any] = {name: getattr(config, name) for name in FIELDS if hasattr(config, name)}
         self.values |= {"scale": config.attn_scale(0), "debug": False, "dropout": DROPOUT, "bias": True}
         self.values |= {
@@ -121,11 +123,18 @@ class Sizes:
             KeyError: it is not known.
         """
         if name in self.chosen:
-            return self.chosen[name]
+            return self.own_choice(name)
         ours = IN_LAYER.get((rung, flat(name))) or canonical(name)
         if ours is None:
             return self.flag(name, default)
         return self.take(ours, name, default)
+
+    def own_choice(self, name: str) -> Any:
+        """Return the value that the user has chosen for a name."""
+        value = self.chosen[name]
+        if canonical(name) == "n_heads" and isinstance(value, int):
+            self.fixed["n_heads"] = value
+        return value
 
     def take(self, ours: str, name: str, default: Any) -> Any:
         """Return a value by our name, and note that it was read; and the file's default for it, if that differs."""

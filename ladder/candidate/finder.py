@@ -13,7 +13,7 @@ from torch import nn
 
 from ...assembly.config import GPT2Config
 from ..cases import has_one_head
-from .aliases import CLASS_NAMES
+from .aliases import CLASS_NAMES, canonical
 from .building import Builder
 from .calling import unknown_arguments
 from .configuration import Refused, Sizes
@@ -135,8 +135,9 @@ def _fits(
     try:
         with OnCpu():
             asked: set[str] = set()
-            layer = Builder(make, rung, namespace).build(Sizes(_CONFIG, chosen, asked))
-            config = replace(_CONFIG, n_heads=1) if has_one_head(asked) else _CONFIG
+            config = _with_heads(chosen)
+            layer = Builder(make, rung, namespace).build(Sizes(config, chosen, asked))
+            config = replace(config, n_heads=1) if has_one_head(asked) else config
             if not isinstance(layer, nn.Module):
                 return None, "it makes no nn.Module"
             if rung == "layer-norm" and (more := unknown_arguments(layer)):
@@ -145,7 +146,7 @@ def _fits(
                 missing = len(_read(layer, rung, config, asked, chosen)[0].missing)
             except Unlearned as error:
                 return _UNLEARNED if _gives_vectors(layer) else None, str(error)
-            return (missing if _runs(layer, rung) else missing + 50), ""
+            return (missing if _runs(layer, rung, config) else missing + 50), ""
     except Unreadable as error:
         # One block many times over is a fault to report, and no reason to look elsewhere.
         return 99 if isinstance(error, Repeated) else None, str(error)
@@ -172,15 +173,24 @@ def _read(
         return read(layer, rung, replace(config, **fixed), asked)
 
 
-def _runs(layer: nn.Module, rung: str) -> bool:
+def _with_heads(chosen: Mapping[str, Any]) -> GPT2Config:
+    """Return the sizes that classes are built with, with the number of heads that the user has chosen."""
+    heads = next((n for name, n in chosen.items() if canonical(name) == "n_heads" and isinstance(n, int)), 0)
+    if not heads:
+        return _CONFIG
+    width = heads * _CONFIG.d_head
+    return replace(_CONFIG, n_heads=heads, d_model=width, d_mlp=4 * width)
+
+
+def _runs(layer: nn.Module, rung: str, config: GPT2Config) -> bool:
     tokens = rung in ("embed", "pos-embed", "model")
-    given = torch.zeros(2, 5, dtype=torch.long) if tokens else torch.zeros(2, 5, _CONFIG.d_model)
+    given = torch.zeros(2, 5, dtype=torch.long) if tokens else torch.zeros(2, 5, config.d_model)
     try:
         with torch.no_grad():
             output = layer.eval()(given)
         output = output[0] if isinstance(output, tuple) and output else output
         logits = getattr(output, "logits", output)
-        return rung != "model" or not isinstance(logits, torch.Tensor) or logits.shape[-1] == _CONFIG.d_vocab
+        return rung != "model" or not isinstance(logits, torch.Tensor) or logits.shape[-1] == config.d_vocab
     except TypeError:  # it needs a mask, say
         return True
     except (Exception, SystemExit):  # a layer that calls exit() is still a layer

@@ -18,15 +18,15 @@ from .aliases import foreign
 from .as_written import recorded
 from .borrowed import BorrowedCalls, borrowed_classes
 from .building import Builder
-from .calling import call, parts_of, pull_back, unknown_arguments, ways_to_call
-from .configuration import FIELDS, Configuration, Refused, Sizes
+from .calling import call, parts_of, pull_back, unknown_arguments, unused, ways_to_call
+from .configuration import FIELDS, Configuration, Refused, Sizes, is_unknown_field
 from .fixed_sizes import fixed_sizes
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .masks import ConstructorsMask
 from .parameters import read
 from .places import Code
 from .shapes_in_words import axes, both_sides, kind_of, mismatch, size_names
-from .shared_parameters import changed_parameters, check_repeated, tie_shared
+from .shared_parameters import changed_parameters, repeated, tie_shared
 from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
@@ -155,12 +155,10 @@ class Candidate:
 
     def respond(self, request: Request) -> Reply:
         """Build the layer, fill it with the request's parameters, and run it forwards and backwards."""
-        answer = fault = None
-        trace = Trace()
+        answer, fault, trace = None, None, Trace()
         self._notes = {}
         try:
-            run = partial(self._answer, request)
-            answer = recorded(run, trace) if request.look else run(trace)
+            answer = recorded(partial(self._answer, request), trace) if request.look else self._answer(request, trace)
         except _Faulty as error:
             fault = error.fault
             if not self._on_cpu and asks_for_gpu(fault.message):
@@ -186,7 +184,7 @@ class Candidate:
     def _answer(self, request: Request, trace: Trace) -> Answer:
         trial = request.trial
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in trial.parameters.items()}
-        births = Births(self.code)
+        births = Births(self.code, request.look)
         with ExitStack() as stack:
             if self._on_cpu:
                 stack.enter_context(OnCpu())
@@ -203,7 +201,7 @@ class Candidate:
             state = layout.fill(leaves)
             _fill(layer, self.name, state, trial)
             if self.is_adapter:  # what it makes nothing of is missing
-                self._known = replace(self._known, missing=_unused(layer, state, leaves))
+                self._known = replace(self._known, missing=unused(layer, state, leaves))
             filled = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
             # Run it forwards, after the calls that come before it.
             leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
@@ -266,7 +264,10 @@ class Candidate:
             layer, state = made
             reading = [Layout(lambda given: state, label="by the adapter")]
         else:
-            layer, reading = self._run(self.name, lambda: builder.build(sizes), "build"), None
+            try:
+                layer, reading = self._run(self.name, lambda: builder.build(sizes), "build"), None
+            finally:
+                self._known = replace(self._known, fixed={**self._known.fixed, **sizes.fixed})
         self._passed |= sizes.passed
         self._mask = sizes.mask
         if not isinstance(layer, nn.Module):
@@ -293,7 +294,7 @@ class Candidate:
                 raise _Faulty("unlearned", str(error), place) from error
             except Unreadable as error:
                 fixed = fixed_sizes(layer, trial.rung, trial.config, self.asked, self.chosen)
-                self._known = replace(self._known, fixed=fixed)
+                self._known = replace(self._known, fixed={**self._known.fixed, **fixed})
                 names, sizes = shapes(trial.rung, trial.config), size_names(trial.config, trial.given)
                 own = {name: tuple(tensor.shape) for name, tensor in layer.named_parameters()}
                 listing = "" if isinstance(error, Repeated) else both_sides(names, own, sizes)
@@ -324,6 +325,8 @@ class Candidate:
             if isinstance(error, TypeError) and not self.code.raised(error) and "forward() " in str(error):
                 message = f"forward cannot be called: {one_line(error)}; write an adapter whose layer takes one input"
                 raise _Faulty("refused", message) from error
+            if kind == "raises" and is_unknown_field(error):  # the message says how to give the value
+                kind = "refused"
             raise _Faulty(kind, f"{what} raises {one_line(error)}", self.code.raised(error)) from error
 
 
@@ -352,11 +355,8 @@ def _fill(layer: nn.Module, named: str, state: Mapping[str, Tensor], trial: Tria
     """Copy parameters in; every place must get one."""
     places = dict(layer.named_parameters(remove_duplicate=False))
     filled = {id(places[name]) for name in state if name in places}
-    try:
-        shared = {name: places[name] for name in state if name in places}
-        check_repeated(shared, dict(layer.named_modules(remove_duplicate=False)))
-    except Repeated as error:
-        raise _Faulty("parameters", f"{named}'s parameters cannot be read: {error}") from error
+    if again := repeated(layer, state):
+        raise _Faulty("parameters", f"{named}'s parameters cannot be read: {again}")
     buffers = dict(layer.named_buffers())
     wrong = [name for name, place in places.items() if name in state and place.shape != state[name].shape]
     empty = [name for name, place in places.items() if id(place) not in filled]
@@ -372,16 +372,6 @@ def _fill(layer: nn.Module, named: str, state: Mapping[str, Tensor], trial: Tria
     with torch.no_grad():
         for name, tensor in state.items():
             (places | buffers)[name].copy_(tensor)
-
-
-def _unused(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> frozenset[str]:
-    """Return the names of the parameters that no number of the layer's comes from."""
-    places = dict(layer.named_parameters(remove_duplicate=False))
-    used = [tensor.sum() for name, tensor in state.items() if name in places and tensor.requires_grad]
-    if not used:
-        return frozenset(leaves)
-    reached = torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True)
-    return frozenset(name for name, found in zip(leaves, reached, strict=True) if found is None)
 
 
 def _checked(output: Any, given: Tensor, trial: Trial) -> tuple[Tensor, list[str]]:

@@ -13,6 +13,9 @@ from types import FrameType
 
 from .calling import call
 
+# ``file:line``, and that line.
+Place = tuple[str, str]
+
 # Python's own modules and gptladder: files in a home folder may have them beside them.
 _LIBRARIES = (Path(__file__).resolve().parents[2], Path(os.__file__).resolve().parent)
 _INSTALLED = {"site-packages", "dist-packages"}

@@ -1,7 +1,7 @@
 """Parameters that stand in several places of a layer, and those that it does not know of."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,16 @@ def check_repeated(every: Mapping[str, Tensor], owners: Mapping[str, nn.Module])
             f"{what} are two modules that share one parameter, {names[0]} and {names[1]} (copy.copy copies a module "
             "without its parameters; copy.deepcopy copies them too): make a new module for each place"
         )
+
+
+def repeated(layer: nn.Module, names: Container[str]) -> str:
+    """Return what is wrong if parameters of these names are those of one module in several places; else nothing."""
+    every = {name: each for name, each in layer.named_parameters(remove_duplicate=False) if name in names}
+    try:
+        check_repeated(every, dict(layer.named_modules(remove_duplicate=False)))
+    except Repeated as error:
+        return str(error)
+    return ""
 
 
 def unregistered(layer: nn.Module) -> str:

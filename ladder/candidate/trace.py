@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
+from .built_masks import BuiltMasks
 from .own_functions import OwnFunctions
-from .places import Code
-
-Place = tuple[str, str]
+from .places import Code, Place
 
 # They make a tensor of their own like another one, and so have no gradient to pass on.
 _LIKE = ("_like", "new_")
@@ -36,7 +35,8 @@ class Event:
 
     Args:
         function: its name; ``buffer`` of a buffer.
-        at: ``file:line`` in the user's source, and that line; of a buffer, those where it was registered.
+        at: ``file:line`` in the user's source, and that line; of a buffer, those where it was registered. (The steps
+            that made it are events before it, if it is a square, as masks are.)
         made: where the module that made the call was built, if it is one of torch's (an ``nn.Linear``, say).
         value: what it gave, or changed in place.
         inputs: the events that it took values from; -1 is the layer's input.
@@ -85,10 +85,17 @@ class Trace:
 
 
 class Births:
-    """Notes where in the user's source each module is built and each buffer registered, while the layer is built."""
+    """Notes where in the user's source each module is built and each buffer registered, while the layer is built.
 
-    def __init__(self, code: Code) -> None:
-        self.code = code
+    Args:
+        code: the user's source.
+        look: note how masks are made, too.
+    """
+
+    def __init__(self, code: Code, look: bool = False) -> None:
+        self.code, self.look = code, look
+        self.masks = BuiltMasks(code)
+        self.made: dict[tuple[int, str], int | None] = {}
         self.places: dict[int, Place | None] = {}
         self.buffers: dict[tuple[int, str], Place | None] = {}
 
@@ -96,6 +103,7 @@ class Births:
         self._init = init = nn.Module.__init__
         self._register = register = nn.Module.register_buffer
         places, buffers, code = self.places, self.buffers, self.code
+        made, masks = self.made, self.masks
 
         def noting(module: nn.Module, *args: Any, **kwargs: Any) -> None:
             init(module, *args, **kwargs)
@@ -107,12 +115,17 @@ class Births:
         def registering(module: nn.Module, name: str, *args: Any, **kwargs: Any) -> None:
             register(module, name, *args, **kwargs)
             buffers[id(module), name] = code.running()
+            made[id(module), name] = masks.step_of(module._buffers[name])
 
         nn.Module.__init__ = noting  # pyright: ignore[reportAttributeAccessIssue]
         nn.Module.register_buffer = registering  # pyright: ignore[reportAttributeAccessIssue]
+        if self.look:
+            self.masks.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        if self.look:
+            self.masks.__exit__(*error)
         nn.Module.__init__ = self._init
         nn.Module.register_buffer = self._register
 
@@ -132,12 +145,13 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.code, self.dtype = code, dtype
         self.given, self.before = given, given.detach().clone()
-        self.births = births.places
+        self.births, self.masks = births.places, births.masks
+        self._of_mask: dict[int, int] = {}
         self.trace = Trace()
         self._names = {id(tensor): name for name, tensor in layer.named_parameters()}
         self._parameters = [(tensor, tensor.detach().clone()) for tensor in layer.parameters()]
         self._buffers = {
-            id(buffer): (buffer, births.buffers.get((id(module), name)))
+            id(buffer): (buffer, births.buffers.get((id(module), name)), births.made.get((id(module), name)))
             for module in layer.modules()
             for name, buffer in module.named_buffers(recurse=False)
         }
@@ -193,7 +207,11 @@ class Recorder(TorchFunctionMode):
     def _record(self, name: str, taken: list[Tensor], outputs: list[Tensor]) -> None:
         for each in taken:
             if id(each) in self._buffers and id(each) not in self._made_by:
-                self._keep(Event("buffer", self._buffers[id(each)][1], None, each, (), ()), each)
+                _, place, step = self._buffers[id(each)]
+                inputs = () if step is None else self._keep_mask(step)
+                self._keep(Event("buffer", place, None, each, inputs, ()), each)
+            elif id(each) not in self._made_by and (step := self.masks.step_of(each)) is not None:
+                self._made_by |= dict.fromkeys([id(each)], *self._keep_mask(step))
         # Of some that they take, they use the shape or the dtype.
         taken = [] if any(each in name for each in _LIKE) else taken[:1] if name in _AS else taken
         inputs = tuple(self._made_by[id(each)] for each in taken if id(each) in self._made_by)
@@ -206,6 +224,17 @@ class Recorder(TorchFunctionMode):
         for output in outputs:
             event = Event(name, place, made, output, inputs, parameters, tuple(self._within), foreign, *around, calls)
             self._keep(event, output)
+
+    def _keep_mask(self, step: int) -> tuple[int, ...]:
+        """Keep the steps that made a mask while the layer was built, as events; return the last of these."""
+        for each in self.masks.until(step):
+            if each not in self._of_mask:
+                name, place, value, inputs = self.masks.steps[each]
+                before = tuple(self._of_mask[i] for i in inputs if i in self._of_mask)
+                self._keep(Event(name, place, None, value, before, ()), value)
+                if id(value) in self._made_by:
+                    self._of_mask[each] = self._made_by[id(value)]
+        return (self._of_mask[step],) if step in self._of_mask else ()
 
     def _is_foreign(self, tensor: Tensor) -> bool:
         known = id(tensor) in self._made_by or id(tensor) in self._names

@@ -13,11 +13,12 @@ from ..results import Finding
 from ..rungs import Trial
 from .how_wrong import BY_WEIGHTS, bent, how, last_multiple
 from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps
-from .origins import moved_from, origin_of, wrong_positions
+from .origins import moved_from, origin_of
 from .unused_steps import unused_step
 from .wrong_calls import bias_left_out, wrong_call
 from .wrong_masks import mask_fault
 from .wrong_parts import wrong_parts
+from .wrong_positions import wrong_positions
 
 
 def locate(

@@ -50,7 +50,8 @@ def mask_fault(matched: Matched, culprit: Seen) -> MaskFault | None:
             most, least = value[..., ~right].max().item(), value[..., shown & right].min().item()
             amounts = f"Hidden scores are {most:.4g} at most, and visible ones {least:.4g} at least"
             detail.append(f"{amounts}: hidden keys still get weight.")
-        origin = _origin(matched, culprit.event)
+        inverted = bool((shown ^ right)[:-1].all())  # a last query that sees nothing may get weights all the same
+        origin = _origin(matched, culprit.event, inverted)
         lines = _lines(matched, culprit.event, origin)
         return f"which keys each query sees (line {lines})", detail, origin
     return _given_mask(matched, culprit.event)
@@ -93,8 +94,8 @@ def _of_module(matched: Matched, event: Event) -> MaskFault | None:
             if not equal(sorted_numbers(torch.einsum("bqnh,nhm->bqm", z, weights.double()) + bias), own):
                 continue
             right = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-            origin = None if mask is None else _origin(matched, event)
             hidden = mask if boolean and mask is not None else (masked - scores)[0, 0] < -1e3
+            origin = None if mask is None else _origin(matched, event, torch.equal(hidden, right))
             detail = ["Every query sees every key there."] if not hidden.any() else seen_wrongly(~hidden, right)
             lines = line_of(event) if mask is None else _lines(matched, event, origin)
             return f"which keys each query sees (line {lines})", detail, origin
@@ -115,7 +116,7 @@ def _given_mask(matched: Matched, event: Event) -> MaskFault | None:
         ):
             continue
         if detail := seen_wrongly(shown, right):
-            origin = _origin(matched, event)
+            origin = _origin(matched, event, torch.equal(shown, ~right))
             return f"which keys each query sees (line {_lines(matched, event, origin)})", detail, origin
     return None
 
@@ -186,23 +187,46 @@ def _depends(matched: Matched, event: Event) -> bool:
     return next(seen.depends for seen in matched.seen if seen.event is event)
 
 
-def _origin(matched: Matched, event: Event) -> Event | None:
-    """Return the step that first makes a wrong mask: from a right one, or from none."""
+def _origin(matched: Matched, event: Event, inverted: bool) -> Event | None:
+    """Return the step that first makes a wrong mask, from a right one or from none; if it is inverted, see below."""
     sources = matched.sources(i for i in event.inputs if i >= 0 and not matched.seen[i].depends)
-    right_before, last = False, None
+    right: set[int] = set()
+    last = None
     for index in sorted(sources):
-        square = _square(matched.seen[index].event.value)
+        step = matched.seen[index].event
+        square = _square(step.value)
         if square is None or square.shape[0] < 2:
             continue
-        visible = torch.ones(square.shape, dtype=torch.bool).tril()
         nonzero = square != 0
-        if torch.equal(nonzero, visible) or torch.equal(nonzero, ~visible):
-            right_before, last = True, None
-        elif right_before or bool(nonzero.any() and not nonzero.all()):
-            return matched.seen[index].event if matched.seen[index].event.at else None
+        if _shows_own_key(square) is not None:
+            right.add(index)
+            last = None
+        elif bool(nonzero.any() and not nonzero.all()) or not right.isdisjoint(matched.sources(step.inputs)):
+            return step if step.at else None
         else:
-            last = matched.seen[index].event
+            last = step
+    if inverted and right:
+        return _inverts(matched, right)
     return last if last and last.at and bool((last.value < -1e3).any()) else None
+
+
+def _inverts(matched: Matched, masks: set[int]) -> Event | None:
+    """Return the step that turns a mask round last; if it is also used as it was before, the one that makes it."""
+    squares = ((seen, _square(seen.event.value)) for seen in matched.seen if not seen.depends)
+    shows = {seen.index: _shows_own_key(square) for seen, square in squares if square is not None}
+    used = {shows[i] for seen in matched.seen if seen.depends for i in seen.event.inputs if shows.get(i) is not None}
+    before = {index: [i for i in matched.seen[index].event.inputs if i in masks] for index in masks}
+    turned = [index for index in masks if any(shows.get(i) is not shows[index] for i in before[index])]
+    event = matched.seen[max(turned) if turned and len(used) == 1 else min(masks)].event
+    return event if event.at else None
+
+
+def _shows_own_key(square: Tensor) -> bool | None:
+    """Return whether a causal mask is not 0 where a query may look (True), or where it may not; None if it is none."""
+    visible, nonzero = torch.ones(square.shape, dtype=torch.bool).tril(), square != 0
+    if torch.equal(nonzero, visible):
+        return True
+    return False if torch.equal(nonzero, ~visible) else None
 
 
 def _square(value: Tensor) -> Tensor | None:

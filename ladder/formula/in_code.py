@@ -55,12 +55,20 @@ _OUTPUT = {
 # What is wrong, by how its words begin.
 _FIXES = {
     "which keys each query sees": "Hide a key where key > query, and no other: scores.masked_fill("
-    f"{_HIDDEN}, -torch.inf).",
+    f"{_HIDDEN}, -torch.inf), or is_causal=True in F.scaled_dot_product_attention.",
     "the position": "Position i gets row i, in every sequence: W_pos[:seq].",
     "the rows of the table of positions": "Position i gets row i, in every sequence: W_pos[:seq].",
     "the order of": "Move axes by transpose or permute: view and reshape only split an axis, or merge neighbours.",
     "the gradient, which is cut": "Leave the graph whole there: no .detach(), .data or torch.no_grad().",
     "the blocks": "Run all of them, each on what the one before gave: for block in blocks: x = block(x).",
+}
+
+# What is wrong, by words of a sentence about it.
+_BY_DETAIL = {
+    " it makes numbers from ": "Leave it out: GPT-2 limits none of its numbers.",
+    "The output is complete before it": "Return that output as it is.",
+    " a second time.": "Add it once.",
+    " subtracts ": "Add it.",
 }
 
 
@@ -74,6 +82,9 @@ def fix_of(wrong: str, detail: tuple[str, ...], rung: str) -> str:
     """
     for words, fix in _FIXES.items():
         if wrong.startswith(words):
+            return fix
+    for words, fix in _BY_DETAIL.items():
+        if any(words in each for each in detail):
             return fix
     found = re.search(r"GPT-2 has (.+?) next", " ".join((wrong, *detail)))
     code = in_code(found[1], rung) if found else ""

@@ -176,7 +176,9 @@ class Matched:
         """Return the first wrong event: no step of the formula, nor before one, and the output depends on it."""
         # The largest score of each row is some score, also of scores that are masked wrongly.
         leading = self.sources(
-            seen.index for seen in self.seen if seen.is_ or (seen.part_of and seen.event.function not in ROW_NUMBERS)
+            seen.index
+            for seen in self.seen
+            if seen.is_ or (seen.part_of and seen.event.function not in ("amax", "max"))
         )
         # What a mask was made from shows in the step that uses it.
         used = self.sources([self.last] if self.whole else range(len(self.seen)), numbers=self.whole)

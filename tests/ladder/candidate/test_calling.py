@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -121,3 +122,21 @@ def test_of_several_outputs_the_one_of_a_layers_shape_is_judged(layer: type[nn.M
     result = climb(unembed=layer, cases=2) if layer is LossFirst else climb(attention=layer, cases=2)
     assert result.passed, str(result)
     assert "Forward returns 2 things; number 2 was judged" in result.rungs[0].note
+
+
+class AsksLater(Attention):
+    """Its forward reads a field of its configuration that is not known."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config.n_embd, config.n_head)
+        self.config = config
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attend(x) * self.config.secret_factor
+
+
+def test_a_field_that_forward_asks_for_is_no_mistake_of_the_layer() -> None:
+    tried = climb(attention=AsksLater, cases=1).rungs[0]
+    assert tried.status == "refused"
+    assert "give it with --set secret_factor=VALUE" in tried.text()
+    assert climb(attention=AsksLater, cases=2, chosen={"secret_factor": 1}).passed

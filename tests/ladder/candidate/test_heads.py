@@ -149,3 +149,32 @@ def test_parameters_that_share_their_numbers_count_as_one(layer: type[nn.Module]
     note = "Two parameters have the same numbers, wte.weight and head.weight, so that an optimizer changes them twice"
     assert (note in tried.note) == shares
     assert ("tied to W_E" in tried.note) == shares
+
+
+class OfSomeHeads(nn.Module):
+    """It has as many heads as its second argument says, of the width that is left."""
+
+    turned = False
+
+    def __init__(self, d_model: int, num_heads: int = 4) -> None:
+        super().__init__()
+        self.heads = num_heads
+        self.qkv, self.proj = nn.Linear(d_model, 3 * d_model), nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in self.qkv(x).chunk(3, -1))
+        v = v.flip(-1) if self.turned else v
+        z = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.proj(z.transpose(1, 2).flatten(2))
+
+
+class OfSomeHeadsTurned(OfSomeHeads):
+    turned = True
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_a_number_of_heads_that_the_user_sets_is_what_is_judged(heads: int) -> None:
+    tried = climb(attention=OfSomeHeads, chosen={"num_heads": heads}, cases=5).rungs[0]
+    assert tried.passed, tried.text()
+    assert f"It has n_heads={heads} whatever it is built for, and was judged with that" in tried.note
+    assert not climb(attention=OfSomeHeadsTurned, chosen={"num_heads": heads}, cases=2).passed

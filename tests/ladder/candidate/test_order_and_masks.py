@@ -238,7 +238,7 @@ def test_the_mask_that_fits_is_used_in_cases_of_one_head_too() -> None:
 
 
 class Padded(nn.Module):
-    """It hides the future, and what the mask that it requires says is padding."""
+    """It hides the future, and what the mask that it requires marks as padding."""
 
     def __init__(self, d_model: int, n_heads: int) -> None:
         super().__init__()

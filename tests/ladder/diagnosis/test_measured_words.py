@@ -93,6 +93,11 @@ class ValuesWithoutBias(Split):
         return pattern @ v  # here: ValuesWithoutBias
 
 
+class MeanAddedAgain(nn.LayerNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + input.mean(-1, keepdim=True)
+
+
 class OneMore(Split):
     def pattern(self, scores: Tensor) -> Tensor:
         later = torch.ones_like(scores, dtype=torch.bool).triu(1)
@@ -248,7 +253,7 @@ class KeysWithOtherBias(nn.Module):
         ("mlp", NoActivation, "(GPT-2 has the hidden layer after the activation next)"),
         ("mlp", OtherPower, "times 0.44715. GPT-2 adds 0.044715 x³ to x."),
         ("layer_norm", MeanOfFewer, "the mean times 1.03704 = d_model/(d_model - 1), with d_model=28 here."),
-        ("layer_norm", ShiftTimesGain, "First wrong: what `*` gives (GPT-2 has the output next)."),
+        ("layer_norm", ShiftTimesGain, "the normalised vector times w (line {line}). First wrong: what `*` gives."),
         ("attention", ScaledAfterTheMask, "First wrong: what `softmax` gives (GPT-2 has the attention pattern next)."),
         (
             "attention",
@@ -264,7 +269,7 @@ def test_the_report_names_what_was_measured(rung: str, layer: type[nn.Module], w
     assert found.status == "failed", found.text()
     assert found.at is not None, found.text()
     assert found.at.rpartition(":")[2] == line_of(layer), found.text()
-    assert words in found.text(), found.text()
+    assert words.format(line=line_of(layer)) in found.text(), found.text()
 
 
 def test_a_final_norm_without_parameters_is_right_but_for_these() -> None:
@@ -291,6 +296,7 @@ def test_of_a_table_the_rows_are_reported_and_no_inputs() -> None:
         ("attention", KeysOfQueries, "In code: x @ W_K + b_K, split into heads."),
         ("mlp", OtherPower, "In code: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))."),
         ("layer_norm", MeanOfFewer, "In code: x.mean(dim=-1, keepdim=True)."),
+        ("layer_norm", MeanAddedAgain, "Return that output as it is."),
     ],
 )
 def test_the_fix_of_a_mistake_without_a_name_is_gpt2s_step_in_code(rung: str, layer: type[nn.Module], fix: str) -> None:

@@ -1,11 +1,16 @@
 """Attention over blocks of keys (an online softmax): the line of the running sum, or of the mask, that is wrong."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gptladder.ladder import climb
-from tests.ladder.diagnosis.layers import line_of, tried
+
+sys.path.insert(0, str(Path(__file__).parent))
+from layers import line_of, tried
 
 
 class Online(nn.Module):

@@ -295,7 +295,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("block", MidReturned, "First wrong: the output: it is the stream after attention."),
         ("block", InputOfMlpAlone, "First wrong: the call of ln2 there, on the output of attention"),
         ("model", LastPlace, "counted from 0, alone."),
-        ("model", LastNormOfEachBlock, "First wrong: the call of ln_final there, on the stream after the block"),
+        ("model", LastNormOfEachBlock, "First wrong: the call of ln_final there, on the stream after block 0"),
         ("model", BlockDropped, "that result is not used."),
         ("model", FirstBlockOnly, "First wrong: the blocks: blocks.0 is the last that runs, of "),
         ("mlp", WithoutGradients, "no gradient reaches"),

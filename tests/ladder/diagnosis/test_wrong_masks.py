@@ -127,3 +127,95 @@ def test_what_a_query_sees_is_what_the_softmax_lets_it_see(layer: type[Split]) -
     assert str(finding.at).endswith(f":{line_of(layer)}"), found.text()
     assert ("Query 0 sees key 1, a later position." in finding.detail) == layer.__name__.startswith("Adds")
     assert ("Query 0 does not see its own position." in finding.detail) == layer.__name__.startswith("Fills")
+
+
+class Buffered(Split):
+    """Keeps the mask of all positions that it may be given."""
+
+    mask: Tensor
+
+    def __init__(self, d_model: int, n_heads: int, n_ctx: int) -> None:
+        super().__init__(d_model, n_heads)
+        self.register(n_ctx)
+
+    def register(self, n_ctx: int) -> None:
+        raise NotImplementedError
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        seq = scores.shape[-1]
+        return scores.masked_fill(self.mask[..., :seq, :seq] == 0, -torch.inf).softmax(-1)
+
+
+class OverLines(Buffered):
+    def register(self, n_ctx: int) -> None:
+        self.register_buffer(
+            "mask",
+            torch.tril(torch.ones(n_ctx, n_ctx), diagonal=1).view(1, 1, n_ctx, n_ctx),  # here: OverLines
+            persistent=False,
+        )
+
+
+class BeforeItIsRegistered(Buffered):
+    def register(self, n_ctx: int) -> None:
+        later = torch.ones(n_ctx, n_ctx).triu(2) > 0  # here: BeforeItIsRegistered
+        visible = ~later
+        self.register_buffer("mask", visible[None, None])
+
+
+class ComparedOverLines(Buffered):
+    def register(self, n_ctx: int) -> None:
+        rows, columns = torch.arange(n_ctx)[:, None], torch.arange(n_ctx)
+        self.register_buffer(
+            "mask",
+            columns < rows,  # here: ComparedOverLines
+        )
+
+
+class NoBuffer(Buffered):
+    def register(self, n_ctx: int) -> None:
+        visible = torch.ones(n_ctx, n_ctx, dtype=torch.bool).tril(-1)  # here: NoBuffer
+        self.mask = visible.view(1, 1, n_ctx, n_ctx)
+
+
+class MadeInverted(Buffered):
+    def register(self, n_ctx: int) -> None:
+        visible = torch.ones(n_ctx, n_ctx).tril()  # here: MadeInverted
+        self.register_buffer("mask", visible)
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        seq = scores.shape[-1]
+        hidden = self.mask.bool()[:seq, :seq]
+        return scores.masked_fill(hidden, -1e9).softmax(-1)
+
+
+class AddedInverted(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        hidden = torch.ones_like(scores[0, 0]).tril() > 0  # here: AddedInverted
+        added = torch.zeros_like(scores).masked_fill(hidden, -1e9)
+        return (scores + added).softmax(-1)
+
+
+class BothWays(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        hidden = torch.ones_like(scores[0, 0]).tril()  # here: BothWays
+        shown = 1 - hidden
+        return (scores * shown - 1e10 * hidden).softmax(-1)
+
+
+class TurnedRound(Buffered):
+    def register(self, n_ctx: int) -> None:
+        self.register_buffer("mask", torch.ones(n_ctx, n_ctx).triu(1))
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        seq = scores.shape[-1]
+        shown = self.mask[:seq, :seq] == 0  # here: TurnedRound
+        return scores.masked_fill(shown, -1e9).softmax(-1)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [OverLines, BeforeItIsRegistered, ComparedOverLines, NoBuffer, MadeInverted, AddedInverted, BothWays, TurnedRound],
+)
+def test_the_line_of_a_wrong_mask_is_the_one_that_makes_it(layer: type[Split]) -> None:
+    found = tried(attention=layer)
+    assert str(found.at).endswith(f":{line_of(layer)}"), found.text()
