@@ -26,7 +26,7 @@ from .masks import ConstructorsMask
 from .parameters import read
 from .places import Code
 from .shapes_in_words import axes, both_sides, kind_of, mismatch, size_names
-from .shared_parameters import repeated, tie_shared
+from .shared_parameters import changed_parameters, repeated, tie_shared
 from .source import CandidateError, one_line
 from .standins import Unavailable
 from .trace import Attached, Births, Place, Recorder, Trace, Widened
@@ -235,7 +235,8 @@ class Candidate:
             if mode and mode.drew:
                 raise _Faulty("random", "forward draws random numbers in training mode")
             output, notes = _checked(_ordered(output, request), _ordered(given, request), trial)
-            _check_unchanged(layer, filled)
+            if changed := changed_parameters(layer, filled):
+                raise _Faulty("input", changed)
             self._notes |= dict.fromkeys([*notes, *sorted(extras)])
             # Run it backwards. A layer that cuts the graph has no gradients.
             if output.requires_grad and request.gradients:
@@ -371,16 +372,6 @@ def _fill(layer: nn.Module, named: str, state: Mapping[str, Tensor], trial: Tria
     with torch.no_grad():
         for name, tensor in state.items():
             (places | buffers)[name].copy_(tensor)
-
-
-def _check_unchanged(layer: nn.Module, filled: Mapping[str, Tensor]) -> None:
-    """Refuse a layer that changes its own parameters when it is called."""
-    now = dict(layer.named_parameters())
-    changed = [name for name, before in filled.items() if name in now and not torch.equal(now[name], before)]
-    if changed:
-        shown = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")
-        does = "has" if len(changed) == 1 else "have"
-        raise _Faulty("input", f"forward changes its own parameters: {shown} {does} other numbers afterwards")
 
 
 def _checked(output: Any, given: Tensor, trial: Trial) -> tuple[Tensor, list[str]]:

@@ -93,3 +93,12 @@ def _several(every: Mapping[str, Tensor]) -> list[list[str]]:
     for name, tensor in every.items():
         places.setdefault(id(tensor), []).append(name)
     return [names for names in places.values() if len(names) > 1]
+
+
+def changed_parameters(layer: nn.Module, filled: Mapping[str, Tensor]) -> str:
+    """Return that a layer changed its own parameters when it was called, in a clause; empty if it did not."""
+    now = dict(layer.named_parameters())
+    changed = [name for name, before in filled.items() if name in now and not torch.equal(now[name], before)]
+    shown = ", ".join(changed[:3]) + (" and others" if len(changed) > 3 else "")
+    does = "has" if len(changed) == 1 else "have"
+    return f"forward changes its own parameters: {shown} {does} other numbers afterwards" if changed else ""

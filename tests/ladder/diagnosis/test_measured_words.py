@@ -234,7 +234,7 @@ class KeysWithOtherBias(nn.Module):
 @pytest.mark.parametrize(
     ("rung", "layer", "words"),
     [
-        ("layer_norm", ThousandthOfEps, "The mistake: eps is 0.001."),
+        ("layer_norm", ThousandthOfEps, "The mistake: eps is always 1e-3."),
         ("attention", FillsMinusFive, "The mistake: mask fills -5."),
         ("attention", AddsMinusFour, "The mistake: mask adds -4."),
         ("attention", HidesThePast, "The mistake: mask inverted."),
@@ -248,7 +248,7 @@ class KeysWithOtherBias(nn.Module):
         ("attention", NotProjected, "The mistake: output projection not applied."),
         ("attention", KeysOfQueries, "by W_K.\nGPT-2 multiplies the layer's input by W_K."),
         ("attention", Capped, "takes the scaled scores times 0.02 (line "),
-        ("mlp", OutsideTheBracket, "takes sqrt(2/pi) x in GELU (line "),
+        ("mlp", OutsideTheBracket, "The mistake: sqrt(2/pi) times x alone in GELU."),
         ("mlp", WidenedAgain, ") by W_in transposed."),
         ("mlp", NoActivation, "(GPT-2 has the hidden layer after the activation next)"),
         ("mlp", OtherPower, "times 0.44715. GPT-2 adds 0.044715 x³ to x."),
