@@ -324,7 +324,7 @@ class Candidate:
             if isinstance(error, TypeError) and not self.code.raised(error) and "forward() " in str(error):
                 message = f"forward cannot be called: {one_line(error)}; write an adapter whose layer takes one input"
                 raise _Faulty("refused", message) from error
-            if kind == "raises" and is_unknown_field(error):  # the message says how to give the value
+            if kind == "raises" and is_unknown_field(error):  # the message has the way to give the value
                 kind = "refused"
             raise _Faulty(kind, f"{what} raises {one_line(error)}", self.code.raised(error)) from error
 
