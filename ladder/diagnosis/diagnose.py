@@ -64,7 +64,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
     found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
     leaks = output_wrong and _leaks(layer, failing, first, wide)
-    if chosen is _trials_of_as_many_heads:  # heads and positions are distinguished there only by a mistake's name
+    if chosen is _trials_of_as_many_heads:  # heads and positions look alike there, but by a mistake's name
         return found if named else Diagnosis()
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
     if not named and finding is None and parts:

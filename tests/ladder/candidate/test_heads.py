@@ -152,7 +152,7 @@ def test_parameters_that_share_their_numbers_count_as_one(layer: type[nn.Module]
 
 
 class OfSomeHeads(nn.Module):
-    """It has as many heads as its second argument asks for, of the width that is left."""
+    """Its second argument is its number of heads, of the width that is left."""
 
     turned = False
 

@@ -24,9 +24,9 @@ from layers import Split, line_of, tried
 from nanogpt import GPT, MLP, Block
 
 
-class ThousandthOfEps(nn.LayerNorm):
+class OtherEps(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
-        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, 1e-3)  # here: ThousandthOfEps
+        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, 3e-3)  # here: OtherEps
 
 
 class FillsMinusFive(Split):
@@ -234,7 +234,7 @@ class KeysWithOtherBias(nn.Module):
 @pytest.mark.parametrize(
     ("rung", "layer", "words"),
     [
-        ("layer_norm", ThousandthOfEps, "The mistake: eps is always 1e-3."),
+        ("layer_norm", OtherEps, "The mistake: eps is 0.003."),
         ("attention", FillsMinusFive, "The mistake: mask fills -5."),
         ("attention", AddsMinusFour, "The mistake: mask adds -4."),
         ("attention", HidesThePast, "The mistake: mask inverted."),
@@ -253,7 +253,11 @@ class KeysWithOtherBias(nn.Module):
         ("mlp", NoActivation, "(GPT-2 has the hidden layer after the activation next)"),
         ("mlp", OtherPower, "times 0.44715. GPT-2 adds 0.044715 x³ to x."),
         ("layer_norm", MeanOfFewer, "the mean times 1.03704 = d_model/(d_model - 1), with d_model=28 here."),
-        ("layer_norm", ShiftTimesGain, "the normalised vector times w (line {line}). First wrong: what `*` gives."),
+        (
+            "layer_norm",
+            ShiftTimesGain,
+            "the normalised vector times w (line {line}). First wrong: what `*` gives (GPT-2 has the output next).",
+        ),
         ("attention", ScaledAfterTheMask, "First wrong: what `softmax` gives (GPT-2 has the attention pattern next)."),
         (
             "attention",
