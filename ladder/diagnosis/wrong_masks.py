@@ -217,6 +217,8 @@ def _inverts(matched: Matched, masks: set[int]) -> Event | None:
     used = {shows[i] for seen in matched.seen if seen.depends for i in seen.event.inputs if shows.get(i) is not None}
     before = {index: [i for i in matched.seen[index].event.inputs if i in masks] for index in masks}
     turned = [index for index in masks if any(shows.get(i) is not shows[index] for i in before[index])]
+    # A comparison decides which keys are hidden, also if it is one (``mask == 1``) that turns nothing round.
+    turned += [index for index in masks if matched.seen[index].event.function in ("eq", "__eq__", "ne", "__ne__")]
     event = matched.seen[max(turned) if turned and len(used) == 1 else min(masks)].event
     return event if event.at else None
 

@@ -212,9 +212,28 @@ class TurnedRound(Buffered):
         return scores.masked_fill(shown, -1e9).softmax(-1)
 
 
+class EqualsOne(Buffered):
+    def register(self, n_ctx: int) -> None:
+        self.register_buffer("mask", torch.ones(n_ctx, n_ctx).tril())
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        seq = scores.shape[-1]
+        return scores.masked_fill(self.mask[:seq, :seq] == 1, -1e9).softmax(-1)  # here: EqualsOne
+
+
 @pytest.mark.parametrize(
     "layer",
-    [OverLines, BeforeItIsRegistered, ComparedOverLines, NoBuffer, MadeInverted, AddedInverted, BothWays, TurnedRound],
+    [
+        OverLines,
+        BeforeItIsRegistered,
+        ComparedOverLines,
+        NoBuffer,
+        MadeInverted,
+        AddedInverted,
+        BothWays,
+        TurnedRound,
+        EqualsOne,
+    ],
 )
 def test_the_line_of_a_wrong_mask_is_the_one_that_makes_it(layer: type[Split]) -> None:
     found = tried(attention=layer)
