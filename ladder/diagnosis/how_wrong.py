@@ -37,8 +37,7 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
     complete = [each for each in before if any(q.key == "output" and _holds(each, q) for q in each.is_)]
     if complete and complete[-1].index in matched.sources([culprit.index]):
         return gives, [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
-    alone = bool(event.parameters) and not event.inputs and not event.foreign  # nothing of the input is in it
-    missing = "" if alone else next_step(matched, culprit.index, event.inputs, event.function)
+    missing = next_step(matched, culprit.index, event.inputs, event.function)
     if other := _other_layer(matched, culprit, missing):
         return other, []
     if event.function not in STATISTICS:  # a layer norm begins with its mean

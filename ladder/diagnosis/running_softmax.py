@@ -63,7 +63,7 @@ class _Running:
         """Return the first wrong mask or sum; after the loop, if all of these are right."""
         carried, forms = self._carried(), dict[tuple[object, str], str]()
         before: dict[tuple[object, str], Seen] = {}
-        shifts: Tensor | None = None
+        shifts = torch.ones(())
         for block in self.blocks:
             if set(block.keys) & set(self.keys):
                 return None

@@ -181,7 +181,7 @@ class NormInTheLoop(GPT):
 class BareFinalNorm(GPT):
     def __init__(self, config: object) -> None:
         super().__init__(config)
-        self.ln_f = nn.LayerNorm(self.ln_f.normalized_shape, elementwise_affine=False)
+        self.ln_f = nn.LayerNorm(list(self.ln_f.normalized_shape), elementwise_affine=False)
 
 
 class NoActivation(MLP):
