@@ -305,3 +305,15 @@ def unused(layer: nn.Module, state: Mapping[str, Tensor], leaves: Mapping[str, T
         return frozenset(leaves)
     reached = torch.autograd.grad(used, list(leaves.values()), allow_unused=True, retain_graph=True)
     return frozenset(name for name, found in zip(leaves, reached, strict=True) if found is None)
+
+
+def batch_first(value: Tensor, given: Tensor, is_turned: bool) -> Tensor:
+    """Return a part's input or output as [batch seq …]: a model may turn the axes for its blocks.
+
+    Args:
+        given: the layer's input, as [batch seq …].
+        is_turned: the layer takes [seq batch …].
+    """
+    turned = value.ndim > 1 and value.shape[:2] == given.shape[1::-1]
+    alike = value.shape[:2] == value.shape[1::-1]
+    return value.transpose(0, 1) if turned and (is_turned or not alike) else value

@@ -18,7 +18,7 @@ from .aliases import foreign
 from .as_written import recorded
 from .borrowed import BorrowedCalls, borrowed_classes
 from .building import Builder
-from .calling import call, parts_of, pull_back, unknown_arguments, unused, ways_to_call
+from .calling import batch_first, call, parts_of, pull_back, unknown_arguments, unused, ways_to_call
 from .configuration import FIELDS, Configuration, Refused, Sizes, is_unknown_field
 from .fixed_sizes import fixed_sizes
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
@@ -223,7 +223,8 @@ class Candidate:
                 with recorder.recording(parts_of(layer, state, leaves)):
                     output = self._run("forward", forward)
                 recorder.ended(output)
-                trace.parts = [(n, _as_given(one, request), _as_given(two, request)) for n, one, two in trace.parts]
+                turn = partial(batch_first, given=trial.given, is_turned=request.sequence_first)
+                trace.parts = [(n, turn(one), turn(two)) for n, one, two in trace.parts]
                 if request.gradients and (wrong := recorder.own.wrong_backward(self.code)):
                     trace.places["backward"] = wrong
             else:
@@ -336,13 +337,6 @@ def _ordered(value: Any, request: Request) -> Any:
     return value.transpose(0, 1).contiguous() if is_turned else value
 
 
-def _as_given(value: Tensor, request: Request) -> Tensor:
-    """Return a part's input or output as [batch seq …]: a model may turn the axes for its blocks."""
-    turned = value.ndim > 1 and value.shape[:2] == request.trial.given.shape[1::-1]
-    alike = value.shape[:2] == value.shape[1::-1]
-    return value.transpose(0, 1) if turned and (request.sequence_first or not alike) else value
-
-
 def _check_arguments(layer: nn.Module) -> None:
     """Refuse a layer whose forward asks for what is not known."""
     if unknown := unknown_arguments(layer):
@@ -362,8 +356,7 @@ def _fill(layer: nn.Module, named: str, state: Mapping[str, Tensor], trial: Tria
     empty = [name for name, place in places.items() if id(place) not in filled]
     unknown = [name for name in state if name not in places and name not in buffers]
     if wrong or empty or unknown:
-        given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        own = {name: tuple(tensor.shape) for name, tensor in places.items()}
+        given, own = ({name: tuple(tensor.shape) for name, tensor in each.items()} for each in (state, places))
         raise _Faulty(
             "parameters",
             f"{named}'s parameters do not match: {mismatch(wrong, empty, unknown)}",
