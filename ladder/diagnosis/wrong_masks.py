@@ -191,20 +191,23 @@ def _origin(matched: Matched, event: Event, inverted: bool) -> Event | None:
     """Return the step that first makes a wrong mask, from a right one or from none; if it is inverted, see below."""
     sources = matched.sources(i for i in event.inputs if i >= 0 and not matched.seen[i].depends)
     right: set[int] = set()
-    last = None
+    wrong, last = None, None
     for index in sorted(sources):
         step = matched.seen[index].event
         square = _square(step.value)
         if square is None or square.shape[0] < 2:
             continue
         nonzero = square != 0
+        made_of = matched.sources(step.inputs)
         if _shows_own_key(square) is not None:
             right.add(index)
-            last = None
-        elif bool(nonzero.any() and not nonzero.all()) or not right.isdisjoint(matched.sources(step.inputs)):
-            return step if step.at else None
+            last, wrong = None, None if wrong in made_of else wrong  # it was put right
+        elif bool(nonzero.any() and not nonzero.all()) or not right.isdisjoint(made_of):
+            wrong = index if wrong is None else wrong
         else:
             last = step
+    if wrong is not None:
+        return matched.seen[wrong].event if matched.seen[wrong].event.at else None
     if inverted and right:
         return _inverts(matched, right)
     return last if last and last.at and bool((last.value < -1e3).any()) else None

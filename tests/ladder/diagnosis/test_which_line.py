@@ -109,6 +109,12 @@ class MergedWithoutTranspose(Plain):
         return z.flatten(2)
 
 
+class RaisesAfterMerging(Plain):
+    def merge(self, z: Tensor) -> Tensor:
+        merged = z.flatten(2)
+        raise RuntimeError(f"{merged.ndim} axes")
+
+
 class HeadsNotTransposed(Plain):
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1))
@@ -220,12 +226,18 @@ def test_a_mask_that_torch_is_given_is_read_as_torch_reads_it() -> None:
 
 
 def test_before_an_error_what_is_right_and_its_axes_are_reported() -> None:
-    found = tried(MergedWithoutTranspose)
+    found = tried(RaisesAfterMerging)
     assert found.fault is not None
     assert found.fault.kind == "raises"
     assert "Right up to there: " in found.text()
     assert "The gathered values z are [batch, n_heads, seq*d_head] there" in found.text()
     assert "First wrong" not in found.text()
+
+
+def test_an_error_that_as_many_heads_as_positions_do_not_show_is_named_with_these() -> None:
+    text = tried(MergedWithoutTranspose).text()
+    assert "forward raises RuntimeError" in text
+    assert "The mistake: z flattened without a transpose." in text
 
 
 def test_before_an_error_the_first_wrong_step_is_located() -> None:
@@ -249,8 +261,8 @@ def test_the_first_length_that_is_wrong_is_reported() -> None:
     assert "With n_ctx = 1024, 201 positions are right and 202 are not." in tried(ShortMask).text()
 
 
-def test_heads_that_the_output_does_not_depend_on_are_named() -> None:
-    assert " of heads 1, 2 and 3, counted from 0: the output does not depend on them." in tried(OneHeadForAll).text()
+def test_one_head_in_the_place_of_all_is_named() -> None:
+    assert "The mistake: the first head in the place of all." in tried(OneHeadForAll).text()
 
 
 class Reversed(nn.Module):
