@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from .places import Code, Place
 
 # Larger tensors are left out: a mask for a small case shows how it is made.
-_MOST_NUMBERS = 4096
+_MOST_NUMBERS = 2**15
 
 
 class BuiltMasks(TorchFunctionMode):
