@@ -156,7 +156,10 @@ class Diagnosis:
     def has_numbers(self, hint: Hint) -> bool:
         """Return whether the words have numbers that may be others in another case: a head, a position, a block."""
         catalogued = {*self.what, *self.fix, self.finding.fix if self.finding else ""}
-        words = " ".join(text for kind, text in self.lines(hint) if kind == "text" and text not in catalogued)
+        every = [text for kind, text in self.lines(hint) if kind == "text"]
+        if re.search(r"blocks?[. ][1-9]|blocks 0", " ".join(every)):
+            return True
+        words = " ".join(text for text in every if text not in catalogued)
         # GELU's constants, and block 0, are the same in every case.
         words = re.sub(r"`[^`]*`|lines? [\d, and]+|1/sqrt|\(block 0\)|\S+ x[²³]|sqrt\(2/pi\)|1 \+", "", words)
         return bool(re.search(r"(?<![\w.-])\d", re.sub(r"in GELU times \S+\. GPT-2 has that times \S+", "", words)))

@@ -14,6 +14,8 @@ from torch import Tensor
 from .answers import Answer, close, difference
 from .candidate.layer import Reply
 from .candidate.masks import HIDING_NOTHING, MASKS
+from .candidate.places import Place
+from .candidate.trace import Event
 from .cases import with_other_input
 from .formula.quantities import quantities
 from .formula.trace_matching import Matched
@@ -127,7 +129,7 @@ class LayoutChoice:
         def rank(way: int) -> tuple[bool, bool, bool, float]:
             reply = self.tried[way]
             finite = reply.answer is not None and bool(reply.answer.output.isfinite().all())  # a mask may hide all
-            order = _order_read(reply.reading)
+            order = order_read(reply.reading)
             # Another order than the usual one must explain more than the exchange that it would be otherwise.
             odd = order not in ("", named or "q, k, v")
             steps = self.steps_found[way] - (_EXCHANGE if odd else 0)
@@ -146,15 +148,8 @@ class LayoutChoice:
         return best or 0, chosen
 
     def _named_order(self) -> str:
-        """Return the order in which the file names what it splits (``q, k, v = ...``); empty if it does not."""
         events = next((self.tried[way].trace.events for way in self.steps_found), [])
-        for event in events:
-            found = _UNPACKED.match(event.at[1]) if event.at else None
-            letters = [each[0].lower() for each in found.groups()] if found else []
-            picked = event.at is not None and len(_INDEX.findall(event.at[1])) > 1  # q, k, v = qkv[1], qkv[0], qkv[2]
-            if sorted(letters) == ["k", "q", "v"] and not picked:
-                return ", ".join(letters)
-        return ""
+        return next((order for _, order in named_orders(events)), "")
 
     def _as_read(self, reply: Reply) -> Reply:
         """Return the first reply with what is known of how the parameters were read in another."""
@@ -216,7 +211,17 @@ class LayoutChoice:
         return replace(chosen, fault=replace(faults[-1], kind="refused", message=message))
 
 
-def _order_read(reading: str) -> str:
+def named_orders(events: Iterable[Event]) -> Iterator[tuple[Place, str]]:
+    """Yield the lines in which a file names what it splits (``q, k, v = ...``), each with the order of the names."""
+    for event in events:
+        found = _UNPACKED.match(event.at[1]) if event.at else None
+        letters = [each[0].lower() for each in found.groups()] if found else []
+        picked = event.at is not None and len(_INDEX.findall(event.at[1])) > 1  # q, k, v = qkv[1], qkv[0], qkv[2]
+        if event.at and sorted(letters) == ["k", "q", "v"] and not picked:
+            yield event.at, ", ".join(letters)
+
+
+def order_read(reading: str) -> str:
     """Return the order in which a tensor of all three holds ``q, k, v`` by a reading; empty if there is none."""
     if found := _ORDER.search(reading):
         return found[1]

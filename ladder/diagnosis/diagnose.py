@@ -22,6 +22,7 @@ from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
 from ..tolerance import parameters_in_words
 from ..under_test import UnderTest
+from .exchanged_names import exchanged_names
 from .key_bias import with_key_bias
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
@@ -71,7 +72,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
         finding = Finding(None, None, (), f"the output of {parts[0][0]}")
     return replace(
         found,
-        finding=finding,
+        finding=exchanged_names(layer, found, failing, trace) or finding,
         smallest=_smallest(layer, failing.case, output_wrong, wide),
         sizes=sizes_of(failing.case),
         patterns=_patterns(failing, trace, build),
@@ -149,6 +150,8 @@ def _trials_of_as_many_heads(layer: UnderTest, drawn: Sequence[Case]) -> Iterato
     for case in drawn[:3]:
         heads = case.config.n_heads
         yield showing(layer.own_trial(replace(case, seq=heads, config=replace(case.config, n_ctx=heads + 2))))
+    # With one position, attention between heads still mixes these.
+    yield showing(layer.own_trial(replace(drawn[0], seq=1)))
 
 
 def showing(trial: Trial) -> Trial:

@@ -124,7 +124,7 @@ def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
         answer = layer.answer(trial, attach=tuple(at for at, _ in lines))
         if answer is None or not same(answer, trial.expected):
             continue
-        detail = "Where the gradient is not cut, every gradient is right."
+        detail = "With the cut taken out, every gradient is right."
         if len(lines) > 1:
             detail += f" It is cut on lines {listed([at.rpartition(':')[2] for at, _ in lines])}."
         wrong = "the gradient, which is cut there"
@@ -136,7 +136,8 @@ def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagno
     """Return fault and diagnosis of a layer that gives no answer; its wrong answers to other sizes show more."""
     other = diagnose(layer)
     if other and (other.mistakes or (other.finding and other.finding.at)):
-        return replace(fault, message=f"{fault.message}; for other sizes it gives an answer that is wrong"), other
+        where = f" (seq={trial.case.seq}, n_ctx={trial.config.n_ctx})" if fault.kind == "shape" else ""
+        return replace(fault, message=f"{fault.message}{where}; for some other sizes its answer is wrong"), other
     if fault.kind == "shape":
         return fault, None
     finding, facts = locate(trial, layer.trace(trial), raised=True), _raised_by_length(layer, trial)
@@ -186,7 +187,7 @@ def _too_long(layer: UnderTest, trial: Trial) -> Diagnosis:
     while wrong - right > 1:
         seq = (right + wrong) // 2
         right, wrong = (seq, wrong) if is_right(seq) else (right, seq)
-    fact = f"With n_ctx = {trial.config.n_ctx}, {right} positions are right and {wrong} are not."
+    fact = f"With n_ctx = {trial.config.n_ctx}, a sequence of {right} positions is right, and one of {wrong} is not."
     # One head or one layer, if it may have one: of large tensors the trace keeps none.
     config = trial.config
     if "n_heads" in layer.asked:

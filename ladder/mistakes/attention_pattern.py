@@ -47,12 +47,12 @@ def _small_fill(fill: float) -> Mistake:
     )
 
 
-def _between_heads(causal: bool, transposed: bool) -> Steps:
-    """Return the step of attention between the heads, each of which sees the earlier ones or all."""
+def _between_heads(least: float, transposed: bool) -> Steps:
+    """Return the step of attention between the heads, each of which sees earlier ones alone from some length on."""
 
     def z(self: PlainAttention, x: Tensor) -> Tensor:
         qkv = self.queries(x), self.keys(x), self.values(x)
-        z = F.scaled_dot_product_attention(*qkv, is_causal=causal, scale=self.scale)
+        z = F.scaled_dot_product_attention(*qkv, is_causal=x.shape[1] >= least, scale=self.scale)
         return rearrange(z, "b s n h -> b n s h").reshape(z.shape) if transposed else z
 
     return {"z": z}
@@ -150,8 +150,8 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
         "Attention runs between the heads of one position: q, k and v are [batch seq n_heads d_head] where the product "
         "wants [batch n_heads seq d_head]. Transpose seq and n_heads before it, and back after it.",
         rare=True,
-        **_between_heads(causal=True, transposed=False),
-        also=[_between_heads(True, True), _between_heads(False, False), _between_heads(False, True)],
+        **_between_heads(1, transposed=False),
+        also=[_between_heads(*each) for each in ((1, True), (2, False), (2, True), (1e9, False), (1e9, True))],
     ),
     _wrong(
         "keys reshaped for transposed",
@@ -304,7 +304,7 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
     _wrong(
         "inf for -inf, or -inf after the softmax",
-        "The output is NaN wherever there is a later position: the mask fills inf into the scores, or -inf into the "
+        "The output is NaN or inf if there is a later position: the mask fills inf into the scores, or -inf into the "
         "pattern. Fill -inf into the scores, before the softmax.",
         rare=True,
         fill=math.inf,

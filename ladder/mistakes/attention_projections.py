@@ -244,13 +244,13 @@ PROJECTIONS_AND_HEADS: tuple[Mistake, ...] = (
     ),
     _wrong(
         "b_Q twice",
-        "b_Q is added twice (F.linear and nn.Linear add it already). Add it once.",
+        "b_Q is added twice. Add it once: nn.Linear and F.linear add it by themselves.",
         rare=True,
         queries=lambda self, x: self.heads(x, self.W_Q, 2 * self.b_Q),
     ),
     _wrong(
         "b_V twice",
-        "b_V is added twice (F.linear and nn.Linear add it already). Add it once.",
+        "b_V is added twice. Add it once: nn.Linear and F.linear add it by themselves.",
         values=lambda self, x: self.heads(x, self.W_V, 2 * self.b_V),
     ),
     _wrong(
@@ -265,12 +265,12 @@ PROJECTIONS_AND_HEADS: tuple[Mistake, ...] = (
     ),
     _wrong(
         "b_O twice",
-        "b_O is added twice (F.linear and nn.Linear add it already). Add it once.",
+        "b_O is added twice. Add it once: nn.Linear and F.linear add it by themselves.",
         out=lambda self, z: torch.einsum("bsnh,nhm->bsm", z, self.W_O) + 2 * self.b_O,
     ),
     _wrong(
         "b_O added for each head",
-        "b_O is added n_heads times, inside the sum over heads. Sum the heads first, and add b_O once.",
+        "b_O is added n_heads times, as it is inside a sum over heads. Sum the heads first, and add b_O once.",
         out=lambda self, z: torch.einsum("bsnh,nhm->bsm", z, self.W_O) + self.n_heads * self.b_O,
     ),
     _wrong(

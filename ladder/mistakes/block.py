@@ -82,12 +82,12 @@ BLOCK: tuple[Mistake, ...] = (
     ),
     _block(
         "one layer norm for two",
-        "ln1 is used twice. The MLP reads through ln2, which has parameters of its own.",
+        "The MLP reads through ln1. It reads through ln2, which has parameters of its own.",
         mlp_reads=lambda self, x, mid: self.ln1(mid),
     ),
     _block(
         "ln2 for both layer norms",
-        "ln2 is used twice. Attention reads through ln1, which has parameters of its own.",
+        "Attention reads through ln2. It reads through ln1, which has parameters of its own.",
         attention_reads=lambda self, x: self.ln2(x),
     ),
     _block(
@@ -170,12 +170,12 @@ BLOCK: tuple[Mistake, ...] = (
         after_mlp=lambda self, x, mid: x + mid + self.mlp(self.mlp_reads(x, mid)),
     ),
     _block(
-        "residual added twice before attention",
+        "residual added twice after attention",
         f"The stream is added to attention's output twice. Add it once: {_RIGHT}.",
         after_attention=lambda self, x: 2 * x + self.attn(self.attention_reads(x)),
     ),
     _block(
-        "residual added twice before the MLP",
+        "residual added twice after the MLP",
         f"The stream is added to the MLP's output twice. Add it once: {_RIGHT}.",
         after_mlp=lambda self, x, mid: 2 * mid + self.mlp(self.mlp_reads(x, mid)),
     ),

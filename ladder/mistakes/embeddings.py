@@ -204,7 +204,7 @@ UNEMBED: tuple[Mistake, ...] = (
     _unembed("b_U not added", "b_U is not added. Add it to x @ W_U.", biased=lambda self, logits: logits),
     _unembed(
         "b_U twice",
-        "b_U is added twice (F.linear and nn.Linear add it already). Add it once.",
+        "b_U is added twice. Add it once: nn.Linear and F.linear add it by themselves.",
         biased=lambda self, logits: logits if self.b_U is None else logits + 2 * self.b_U,
     ),
     _unembed(

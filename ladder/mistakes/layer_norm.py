@@ -187,7 +187,7 @@ LAYER_NORM: tuple[Mistake, ...] = (
     ),
     _layer_norm(
         "bias before gain",
-        "The bias is added before the gain multiplies: (n + b) * w. Multiply first: n * w + b.",
+        "The gain multiplies the bias, too, as in (n + b) * w. Multiply first: n * w + b.",
         affine=lambda self, normalized: (normalized + self.b) * self.w,
     ),
     _layer_norm(

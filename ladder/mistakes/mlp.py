@@ -158,7 +158,7 @@ MLPS: tuple[Mistake, ...] = (
     ),
     _mlp(
         "b_in twice",
-        "b_in is added twice (F.linear and nn.Linear add it already). Add it once.",
+        "b_in is added twice. Add it once: nn.Linear and F.linear add it by themselves.",
         rare=True,
         widen=lambda self, x: x @ self.W_in + 2 * self.b_in,
     ),
@@ -169,7 +169,7 @@ MLPS: tuple[Mistake, ...] = (
     ),
     _mlp(
         "b_out twice",
-        "b_out is added twice (F.linear and nn.Linear add it already). Add it once.",
+        "b_out is added twice. Add it once: nn.Linear and F.linear add it by themselves.",
         narrow=lambda self, post: post @ self.W_out + 2 * self.b_out,
     ),
     _mlp(

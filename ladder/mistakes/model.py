@@ -187,7 +187,7 @@ MODEL: tuple[Mistake, ...] = (
     ),
     _model(
         "no block applied",
-        "No block runs. Run all n_layers of them: for block in self.blocks: x = block(x).",
+        "No block changes the stream. Run all n_layers of them: for block in self.blocks: x = block(x).",
         rare=True,
         order=lambda self: [],
     ),

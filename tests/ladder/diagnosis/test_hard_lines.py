@@ -353,7 +353,7 @@ def test_a_mistake_without_an_answer_at_some_sizes_is_named_by_others(layer: typ
     found = climb(pos_embed=layer, cases=10).rungs[-1]
     assert found.fault is not None
     assert found.fault.kind == kind
-    assert "for other sizes it gives an answer that is wrong" in found.fault.message
+    assert "for some other sizes its answer is wrong" in found.fault.message
     assert found.mistakes == ("positions from one",)
     assert found.at is not None
     assert found.at.endswith(f":{line_of(layer)}")

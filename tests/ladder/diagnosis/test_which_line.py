@@ -234,7 +234,7 @@ def test_before_an_error_what_is_right_and_its_axes_are_reported() -> None:
     assert "First wrong" not in found.text()
 
 
-def test_an_error_that_as_many_heads_as_positions_do_not_show_is_named_with_these() -> None:
+def test_an_error_is_named_by_answers_with_as_many_heads_as_positions() -> None:
     text = tried(MergedWithoutTranspose).text()
     assert "forward raises RuntimeError" in text
     assert "The mistake: z flattened without a transpose." in text
@@ -258,7 +258,7 @@ def test_a_step_that_only_moves_numbers_is_not_called_mixing() -> None:
 
 
 def test_the_first_length_that_is_wrong_is_reported() -> None:
-    assert "With n_ctx = 1024, 201 positions are right and 202 are not." in tried(ShortMask).text()
+    assert "With n_ctx = 1024, a sequence of 201 positions is right, and one of 202 is not." in tried(ShortMask).text()
 
 
 def test_one_head_in_the_place_of_all_is_named() -> None:
@@ -319,3 +319,47 @@ def test_the_way_to_read_a_wrong_layer_is_found_though_it_takes_masks() -> None:
     found = tried(HeadsSideBySide)
     assert found.mistakes == ("multiplied by sqrt(d_head)",)
     assert found.reading.startswith("qkv holds q, k, v as [(n c h) m]")
+
+
+class OfOneTensor(Plain):
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__(d_model, n_heads)
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        del self.query, self.key, self.value
+
+    def forward(self, x: Tensor) -> Any:
+        k, q, v = self.qkv(x).chunk(3, dim=-1)  # here: OfOneTensor
+        return self.out(self.merge(self.attend(self.split(q), self.split(k), self.split(v))))
+
+
+def as_q_k_v(cfg: Any, parameters: Any) -> tuple[nn.Module, dict[str, Tensor]]:
+    weights = [parameters[f"W_{letter}"].transpose(1, 2).flatten(0, 1) for letter in "QKV"]
+    biases = [parameters[f"b_{letter}"].flatten() for letter in "QKV"]
+    state = {"qkv.weight": torch.cat(weights), "qkv.bias": torch.cat(biases), "out.bias": parameters["b_O"]}
+    return OfOneTensor(cfg.d_model, cfg.n_heads), state | {"out.weight": parameters["W_O"].flatten(0, 1).T}
+
+
+def test_parts_that_are_named_in_another_order_are_located() -> None:
+    found = climb(attention=as_q_k_v, cases=3).rungs[0]
+    assert found.mistakes == ("queries and keys exchanged",), found.text()
+    assert found.at is not None
+    assert found.at.rpartition(":")[2] == line_of(OfOneTensor), found.text()
+    assert f"they lie as q, k, v, and line {line_of(OfOneTensor)} names them k, q, v." in found.text()
+    assert "Right up to there" not in found.text()
+
+
+class KeysOfValues(Plain):
+    def forward(self, x: Tensor) -> Any:
+        queries = self.query(x)
+        keys = self.value(x)  # here: KeysOfValues
+        values = self.key(x)
+        return self.out(self.merge(self.attend(self.split(queries), self.split(keys), self.split(values))))
+
+
+def test_keys_that_are_the_values_are_located_where_they_get_their_name() -> None:
+    found = tried(KeysOfValues)
+    line = line_of(KeysOfValues)
+    assert found.mistakes == ("keys and values exchanged",)
+    assert found.at is not None
+    assert found.at.rpartition(":")[2] == line
+    assert f"First wrong: `keys` on line {line}: it is the values." in found.text()
