@@ -193,8 +193,8 @@ def _open(
         if not found.path.resolve().is_relative_to(home.path.resolve()):
             home.begin(replace=False)
         sizes, after = settle_folder(home, found)
+    home.write_record(record)  # first: by it a run that is killed next is known for one, and can begin again
     data.tokenizer.save(home.path / "tokenizer")
-    home.write_record(record)
     return sizes, after
 
 
