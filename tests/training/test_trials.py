@@ -24,12 +24,17 @@ def test_every_trial_survives(trials: object, kind: str, count: int) -> None:
     assert trials_module.survived(trials, kind, count) == count
 
 
-def test_a_run_that_is_killed_at_its_first_file_begins_again(trials: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = trials.fresh()
+def test_a_run_that_is_killed_after_its_tokenizer_begins_again(trials: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, save = trials.fresh(), CharTokenizer.save
+
+    def then_killed(tokenizer: CharTokenizer, where: Path) -> None:
+        save(tokenizer, where)
+        os._exit(9)
+
     with monkeypatch.context() as patched:
-        patched.setattr(CharTokenizer, "save", lambda *_: os._exit(9))
+        patched.setattr(CharTokenizer, "save", then_killed)
         child = trials_module.in_child(lambda: trials_module.run(trials.folder, resume="auto"))
     assert trials_module.ended(child) == 9
-    assert folder.exists()
+    assert (folder / "tokenizer").exists()
     trials_module.run(trials.folder, resume="auto")
     assert trials_module.results(folder) == trials.expected
