@@ -102,9 +102,10 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
         return Fault("half", message, *place), None
     # What rounding does would hide which mistake it is.
     found = diagnose(layer, wide=wide is not None)
-    trained = layer.answer(trial, training=True, gradients=False)
-    if fault.kind == "output" and trained is not None and close(trained.output, trial.expected.output):
-        fault = replace(fault, message=f"{fault.message}; in training mode, without dropout, it is right")
+    if fault.kind == "output":
+        trained = layer.answer(trial, training=True, gradients=False)
+        if trained is not None and close(trained.output, trial.expected.output):
+            fault = replace(fault, message=f"{fault.message}; in training mode, without dropout, it is right")
     return fault, found or _only_there(layer, trial)  # or only the case that failed shows it
 
 
