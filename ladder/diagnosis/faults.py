@@ -13,6 +13,7 @@ from ..rungs import Case, Trial, distance
 from ..tolerance import wrongness
 from ..under_test import UnderTest
 from .diagnose import diagnose
+from .kept_state import kept_state
 from .smallest_case import shrink, sizes_of
 from .which_line import locate
 from .which_mistake import named_by_output
@@ -64,9 +65,11 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
         diagnosis = Diagnosis(finding=finding) if finding and finding.at else None
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
-    elif kind in ("large", "state", "training") and not fault.at:
-        trace = layer.trace(trial, training=kind == "training")
-        finding = locate(trial, trace, kept=kind == "state")
+    elif kind == "state":
+        finding = kept_state(layer, trial)
+        diagnosis = Diagnosis(finding=finding) if finding else None
+    elif kind in ("large", "training") and not fault.at:
+        finding = locate(trial, layer.trace(trial, training=kind == "training"))
         named = _named_where_large(layer, trial) if kind == "large" else None
         diagnosis = replace(named or Diagnosis(), finding=finding) if named or finding else None
     smallest = dict(diagnosis.smallest) if diagnosis else {}
