@@ -1,4 +1,4 @@
-"""What a call of the user's layer leaves behind for the next one: in its attributes, its classes, or its file's names."""
+"""What a call of the user's layer keeps for the next one: in its attributes, its classes, or its file's names."""
 
 import copy
 import sys

@@ -4,15 +4,15 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..answers import close, same
+from ..answers import close
 from ..candidate.aliases import SIZES
 from ..cases import heads_fill_the_model
-from ..formula.in_code import fix_of
-from ..results import Diagnosis, Fault, Finding, Tried, listed
+from ..results import Diagnosis, Fault, Tried
 from ..rungs import Case, Trial, distance
 from ..tolerance import wrongness
 from ..under_test import UnderTest
 from .diagnose import diagnose
+from .gradients import cut, wrong_backward
 from .kept_state import kept_state
 from .smallest_case import shrink, sizes_of
 from .which_line import locate
@@ -42,7 +42,7 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
         trial: shows it.
     """
     kind, diagnosis = fault.kind, None
-    gradient = (_wrong_backward(layer, trial) or _cut(layer, trial)) if kind in ("gradient", "missing") else None
+    gradient = (wrong_backward(layer, trial) or cut(layer, trial)) if kind in ("gradient", "missing") else None
     if gradient and kind == "missing":
         fault = replace(fault, at=gradient.at, code=gradient.code)
         diagnosis = Diagnosis(finding=gradient)
@@ -110,30 +110,6 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
         if trained is not None and close(trained.output, trial.expected.output):
             fault = replace(fault, message=f"{fault.message}; in training mode, without dropout, it is right")
     return fault, found or _only_there(layer, trial)  # or only the case that failed shows it
-
-
-def _wrong_backward(layer: UnderTest, trial: Trial) -> Finding | None:
-    """Return the line of a derivative that the user wrote, if it is not that of the function that it is for."""
-    place = layer.trace(trial, gradients=True).places.get("backward")
-    what = "the gradient that this `backward` gives: it is not the derivative of what its `forward` computes"
-    return Finding(*place, (), what) if place else None
-
-
-def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
-    """Return the line that cuts the gradient, if every gradient is right as soon as it does not; or several lines."""
-    trace = layer.trace(trial)
-    cuts, noted = trace.cuts[:8], trace.places.get("gradient")
-    decorator = noted if noted and noted[1].startswith("@") else None  # it cuts on every line of its function
-    for lines in [[each] for each in cuts] + ([cuts] if len(cuts) > 1 else []):
-        answer = layer.answer(trial, attach=tuple(at for at, _ in lines))
-        if answer is None or not same(answer, trial.expected):
-            continue
-        detail = "With the cut taken out, every gradient is right."
-        if len(lines) > 1:
-            detail += f" It is cut on lines {listed([at.rpartition(':')[2] for at, _ in lines])}."
-        wrong = "the gradient, which is cut there"
-        return Finding(*(decorator or lines[0]), (), wrong, (detail,), fix_of(wrong, (), layer.rung.name))
-    return None
 
 
 def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:

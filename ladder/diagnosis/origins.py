@@ -5,7 +5,7 @@ import re
 from ..formula.next_step import next_step
 from ..formula.same_numbers import common, sorted_numbers, varied, within
 from ..formula.trace_matching import FILLS, MOVES, Matched, Seen
-from ..results import Finding
+from ..results import Finding, listed
 from .in_words import called, found_at, in_its_place, line_of
 from .running_softmax import running_softmax
 from .wrong_masks import idle_mask
@@ -38,7 +38,7 @@ def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
 
 
 def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the slice that holds numbers of two of queries, keys and values, if the culprit takes such a one."""
+    """Return the slice that holds numbers of several of queries, keys and values, if the culprit takes such a one."""
     whole = [each for each in matched.steps if re.search(r"(^|\.)[QKV]$", each.key)]
     for index in culprit.event.inputs:
         seen = matched.seen[index] if index >= 0 else None
@@ -53,9 +53,9 @@ def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
         held = {each.words: common(seen.numbers, sorted_numbers(each.value)) for each in whole}
         held = {words: count for words, count in held.items() if count}
         like_one = any(size in (each.value.numel(), each.value.numel() // one) for each in whole)
-        if len(held) != 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
+        if len(held) < 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
             continue
-        shares = " and ".join(f"{count} are of {words}" for words, count in held.items())
+        shares = listed([f"{count} are of {words}" for words, count in held.items()])
         detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."
         return found_at(matched, seen, seen.event.at, f"what {called(seen.event)} gives", [detail])
     return None
@@ -253,13 +253,14 @@ def _running_softmax(matched: Matched, culprit: Seen) -> Finding | None:
 
 
 def _undone(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the line that takes a bias off again, if the culprit goes on with what that gives."""
+    """Return the line that undoes a step, taking a bias off again, say, if the culprit goes on with what that gives."""
+    order = {each.key: i for i, each in enumerate(matched.steps)}
     for seen in (matched.seen[i] for i in culprit.event.inputs if i >= 0):
-        before = seen.is_[0].key.removesuffix("0") if seen.is_ else ""
-        taken = [q for i in seen.event.inputs if i >= 0 for q in matched.seen[i].is_ if q.key == before]
-        if taken and seen.event.parameters and seen.is_[0].key != before and seen.event.at:
+        last = max((order[each.key] for each in seen.is_), default=len(order))
+        taken = [q for i in seen.event.inputs if i >= 0 for q in matched.seen[i].is_ if order[q.key] > last]
+        if taken and seen.event.parameters and seen.event.at:
             wrong = f"what {called(seen.event)} gives: {seen.is_[0].words}"
-            detail = f"Line {line_of(seen.event)} makes that of {taken[0].words}, which has the bias already."
+            detail = f"Line {line_of(seen.event)} makes that of {taken[0].words}, which GPT-2 has after it."
             return found_at(matched, seen, seen.event.at, wrong, [detail])
     return None
 
