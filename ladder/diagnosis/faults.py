@@ -14,6 +14,7 @@ from ..under_test import UnderTest
 from .diagnose import diagnose
 from .gradients import cut, wrong_backward
 from .kept_state import kept_state
+from .short_tables import too_short
 from .smallest_case import shrink, sizes_of
 from .which_line import locate
 from .which_mistake import named_by_output
@@ -116,11 +117,15 @@ def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagno
     """Return fault and diagnosis of a layer that gives no answer; its wrong answers to other sizes show more."""
     other = diagnose(layer)
     if other and (other.mistakes or (other.finding and other.finding.at)):
+        if other.finding is None:
+            other = replace(other, finding=locate(trial, layer.trace(trial), raised=True))
         where = f" (seq={trial.case.seq}, n_ctx={trial.config.n_ctx})" if fault.kind == "shape" else ""
         return replace(fault, message=f"{fault.message}{where}; for some other sizes its answer is wrong"), other
     if fault.kind == "shape":
         return fault, None
-    finding, facts = locate(trial, layer.trace(trial), raised=True), _raised_by_length(layer, trial)
+    trace = layer.trace(trial)
+    finding = too_short(layer, trial, trace) or locate(trial, trace, raised=True)
+    facts = _raised_by_length(layer, trial)
     return fault, Diagnosis(finding=finding, facts=facts) if finding or facts else None
 
 

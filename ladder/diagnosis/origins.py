@@ -3,7 +3,7 @@
 import re
 
 from ..formula.next_step import next_step
-from ..formula.same_numbers import common, sorted_numbers, varied, within
+from ..formula.same_numbers import common, equal, sorted_numbers, varied, within
 from ..formula.trace_matching import FILLS, MOVES, Matched, Seen
 from ..results import Finding, listed
 from .in_words import called, found_at, in_its_place, line_of
@@ -58,6 +58,29 @@ def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
         shares = listed([f"{count} are of {words}" for words, count in held.items()])
         detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."
         return found_at(matched, seen, seen.event.at, f"what {called(seen.event)} gives", [detail])
+    return None
+
+
+def _not_normalised(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line of a softmax by hand that ends before its division, if the culprit multiplies values by that."""
+    paths = [moved_from(matched, index) for index in culprit.event.inputs if index >= 0]
+    values = [path for path in paths if any(re.search(r"(^|\.)V$", each.key) for each in path[0].is_)]
+    for path in paths if len(paths) == 2 and len(values) == 1 else []:
+        weights = path[-1]
+        while (before := weights.event.inputs[:1]) and before[0] >= 0 and weights.event.function != "exp":
+            if not equal(matched.seen[before[0]].numbers, weights.numbers):  # a dropout in eval mode changes nothing
+                break
+            weights = matched.seen[before[0]]
+            path.append(weights)
+        known = bool(weights.is_ or weights.part_of) or weights.event.function != "exp" or not weights.event.at
+        if known or not matched.softmax.is_step("exp", weights.event.value):
+            continue
+        own = {seen.index for seen in path}
+        others = (seen for seen in matched.seen if seen.index not in {culprit.index, *own})
+        if not any(own & set(seen.event.inputs) for seen in others):
+            missing = next_step(matched, culprit.index, culprit.event.inputs)
+            wrong = f"what {called(weights.event)} gives: it is not divided by its sum over the keys"
+            return found_at(matched, weights, weights.event.at, wrong + in_its_place(missing))
     return None
 
 
@@ -134,16 +157,18 @@ _PERMUTES = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxi
 def _wrong_axes(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the line that orders the axes of queries and keys, if their product is not one of positions."""
     event = culprit.event
-    if event.function not in ("matmul", "__matmul__", "bmm", "baddbmm") or len(event.inputs) < 2:
+    fused = event.function == "scaled_dot_product_attention"
+    if (not fused and event.function not in ("matmul", "__matmul__", "bmm", "baddbmm")) or len(event.inputs) < 2:
         return None
     known = ((index, matched.axes(matched.seen[index])) for index in event.inputs[:2] if index >= 0)
     index, axes = next(((index, axes.strip("[]").split(", ")) for index, axes in known if axes), (-1, []))
-    second = index == event.inputs[1]
+    second = index == event.inputs[1] and not fused
     if len(axes) < 3 or axes[-1 if second else -2] == "seq" or matched.seen[index].is_[0].key[-1] not in "QK":
         return None
     queries = matched.seen[index]
     path = [matched.seen[index] for index in sorted(matched.sources([queries.index]), reverse=True)]
     moved = [seen for seen in path if seen.event.function in _PERMUTES and seen.event.at]
+    moved = moved or [seen for seen in path if seen.event.function in MOVES and seen.event.at]
     moved = [seen for seen in moved if line_of(seen.event) != line_of(event)] or moved
     # An input whose axes are exchanged comes first: what follows it may be as it should be.
     first = [seen for seen in moved if any(quantity.key == "input" for quantity in seen.is_)]
@@ -337,6 +362,7 @@ _CAUSES = (
     _running_softmax,
     _mixed,
     _misnamed,
+    _not_normalised,
     _unfilled,
     _of_some_positions,
     _cut_short,

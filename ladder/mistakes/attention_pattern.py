@@ -21,6 +21,11 @@ def _pattern_of_nothing(self: PlainAttention, scores: Tensor) -> Tensor:
     return scores.softmax(dim=-1).nan_to_num(nan=0.0)
 
 
+def _exponentials(scores: Tensor) -> Tensor:
+    """The weights as a softmax by hand begins: the largest score of each row is taken off first."""
+    return (scores - scores.amax(-1, keepdim=True)).exp()
+
+
 def _wrong(
     mistake: str,
     hint: str,
@@ -346,13 +351,17 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
     _wrong(
         "exp without the sum",
-        "The pattern is exp(scores), not divided by its sum over the keys. Take the softmax over the keys.",
+        "The weights are exponentials of the scores, not divided by their sum over the keys. Take the softmax over "
+        "the keys.",
         rare=True,
+        also=[{"pattern": lambda self, scores: _exponentials(scores)}],
         pattern=lambda self, scores: scores.exp(),
     ),
     _wrong(
         "softmax over the queries",
-        "The softmax runs over the queries (dim=-2). Run it over the keys, the last axis of the scores: dim=-1.",
+        "The softmax runs over the queries (dim=-2): the weights of each key sum to 1. Run it over the keys, the last "
+        "axis of the scores: dim=-1.",
+        also=[{"pattern": lambda self, scores: _exponentials(scores) / _exponentials(scores).sum(-2, keepdim=True)}],
         pattern=lambda self, scores: scores.softmax(dim=-2),
     ),
     _wrong(

@@ -351,7 +351,7 @@ class Affine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        x, w = ctx.saved_tensors
+        w = ctx.saved_tensors[1]
         dx = gradients[0] * w
         dw = (gradients[0] * w).sum((0, 1))  # here: OneDerivative
         db = gradients[0].sum((0, 1))
