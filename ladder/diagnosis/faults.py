@@ -53,6 +53,8 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
     if kind in ("shape", "type") and not fault.at:
         trace = layer.trace(trial)
         lines = [event.at for event in trace.events[: trace.output + 1] if event.at]
+        if layer.rung.name in ("block", "model"):  # a layer inside is not at fault for what is done with its output
+            lines += [place for name, place in trace.places.items() if name == "returned"]
         at, code = lines[-1] if lines else (None, None)
         fault = replace(fault, at=at, code=code)
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):

@@ -27,7 +27,7 @@ def too_short(layer: UnderTest, trial: Trial, trace: Trace) -> Finding | None:
             continue
         answered = [_answers(layer, trial, length) for length in (size, size + 1)]
         if answered == [True, False]:
-            wrong = f"what is made there: it has {size} positions, whatever n_ctx is ({n_ctx} here)"
+            wrong = f"what is made there: it has {size} positions, where n_ctx is {n_ctx}"
             detail = f"A sequence of {size} positions is answered, and one of {size + 1} raises the error."
             return Finding(*event.at, (), wrong, (detail,))
     return None
