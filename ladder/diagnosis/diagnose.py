@@ -17,7 +17,6 @@ from ..answers import Answer, close, same
 from ..candidate.trace import Trace
 from ..cases import small_stream, with_other_input, without
 from ..formula.quantities import quantities
-from ..mistakes.measured import measured_fills
 from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
 from ..tolerance import parameters_in_words
@@ -27,7 +26,6 @@ from .key_bias import with_key_bias
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
 from .which_mistake import MistakeSearch
-from .wrong_parts import wrong_parts
 
 
 def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosis | None:
@@ -59,17 +57,16 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     failing, first = next((pair for pair in wrong if not close(pair[1].output, pair[0].expected.output)), wrong[0])
     output_wrong = not close(first.output, failing.expected.output)
     trace = layer.trace(failing, wide=wide)
-    parts = wrong_parts(failing, trace)
-    measured = measured_fills(failing, trace) if failing.rung == "attention" else []
-    named = MistakeSearch(layer.rung, layer.missing, answered, parts, measured, trace).named()
+    search = MistakeSearch(layer.rung, layer.missing, answered, failing, trace)
+    named = search.named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
     found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
     leaks = output_wrong and _leaks(layer, failing, first, wide)
     if chosen is _trials_of_as_many_heads:  # heads and positions look alike there, but by a mistake's name
         return found if named else Diagnosis()
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
-    if not named and finding is None and parts:
-        finding = Finding(None, None, (), f"the output of {parts[0][0]}")
+    if not named and finding is None and search.parts:
+        finding = Finding(None, None, (), f"the output of {search.parts[0][0]}")
     return replace(
         found,
         finding=exchanged_names(layer, found, failing, trace) or finding,
@@ -97,8 +94,9 @@ def _drawn(layer: UnderTest, seed: int) -> list[Case]:
     source = random.Random(seed)
     drawn = [layer.draw(source) for _ in range(60)]
     # Cases that can show every mistake come first: a wrong mask shows only with several positions, a softmax over the
-    # batch only with a batch. Of a mean over each sequence, three numbers can be compared, and two are too few.
-    drawn.sort(key=lambda case: case.batch < 3 or case.seq < 4 or case.config.n_heads < 2)
+    # batch only with a batch. Of a mean over each sequence, three numbers can be compared, and two are too few. What is
+    # added twice looks like what is added for each of two heads.
+    drawn.sort(key=lambda case: (case.batch < 3 or case.seq < 4, case.config.n_heads < 3))
     return drawn
 
 
