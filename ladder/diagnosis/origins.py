@@ -169,7 +169,7 @@ def _wrong_axes(matched: Matched, culprit: Seen) -> Finding | None:
     path = [matched.seen[index] for index in sorted(matched.sources([queries.index]), reverse=True)]
     moved = [seen for seen in path if seen.event.function in _PERMUTES and seen.event.at]
     moved = moved or [seen for seen in path if seen.event.function in MOVES and seen.event.at]
-    moved = [seen for seen in moved if line_of(seen.event) != line_of(event)] or moved
+    moved = [seen for seen in moved if fused or line_of(seen.event) != line_of(event)] or moved
     # An input whose axes are exchanged comes first: what follows it may be as it should be.
     first = [seen for seen in moved if any(quantity.key == "input" for quantity in seen.is_)]
     if not moved:
