@@ -341,7 +341,7 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
     _wrong(
         "exp without the sum",
-        "The weights are exponentials of scores, not divided by their sum over the keys. Take the softmax over the keys.",
+        "The weights are exponentials of the scores, not divided by their sum. Take the softmax over the keys.",
         rare=True,
         also=[{"pattern": lambda self, scores: exponentials(scores)}],
         pattern=lambda self, scores: scores.exp(),
