@@ -38,6 +38,8 @@ _UNPACKED = re.compile(r"\s*\(?(q\w*|k\w*|v\w*), *(q\w*|k\w*|v\w*), *(q\w*|k\w*|
 _INDEX = re.compile(r"\[[^\[\]]*\d\]")
 # Steps that queries and keys exchanged may seem to explain; and more than there are.
 _EXCHANGE, _MANY = 2, 1000
+# Answers of a wrong shape, one for each way, after which no other way is tried.
+_MISSHAPEN = 4
 
 
 class LayoutChoice:
@@ -73,11 +75,11 @@ class LayoutChoice:
         """Try one way after another, and return the first under which the layer is right; None if there is none."""
         asked: deque[int] = deque()
         split: str | None = None  # of a way under which the scores are right: the layer is right under no other
-        steps = []
+        steps, misshapen = [], 0  # answers of a wrong shape: no way of reading the parameters changes that
 
         def questions() -> Iterator[Asked]:
             for way, its_split in enumerate(self.first.ways):
-                if split in (None, its_split):
+                if split in (None, its_split) and misshapen < _MISSHAPEN:
                     asked.append(way)
                     yield self.trial, {"layout": way, "look": self._tracing, "gradients": False}
 
@@ -85,6 +87,7 @@ class LayoutChoice:
             way = asked.popleft()
             self.tried[way] = reply
             if reply.answer is None:
+                misshapen += reply.fault is not None and reply.fault.kind == "shape"
                 continue
             if difference(reply.answer.output, self.trial.expected.output) <= _RIGHT:
                 return way

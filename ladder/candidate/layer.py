@@ -21,6 +21,7 @@ from .building import Builder
 from .calling import batch_first, call, parts_of, pull_back, unknown_arguments, unused, ways_to_call
 from .configuration import FIELDS, Configuration, Refused, Sizes, is_unknown_field
 from .fixed_sizes import fixed_sizes
+from .kept_state import KeptState
 from .layouts import Layout, Repeated, Unlearned, Unreadable, shapes
 from .masks import ConstructorsMask
 from .parameters import read
@@ -46,6 +47,7 @@ class Request:
         wide: compute in the trial's dtype even where the layer asks for a lower one.
         gradients: run the backward pass too.
         attach: lines, as ``file:line``, that must not cut the gradient.
+        restore: names, such as ``self.cache``, that stand for what they did before the trial's earlier calls.
         sequence_first: the layer takes and gives [seq batch …].
         training: run it in training mode, without its dropout; one that draws random numbers then gives no answer.
     """
@@ -56,6 +58,7 @@ class Request:
     wide: bool = False
     gradients: bool = True
     attach: tuple[str, ...] = ()
+    restore: tuple[str, ...] = ()
     sequence_first: bool = False
     training: bool = False
 
@@ -207,11 +210,8 @@ class Candidate:
             leaf = trial.given.clone().requires_grad_(trial.given.is_floating_point())
             # A copy, which is no leaf of the graph: in a model, the input is the output of the layer before.
             given = _ordered(leaf.clone(), request)
-            for earlier in trial.before:
-                with torch.no_grad():
-                    own, length = _ordered(earlier.clone(), request), earlier.shape[1]
-                    run = partial(call, layer, own, way, set(), length, self._mask)
-                    self._run("the call before", run)
+            if trial.before:
+                trace.kept = self._call_before(layer, way, request)
             extras: set[str] = set()
             forward = partial(call, layer, given, way, extras, trial.given.shape[1], self._mask)
             mode = stack.enter_context(WithoutDropout()) if request.training else None
@@ -281,6 +281,18 @@ class Candidate:
         low = next((p.dtype for p in layer.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
         self._known = replace(self._known, precision=str(low).removeprefix("torch.") if low else "")
         return layer, reading
+
+    def _call_before(self, layer: nn.Module, way: str, request: Request) -> list[tuple[str, Place]]:
+        """Call the layer on what comes before the trial; return what that changes, if it is asked for."""
+        watched = request.look or request.restore
+        with ExitStack() as stack, torch.no_grad():
+            kept = stack.enter_context(KeptState(self.code, layer, self.namespace)) if watched else None
+            for earlier in request.trial.before:
+                own, length = _ordered(earlier.clone(), request), earlier.shape[1]
+                self._run("the call before", partial(call, layer, own, way, set(), length, self._mask))
+        if kept is not None:
+            kept.restore(request.restore)
+        return kept.changed if kept is not None else []
 
     def _layout(
         self, layer: nn.Module, reading: Sequence[Layout] | None, request: Request, births: Births

@@ -2,7 +2,10 @@
 
 import contextlib
 import inspect
+import linecache
+import re
 import sys
+from collections.abc import Sequence
 from types import CodeType, FrameType
 from typing import Any
 
@@ -46,31 +49,38 @@ class OwnFunctions:
         Function.apply = self._apply  # pyright: ignore[reportAttributeAccessIssue]
 
     def wrong_backward(self, code: Code) -> tuple[str, str] | None:
-        """Return the line of a ``backward`` that does not give the derivative of its ``forward``; None if all do."""
+        """Return the line of a ``backward`` that does not give the derivative of its ``forward``; None if all do.
+
+        It is the line that made the wrong one of several derivatives, if they have names.
+        """
         for cls, args in self._calls:
             with contextlib.suppress(Exception):  # then nothing is known of it
                 written = inspect.unwrap(cls.backward).__code__
-                line = _LastLine(written)
-                if code.owns(written.co_filename) and not _is_derivative(cls, args, line):
-                    return code.first([(written.co_filename, line.number)])
+                lines = _Lines(written)
+                own = [i for i, each in enumerate(args) if isinstance(each, Tensor) and each.requires_grad]
+                if code.owns(written.co_filename) and not _is_derivative(cls, args, own, lines):
+                    wrong = [i for i in own if not _is_derivative(cls, args, [i], lines)]
+                    line = lines.of_derivative(wrong[0]) if len(wrong) == 1 else lines.ran[-1]
+                    return code.first([(written.co_filename, line)])
         return None
 
 
-def _is_derivative(cls: Any, args: tuple[Any, ...], line: "_LastLine") -> bool:
-    """Return whether a function changes along a random direction by as much as its own derivative gives."""
+def _is_derivative(cls: Any, args: tuple[Any, ...], of: Sequence[int], lines: "_Lines") -> bool:
+    """Return whether a function changes along a random direction by as much as its derivatives of these arguments."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(like: Tensor) -> Tensor:
         return torch.randn(like.shape, dtype=like.dtype, generator=generator)
 
-    varied = [isinstance(each, Tensor) and each.requires_grad for each in args]
-    leaves = [each.detach().clone().requires_grad_() if vary else each for each, vary in zip(args, varied, strict=True)]
+    varied = [i in of for i, _ in enumerate(args)]
+    leaves = [each.detach() if isinstance(each, Tensor) else each for each in args]
+    leaves = [each.clone().requires_grad_() if vary else each for each, vary in zip(leaves, varied, strict=True)]
     watched = [leaf for leaf, vary in zip(leaves, varied, strict=True) if vary]
     output = cls.apply(*leaves)
     if not watched or not output.requires_grad:
         return True
     cotangent, directions = drawn(output), [drawn(leaf) for leaf in watched]
-    with line:
+    with lines:
         found = torch.autograd.grad((output * cotangent).sum(), watched, allow_unused=True)
     slope = sum((own * to).sum().item() for own, to in zip(found, directions, strict=True) if own is not None)
 
@@ -85,11 +95,12 @@ def _is_derivative(cls: Any, args: tuple[Any, ...], line: "_LastLine") -> bool:
     return abs(changed - slope) <= _MOST * (1 + abs(changed))
 
 
-class _LastLine:
-    """Notes the last line of a function that ran in its context; before that, its first line."""
+class _Lines:
+    """Notes the lines of a function that run in its context."""
 
     def __init__(self, code: CodeType) -> None:
-        self._code, self.number = code, code.co_firstlineno
+        self._code = code
+        self.ran = [code.co_firstlineno]
 
     def __enter__(self) -> None:
         """Begin to note lines."""
@@ -100,6 +111,15 @@ class _LastLine:
         """End it."""
         sys.settrace(self._before)
 
-    def _noted(self, frame: FrameType, *_: Any) -> Any:
-        self.number = frame.f_lineno
+    def _noted(self, frame: FrameType, event: str, _: object) -> Any:
+        if event == "line":
+            self.ran.append(frame.f_lineno)
         return self._noted
+
+    def of_derivative(self, number: int) -> int:
+        """Return the line that made one of several derivatives that are returned by their names; else the last line."""
+        sources = [linecache.getline(self._code.co_filename, line).strip() for line in self.ran]
+        returned = sources[-1].removeprefix("return ").split(",")
+        name = returned[number].strip() if number < len(returned) else ""
+        made = [i for i, source in enumerate(sources) if re.match(rf"{re.escape(name)} *[-+*/@]?=[^=]", source)]
+        return self.ran[made[-1]] if name.isidentifier() and made else self.ran[-1]

@@ -22,7 +22,7 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 
 class Code:
-    """The user's own source, as against libraries: the files named, and the files in the same folders.
+    """The user's own source, as against libraries: the files named, and those in the same folders and packages.
 
     Args:
         files: the files.
@@ -126,10 +126,17 @@ class Code:
         if name not in self._owned:
             path = Path(re.sub(r"\[cell \d+\]$", "", name))
             path = path.resolve() if path.is_absolute() else path  # not "<string>", which is in no folder
-            beside = any(path.is_relative_to(file.parent) for file in self.files)
+            beside = any(path.is_relative_to(_package(file.parent)) for file in self.files)
             library = not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(folder) for folder in _LIBRARIES)
             self._owned[name] = path in self.files or (beside and not library)
         return self._owned[name]
+
+
+def _package(folder: Path) -> Path:
+    """Return the folder of the whole package that a folder is in; the folder itself if it is in none."""
+    while (folder / "__init__.py").exists() and (folder.parent / "__init__.py").exists():
+        folder = folder.parent
+    return folder
 
 
 def shown(name: str) -> str:

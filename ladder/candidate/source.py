@@ -274,7 +274,7 @@ class Loaded:
                 return None
             package = package_of(base)
             full = ".".join(part for part in (package, name) if part)
-            Loaded(path, set(), full)
+            self.code.files |= Loaded(path, set(), full).code.files
             make_packages(full, base.parents[package.count(".")] if package else base)
             alias = ast.alias(full, node.names[0].asname or node.names[0].name)
             absolute = ast.ImportFrom(full, node.names, 0) if node.module else ast.Import([alias])
@@ -284,7 +284,7 @@ class Loaded:
             for folder in list(self.path.parents)[:5]:
                 path = folder.joinpath(*name.split(".")).with_suffix(".py")
                 if path.is_file() and path != self.path:
-                    Loaded(path, set(), name)
+                    self.code.files |= Loaded(path, set(), name).code.files
                     make_packages(name, folder)  # to import it from, if there are any
                     return node
         return None

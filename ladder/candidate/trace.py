@@ -72,6 +72,7 @@ class Trace:
             from; and that of a ``backward`` of the user's that does not give the derivative of its ``forward``.
         parts: input and output of each call of a submodule, by the submodule's name.
         cuts: every line that cuts the gradient, once.
+        kept: what the calls before changed in the layer, such as ``self.cache``, with the line that did it last.
         output: the event that gave the layer's output; -1 if it is not known.
         whole: no event was left out, for its size or their number.
     """
@@ -80,6 +81,7 @@ class Trace:
     places: dict[str, Place] = field(default_factory=dict)
     parts: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
     cuts: list[Place] = field(default_factory=list)
+    kept: list[tuple[str, Place]] = field(default_factory=list)
     output: int = -1
     whole: bool = True
 

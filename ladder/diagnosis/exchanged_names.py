@@ -9,7 +9,7 @@ from ..results import Diagnosis, Finding
 from ..rungs import Trial
 from ..under_test import UnderTest
 
-_EXCHANGES = re.compile(r"(queries|keys) and (keys|values) exchanged$|queries from W_., keys from W_")
+_EXCHANGES = re.compile(r"(queries|keys) and (keys|values) exchanged$|(queries|keys|values) from W_")
 _SPLITS = re.compile(r"\b(split|chunk|unbind|tensor_split)\(")
 _NAMED = re.compile(r"\s*((q|k|v)\w*) *=[^=]", re.I)
 _PARTS = {"q": "queries", "k": "keys", "v": "values"}

@@ -4,15 +4,17 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..answers import close, same
+from ..answers import close
 from ..candidate.aliases import SIZES
 from ..cases import heads_fill_the_model
-from ..formula.in_code import fix_of
-from ..results import Diagnosis, Fault, Finding, Tried, listed
+from ..results import Diagnosis, Fault, Tried
 from ..rungs import Case, Trial, distance
 from ..tolerance import wrongness
 from ..under_test import UnderTest
 from .diagnose import diagnose
+from .gradients import cut, wrong_backward
+from .kept_state import kept_state
+from .short_tables import too_short
 from .smallest_case import shrink, sizes_of
 from .which_line import locate
 from .which_mistake import named_by_output
@@ -41,7 +43,7 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
         trial: shows it.
     """
     kind, diagnosis = fault.kind, None
-    gradient = (_wrong_backward(layer, trial) or _cut(layer, trial)) if kind in ("gradient", "missing") else None
+    gradient = (wrong_backward(layer, trial) or cut(layer, trial)) if kind in ("gradient", "missing") else None
     if gradient and kind == "missing":
         fault = replace(fault, at=gradient.at, code=gradient.code)
         diagnosis = Diagnosis(finding=gradient)
@@ -51,6 +53,8 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
     if kind in ("shape", "type") and not fault.at:
         trace = layer.trace(trial)
         lines = [event.at for event in trace.events[: trace.output + 1] if event.at]
+        if layer.rung.name in ("block", "model"):  # a layer inside is not at fault for what is done with its output
+            lines += [place for name, place in trace.places.items() if name == "returned"]
         at, code = lines[-1] if lines else (None, None)
         fault = replace(fault, at=at, code=code)
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
@@ -64,9 +68,11 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
         diagnosis = Diagnosis(finding=finding) if finding and finding.at else None
     elif kind == "context" and not fault.at:
         diagnosis = _too_long(layer, trial)
-    elif kind in ("large", "state", "training") and not fault.at:
-        trace = layer.trace(trial, training=kind == "training")
-        finding = locate(trial, trace, kept=kind == "state")
+    elif kind == "state":
+        finding = kept_state(layer, trial)
+        diagnosis = Diagnosis(finding=finding) if finding else None
+    elif kind in ("large", "training") and not fault.at:
+        finding = locate(trial, layer.trace(trial, training=kind == "training"))
         named = _named_where_large(layer, trial) if kind == "large" else None
         diagnosis = replace(named or Diagnosis(), finding=finding) if named or finding else None
     smallest = dict(diagnosis.smallest) if diagnosis else {}
@@ -109,39 +115,19 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
     return fault, found or _only_there(layer, trial)  # or only the case that failed shows it
 
 
-def _wrong_backward(layer: UnderTest, trial: Trial) -> Finding | None:
-    """Return the line of a derivative that the user wrote, if it is not that of the function that it is for."""
-    place = layer.trace(trial, gradients=True).places.get("backward")
-    what = "the gradient that this `backward` gives: it is not the derivative of what its `forward` computes"
-    return Finding(*place, (), what) if place else None
-
-
-def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
-    """Return the line that cuts the gradient, if every gradient is right as soon as it does not; or several lines."""
-    trace = layer.trace(trial)
-    cuts, noted = trace.cuts[:8], trace.places.get("gradient")
-    decorator = noted if noted and noted[1].startswith("@") else None  # it cuts on every line of its function
-    for lines in [[each] for each in cuts] + ([cuts] if len(cuts) > 1 else []):
-        answer = layer.answer(trial, attach=tuple(at for at, _ in lines))
-        if answer is None or not same(answer, trial.expected):
-            continue
-        detail = "With the cut taken out, every gradient is right."
-        if len(lines) > 1:
-            detail += f" It is cut on lines {listed([at.rpartition(':')[2] for at, _ in lines])}."
-        wrong = "the gradient, which is cut there"
-        return Finding(*(decorator or lines[0]), (), wrong, (detail,), fix_of(wrong, (), layer.rung.name))
-    return None
-
-
 def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
     """Return fault and diagnosis of a layer that gives no answer; its wrong answers to other sizes show more."""
     other = diagnose(layer)
     if other and (other.mistakes or (other.finding and other.finding.at)):
+        if other.finding is None:
+            other = replace(other, finding=locate(trial, layer.trace(trial), raised=True))
         where = f" (seq={trial.case.seq}, n_ctx={trial.config.n_ctx})" if fault.kind == "shape" else ""
         return replace(fault, message=f"{fault.message}{where}; for some other sizes its answer is wrong"), other
     if fault.kind == "shape":
         return fault, None
-    finding, facts = locate(trial, layer.trace(trial), raised=True), _raised_by_length(layer, trial)
+    trace = layer.trace(trial)
+    finding = too_short(layer, trial, trace) or locate(trial, trace, raised=True)
+    facts = _raised_by_length(layer, trial)
     return fault, Diagnosis(finding=finding, facts=facts) if finding or facts else None
 
 

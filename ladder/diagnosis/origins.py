@@ -3,9 +3,9 @@
 import re
 
 from ..formula.next_step import next_step
-from ..formula.same_numbers import common, sorted_numbers, varied, within
+from ..formula.same_numbers import common, equal, sorted_numbers, varied, within
 from ..formula.trace_matching import FILLS, MOVES, Matched, Seen
-from ..results import Finding
+from ..results import Finding, listed
 from .in_words import called, found_at, in_its_place, line_of
 from .running_softmax import running_softmax
 from .wrong_masks import idle_mask
@@ -38,7 +38,7 @@ def _miscounted(matched: Matched, culprit: Seen) -> Finding | None:
 
 
 def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the slice that holds numbers of two of queries, keys and values, if the culprit takes such a one."""
+    """Return the slice that holds numbers of several of queries, keys and values, if the culprit takes such a one."""
     whole = [each for each in matched.steps if re.search(r"(^|\.)[QKV]$", each.key)]
     for index in culprit.event.inputs:
         seen = matched.seen[index] if index >= 0 else None
@@ -53,11 +53,34 @@ def _mixed(matched: Matched, culprit: Seen) -> Finding | None:
         held = {each.words: common(seen.numbers, sorted_numbers(each.value)) for each in whole}
         held = {words: count for words, count in held.items() if count}
         like_one = any(size in (each.value.numel(), each.value.numel() // one) for each in whole)
-        if len(held) != 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
+        if len(held) < 2 or sum(held.values()) != size or not like_one or seen.event.at is None:
             continue
-        shares = " and ".join(f"{count} are of {words}" for words, count in held.items())
+        shares = listed([f"{count} are of {words}" for words, count in held.items()])
         detail = f"Of its {size} numbers, {shares}. GPT-2 takes each of them alone."
         return found_at(matched, seen, seen.event.at, f"what {called(seen.event)} gives", [detail])
+    return None
+
+
+def _not_normalised(matched: Matched, culprit: Seen) -> Finding | None:
+    """Return the line of a softmax by hand that ends before its division, if the culprit multiplies values by that."""
+    paths = [moved_from(matched, index) for index in culprit.event.inputs if index >= 0]
+    values = [path for path in paths if any(re.search(r"(^|\.)V$", each.key) for each in path[0].is_)]
+    for path in paths if len(paths) == 2 and len(values) == 1 else []:
+        weights = path[-1]
+        while (before := weights.event.inputs[:1]) and before[0] >= 0 and weights.event.function != "exp":
+            if not equal(matched.seen[before[0]].numbers, weights.numbers):  # a dropout in eval mode changes nothing
+                break
+            weights = matched.seen[before[0]]
+            path.append(weights)
+        known = bool(weights.is_ or weights.part_of) or weights.event.function != "exp" or not weights.event.at
+        if known or not matched.softmax.is_step("exp", weights.event.value):
+            continue
+        own = {seen.index for seen in path}
+        others = (seen for seen in matched.seen if seen.index not in {culprit.index, *own})
+        if not any(own & set(seen.event.inputs) for seen in others):
+            missing = next_step(matched, culprit.index, culprit.event.inputs)
+            wrong = f"what {called(weights.event)} gives: it is not divided by its sum over the keys"
+            return found_at(matched, weights, weights.event.at, wrong + in_its_place(missing))
     return None
 
 
@@ -134,17 +157,19 @@ _PERMUTES = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxi
 def _wrong_axes(matched: Matched, culprit: Seen) -> Finding | None:
     """Return the line that orders the axes of queries and keys, if their product is not one of positions."""
     event = culprit.event
-    if event.function not in ("matmul", "__matmul__", "bmm", "baddbmm") or len(event.inputs) < 2:
+    fused = event.function == "scaled_dot_product_attention"
+    if (not fused and event.function not in ("matmul", "__matmul__", "bmm", "baddbmm")) or len(event.inputs) < 2:
         return None
     known = ((index, matched.axes(matched.seen[index])) for index in event.inputs[:2] if index >= 0)
     index, axes = next(((index, axes.strip("[]").split(", ")) for index, axes in known if axes), (-1, []))
-    second = index == event.inputs[1]
+    second = index == event.inputs[1] and not fused
     if len(axes) < 3 or axes[-1 if second else -2] == "seq" or matched.seen[index].is_[0].key[-1] not in "QK":
         return None
     queries = matched.seen[index]
     path = [matched.seen[index] for index in sorted(matched.sources([queries.index]), reverse=True)]
     moved = [seen for seen in path if seen.event.function in _PERMUTES and seen.event.at]
-    moved = [seen for seen in moved if line_of(seen.event) != line_of(event)] or moved
+    moved = moved or [seen for seen in path if seen.event.function in MOVES and seen.event.at]
+    moved = [seen for seen in moved if fused or line_of(seen.event) != line_of(event)] or moved
     # An input whose axes are exchanged comes first: what follows it may be as it should be.
     first = [seen for seen in moved if any(quantity.key == "input" for quantity in seen.is_)]
     if not moved:
@@ -253,13 +278,14 @@ def _running_softmax(matched: Matched, culprit: Seen) -> Finding | None:
 
 
 def _undone(matched: Matched, culprit: Seen) -> Finding | None:
-    """Return the line that takes a bias off again, if the culprit goes on with what that gives."""
+    """Return the line that undoes a step, taking a bias off again, say, if the culprit goes on with what that gives."""
+    order = {each.key: i for i, each in enumerate(matched.steps)}
     for seen in (matched.seen[i] for i in culprit.event.inputs if i >= 0):
-        before = seen.is_[0].key.removesuffix("0") if seen.is_ else ""
-        taken = [q for i in seen.event.inputs if i >= 0 for q in matched.seen[i].is_ if q.key == before]
-        if taken and seen.event.parameters and seen.is_[0].key != before and seen.event.at:
+        last = max((order[each.key] for each in seen.is_), default=len(order))
+        taken = [q for i in seen.event.inputs if i >= 0 for q in matched.seen[i].is_ if order[q.key] > last]
+        if taken and seen.event.parameters and seen.event.at:
             wrong = f"what {called(seen.event)} gives: {seen.is_[0].words}"
-            detail = f"Line {line_of(seen.event)} makes that of {taken[0].words}, which has the bias already."
+            detail = f"Line {line_of(seen.event)} makes that of {taken[0].words}, which GPT-2 has after it."
             return found_at(matched, seen, seen.event.at, wrong, [detail])
     return None
 
@@ -336,6 +362,7 @@ _CAUSES = (
     _running_softmax,
     _mixed,
     _misnamed,
+    _not_normalised,
     _unfilled,
     _of_some_positions,
     _cut_short,

@@ -10,15 +10,10 @@ from einops import rearrange
 from torch import Tensor
 
 from .mistake import Mistake, Steps
-from .plain_attention import PlainAttention, attention_mistake, ones
+from .plain_attention import PlainAttention, attention_mistake, exponentials, ones, pattern_of_nothing
 
 # Where a whole row is masked, or the softmax runs over an axis that is masked as a whole, the number that masks shows.
 _FILLS = (-math.inf, -1e5)
-
-
-def _pattern_of_nothing(self: PlainAttention, scores: Tensor) -> Tensor:
-    """The pattern, with no weight at all where a whole row is masked, as in torch's own attention."""
-    return scores.softmax(dim=-1).nan_to_num(nan=0.0)
 
 
 def _wrong(
@@ -33,7 +28,7 @@ def _wrong(
 ) -> Mistake:
     """Return an entry; once more for other numbers that mask, and for ``nothing`` where a whole row is masked."""
     more = [{**steps, "fill": fill} for fill in fills[1:]]
-    more += [{**steps, "pattern": _pattern_of_nothing}] if nothing else []
+    more += [{**steps, "pattern": pattern_of_nothing}] if nothing else []
     return attention_mistake(mistake, hint, also=[*more, *also], rare=rare, **steps)
 
 
@@ -346,13 +341,16 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
     _wrong(
         "exp without the sum",
-        "The pattern is exp(scores), not divided by its sum over the keys. Take the softmax over the keys.",
+        "The weights are exponentials of the scores, not divided by their sum. Take the softmax over the keys.",
         rare=True,
+        also=[{"pattern": lambda self, scores: exponentials(scores)}],
         pattern=lambda self, scores: scores.exp(),
     ),
     _wrong(
         "softmax over the queries",
-        "The softmax runs over the queries (dim=-2). Run it over the keys, the last axis of the scores: dim=-1.",
+        "The softmax runs over the queries (dim=-2): the weights of each key sum to 1. Run it over the keys, the last "
+        "axis of the scores: dim=-1.",
+        also=[{"pattern": lambda self, scores: exponentials(scores) / exponentials(scores).sum(-2, keepdim=True)}],
         pattern=lambda self, scores: scores.softmax(dim=-2),
     ),
     _wrong(

@@ -92,3 +92,13 @@ def ones(scores: Tensor) -> Tensor:
 
 
 attention_mistake = entries("attention", PlainAttention)
+
+
+def pattern_of_nothing(self: PlainAttention, scores: Tensor) -> Tensor:
+    """The pattern, with no weight at all where a whole row is masked, as in torch's own attention."""
+    return scores.softmax(dim=-1).nan_to_num(nan=0.0)
+
+
+def exponentials(scores: Tensor) -> Tensor:
+    """The weights as a softmax by hand begins: the largest score of each row is taken off first."""
+    return (scores - scores.amax(-1, keepdim=True)).exp()

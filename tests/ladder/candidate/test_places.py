@@ -7,6 +7,7 @@ import pytest
 
 import gptladder
 from gptladder.ladder.candidate.places import Code
+from gptladder.ladder.candidate.source import load
 
 
 def test_files_in_the_same_folders_are_the_users(tmp_path: Path) -> None:
@@ -14,6 +15,25 @@ def test_files_in_the_same_folders_are_the_users(tmp_path: Path) -> None:
     assert code.owns(str(tmp_path / "mine.py"))
     assert code.owns(str(tmp_path / "parts" / "attention.py"))
     assert not code.owns(str(tmp_path.parent / "attention.py"))
+
+
+def test_the_whole_package_around_a_file_is_the_users(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "models"
+    folder.mkdir(parents=True)
+    for each in (folder, folder.parent):
+        (each / "__init__.py").touch()
+    code = Code(folder / "block.py")
+    assert code.owns(str(tmp_path / "mine" / "layers" / "attention.py"))
+    assert not code.owns(str(tmp_path / "other" / "attention.py"))
+
+
+def test_a_file_that_was_read_for_an_import_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers" / "scale.py").write_text("def scaled(x):\n    return 2 * x\n")
+    block = "from layers.scale import scaled\nfrom torch import nn\n\n\nclass Block(nn.Module):\n    scaled = scaled\n"
+    (tmp_path / "models" / "block.py").write_text(block)
+    assert load(tmp_path / "models" / "block.py").code.owns(str(tmp_path / "layers" / "scale.py"))
 
 
 def test_gptladder_is_not_the_users_even_through_a_link(tmp_path: Path) -> None:

@@ -342,6 +342,50 @@ def test_a_derivative_that_is_right_is_not_blamed() -> None:
     assert "backward" not in found.text()
 
 
+class Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *given: Tensor) -> Tensor:
+        x, w, b = given
+        ctx.save_for_backward(x, w)
+        return x * w + b
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        w = ctx.saved_tensors[1]
+        dx = gradients[0] * w
+        dw = (gradients[0] * w).sum((0, 1))  # here: OneDerivative
+        db = gradients[0].sum((0, 1))
+        return dx, dw, db
+
+
+class OneDerivative(nn.Module):
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Affine.apply(nn.functional.layer_norm(x, x.shape[-1:]), self.w, self.b)
+
+
+def test_the_one_wrong_derivative_of_several_is_located() -> None:
+    found = tried(layer_norm=OneDerivative)
+    assert str(found.at).rpartition(":")[2] == line_of(OneDerivative), found.text()
+
+
+class OfNumbers(ByHand):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.nn.functional.gelu(self.first(x), approximate="tanh")
+        hidden = torch.tensor(hidden.tolist(), dtype=x.dtype)  # here: OfNumbers
+        return self.second(hidden)
+
+
+def test_a_tensor_made_of_a_list_cuts_the_gradient_at_its_line() -> None:
+    found = tried(mlp=OfNumbers)
+    assert found.at is not None
+    assert found.at.rpartition(":")[2] == line_of(OfNumbers), found.text()
+    assert "makes a new tensor of the numbers that line" in found.text()
+
+
 def test_positions_that_are_computed_are_wrong_and_not_refused() -> None:
     found = tried(pos_embed=Sinusoids)
     assert found.fault is not None

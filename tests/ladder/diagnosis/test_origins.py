@@ -1,13 +1,16 @@
 """A wrong step whose cause is an earlier line: orders, wrong heads, loops, helpers, softmax by hand, cut values."""
 
 import math
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from gptladder.ladder.adapters import linear
 from gptladder.ladder.diagnosis.which_mistake import MistakeSearch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -271,6 +274,52 @@ class HeadsLast(Split):
         return scores.softmax(-1)
 
 
+class HeadsLastFused(HeadsLast):
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        every = self.qkv(x).unflatten(-1, (3, self.n_heads, self.d_head))
+        q, k, v = every.unbind(2)  # here: HeadsLastFused
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = nn.functional.scaled_dot_product_attention(*self.heads(x), is_causal=True)
+        return self.out(z.transpose(1, 2).flatten(2))
+
+
+class Shared(Split):
+    def parts(self, x: Tensor) -> list[Tensor]:
+        every = self.qkv(x).unflatten(-1, (self.n_heads, 3, self.d_head))
+        return [each.flatten(2) for each in every.unbind(3)]  # here: Shared
+
+
+class NotDivided(Split):
+    def pattern(self, scores: Tensor) -> Tensor:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
+        weights = torch.exp(scores - scores.amax(-1, keepdim=True))  # here: NotDivided
+        return nn.functional.dropout(weights, 0.0)
+
+
+class Short(Split):
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__(d_model, n_heads)
+        self.register_buffer("later", torch.ones(20, 20, dtype=torch.bool).triu(1))  # here: Short
+
+    def pattern(self, scores: Tensor) -> Tensor:
+        later = self.get_buffer("later")[: scores.shape[-1], : scores.shape[-1]]
+        return scores.masked_fill(later, -torch.inf).softmax(-1)
+
+
+class Undone(nn.Module):
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.attn, self.ln1, self.ln2 = Split(d_model, n_heads), nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.first, self.second = nn.Linear(d_model, 4 * d_model), nn.Linear(4 * d_model, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln1(x))
+        normalised = self.ln2(x) - self.ln2.bias  # here: Undone
+        return x + self.second(nn.functional.gelu(self.first(normalised), approximate="tanh"))
+
+
 class TopThree(Split):
     def pattern(self, scores: Tensor) -> Tensor:
         scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf)
@@ -375,7 +424,11 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", NotAssigned, "The output is made of that on line "),
         ("attention", FirstSequence, "First wrong: the keys: some of the numbers are left out."),
         ("attention", HeadsLast, "Its products are of n_heads, where GPT-2 has a product for each position (seq)."),
+        ("attention", HeadsLastFused, "takes the queries as [batch, seq, n_heads, d_head]."),
+        ("attention", NotDivided, "it is not divided by its sum over the keys (GPT-2 has the attention pattern next)."),
+        ("attention", Short, "A sequence of 20 positions is answered, and one of 21 raises the error."),
         ("attention", TopThree, "First wrong: what `masked_fill` gives (GPT-2 has the attention pattern next)."),
+        ("block", Undone, "makes that of the output of ln2, which GPT-2 has after it."),
         ("mlp", TwiceActivated, "`gelu` on line "),
         ("mlp", LastPieceMissing, ", counted from 0, stays 0."),
         ("mlp", Clamped, "numbers of the hidden layer reach 20, off by"),
@@ -391,6 +444,21 @@ def test_the_line_that_made_a_step_wrong_is_named(rung: str, layer: type[nn.Modu
     assert found.at is not None, found.text()
     assert found.at.rpartition(":")[2] == line_of(layer), found.text()
     assert words in found.text()
+
+
+def _as_gpt2(config: Any, parameters: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
+    return Shared(config.d_model, config.n_heads), {
+        "qkv.weight": linear(parameters, "W_Q", "W_K", "W_V"),
+        "qkv.bias": linear(parameters, "b_Q", "b_K", "b_V"),
+        "out.weight": linear(parameters, "W_O"),
+        "out.bias": parameters["b_O"],
+    }
+
+
+def test_heads_first_and_queries_keys_values_second_mixes_all_three() -> None:
+    found = tried(attention=_as_gpt2)
+    assert str(found.at).rpartition(":")[2] == line_of(Shared), found.text()
+    assert re.search(r"\d+ are of the queries, \d+ are of the keys and \d+ are of the values", found.text())
 
 
 def test_a_loop_over_positions_with_steps_of_the_formula_is_not_blamed() -> None:

@@ -117,10 +117,10 @@ class RaisesAfterMerging(Plain):
 
 class HeadsNotTransposed(Plain):
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1))
+        return x.unflatten(-1, (self.n_heads, -1))  # here: HeadsNotTransposed
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        scores = q @ k.mT / math.sqrt(q.shape[-1])  # here: HeadsNotTransposed
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
         return scores.masked_fill(torch.ones(q.shape[1], q.shape[1], dtype=torch.bool).triu(1), -math.inf) @ v
 
 
@@ -151,8 +151,8 @@ class KeepsKeys(Plain):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seq = q.shape[-2]
         if self.kept and self.kept[0].shape == k.shape:
-            k = torch.cat([self.kept[0][:, :, :1], k[:, :, 1:]], dim=-2)  # here: KeepsKeys
-        self.kept = [k.detach()]
+            k = torch.cat([self.kept[0][:, :, :1], k[:, :, 1:]], dim=-2)
+        self.kept = [k.detach()]  # here: KeepsKeys
         return super().attend(q, k[:, :, :seq], v)
 
 
