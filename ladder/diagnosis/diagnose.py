@@ -30,13 +30,14 @@ from .which_mistake import MistakeSearch
 from .wrong_parts import wrong_parts
 
 
-def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosis | None:
+def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False, small: bool = True) -> Diagnosis | None:
     """Find out what a layer does wrong; None if its answers are right on every case.
 
     Args:
         layer: the layer.
         seed: of the cases.
         wide: widen its steps of lower precision, so that rounding does not hide which mistake it is.
+        small: look for a small case that shows it.
     """
     drawn = _drawn(layer, seed)
     answered: list[tuple[Trial, Answer]] = []
@@ -73,7 +74,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     return replace(
         found,
         finding=exchanged_names(layer, found, failing, trace) or finding,
-        smallest=_smallest(layer, failing.case, output_wrong, wide),
+        smallest=_smallest(layer, failing, first, wide) if small else {},
         sizes=sizes_of(failing.case),
         patterns=_patterns(failing, trace, build),
     )
@@ -102,12 +103,18 @@ def _drawn(layer: UnderTest, seed: int) -> list[Case]:
     return drawn
 
 
-def _smallest(layer: UnderTest, case: Case, output_wrong: bool, wide: bool) -> dict[str, int]:
+def _smallest(layer: UnderTest, failing: Trial, answer: Answer, wide: bool) -> dict[str, int]:
+    """Return the sizes of a small case that shows what a failing trial does: NaN, another output, a gradient."""
+    case, finite = failing.case, bool(answer.output.isfinite().all())
+    output_wrong = not close(answer.output, failing.expected.output)
+
     def fails(case: Case) -> bool:
         trial = showing(layer.own_trial(case, gradients=not output_wrong))
         found = layer.answer(trial, wide=wide, gradients=not output_wrong)
         if found is None:
             return False
+        if not finite:
+            return not bool(found.output.isfinite().all())
         return not (close(found.output, trial.expected.output) if output_wrong else _is_right(found, trial))
 
     square = all(c.config.d_model == c.config.n_heads * c.config.d_head for c in (case, *_drawn(layer, 1)[:5]))

@@ -135,7 +135,7 @@ def _cut(layer: UnderTest, trial: Trial) -> Finding | None:
 
 def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
     """Return fault and diagnosis of a layer that gives no answer; its wrong answers to other sizes show more."""
-    other = diagnose(layer)
+    other = diagnose(layer, small=False)
     if other and (other.mistakes or (other.finding and other.finding.at)):
         where = f" (seq={trial.case.seq}, n_ctx={trial.config.n_ctx})" if fault.kind == "shape" else ""
         return replace(fault, message=f"{fault.message}{where}; for some other sizes its answer is wrong"), other

@@ -352,18 +352,19 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
     _wrong(
         "softmax over the queries",
-        "The softmax runs over the queries (dim=-2). Run it over the keys, the last axis of the scores: dim=-1.",
+        "The softmax makes the weights of each key add up to 1 over the queries, not those of each query over the "
+        "keys. Run it over the keys: dim=-1 of scores that are [batch n_heads query key].",
         pattern=lambda self, scores: scores.softmax(dim=-2),
     ),
     _wrong(
         "softmax over the heads",
-        "The softmax runs over the heads (dim=1). Run it over the keys, the last axis of the scores: dim=-1.",
+        "The softmax runs over the heads. Run it over the keys: dim=-1 of scores that are [batch n_heads query key].",
         fills=_FILLS,
         pattern=lambda self, scores: scores.softmax(dim=1),
     ),
     _wrong(
         "softmax over the batch",
-        "The softmax runs over the batch (dim=0). Run it over the keys, the last axis of the scores: dim=-1.",
+        "The softmax runs over the batch. Run it over the keys: dim=-1 of scores that are [batch n_heads query key].",
         fills=_FILLS,
         pattern=lambda self, scores: scores.softmax(dim=0),
     ),
