@@ -379,7 +379,10 @@ def _checked(output: Any, given: Tensor, trial: Trial) -> tuple[Tensor, list[str
         output = output.expand(wanted)
     if output.shape != wanted:
         sizes = size_names(trial.config, trial.given)
-        raise _Faulty("shape", f"forward returns {axes(output.shape, sizes)}; it must return {axes(wanted, sizes)}")
+        message = f"forward returns {axes(output.shape, sizes)}; it must return {axes(wanted, sizes)}"
+        if trial.rung == "model" and output.shape == (*wanted[:-1], trial.config.d_model):
+            message += ", the logits: W_U is not applied to what it returns"
+        raise _Faulty("shape", message)
     if output.dtype != trial.dtype:
         got, want = (str(dtype).removeprefix("torch.") for dtype in (output.dtype, trial.dtype))
         raise _Faulty("dtype", f"forward returns {got} where its input and its parameters are {want}")

@@ -24,6 +24,7 @@ from ..tolerance import parameters_in_words
 from ..under_test import UnderTest
 from .exchanged_names import exchanged_names
 from .key_bias import with_key_bias
+from .norm_places import norms_after_addition
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
 from .which_mistake import MistakeSearch
@@ -64,11 +65,18 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False, small: bool
     measured = measured_fills(failing, trace) if failing.rung == "attention" else []
     named = MistakeSearch(layer.rung, layer.missing, answered, parts, measured, trace).named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
+    if named is None and (late := norms_after_addition(trace)):
+        found = replace(found, facts=(late, *found.facts))
     found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
     leaks = output_wrong and _leaks(layer, failing, first, wide)
     if chosen is _trials_of_as_many_heads:  # heads and positions look alike there, but by a mistake's name
         return found if named else Diagnosis()
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
+    if finding and [each for each in found.mistakes if each.startswith("softmax over the ")] == list(found.mistakes):
+        # The name explains every answer, so that no answer shows what the mask does.
+        hidden = ": a mistake of its own, which the wrong softmax hides"
+        mask = found.mistakes and finding.wrong.startswith("which keys each query sees")
+        finding = replace(finding, wrong=finding.wrong + hidden) if mask else finding
     if not named and finding is None and parts:
         finding = Finding(None, None, (), f"the output of {parts[0][0]}")
     return replace(

@@ -51,7 +51,7 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
     if kind in ("shape", "type") and not fault.at:
         trace = layer.trace(trial)
         lines = [event.at for event in trace.events[: trace.output + 1] if event.at]
-        at, code = lines[-1] if lines else (None, None)
+        at, code = trace.places.get("returned") or (lines[-1] if lines else (None, None))
         fault = replace(fault, at=at, code=code)
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
         fault, diagnosis = _diagnosed(layer, fault, trial)
@@ -238,7 +238,8 @@ def lacking(tried: Tried) -> Tried:
     fault = replace(tried.fault, message=f"{tried.fault.message}; and {sentence}")
     diagnosis = tried.diagnosis
     if diagnosis is not None:
-        diagnosis = replace(diagnosis, mistakes=(*diagnosis.mistakes, mistake))
+        # The layer is judged with these biases at 0, so what is wrong besides has another cause.
+        diagnosis = replace(diagnosis, mistakes=(*diagnosis.mistakes, mistake), others=not diagnosis.mistakes)
     return replace(tried, fault=fault, diagnosis=diagnosis)
 
 
