@@ -10,7 +10,7 @@ from ..formula.quantities import Quantity, part_rung
 from ..formula.same_numbers import equal, factor_of, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen, caps, size_of
 from ..results import listed
-from .in_words import called, in_its_place, line_of, on_line, taken_in_words
+from .in_words import called, in_its_place, line_of, on_line, right_steps, taken_in_words
 from .products import input_of, reads_and_makes, weight_of
 
 # What torch's modules compute with their weights alone: nothing that they were built with can make it wrong.
@@ -56,6 +56,10 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         return other, []
     if event.function not in STATISTICS:  # a layer norm begins with its mean
         missing = missing.removeprefix("the mean of ")
+    elif missing == "the mean":  # what a mean gives is not that: say of what it is
+        missing = "the mean over d_model"
+    if missing.startswith("the hidden layer after the activation"):
+        missing = _next_in_gelu(matched, event) or missing
     if _takes_bare_hidden(matched, culprit):
         return f"what {called(event)} takes: the hidden layer before b_in{in_its_place(missing)}", []
     if factor := _factor_in_words(matched, culprit):
@@ -80,8 +84,25 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         return gives, []
     taken = dict.fromkeys(words for i in event.inputs if (words := taken_in_words(matched, i)))
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _WITH_ITS_OWN)
-    sentences = [f"{on_line(event)} takes {listed(list(taken))}."] if taken else []
+    # That it takes what was right last is no news.
+    last = {"the layer's input", *right_steps(matched, culprit.index)[-1:]}
+    known = not event.parameters and len(taken) == 1 and last.issuperset(taken)
+    sentences = [f"{on_line(event)} takes {listed(list(taken))}."] if taken and not known else []
     return gives + in_its_place(missing), sentences + _numbers_in_words(matched, event)
+
+
+def _following_in_gelu(quantity: Quantity) -> str:
+    """Return the step of GELU that comes after one, in words; empty if that is the last, or none of them."""
+    own = quantity.key.rpartition("mlp.")[2]
+    following = next((after for before, after in itertools.pairwise(_GELU_BY_CUBE) if before == own), "")
+    return quantity.words.replace(own, following) if following else ""
+
+
+def _next_in_gelu(matched: Matched, event: Event) -> str:
+    """Return the step of GELU that comes after the last one that an event takes, in words; empty if it takes none."""
+    taken = [each for i in event.inputs if i >= 0 for each in matched.seen[i].is_ if _following_in_gelu(each)]
+    last = max(taken, key=matched.steps.index, default=None)
+    return _following_in_gelu(last) if last else ""
 
 
 def _takes_bare_hidden(matched: Matched, culprit: Seen) -> bool:
@@ -131,9 +152,7 @@ def _factor_in_words(matched: Matched, culprit: Seen) -> tuple[str, str, str] | 
         due, right = next(((each, own) for each, own in multiples if own is not None), (None, None))
         if due and right:
             return quantity.words, f"{sentence} GPT-2 has that times {right:.6g}.", due.words
-        own = quantity.key.rpartition(".mlp.")[2]
-        following = dict(itertools.pairwise(_GELU_BY_CUBE)).get(own, "")
-        return quantity.words, sentence, quantity.words.replace(own, following) if following else ""
+        return quantity.words, sentence, _following_in_gelu(quantity)
     return quantity.words, sentence, ""
 
 

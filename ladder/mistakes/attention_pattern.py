@@ -352,8 +352,7 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
     _wrong(
         "softmax over the queries",
-        "The softmax makes the weights of each key add up to 1 over the queries, not those of each query over the "
-        "keys. Run it over the keys: dim=-1 of scores that are [batch n_heads query key].",
+        "The softmax makes the weights of each key sum to 1, not those of each query. Run it over the keys: dim=-1.",
         pattern=lambda self, scores: scores.softmax(dim=-2),
     ),
     _wrong(

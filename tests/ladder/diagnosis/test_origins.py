@@ -376,7 +376,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", FirstSequence, "First wrong: the keys: some of the numbers are left out."),
         ("attention", HeadsLast, "Its products are of n_heads, where GPT-2 has a product for each position (seq)."),
         ("attention", TopThree, "First wrong: what `masked_fill` gives (GPT-2 has the attention pattern next)."),
-        ("mlp", TwiceActivated, "`gelu` on line "),
+        ("mlp", TwiceActivated, "First wrong: what `gelu` gives (GPT-2 has the output without b_out next)."),
         ("mlp", LastPieceMissing, ", counted from 0, stays 0."),
         ("mlp", Clamped, "numbers of the hidden layer reach 20, off by"),
         ("layer_norm", MeanOfTheFirst, "First wrong: the mean, of some positions only."),

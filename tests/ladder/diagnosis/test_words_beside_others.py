@@ -73,6 +73,22 @@ class CubeAlone(UnusedActivation):
         return self.down(h * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (0.044715 * h**3))))
 
 
+class MinusCube(UnusedActivation):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(x)
+        return self.down(h * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h - 0.044715 * h**3))))
+
+
+class NormOfSequence(nn.Module):
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.ones(d_model)), nn.Parameter(torch.zeros(d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = x - x.mean((0, 1), keepdim=True)
+        return off / (off.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * self.w + self.b
+
+
 class BiasAfterActivation(UnusedActivation):
     def forward(self, x: Tensor) -> Tensor:
         h = F.linear(x, self.up.weight)
@@ -162,11 +178,13 @@ class Headless(Model):
     ("rung", "layer", "words"),
     [
         ("attention", SoftmaxOverBatch, "): a mistake of its own, which the wrong softmax hides."),
-        ("attention", KeysForQueries, "The softmax makes the weights of each key add up to 1 over the queries"),
+        ("attention", KeysForQueries, "The softmax makes the weights of each key sum to 1, not those of each query.\n"),
         ("attention", Rotary, "First wrong: the queries, which are turned by an angle that depends on the position."),
         ("mlp", UnusedActivation, "W_out multiplies the hidden layer without an activation."),
         ("mlp", UnusedActivation, ": that result is not used."),
         ("mlp", CubeAlone, "0.044715 x³ in GELU times a factor (GPT-2 has x + 0.044715 x³ in GELU next)."),
+        ("mlp", MinusCube, "what `-` gives (GPT-2 has x + 0.044715 x³ in GELU next)."),
+        ("layer_norm", NormOfSequence, "what `mean` gives (GPT-2 has the mean over d_model next).\nA small case"),
         ("mlp", BiasAfterActivation, "takes: the hidden layer before b_in (GPT-2 has the hidden layer before the act"),
         ("attention", NoBiases, "\nOne mistake of several: b_Q, b_K, b_V missing.\n"),
         ("embed", CentredEmbed, "First wrong: what `-` gives.\nThe output is complete before it, on line "),
