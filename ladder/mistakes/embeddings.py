@@ -54,7 +54,7 @@ class PlainUnembed(nn.Module):
 
     def tie_to(self, embed: nn.Module) -> None:
         """Use ``embed.W_E`` transposed from now on, and no ``W_U`` of its own."""
-        del self.W_U
+        self._parameters.pop("W_U", None)
         self._tied_to = (embed,)  # in a tuple, so that it does not become a submodule
 
     def __getattr__(self, name: str) -> Any:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..answers import close
-from ..rungs import Trial, answer
+from ..rungs import Build, Trial, answer
 from .mistake import Steps, with_steps
 from .parts import Parts, put_in
 
@@ -31,6 +31,7 @@ class FastOutputs:
     def __init__(self, trial: Trial, output: Tensor) -> None:
         self.trial, self.output = trial, output.to(trial.dtype)
         self._right: dict[type[nn.Module], nn.Module] = {}
+        self._parts: dict[tuple[str, type[nn.Module]], nn.Module] = {}
         self._remembered: dict[tuple[object, ...], tuple[tuple[Any, ...], Any]] = {}
         # The number that the outputs are compared by first.
         finite = self.output.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).flatten()
@@ -74,12 +75,27 @@ class FastOutputs:
         return self._right[base]
 
     def _put_in(self, layer: nn.Module, parts: Parts) -> None:
-        """Put wrong layers in some places, with the trial's parameters."""
-        put_in(layer, parts, self.trial.config, self.trial.dtype)
-        for path in parts:
-            prefix = f"{path}."
-            own = {n.removeprefix(prefix): p for n, p in self.trial.parameters.items() if n.startswith(prefix)}
-            layer.get_submodule(path).eval().load_state_dict(own)
+        """Put wrong layers in some places, with the trial's parameters; a right one that was put there takes steps."""
+        for path, build in parts.items():
+            wrong = cast(type[nn.Module], build)
+            base = cast(type[nn.Module], wrong.__base__)
+            if "parts" in vars(wrong):
+                self._fill(layer, path, wrong)
+                continue
+            if (path, base) in self._parts:
+                layer.set_submodule(path, self._parts[path, base])
+            else:
+                self._parts[path, base] = self._fill(layer, path, base)
+            self._parts[path, base].__class__ = wrong
+
+    def _fill(self, layer: nn.Module, path: str, kind: type[nn.Module]) -> nn.Module:
+        """Put a new layer in a place, with the trial's parameters, and return it."""
+        put_in(layer, {path: cast(Build, kind)}, self.trial.config, self.trial.dtype)
+        prefix = f"{path}."
+        own = {n.removeprefix(prefix): p for n, p in self.trial.parameters.items() if n.startswith(prefix)}
+        part = layer.get_submodule(path)
+        part.eval().load_state_dict(own)
+        return part
 
     def _remembering(self, base: type[nn.Module], steps: Steps) -> Steps:
         """Return the steps, and the base's other ``stages``, so that none computes the same twice."""

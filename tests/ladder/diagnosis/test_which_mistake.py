@@ -14,7 +14,7 @@ from gptladder.ladder import climb
 from gptladder.ladder.answers import close
 from gptladder.ladder.candidate.layer import Reply, Request
 from gptladder.ladder.diagnosis.diagnose import diagnose
-from gptladder.ladder.mistakes import FINITE_MASKS, MISTAKES, Mistake
+from gptladder.ladder.mistakes import FINITE_MASKS, INSIDE, MISTAKES, Mistake
 from gptladder.ladder.mistakes.fast_outputs import FastOutputs
 from gptladder.ladder.mistakes.mistake import together, with_steps
 from gptladder.ladder.rungs import Build, Trial, answer, draw_case, make_trial, rung
@@ -43,13 +43,18 @@ def trial_of(name: str, tied: bool = False) -> Trial:
     return make_trial(rung(name), rung(name).own, replace(case, config=config), torch.float64, gradients=False)
 
 
-@pytest.mark.parametrize("name", ["layer-norm", "attention", "mlp", "block", "model"])
-def test_fast_outputs_are_those_of_layers_that_are_built(name: str) -> None:
-    """In any order, and with what was remembered of other mistakes."""
-    trial = trial_of(name)
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [("layer-norm", False), ("attention", False), ("mlp", False), ("block", False), ("model", False), ("model", True)],
+)
+def test_fast_outputs_are_those_of_layers_that_are_built(name: str, tied: bool) -> None:
+    """In any order, and with what was remembered of other mistakes, and put in places of a larger layer."""
+    trial = trial_of(name, tied)
     fast = FastOutputs(trial, trial.expected.output)
     own = [each for each in MISTAKES if each.rung == name]
-    wrong = [(each.base, steps) for each in own for steps in each.spellings]
+    inside = INSIDE.get(name, ())
+    wrong = [(each.base, each.spellings[0]) for each in random.Random(0).sample(inside, min(60, len(inside)))]
+    wrong += [(each.base, steps) for each in own for steps in each.spellings]
     one, other = random.Random(0).sample(own, 2)
     both = together(one.spellings[0], other.spellings[0])
     wrong += [(one.base, both)] if both else []
