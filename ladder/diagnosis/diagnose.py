@@ -17,7 +17,6 @@ from ..answers import Answer, close, same
 from ..candidate.trace import Trace
 from ..cases import small_stream, with_other_input, without
 from ..formula.quantities import quantities
-from ..mistakes.measured import measured_fills
 from ..results import Diagnosis, Finding, listed
 from ..rungs import Build, Case, Trial, altered
 from ..tolerance import parameters_in_words
@@ -28,7 +27,6 @@ from .norm_places import norms_after_addition
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
 from .which_mistake import MistakeSearch
-from .wrong_parts import wrong_parts
 
 
 def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False, small: bool = True) -> Diagnosis | None:
@@ -61,9 +59,8 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False, small: bool
     failing, first = next((pair for pair in wrong if not close(pair[1].output, pair[0].expected.output)), wrong[0])
     output_wrong = not close(first.output, failing.expected.output)
     trace = layer.trace(failing, wide=wide)
-    parts = wrong_parts(failing, trace)
-    measured = measured_fills(failing, trace) if failing.rung == "attention" else []
-    named = MistakeSearch(layer.rung, layer.missing, answered, parts, measured, trace).named()
+    search = MistakeSearch(layer.rung, layer.missing, answered, failing, trace)
+    named = search.named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
     if named is None and (late := norms_after_addition(trace)):
         found = replace(found, facts=(late, *found.facts))
@@ -72,13 +69,12 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False, small: bool
     if chosen is _trials_of_as_many_heads:  # heads and positions look alike there, but by a mistake's name
         return found if named else Diagnosis()
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
-    if finding and [each for each in found.mistakes if each.startswith("softmax over the ")] == list(found.mistakes):
+    softmax = len(found.mistakes) == 1 and found.mistakes[0].startswith("softmax over the ")
+    if softmax and finding and finding.wrong.startswith("which keys each query sees"):
         # The name explains every answer, so that no answer shows what the mask does.
-        hidden = ": a mistake of its own, which the wrong softmax hides"
-        mask = found.mistakes and finding.wrong.startswith("which keys each query sees")
-        finding = replace(finding, wrong=finding.wrong + hidden) if mask else finding
-    if not named and finding is None and parts:
-        finding = Finding(None, None, (), f"the output of {parts[0][0]}")
+        finding = replace(finding, wrong=f"{finding.wrong}: a mistake of its own, which the wrong softmax hides")
+    if not named and finding is None and search.parts:
+        finding = Finding(None, None, (), f"the output of {search.parts[0][0]}")
     return replace(
         found,
         finding=exchanged_names(layer, found, failing, trace) or finding,

@@ -16,6 +16,7 @@ from ..mistakes.mistake import Steps, placed, together, with_steps
 from ..mistakes.parts import Parts, no_parts
 from ..results import Diagnosis, listed
 from ..rungs import Build, Rung, Trial, answer
+from .wrong_parts import wrong_parts
 
 # Mistakes that explain a layer's answers, as a diagnosis, and a layer that makes them.
 Named = tuple[Diagnosis, Build]
@@ -44,9 +45,8 @@ class MistakeSearch:
         rung: the layer's.
         missing: parameters that it does not have.
         answered: trials with its answers.
-        parts: the layers inside it that are wrong by themselves, with their own trial and output.
-        measured: mistakes with numbers that were measured on the layer.
-        trace: of the layer, on the trial of its parts.
+        recorded: the trial that it was recorded on.
+        trace: what it computes there.
     """
 
     def __init__(
@@ -54,19 +54,21 @@ class MistakeSearch:
         rung: Rung,
         missing: frozenset[str],
         answered: Sequence[tuple[Trial, Answer]],
-        parts: list[Part],
-        measured: Sequence[Mistake] = (),
-        trace: Trace | None = None,
+        recorded: Trial,
+        trace: Trace,
     ) -> None:
-        self.trace = trace
-        self.rung, self.missing, self.answered, self.parts = rung, missing, answered, parts
+        self.rung, self.missing, self.answered, self.trace = rung, missing, answered, trace
+        # The layers inside it that are wrong by themselves.
+        self.parts: list[Part] = wrong_parts(recorded, trace)
         self.strict = True
         self.first = FastOutputs(answered[0][0], answered[0][1].output)
         self.own = [mistake for mistake in MISTAKES if mistake.rung == rung.name]
-        self.measured = list(measured)
-        if rung.name == "layer-norm":
+        self.measured: list[Mistake] = []
+        if rung.name == "attention":
+            self.measured = measured_fills(recorded, trace)
+        elif rung.name == "layer-norm":
             every = (measured_eps(trial, found.output) for trial, found in answered)
-            self.measured += next(filter(None, every), [])
+            self.measured = next(filter(None, every), [])
         # The embeddings of a model are not among its wrong parts: a trace does not show what they are given.
         tables = {each.name for each in MISTAKES if each.rung in ("embed", "pos-embed")}
         self.embedding = [each for each in INSIDE.get(rung.name, ()) if each.name in tables]
@@ -144,8 +146,7 @@ class MistakeSearch:
 
     def _compared_blocks(self) -> set[int]:
         """Return the blocks that ran on finite numbers: NaN shows no mistake of those that are given it."""
-        parts = self.trace.parts if self.trace else []
-        names = [part for part, given, _ in parts if part.startswith("blocks.") and given.isfinite().all()]
+        names = [part for part, given, _ in self.trace.parts if part.startswith("blocks.") and given.isfinite().all()]
         return {int(name.split(".")[1]) for name in names}
 
     def _of_parts(self, parts: Sequence[Part]) -> list[list[Made]] | None:
@@ -158,7 +159,7 @@ class MistakeSearch:
             made = _singles(outputs, own)
             if not made and trial.rung == "layer-norm":
                 made = _singles(outputs, measured_eps(trial, outputs.output))
-            if not made and trial.rung == "attention" and self.trace is not None:
+            if not made and trial.rung == "attention":
                 made = _singles(outputs, measured_fills(trial, self.trace))
             if not made and trial.rung in pairs:
                 made = [each for each in pairs[trial.rung] if outputs.gives(own[0].base, each[1])]
