@@ -121,6 +121,7 @@ class Diagnosis:
         facts: what else was observed: a gradient that reaches no parameter, a wrong row of a table.
         smallest: the sizes of a small case that it still fails.
         sizes: of the case that the finding and the facts are of.
+        others: the mistakes do not explain the answers: the layer makes others, which are not catalogued.
         patterns: of attention on one trial: the right weights ``[n_heads query_pos key_pos]`` and the layer's own, by
             whose they are.
     """
@@ -132,13 +133,20 @@ class Diagnosis:
     facts: tuple[str, ...] = ()
     smallest: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
+    others: bool = False
     patterns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def named(self) -> str:
+        """The mistakes' names in one text; of more than two, an "and" would not show where each begins."""
+        return (" and " if len(self.mistakes) < 3 else "; ").join(self.mistakes)
 
     def lines(self, hint: Hint) -> list[Line]:
         """The diagnosis in words."""
         kind = "The mistake" if len(self.mistakes) == 1 else f"The {len(self.mistakes)} mistakes"
+        kind = "One mistake of several" if self.others else kind
         named = self.mistakes and hint != "where"
-        lines: list[Line] = [("mistake", f"{kind}: {' and '.join(self.mistakes)}.")] if named else []
+        lines: list[Line] = [("mistake", f"{kind}: {self.named}.")] if named else []
         texts = list(self.what) if hint != "where" else []
         if hint == "fix" and len(self.fix) == len(self.what):  # how to fix it stands beside what is wrong
             texts = [each for pair in zip(self.what, self.fix, strict=True) for each in pair]

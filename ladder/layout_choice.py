@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from .answers import Answer, close, difference
-from .candidate.layer import Reply
 from .candidate.masks import HIDING_NOTHING, MASKS
 from .candidate.places import Place
+from .candidate.requests import Reply
 from .candidate.trace import Event
 from .cases import with_other_input
 from .formula.quantities import quantities

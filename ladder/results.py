@@ -126,7 +126,8 @@ class Tried:
         """The verdict in one line."""
         if self.fault is None:
             return f"{self.rung}: {self.layer} is right"
-        what = " and ".join(self.mistakes) or self.fault.message
+        found = self.diagnosis
+        what = found.named if found and found.mistakes and not found.others else self.fault.message
         return f"{self.subject}: {what}" + (f" ({self.at})" if self.at else "")
 
     def lines(self, hint: Hint = "what") -> list[Line]:

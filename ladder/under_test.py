@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .answers import Answer, difference
 from .candidate.fixed_sizes import d_mlp_that_follows
-from .candidate.layer import Reply, Request
+from .candidate.requests import Reply, Request
 from .candidate.trace import Trace
 from .cases import (
     Draw,

@@ -23,18 +23,20 @@ from ..tolerance import parameters_in_words
 from ..under_test import UnderTest
 from .exchanged_names import exchanged_names
 from .key_bias import with_key_bias
+from .norm_places import norms_after_addition
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
 from .which_mistake import MistakeSearch
 
 
-def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosis | None:
+def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False, small: bool = True) -> Diagnosis | None:
     """Find out what a layer does wrong; None if its answers are right on every case.
 
     Args:
         layer: the layer.
         seed: of the cases.
         wide: widen its steps of lower precision, so that rounding does not hide which mistake it is.
+        small: look for a small case that shows it.
     """
     drawn = _drawn(layer, seed)
     answered: list[tuple[Trial, Answer]] = []
@@ -60,17 +62,23 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False) -> Diagnosi
     search = MistakeSearch(layer.rung, layer.missing, answered, failing, trace)
     named = search.named()
     found, build = named or (Diagnosis(facts=_facts(failing, first)), None)
+    if named is None and (late := norms_after_addition(trace)):
+        found = replace(found, facts=(late, *found.facts))
     found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
     leaks = output_wrong and _leaks(layer, failing, first, wide)
     if chosen is _trials_of_as_many_heads:  # heads and positions look alike there, but by a mistake's name
         return found if named else Diagnosis()
     finding = locate(failing, trace, leaks=leaks) if output_wrong else None
+    softmax = len(found.mistakes) == 1 and found.mistakes[0].startswith("softmax over the ")
+    if softmax and finding and finding.wrong.startswith("which keys each query sees"):
+        # The name explains every answer, so that no answer shows what the mask does.
+        finding = replace(finding, wrong=f"{finding.wrong}: a mistake of its own, which the wrong softmax hides")
     if not named and finding is None and search.parts:
         finding = Finding(None, None, (), f"the output of {search.parts[0][0]}")
     return replace(
         found,
         finding=exchanged_names(layer, found, failing, trace) or finding,
-        smallest=_smallest(layer, failing.case, output_wrong, wide),
+        smallest=_smallest(layer, failing, first, wide) if small else {},
         sizes=sizes_of(failing.case),
         patterns=_patterns(failing, trace, build),
     )
@@ -100,12 +108,18 @@ def _drawn(layer: UnderTest, seed: int) -> list[Case]:
     return drawn
 
 
-def _smallest(layer: UnderTest, case: Case, output_wrong: bool, wide: bool) -> dict[str, int]:
+def _smallest(layer: UnderTest, failing: Trial, answer: Answer, wide: bool) -> dict[str, int]:
+    """Return the sizes of a small case that shows what a failing trial does: NaN, another output, a gradient."""
+    case, finite = failing.case, bool(answer.output.isfinite().all())
+    output_wrong = not close(answer.output, failing.expected.output)
+
     def fails(case: Case) -> bool:
         trial = showing(layer.own_trial(case, gradients=not output_wrong))
         found = layer.answer(trial, wide=wide, gradients=not output_wrong)
         if found is None:
             return False
+        if not finite:
+            return not bool(found.output.isfinite().all())
         return not (close(found.output, trial.expected.output) if output_wrong else _is_right(found, trial))
 
     square = all(c.config.d_model == c.config.n_heads * c.config.d_head for c in (case, *_drawn(layer, 1)[:5]))

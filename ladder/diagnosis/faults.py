@@ -117,7 +117,7 @@ def _diagnosed(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Dia
 
 def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagnosis | None]:
     """Return fault and diagnosis of a layer that gives no answer; its wrong answers to other sizes show more."""
-    other = diagnose(layer)
+    other = diagnose(layer, small=False)
     if other and (other.mistakes or (other.finding and other.finding.at)):
         if other.finding is None:
             other = replace(other, finding=locate(trial, layer.trace(trial), raised=True))
@@ -224,7 +224,8 @@ def lacking(tried: Tried) -> Tried:
     fault = replace(tried.fault, message=f"{tried.fault.message}; and {sentence}")
     diagnosis = tried.diagnosis
     if diagnosis is not None:
-        diagnosis = replace(diagnosis, mistakes=(*diagnosis.mistakes, mistake))
+        # The layer is judged with these biases at 0, so what is wrong besides has another cause.
+        diagnosis = replace(diagnosis, mistakes=(*diagnosis.mistakes, mistake), others=not diagnosis.mistakes)
     return replace(tried, fault=fault, diagnosis=diagnosis)
 
 

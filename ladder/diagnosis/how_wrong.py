@@ -1,5 +1,7 @@
 """How the first wrong step of a layer is wrong, in sentences that were each checked on its numbers."""
 
+import itertools
+
 import torch
 
 from ..candidate.trace import STATISTICS, Event
@@ -8,7 +10,7 @@ from ..formula.quantities import Quantity, part_rung
 from ..formula.same_numbers import equal, factor_of, sorted_numbers
 from ..formula.trace_matching import MOVES, Matched, Seen, caps, size_of
 from ..results import listed
-from .in_words import called, in_its_place, line_of, on_line, taken_in_words
+from .in_words import called, in_its_place, line_of, on_line, right_steps, taken_in_words
 from .products import input_of, reads_and_makes, weight_of
 
 # What torch's modules compute with their weights alone: nothing that they were built with can make it wrong.
@@ -16,6 +18,12 @@ BY_WEIGHTS = ("linear", "embedding", "conv1d", "conv2d", "bilinear")
 
 # What takes its module's parameters, and no others.
 _WITH_ITS_OWN = (*BY_WEIGHTS, "multi_head_attention_forward")
+
+# The steps of GELU as it is written most often.
+_GELU_BY_CUBE = (
+    "x³ in GELU", "0.044715 x³ in GELU", "x + 0.044715 x³ in GELU", "sqrt(2/pi) (x + 0.044715 x³) in GELU",
+    "tanh(…) in GELU", "1 + tanh(…) in GELU",
+)  # fmt: skip
 
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "rearrange")
 
@@ -34,6 +42,12 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         mixed = f": the result of shape {list(event.value.shape)} mixes axes" if event.function in _RESHAPES else ""
         return f"the order of {words}", [f"{moved}{mixed}.", *_exchanged(matched, event)]
     before = matched.seen[: culprit.index]
+    if matched.trial.rung in ("embed", "pos-embed") and not any(i < 0 for i in event.inputs):
+        # Made of the table alone: what takes it beside the output changes that.
+        users = [seen for seen in _users(matched, culprit) if seen.event.at == event.at and len(seen.event.inputs) > 1]
+        for user in users:
+            if any(q.key == "output" for i in user.event.inputs if i >= 0 for q in matched.seen[i].is_):
+                return how(matched, user)
     complete = [each for each in before if any(q.key == "output" and _holds(each, q) for q in each.is_)]
     if complete and complete[-1].index in matched.sources([culprit.index]):
         return gives, [f"The output is complete before it, on line {line_of(complete[-1].event)}."]
@@ -42,6 +56,12 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         return other, []
     if event.function not in STATISTICS:  # a layer norm begins with its mean
         missing = missing.removeprefix("the mean of ")
+    elif missing == "the mean":  # what a mean gives is not that: say of what it is
+        missing = "the mean over d_model"
+    if missing.startswith("the hidden layer after the activation"):
+        missing = _next_in_gelu(matched, event) or missing
+    if _takes_bare_hidden(matched, culprit):
+        return f"what {called(event)} takes: the hidden layer before b_in{in_its_place(missing)}", []
     if factor := _factor_in_words(matched, culprit):
         words, sentence, due = factor
         return f"{gives}: {words} times a factor{in_its_place(due or missing)}", [sentence]
@@ -61,11 +81,35 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         given = multiplied(matched, event)
         return gives + in_its_place(missing), [f"{on_line(event)} multiplies {given} by {weight} transposed."]
     if matched.trial.rung in ("embed", "pos-embed"):  # rows are taken there, and which ones is seen in the output
-        return gives + in_its_place(missing), []
+        return gives, []
     taken = dict.fromkeys(words for i in event.inputs if (words := taken_in_words(matched, i)))
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _WITH_ITS_OWN)
-    sentences = [f"{on_line(event)} takes {listed(list(taken))}."] if taken else []
+    # That it takes what was right last is no news.
+    last = {"the layer's input", *right_steps(matched, culprit.index)[-1:]}
+    known = not event.parameters and len(taken) == 1 and last.issuperset(taken)
+    sentences = [f"{on_line(event)} takes {listed(list(taken))}."] if taken and not known else []
     return gives + in_its_place(missing), sentences + _numbers_in_words(matched, event)
+
+
+def _following_in_gelu(quantity: Quantity) -> str:
+    """Return the step of GELU that comes after one, in words; empty if that is the last, or none of them."""
+    own = quantity.key.rpartition("mlp.")[2]
+    following = next((after for before, after in itertools.pairwise(_GELU_BY_CUBE) if before == own), "")
+    return quantity.words.replace(own, following) if following else ""
+
+
+def _next_in_gelu(matched: Matched, event: Event) -> str:
+    """Return the step of GELU that comes after the last one that an event takes, in words; empty if it takes none."""
+    taken = [each for i in event.inputs if i >= 0 for each in matched.seen[i].is_ if _following_in_gelu(each)]
+    last = max(taken, key=matched.steps.index, default=None)
+    return _following_in_gelu(last) if last else ""
+
+
+def _takes_bare_hidden(matched: Matched, culprit: Seen) -> bool:
+    """Return whether an event begins the activation, of the hidden layer before its bias."""
+    steps = [each for i in culprit.event.inputs if i >= 0 for each in matched.seen[i].is_]
+    keys = {each.key.rpartition(".")[2] for each in steps}
+    return "pre0" in keys and "pre" not in keys and not culprit.event.parameters
 
 
 def _other_layer(matched: Matched, culprit: Seen, missing: str) -> str:
@@ -108,6 +152,7 @@ def _factor_in_words(matched: Matched, culprit: Seen) -> tuple[str, str, str] | 
         due, right = next(((each, own) for each, own in multiples if own is not None), (None, None))
         if due and right:
             return quantity.words, f"{sentence} GPT-2 has that times {right:.6g}.", due.words
+        return quantity.words, sentence, _following_in_gelu(quantity)
     return quantity.words, sentence, ""
 
 

@@ -60,7 +60,9 @@ def found_at(
     at, code = place or (None, None)
     file = at.rpartition(":")[0] if at else ""
     fix = fix_of(wrong, tuple(detail), matched.trial.rung)
-    return Finding(at, code, right_steps(matched, before.index, file), wrong, tuple(detail), fix)
+    # Of an embedding, only the output is a step.
+    right = () if matched.trial.rung in ("embed", "pos-embed") else right_steps(matched, before.index, file)
+    return Finding(at, code, right, wrong, tuple(detail), fix)
 
 
 def together(steps: Sequence[Quantity]) -> str:

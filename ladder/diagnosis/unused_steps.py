@@ -21,8 +21,9 @@ def _dropped(matched: Matched, culprit: Seen) -> Finding | None:
     for seen in reversed(_unused(matched, culprit)):
         later = [each for each in matched.steps[last + 1 :] if each in seen.is_]
         made_of = {i for i in seen.event.inputs if i < 0 or matched.seen[i].depends}
-        # What a whole layer gives is made of what the culprit takes in many steps.
-        whole = any(each.key.endswith("output") for each in later) and sources <= matched.sources([seen.index])
+        # What a whole layer gives, or an activation by hand, is made of what the culprit takes in many steps.
+        whole = any(each.key.endswith(("output", "post")) for each in later)
+        whole = whole and sources <= matched.sources([seen.index])
         if not later or not made_of or not (whole or made_of <= taken) or seen.event.function == culprit.event.function:
             continue
         made, goes_on = _outside(seen, culprit), _outside(culprit, seen)

@@ -14,6 +14,7 @@ from ..rungs import Trial
 from .how_wrong import BY_WEIGHTS, bent, how, last_multiple
 from .in_words import called, capital, found_at, in_its_place, line_of, on_line, right_steps
 from .origins import moved_from, origin_of
+from .rotary import rotary_positions
 from .unused_steps import unused_step
 from .wrong_calls import bias_left_out, wrong_call
 from .wrong_masks import mask_fault
@@ -51,6 +52,8 @@ def locate(
     event = culprit.event
     if (positions := wrong_positions(matched, culprit)) is not None:
         return positions
+    if (turned := rotary_positions(matched, culprit)) is not None:
+        return turned
     if (unused := unused_step(matched, culprit)) is not None:
         return unused
     # Inside a layer that is right by itself, what it is given is wrong: look at the line that calls it.

@@ -1,7 +1,7 @@
 """Find the mistakes of the catalogue that give exactly a layer's answers."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -140,8 +140,14 @@ class MistakeSearch:
                             (path, each) for (path, _, _), (made, _) in zip(inner, chosen, strict=True) for each in made
                         ]
                         wired = [wiring] if wiring else []
-                        return _named([*wired, *_grouped(found, layers)], with_steps(base, steps))
+                        grouped = _grouped(found, layers, self._compared_blocks())
+                        return _named([*wired, *grouped], with_steps(base, steps))
         return None
+
+    def _compared_blocks(self) -> set[int]:
+        """Return the blocks that ran on finite numbers: NaN shows no mistake of those that are given it."""
+        names = [part for part, given, _ in self.trace.parts if part.startswith("blocks.") and given.isfinite().all()]
+        return {int(name.split(".")[1]) for name in names}
 
     def _of_parts(self, parts: Sequence[Part]) -> list[list[Made]] | None:
         """Return for each part the mistakes that give its own output; None if there are none for one of them."""
@@ -198,7 +204,7 @@ def _with_parts(steps: Steps, builds: Parts) -> Steps:
 _PLACES = {"attn": "the block's attention", "mlp": "the block's MLP", "ln1": "ln1", "ln2": "ln2"}
 
 
-def _grouped(found: Sequence[tuple[str, Mistake]], layers: int) -> list[Mistake]:
+def _grouped(found: Sequence[tuple[str, Mistake]], layers: int, compared: Collection[int]) -> list[Mistake]:
     """Return mistakes inside a layer of so many blocks with their places, once for what several do alike."""
     places: dict[str, list[str]] = {}
     mistakes = {each.name: each for _, each in found}
@@ -206,13 +212,17 @@ def _grouped(found: Sequence[tuple[str, Mistake]], layers: int) -> list[Mistake]
         places.setdefault(each.name, []).append(path)
     named = []
     for name, paths in places.items():
-        where = place_of(paths, layers)
+        where = place_of(paths, layers, compared)
         named.append(placed(mistakes[name], where))
     return named
 
 
-def place_of(paths: Sequence[str], layers: int) -> str:
-    """Return in words where the layers of these paths are, in a layer of so many blocks."""
+def place_of(paths: Sequence[str], layers: int, compared: Collection[int] = ()) -> str:
+    """Return in words where the layers of these paths are, in a layer of so many blocks.
+
+    Args:
+        compared: the blocks that were compared, if others do not run, or run on NaN: nothing is known of those.
+    """
     lasts = {"block" if each.rpartition(".")[2].isdigit() else each.rpartition(".")[2] for each in paths}
     blocks = sorted({int(path.split(".")[1]) for path in paths if path.startswith("blocks.")})
     if lasts == {"ln1", "ln2"} and not blocks:
@@ -230,6 +240,8 @@ def place_of(paths: Sequence[str], layers: int) -> str:
     if last == "block":
         return whose
     what = {"attn": "attention", "mlp": "MLP"}.get(last, last)
+    if set(blocks) == set(compared) and len(blocks) < layers:
+        return what
     return f"{whose}'s {what}" if len(blocks) in (1, layers) else f"{what} of {whose}"
 
 

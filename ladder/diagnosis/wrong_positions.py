@@ -32,7 +32,10 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
         elif bool((event.value == right).all()):  # what came before was on the way to it
             origin = None
     if origin is None:
-        return _other_rows(matched, culprit, looked_up) if looked_up is not culprit.event else None
+        if looked_up is culprit.event:
+            return None
+        used = next((path[0].event for path in paths if path[-1].event is looked_up), looked_up)
+        return _other_rows(matched, culprit, looked_up, used)
     seq, detail = matched.trial.case.seq, []
     if origin.value.shape[-1] == seq:
         rows = origin.value.reshape(-1, seq)
@@ -42,8 +45,12 @@ def wrong_positions(matched: Matched, culprit: Seen) -> Finding | None:
     return found_at(matched, culprit, origin.at, "the positions", detail)
 
 
-def _other_rows(matched: Matched, culprit: Seen, looked_up: Event) -> Finding | None:
-    """Return the line that takes rows of the table of positions, if they are others than the first ones."""
+def _other_rows(matched: Matched, culprit: Seen, looked_up: Event, used: Event) -> Finding | None:
+    """Return the line that takes rows of the table of positions, if they are others than the first ones.
+
+    Args:
+        used: what the culprit takes: these rows, as they were moved.
+    """
     table = next((each for name, each in matched.trial.parameters.items() if name.endswith("W_pos")), None)
     seq = matched.trial.case.seq
     if table is None or looked_up.at is None or looked_up.value.shape[-1] != table.shape[-1]:
@@ -57,8 +64,14 @@ def _other_rows(matched: Matched, culprit: Seen, looked_up: Event) -> Finding | 
         detail = f"Line {line_of(culprit.event)} uses that row for each of {seq} positions."
         wrong = f"the position embedding: row {numbers[0]}, counted from 0, alone"
         return found_at(matched, culprit, looked_up.at, wrong, [detail])
+    inside = ""
+    if used.value.shape == (matched.trial.case.batch, seq, table.shape[-1]):  # each sequence has its own
+        alike = (used.value.double()[:, :, None] == table.double()).all(-1).int()
+        every = alike.argmax(-1).tolist()
+        sequence = next((i for i, each in enumerate(every) if each != list(range(seq))), 0)
+        numbers, inside = every[sequence], f" of sequence {sequence}, counted from 0,"
     first = next((i for i, number in enumerate(numbers[:seq]) if number != i), None)
     if first is None or len(numbers) < seq:
         return None
-    detail = f"In the place of position {first} it has row {numbers[first]} of the table, counted from 0."
+    detail = f"In the place of position {first}{inside} it has row {numbers[first]} of the table, counted from 0."
     return found_at(matched, culprit, looked_up.at, "the rows of the table of positions", [detail])

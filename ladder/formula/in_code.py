@@ -102,5 +102,5 @@ def in_code(step: str, rung: str) -> str:
         return _GELU
     if step == "the output":
         return _OUTPUT[rung]
-    bare = re.sub(r" \(block \d+\)$| \d+$", "", step)
+    bare = re.sub(r" over d_model| \(block \d+\)$| \d+$", "", step)
     return _CODE.get(bare) or _CODE.get(re.sub(r" of ln\w+$", "", bare), "")

@@ -348,20 +348,19 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     ),
     _wrong(
         "softmax over the queries",
-        "The softmax runs over the queries (dim=-2): the weights of each key sum to 1. Run it over the keys, the last "
-        "axis of the scores: dim=-1.",
+        "The softmax makes the weights of each key sum to 1, not those of each query. Run it over the keys: dim=-1.",
         also=[{"pattern": lambda self, scores: exponentials(scores) / exponentials(scores).sum(-2, keepdim=True)}],
         pattern=lambda self, scores: scores.softmax(dim=-2),
     ),
     _wrong(
         "softmax over the heads",
-        "The softmax runs over the heads (dim=1). Run it over the keys, the last axis of the scores: dim=-1.",
+        "The softmax runs over the heads. Run it over the keys: dim=-1 of scores that are [batch n_heads query key].",
         fills=_FILLS,
         pattern=lambda self, scores: scores.softmax(dim=1),
     ),
     _wrong(
         "softmax over the batch",
-        "The softmax runs over the batch (dim=0). Run it over the keys, the last axis of the scores: dim=-1.",
+        "The softmax runs over the batch. Run it over the keys: dim=-1 of scores that are [batch n_heads query key].",
         fills=_FILLS,
         pattern=lambda self, scores: scores.softmax(dim=0),
     ),

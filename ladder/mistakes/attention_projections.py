@@ -201,8 +201,8 @@ PROJECTIONS_AND_HEADS: tuple[Mistake, ...] = (
     ),
     _wrong(
         "z flattened without a transpose",
-        "z is reshaped from [batch n_heads seq d_head] straight to [batch seq n_heads*d_head], which mixes heads with "
-        "positions. Transpose it to [batch seq n_heads d_head] first.",
+        "The heads of z are merged while its axes are [batch n_heads seq d_head], which mixes heads with positions. "
+        "Transpose it to [batch seq n_heads d_head] first.",
         out=lambda self, z: (
             rearrange(z, "b s n h -> b n s h").reshape(*z.shape[:2], -1) @ self.W_O.flatten(0, 1) + self.b_O
         ),

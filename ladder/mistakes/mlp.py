@@ -80,7 +80,11 @@ MLPS: tuple[Mistake, ...] = (
         "quick GELU for GELU", "the quick GELU, x * sigmoid(1.702 * x)", lambda x: x * torch.sigmoid(1.702 * x)
     ),
     _activation("tanh for GELU", "tanh alone", torch.tanh),
-    _activation("no activation", "missing", lambda x: x),
+    _mlp(
+        "no activation",
+        f"W_out multiplies the hidden layer without an activation. {_GELU}",
+        activation=lambda self, pre: pre,
+    ),
     _activation("LeakyReLU for GELU", "LeakyReLU", F.leaky_relu, rare=True),
     _activation("ELU for GELU", "ELU", F.elu, rare=True),
     _activation("softplus for GELU", "softplus", F.softplus, rare=True),

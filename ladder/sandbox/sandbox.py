@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from ..candidate.layer import Reply, Request
 from ..candidate.places import Code
+from ..candidate.requests import Reply, Request
 from ..candidate.source import CandidateError, split
 from ..results import Fault
 from ..rungs import Trial

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..candidate.finder import find_layers, rungs_of
-from ..candidate.layer import Candidate, Reply, Request
+from ..candidate.layer import Candidate
+from ..candidate.requests import Reply, Request
 from ..candidate.source import CandidateError, Loaded, load, split
 from ..own_faults import described
 from ..results import Fault

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gptladder.ladder import climb
-from gptladder.ladder.candidate.layer import Candidate, Reply, Request
+from gptladder.ladder.candidate.layer import Candidate
 from gptladder.ladder.candidate.places import Code
+from gptladder.ladder.candidate.requests import Reply, Request
 from gptladder.ladder.rungs import rung
 from gptladder.ladder.under_test import UnderTest
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from gptladder import GPT2, GPT2Config, components
 from gptladder.ladder import CandidateError, climb
-from gptladder.ladder.candidate.layer import Candidate, Reply, Request
+from gptladder.ladder.candidate.layer import Candidate
 from gptladder.ladder.candidate.places import Code
+from gptladder.ladder.candidate.requests import Reply, Request
 from gptladder.ladder.candidate.source import load
 from gptladder.ladder.diagnosis import faults
 from gptladder.ladder.results import Diagnosis, Fault, Tried

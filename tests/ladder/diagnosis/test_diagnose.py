@@ -12,8 +12,9 @@ from einops import einsum
 from torch import Tensor, nn
 
 from gptladder.ladder.answers import Answer
-from gptladder.ladder.candidate.layer import Candidate, Reply, Request
+from gptladder.ladder.candidate.layer import Candidate
 from gptladder.ladder.candidate.places import Code
+from gptladder.ladder.candidate.requests import Reply, Request
 from gptladder.ladder.candidate.trace import Trace
 from gptladder.ladder.diagnosis.diagnose import diagnose
 from gptladder.ladder.diagnosis.smallest_case import shrink

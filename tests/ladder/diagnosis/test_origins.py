@@ -429,7 +429,7 @@ def test_layers_that_the_mistakes_are_made_in_are_right(rung: str, layer: type[n
         ("attention", Short, "A sequence of 20 positions is answered, and one of 21 raises the error."),
         ("attention", TopThree, "First wrong: what `masked_fill` gives (GPT-2 has the attention pattern next)."),
         ("block", Undone, "makes that of the output of ln2, which GPT-2 has after it."),
-        ("mlp", TwiceActivated, "`gelu` on line "),
+        ("mlp", TwiceActivated, "First wrong: what `gelu` gives (GPT-2 has the output without b_out next)."),
         ("mlp", LastPieceMissing, ", counted from 0, stays 0."),
         ("mlp", Clamped, "numbers of the hidden layer reach 20, off by"),
         ("layer_norm", MeanOfTheFirst, "First wrong: the mean, of some positions only."),

@@ -151,8 +151,8 @@ class KeysKept(Split):
 
     def gathered(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.kept is not None and self.kept.shape == k.shape:
-            k = self.kept * 0 + k + (self.kept - k).detach()  # here: KeysKept
-        self.kept = k.detach()
+            k = self.kept * 0 + k + (self.kept - k).detach()
+        self.kept = k.detach()  # here: KeysKept
         return super().gathered(q, k, v)
 
 
@@ -392,7 +392,7 @@ def test_what_the_mistakes_are_made_in_is_right(rung: str, layer: type[nn.Module
         ("attention", TwoTemperatures, "gives the masked scores times 1.1."),
         ("attention", OneHeadNought, "what `stack` gives (GPT-2 has the gathered values z next)"),
         ("attention", EachHeadTransposed, "does not see key 0, an earlier position."),
-        ("attention", KeysKept, " takes a tensor that the layer keeps."),
+        ("attention", KeysKept, "First wrong: `self.kept`, which goes from one call into the next."),
         ("attention", Named, "they are made of queries."),
         ("attention", AgainByValues, "multiplies the gathered values z as [batch, seq, n_heads*d_head]"),
         ("attention", SoftmaxOfHeads, "First wrong: what `softmax` gives (GPT-2 has the attention pattern next)."),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gptladder.ladder import climb
 from gptladder.ladder.answers import close
-from gptladder.ladder.candidate.layer import Reply, Request
+from gptladder.ladder.candidate.requests import Reply, Request
 from gptladder.ladder.diagnosis.diagnose import diagnose
 from gptladder.ladder.mistakes import FINITE_MASKS, INSIDE, MISTAKES, Mistake
 from gptladder.ladder.mistakes.fast_outputs import FastOutputs

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from gptladder.ladder.candidate.layer import Reply, Request
+from gptladder.ladder.candidate.requests import Reply, Request
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import draw_case, make_trial
 from gptladder.ladder.sandbox import messages

@@ -16,7 +16,8 @@ import torch
 
 from gptladder.ladder import CandidateError
 from gptladder.ladder.answers import Answer
-from gptladder.ladder.candidate.layer import Candidate, Reply, Request
+from gptladder.ladder.candidate.layer import Candidate
+from gptladder.ladder.candidate.requests import Reply, Request
 from gptladder.ladder.candidate.source import load
 from gptladder.ladder.results import Fault
 from gptladder.ladder.rungs import Trial, distance, draw_case, make_trial, rung
@@ -230,7 +231,7 @@ import sys, torch
 sys.path.insert(0, {folder!r})
 from arena import Attention
 from gptladder.ladder.sandbox import messages
-from gptladder.ladder.candidate.layer import Reply
+from gptladder.ladder.candidate.requests import Reply
 from gptladder.ladder.answers import Answer
 
 class Mine(Attention):
@@ -266,7 +267,7 @@ STOPPED = """
 import signal
 import torch
 from gptladder import GPT2Config
-from gptladder.ladder.candidate.layer import Request
+from gptladder.ladder.candidate.requests import Request
 from gptladder.ladder.sandbox.sandbox import Sandbox
 from gptladder.ladder.rungs import Case, Trial
 
