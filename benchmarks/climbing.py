@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import foreign_load, machine, print_table, spread, write_result
+from measure import busy_elsewhere, machine, print_table, spread, wait_for_quiet, write_result
 
 from gptladder.ladder import climb
 
@@ -65,9 +65,12 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     cold: dict[str, list[float]] = {name: [] for name in ("import torch", *TRIED)}
     warm: dict[str, list[float]] = {name: [] for name in TRIED}
-    with tempfile.TemporaryDirectory() as folder, foreign_load() as load:
+    busy = 0.0
+    with tempfile.TemporaryDirectory() as folder:
         files = {name: written(Path(folder), name) for name in TRIED}
         for each in range(rounds + 1):
+            wait_for_quiet()
+            busy = max(busy, busy_elsewhere())
             cold["import torch"].append(command("-c", "import torch"))
             for name, file in files.items():
                 cold[name].append(command("-m", "gptladder", "climb", file))
@@ -79,9 +82,9 @@ def main() -> None:
         [name, *(f"{x['median']:.2f} ({x['least']:.2f}-{x['most']:.2f})" for x in map(spread, columns))]
         for name, columns in ((name, [cold[name], *([warm[name]] if name in warm else [])]) for name in cold)
     ]
-    print_table("seconds", ["", "cold", "warm"], [[*row, ""][:3] for row in rows], foreign=load.processors)
+    print_table("seconds", ["", "cold", "warm"], [[*row, ""][:3] for row in rows], foreign=busy)
     found = {"cold": {name: spread(x) for name, x in cold.items()}, "warm": {n: spread(x) for n, x in warm.items()}}
-    write_result(RESULT, {"machine": machine(), "rounds": rounds, "other_work": round(load.processors, 2), **found})
+    write_result(RESULT, {"machine": machine(), "rounds": rounds, "other_work": round(busy, 2), **found})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from .candidate.places import Place
 from .candidate.requests import Reply
 from .candidate.trace import Event
 from .cases import with_other_input
-from .formula.quantities import quantities
 from .formula.trace_matching import Matched
 from .rungs import Trial
 
@@ -75,7 +74,8 @@ class LayoutChoice:
         """Try one way after another, and return the first under which the layer is right; None if there is none."""
         asked: deque[int] = deque()
         split: str | None = None  # of a way under which the scores are right: the layer is right under no other
-        steps, misshapen = [], 0  # answers of a wrong shape: no way of reading the parameters changes that
+        matched: Matched | None = None
+        misshapen = 0  # answers of a wrong shape: no way of reading the parameters changes that
 
         def questions() -> Iterator[Asked]:
             for way, its_split in enumerate(self.first.ways):
@@ -92,8 +92,8 @@ class LayoutChoice:
             if difference(reply.answer.output, self.trial.expected.output) <= _RIGHT:
                 return way
             if self._tracing:  # the layer works on the next meanwhile
-                steps = steps or quantities(self.trial)
-                found = Matched(self.trial, reply.trace, steps).found
+                matched = Matched(self.trial, reply.trace, like=matched)
+                found = matched.found
                 self.steps_found[way] = len(found)
                 if split is None and any(key.endswith(_PRODUCTS) for key in found):
                     split, self._most = self.first.ways[way], len(self.steps_found) + _MOST_TRACED

@@ -5,7 +5,7 @@ No layout matters: a tensor is a quantity if it holds the same numbers, whatever
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -61,25 +61,28 @@ class Matched:
     Args:
         trial: the trial that was recorded.
         trace: of the layer.
-        steps: the trial's quantities, if the caller has them.
+        like: another trace of the same trial, whose quantities are taken over.
         whole: the layer gave its output; otherwise it raised an error after the last event.
         leaks: it was seen that a later position changes the output of an earlier one.
     """
 
     def __init__(
-        self, trial: Trial, trace: Trace, steps: Sequence[Quantity] = (), *, whole: bool = True, leaks: bool = False
+        self, trial: Trial, trace: Trace, *, like: "Matched | None" = None, whole: bool = True, leaks: bool = False
     ) -> None:
         self.trial, self.trace, self.leaks = trial, trace, leaks
-        self.steps = steps or quantities(trial)
-        self.sets = [sorted_numbers(each.value if each.visible is None else _visible(each)) for each in self.steps]
+        if like is not None:
+            self.steps, self.sets, self.known, self.softmax = like.steps, like.sets, like.known, like.softmax
+        else:
+            self.steps = quantities(trial)
+            self.sets = [sorted_numbers(each.value if each.visible is None else _visible(each)) for each in self.steps]
+            self.known = np.sort(np.concatenate(self.sets))
+            self.softmax = SoftmaxSteps(self.steps)
         self.seen = [Seen(event, i, sorted_numbers(event.value), []) for i, event in enumerate(trace.events)]
         self.last = trace.output if trace.output >= 0 else len(self.seen) - 1
         self.whole = whole
-        self.known = np.sort(np.concatenate(self.sets))
         used = {index for event in trace.events for index in event.inputs}
         self.unused = [seen for seen in self.seen if seen.index not in used]
         self._sums: list[Sum] | None = None
-        self.softmax = SoftmaxSteps(self.steps)
         self._match()
 
     @np.errstate(all="ignore")  # masks may be as large as numbers go
