@@ -30,7 +30,7 @@ from unittest import mock
 
 from grading_class import SIZE, checked, written
 from grading_memory import memory_below
-from measure import foreign_load, machine, write_result
+from measure import busy_elsewhere, machine, wait_for_quiet, write_result
 
 from gptladder.ladder.grading import command
 from gptladder.ladder.grading.judge import judge
@@ -114,21 +114,22 @@ def main() -> int:
         everyone = written(root, out, arguments.size)
         figures: dict[str, Any] = {"submissions": len(everyone), "machine": machine()}
         faults, rows, peaks, whole = [], [], {}, 0
+        wait_for_quiet()
+        figures["other_work"] = busy_elsewhere()
         began = time.perf_counter()
-        with foreign_load() as load:
-            for rung in dict.fromkeys(case.rung for case in everyone):
-                if arguments.only not in (None, rung):
-                    continue
-                before = snapshot(root)
-                memory = grade(rung, root / rung, out / rung, costs, home / f"memory-{rung}.json")
-                if snapshot(root) != before:
-                    faults.append(f"{rung}: a file of the class has changed")
-                whole = max(whole, memory["whole"])
-                peaks |= {int(pid): size for pid, size in memory["peaks"].items()}
-                with (out / rung / "results.csv").open(encoding="utf-8-sig", newline="") as file:
-                    rows_here = list(csv.DictReader(file))
-                rows += rows_here
-                faults += checked([case for case in everyone if case.rung == rung], rows_here)
+        for rung in dict.fromkeys(case.rung for case in everyone):
+            if arguments.only not in (None, rung):
+                continue
+            before = snapshot(root)
+            memory = grade(rung, root / rung, out / rung, costs, home / f"memory-{rung}.json")
+            if snapshot(root) != before:
+                faults.append(f"{rung}: a file of the class has changed")
+            whole = max(whole, memory["whole"])
+            peaks |= {int(pid): size for pid, size in memory["peaks"].items()}
+            with (out / rung / "results.csv").open(encoding="utf-8-sig", newline="") as file:
+                rows_here = list(csv.DictReader(file))
+            rows += rows_here
+            faults += checked([case for case in everyone if case.rung == rung], rows_here)
         figures["seconds"] = time.perf_counter() - began
         noted = {}
         for line in costs.read_text().splitlines():
@@ -151,7 +152,6 @@ def main() -> int:
         figures["whole_memory_mb"] = whole / 2**20
         figures["statuses"] = dict(Counter(row["status"] for row in rows))
         figures["faults"] = faults
-        figures["other_work"] = load.processors
     print(json.dumps({name: value for name, value in figures.items() if name != "machine"}, indent=1))
     if arguments.json or (arguments.only is None and arguments.size == SIZE):
         write_result(arguments.json or RESULT, figures)
