@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -153,3 +154,25 @@ def test_masks_for_large_scores_have_names_of_their_own() -> None:
     for name, mistakes in FINITE_MASKS.items():
         assert len({each.name for each in mistakes}) == len(mistakes)
         assert {each.rung for each in mistakes} == {name}
+
+
+class InOneTensor(nn.Module):
+    """Its biases are one parameter: what never reads b_O has a gradient of zeros for it."""
+
+    def __init__(self, cfg: Any) -> None:
+        super().__init__()
+        self.heads = cfg.n_heads
+        self.W = nn.Parameter(torch.empty(4, cfg.d_model, cfg.d_model))
+        self.b = nn.Parameter(torch.empty(4, cfg.d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = ((x @ self.W[i] + self.b[i]).unflatten(-1, (self.heads, -1)).transpose(1, 2) for i in range(3))
+        scores = q @ k.mT / k.shape[-1] ** 0.5
+        later = torch.ones_like(scores, dtype=torch.bool).triu(1)
+        z = scores.masked_fill(later, -torch.inf).softmax(-2) @ v
+        return z.transpose(1, 2).flatten(2) @ self.W[3]
+
+
+def test_a_part_of_a_parameter_that_is_never_read_is_one_of_two_mistakes() -> None:
+    found = climb(attention=InOneTensor, cases=3).rungs[-1]
+    assert found.mistakes == ("softmax over the queries", "b_O not added")
