@@ -144,7 +144,8 @@ class Tried:
         if found:
             # That biases are missing is the fault, and the mistake.
             lines += [each for each in found.lines(hint) if each[0] != "mistake" or self.fault.kind != "biases"]
-        lines += [("small", f"A small case that shows it: {_sizes(self.smallest)}")] if self.smallest else []
+        shown = "whose answer is wrong" if found and len(found.mistakes) > 1 else "that shows it"
+        lines += [("small", f"A small case {shown}: {_sizes(self.smallest)}")] if self.smallest else []
         if self.smallest and self.diagnosis and self.diagnosis.has_numbers(hint):
             lines.append(("small", f"The sentences above are of: {_sizes(self.diagnosis.sizes)}"))
         return lines

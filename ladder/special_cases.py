@@ -152,7 +152,7 @@ def _times(factor: float, trial: Trial) -> dict[str, Tensor]:
 def overflow_note(layer: UnderTest, trial: Trial) -> str:
     """Return the note on a layer whose formula is right, but whose numbers overflow in a trial, with the line."""
     softmax = "`softmax` of the masked scores does not"
-    note = f"Where attention scores are in the hundreds, it gives NaN or infinity; {softmax}"
+    note = f"Where attention scores are large (exp() of 89 overflows in float32), it gives NaN or infinity; {softmax}"
     small = altered(trial, **_times(1 / 20, trial))
     for large, other in zip(layer.trace(trial).events, layer.trace(small).events, strict=False):
         overflows = large.value.shape == other.value.shape and ~large.value.isfinite() & other.value.isfinite()

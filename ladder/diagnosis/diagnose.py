@@ -22,7 +22,7 @@ from ..rungs import Build, Case, Trial, altered
 from ..tolerance import parameters_in_words
 from ..under_test import UnderTest
 from .exchanged_names import exchanged_names
-from .key_bias import with_key_bias
+from .key_bias import beside_key_bias, with_key_bias
 from .norm_places import norms_after_addition
 from .smallest_case import shrink, sized, sizes_of
 from .which_line import locate
@@ -77,7 +77,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False, small: bool
         finding = Finding(None, None, (), f"the output of {search.parts[0][0]}")
     return replace(
         found,
-        finding=exchanged_names(layer, found, failing, trace) or finding,
+        finding=exchanged_names(layer, found, failing, trace) or beside_key_bias(finding, found),
         smallest=_smallest(layer, failing, first, wide) if small else {},
         sizes=sizes_of(failing.case),
         patterns=_patterns(failing, trace, build),

@@ -38,5 +38,8 @@ def exchanged_names(layer: UnderTest, found: Diagnosis, trial: Trial, trace: Tra
         is_ = {key[0].lower() for each in seen.is_ if re.fullmatch("[QKV]0?", key := each.key.rpartition(".")[2])}
         if seen.event.at and named and len(is_) == 1 and (letter := is_.pop()) != named[2].lower():
             at, code = seen.event.at
-            return Finding(at, code, (), f"`{named[1]}` on line {at.rpartition(':')[2]}: it is the {_PARTS[letter]}")
+            # Before a bias is added, it may be any.
+            bare = all(each.key.endswith("0") for each in seen.is_)
+            what = f"it is made with W_{letter.upper()}" if bare else f"it is the {_PARTS[letter]}"
+            return Finding(at, code, (), f"`{named[1]}` on line {at.rpartition(':')[2]}: {what}")
     return None

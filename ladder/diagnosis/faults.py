@@ -124,11 +124,23 @@ def _raised(layer: UnderTest, fault: Fault, trial: Trial) -> tuple[Fault, Diagno
         where = f" (seq={trial.case.seq}, n_ctx={trial.config.n_ctx})" if fault.kind == "shape" else ""
         return replace(fault, message=f"{fault.message}{where}; for some other sizes its answer is wrong"), other
     if fault.kind == "shape":
-        return fault, None
+        alone = _only_alone(layer, trial)
+        return replace(fault, message=f"for {alone}, {fault.message}") if alone else fault, None
     trace = layer.trace(trial)
     finding = too_short(layer, trial, trace) or locate(trial, trace, raised=True)
     facts = _raised_by_length(layer, trial)
     return fault, Diagnosis(finding=finding, facts=facts) if finding or facts else None
+
+
+def _only_alone(layer: UnderTest, trial: Trial) -> str:
+    """Return the axis of one, in words, without which the layer gives an output of the right shape; empty if none."""
+    for axis, words in (("batch", "a batch of one"), ("seq", "a sequence of one")):
+        more = replace(trial.case, **{axis: 2}, config=replace(trial.config, n_ctx=max(2, trial.config.n_ctx)))
+        if getattr(trial.case, axis) == 1:
+            answer = layer.answer(layer.own_trial(more, gradients=False), gradients=False)
+            if answer is not None:
+                return words
+    return ""
 
 
 def _raised_by_length(layer: UnderTest, trial: Trial) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """How the first wrong step of a layer is wrong, in sentences that were each checked on its numbers."""
 
 import itertools
+import re
 
 import torch
 
@@ -25,6 +26,8 @@ _GELU_BY_CUBE = (
     "tanh(…) in GELU", "1 + tanh(…) in GELU",
 )  # fmt: skip
 
+# Functions that a wrong axis may be given to.
+_ALONG_AXES = ("sum", "mean", "max", "amax", "prod", "norm", "cumsum", "logsumexp", "var", "std")
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "rearrange")
 
 
@@ -84,9 +87,10 @@ def how(matched: Matched, culprit: Seen) -> tuple[str, list[str]]:
         return gives, []
     taken = dict.fromkeys(words for i in event.inputs if (words := taken_in_words(matched, i)))
     taken |= dict.fromkeys(f"`{each}`" for each in event.parameters if event.function not in _WITH_ITS_OWN)
-    # That it takes what was right last is no news.
-    last = {"the layer's input", *right_steps(matched, culprit.index)[-1:]}
-    known = not event.parameters and len(taken) == 1 and last.issuperset(taken)
+    # That it takes what was right last is no news, nor are the axes of that, but where it goes along one of them.
+    last = {"the layer's input", *right_steps(matched, culprit.index)}
+    bare = {each if event.function in _ALONG_AXES else re.sub(r" as \[[^]]*\]", "", each) for each in taken}
+    known = not event.parameters and len(taken) == 1 and last.issuperset(bare)
     sentences = [f"{on_line(event)} takes {listed(list(taken))}."] if taken and not known else []
     return gives + in_its_place(missing), sentences + _numbers_in_words(matched, event)
 

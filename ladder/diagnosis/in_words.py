@@ -117,7 +117,7 @@ def taken_in_words(matched: Matched, index: int) -> str:
             shape = list(matched.seen[first].event.value.shape)
             return f"numbers of `{seen.event.parameters[0]}` as {shape}{line}" if moved else ""
         index = seen.event.inputs[0]
-    return f"the layer's input, moved{line}"
+    return f"numbers of the layer's input{line}"
 
 
 def _times(matched: Matched, seen: Seen) -> str:

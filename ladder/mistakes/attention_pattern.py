@@ -292,8 +292,8 @@ SCORES_AND_PATTERN: tuple[Mistake, ...] = (
     # The pattern.
     _wrong(
         "causal mask after the softmax",
-        "The mask is applied to the pattern, after the softmax has shared weight out to the future: rows sum to less "
-        "than 1. Mask the scores, before the softmax.",
+        "The mask is applied to the pattern, after the softmax has shared weight out to the future: where keys "
+        "are hidden, rows sum to less than 1. Mask the scores, before the softmax.",
         masked=lambda self, scores: scores,
         pattern=lambda self, scores: scores.softmax(dim=-1) * ones(scores).tril(),
     ),

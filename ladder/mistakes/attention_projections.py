@@ -49,12 +49,19 @@ def _from(letters: str) -> Steps:
     return {made: _projected(letter, letter) for (made, right), letter in own if letter != right}
 
 
+_TAKEN = {
+    "queries": "The scores are of queries",
+    "keys": "The scores are of keys",
+    "values": "The pattern weighs values",
+}
+
+
 def _from_another(made: str, matrix: str) -> Mistake:
     """Return what makes queries, keys or values with another matrix, beside that matrix's bias or the right one."""
     right = _PROJECTIONS[made]
     return _wrong(
         f"{made} from W_{matrix}",
-        f"The {made} are made with W_{matrix}. Make them with W_{right} and b_{right}.",
+        f"{_TAKEN[made]} that are made with W_{matrix}. Use those that are made with W_{right} and b_{right}.",
         **{made: _projected(matrix, matrix)},
         also=[{made: _projected(matrix, right)}],
     )

@@ -352,7 +352,7 @@ class Softened(Heads):
 
 LOCATED = {
     Transposed: ("attention", "the scores q·k: their rows are keys, and GPT-2's are queries", ""),
-    Decorated: ("attention", "what `+` gives (GPT-2 has the gathered values z next)", "takes the attention pattern"),
+    Decorated: ("attention", "what `+` gives (GPT-2 has the gathered values z next)", ""),
     Unmasked: ("attention", "what `softmax` gives (GPT-2 has the masked scores next)", ""),
     Fused: ("attention", "(GPT-2 has the gathered values z next)", "takes the queries"),
     Averaged: ("attention", "what `mean` gives: the output without b_O times a factor", "times 0.333333"),
@@ -363,7 +363,7 @@ LOCATED = {
     Window: ("attention", "which keys each query sees", "does not see key 0, an earlier position"),
     Mixed: ("attention", "the order of", "puts them into another order"),
     Gathers: ("attention", "the order of the values", "puts them into another order"),
-    Clamped: ("attention", "what `clamp` gives", "takes the scaled scores"),
+    Clamped: ("attention", "what `clamp` gives", "makes numbers from -0.5 to 0.5"),
     Feeds: ("mlp", "what `leaky_relu` gives (GPT-2 has the hidden layer after the activation next)", ""),
 }
 

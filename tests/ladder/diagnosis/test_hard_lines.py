@@ -401,3 +401,16 @@ def test_a_mistake_without_an_answer_at_some_sizes_is_named_by_others(layer: typ
     assert found.mistakes == ("positions from one",)
     assert found.at is not None
     assert found.at.endswith(f":{line_of(layer)}")
+
+
+class Squeezes(ByHand):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.nn.functional.gelu(self.first(x), approximate="tanh")).squeeze(0)
+
+
+def test_an_axis_that_is_lost_only_where_it_is_one_is_named() -> None:
+    found = climb(mlp=Squeezes, cases=10).rungs[-1]
+    assert found.fault is not None
+    assert (
+        found.fault.message == "for a batch of one, forward returns [seq d_model]; it must return [batch seq d_model]"
+    )
