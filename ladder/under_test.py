@@ -308,10 +308,10 @@ def _notes(layer: UnderTest) -> list[str]:
     notes = list(layer.first.notes)
     if layer.first.oddity:
         notes.append(f"GPT-2's weights do not fit as they are stored: {layer.first.oddity}")
-    no_logits = layer.first.fault is not None and layer.first.fault.kind == "shape"
-    if "unembed.W_U" in layer.missing and not no_logits:
-        notes.append("it has no W_U of its own; GPT-2's logits are tied to W_E")
-    elif "unembed.W_U" not in layer.missing and layer.missing & {"b_U", "unembed.b_U"}:
+    if "unembed.W_U" in layer.missing:
+        if layer.first.fault is None or layer.first.fault.kind != "shape":  # otherwise it may make no logits
+            notes.append("it has no W_U of its own; GPT-2's logits are tied to W_E")
+    elif layer.missing & {"b_U", "unembed.b_U"}:
         notes.append("it has no b_U, as GPT-2 has none")
     if layer.fixed:
         sizes = ", ".join(f"{name}={size}" for name, size in layer.fixed.items())

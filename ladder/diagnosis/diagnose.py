@@ -65,10 +65,12 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False, small: bool
     if named is None and (late := norms_after_addition(trace)):
         found = replace(found, facts=(late, *found.facts))
     found = with_key_bias(found, failing, trace) if failing.rung == "attention" else found
-    leaks = output_wrong and _leaks(layer, failing, first, wide)
     if chosen is _trials_of_as_many_heads:  # heads and positions look alike there, but by a mistake's name
         return found if named else Diagnosis()
-    finding = locate(failing, trace, leaks=leaks) if output_wrong else None
+    finding = exchanged_names(layer, found, failing, trace)
+    if finding is None and output_wrong:
+        finding = locate(failing, trace, leaks=_leaks(layer, failing, first, wide))
+        finding = beside_key_bias(finding, found)
     softmax = len(found.mistakes) == 1 and found.mistakes[0].startswith("softmax over the ")
     if softmax and finding and finding.wrong.startswith("which keys each query sees"):
         # The name explains every answer, so that no answer shows what the mask does.
@@ -77,7 +79,7 @@ def diagnose(layer: UnderTest, *, seed: int = 0, wide: bool = False, small: bool
         finding = Finding(None, None, (), f"the output of {search.parts[0][0]}")
     return replace(
         found,
-        finding=exchanged_names(layer, found, failing, trace) or beside_key_bias(finding, found),
+        finding=finding,
         smallest=_smallest(layer, failing, first, wide) if small else {},
         sizes=sizes_of(failing.case),
         patterns=_patterns(failing, trace, build),

@@ -14,7 +14,7 @@ from ..under_test import UnderTest
 from .diagnose import diagnose
 from .gradients import cut, wrong_backward
 from .kept_state import kept_state
-from .short_tables import too_short
+from .short_tables import answers, too_short
 from .smallest_case import shrink, sizes_of
 from .which_line import locate
 from .which_mistake import named_by_output
@@ -53,9 +53,9 @@ def explained(layer: UnderTest, tried: Tried, fault: Fault, trial: Trial) -> Tri
     if kind in ("shape", "type") and not fault.at:
         trace = layer.trace(trial)
         lines = [event.at for event in trace.events[: trace.output + 1] if event.at]
-        if layer.rung.name in ("block", "model"):  # a layer inside is not at fault for what is done with its output
-            lines += [place for name, place in trace.places.items() if name == "returned"]
-        at, code = lines[-1] if lines else (None, None)
+        # Inside a block or a model, a layer is not at fault for what is done with its output.
+        returned = trace.places.get("returned") if layer.rung.name in ("block", "model") else None
+        at, code = returned or (lines[-1] if lines else (None, None))
         fault = replace(fault, at=at, code=code)
     if kind in ("output", "some nan", "gradient") or (kind == "missing" and not fault.at):
         fault, diagnosis = _diagnosed(layer, fault, trial)
@@ -136,10 +136,8 @@ def _only_alone(layer: UnderTest, trial: Trial) -> str:
     """Return the axis of one, in words, without which the layer gives an output of the right shape; empty if none."""
     for axis, words in (("batch", "a batch of one"), ("seq", "a sequence of one")):
         more = replace(trial.case, **{axis: 2}, config=replace(trial.config, n_ctx=max(2, trial.config.n_ctx)))
-        if getattr(trial.case, axis) == 1:
-            answer = layer.answer(layer.own_trial(more, gradients=False), gradients=False)
-            if answer is not None:
-                return words
+        if getattr(trial.case, axis) == 1 and answers(layer, more):
+            return words
     return ""
 
 
@@ -147,7 +145,7 @@ def _raised_by_length(layer: UnderTest, trial: Trial) -> tuple[str, ...]:
     """Return that a layer refuses sequences of n_ctx positions, in a sentence; nothing if it does not."""
     seq, n_ctx = trial.case.seq, trial.config.n_ctx
     longer = replace(trial.case, config=replace(trial.config, n_ctx=n_ctx + 1))
-    if seq != n_ctx or layer.answer(layer.own_trial(longer, gradients=False), gradients=False) is None:
+    if seq != n_ctx or not answers(layer, longer):
         return ()
     return (f"With n_ctx={n_ctx}, a sequence of that length raises it; with n_ctx={n_ctx + 1}, the same one does not.",)
 

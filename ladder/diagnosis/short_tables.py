@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ..candidate.trace import Trace
 from ..results import Finding
-from ..rungs import Trial
+from ..rungs import Case, Trial
 from ..under_test import UnderTest
 
 
@@ -25,7 +25,7 @@ def too_short(layer: UnderTest, trial: Trial, trace: Trace) -> Finding | None:
         size = event.value.shape[-1] if event.value.ndim else 0
         if event.at is None or not 1 < size < seq or size != max(event.value.shape):
             continue
-        answered = [_answers(layer, trial, length) for length in (size, size + 1)]
+        answered = [answers(layer, replace(trial.case, seq=length)) for length in (size, size + 1)]
         if answered == [True, False]:
             wrong = f"what is made there: it has {size} positions, where n_ctx is {n_ctx}"
             detail = f"A sequence of {size} positions is answered, and one of {size + 1} raises the error."
@@ -33,6 +33,6 @@ def too_short(layer: UnderTest, trial: Trial, trace: Trace) -> Finding | None:
     return None
 
 
-def _answers(layer: UnderTest, trial: Trial, seq: int) -> bool:
-    asked = layer.own_trial(replace(trial.case, seq=seq), gradients=False)
-    return layer.answer(asked, gradients=False) is not None
+def answers(layer: UnderTest, case: Case) -> bool:
+    """Return whether a layer gives an output of the right shape for a case, be it right or wrong."""
+    return layer.answer(layer.own_trial(case, gradients=False), gradients=False) is not None

@@ -45,8 +45,8 @@ class MistakeSearch:
         rung: the layer's.
         missing: parameters that it does not have.
         answered: trials with its answers.
-        recorded: the trial that it was recorded on.
-        trace: what it computes there.
+        recorded: the trial that the trace was recorded on.
+        trace: what the layer computes there.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class MistakeSearch:
                 or self._two()
             )
             if found is None:
-                # A parameter that is read without effect has a gradient of zeros, and so has one that is never read.
+                # What is read without effect has a gradient of rounding, and what is never read has none.
                 self.strict = False
                 found = self._one(self.own)
             return found
